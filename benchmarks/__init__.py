@@ -1,0 +1,1 @@
+"""Benchmarks: datasets, protocols, evaluation, the runner, the store and the reports."""

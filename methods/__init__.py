@@ -1,0 +1,1 @@
+"""Methods: the papers and the baselines. Knows nothing of datasets, protocols or results."""
