@@ -1,4 +1,4 @@
-"""When are two drawings the same drawing? One rule, used to clean PictoDomains and to keep the pretraining corpus off it.
+"""When are two drawings the same? One rule, used to clean PictoDomains and to keep the pretraining corpus off it.
 
 A picture's *signature* is its ink (darkness and colour distance from white) cropped to the content, scaled to
 32 x 32, lightly blurred, centred and scaled to unit length. The similarity of two pictures is the product of their

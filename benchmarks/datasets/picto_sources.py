@@ -278,7 +278,7 @@ def _rdf(text: str, pattern: str) -> str:
 
 
 def render(drawing: Drawing, size: int) -> np.ndarray | None:
-    """Draw at ``size`` x ``size`` pixels on white: uint8 array ``[size, size, 3]``; None if it cannot be drawn or is blank.
+    """Draw at ``size`` x ``size`` pixels on white: uint8 ``[size, size, 3]``; None if it cannot be drawn or is blank.
 
     Icons keep the margins of their own canvas; clip art, which often sits in the corner of a page, is cropped to its
     content and centred with a margin of 6 %. ``currentColor`` is black.
@@ -299,11 +299,11 @@ def render(drawing: Drawing, size: int) -> np.ndarray | None:
     if picture.size != (size, size):
         return None
     pixels = np.asarray(picture)
-    return None if int((pixels < 250).any(axis=2).sum()) < size * size // 200 else pixels
+    return None if int((pixels.min(axis=2) < 250).sum()) < size * size // 200 else pixels
 
 
 def _crop_to_content(picture: Image.Image, size: int) -> Image.Image:
-    ink = (np.asarray(picture) < 250).any(axis=2)
+    ink = np.asarray(picture).min(axis=2) < 250
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     if len(rows) == 0:
         return picture
