@@ -96,6 +96,8 @@ KIN: dict[str, str] = {
     "uim": "uil",
     "uis": "uil",
     "uit": "uil",
+    "fa-brands": "fa7-solid",
+    "fa6-brands": "fa7-solid",
     "osmic": "pinhead",
     "roentgen": "pinhead",
     "map": "maki",
@@ -292,7 +294,9 @@ def render(drawing: Drawing, size: int) -> np.ndarray | None:
             )
             picture = Image.open(io.BytesIO(data)).convert("RGB")
         else:
-            data = svg_to_bytes(svg_path=str(drawing.path), width=4 * size, background="white", skip_system_fonts=True)
+            data = svg_to_bytes(
+                svg_path=str(drawing.path), width=4 * size, background="white", skip_system_fonts=True, dpi=90
+            )
             picture = _crop_to_content(Image.open(io.BytesIO(data)).convert("RGB"), size)
     except (ValueError, OSError):
         return None
