@@ -1,0 +1,672 @@
+"""CLIP as prompt methods need it (ARCHITECTURE.md, "Backbone").
+
+:class:`Backbone` wraps any ``transformers.CLIPModel`` checkpoint and lets a method run the vision tower on its own
+tokens, read any token or every block's state, and run the text tower on given embeddings. All sizes come from the
+checkpoint's config. The weights are frozen; a method that trains a part of CLIP trains its own copy of it and hands
+that copy in (``class_token=``, ``projection=``), or trains a :meth:`Backbone.clone`. The shared backbone never changes.
+
+Shapes: B pictures, C texts, P patches (grid x grid), w vision width, v text width, E embedding width, L context length.
+"""
+
+import contextlib
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
+from transformers.image_processing_base import ImageProcessingMixin
+
+from methods.parts.transformer import (
+    KeysValues,
+    prefix_keys_values,
+    run_block,
+    run_block_after_prefix,
+    run_last_block,
+    take_token,
+)
+
+Precision = Literal["float32", "bf16"]
+Statistics = Literal["clip", "imagenet", "none"]
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+_LEGACY_EOS = (
+    2  # configs older than transformers 4.31 say 2 whatever the tokenizer; the text is then read at its largest id
+)
+
+
+class BackboneError(ValueError):
+    """A checkpoint, text or picture that the backbone cannot use; the message is one line and names the mend."""
+
+
+def _square(value: Any, what: str) -> int:
+    """A config size that may be a number or a pair of equal numbers."""
+    sides = {int(side) for side in (value if isinstance(value, list | tuple) else [value])}
+    if len(sides) != 1:
+        raise BackboneError(f"{what} {value} is not square: only square pictures and patches are supported")
+    return sides.pop()
+
+
+def insert_prompts(tokens: Tensor, prompts: Tensor) -> Tensor:
+    """Put prompt tokens right behind the class token: [B, 1+P, w] and [B, K, w] or [K, w] -> [B, 1+K+P, w]."""
+    prompts = prompts.expand(tokens.shape[0], -1, -1)
+    return torch.cat([tokens[:, :1], prompts, tokens[:, 1:]], dim=1)
+
+
+def token_statistics(hidden_per_layer: Sequence[Tensor], eps: float = 2.3e-8) -> tuple[Tensor, Tensor]:
+    """Each layer's style: mean and (biased) standard deviation over its tokens (METHODS.md, section 3).
+
+    ``hidden_per_layer``: n tensors [B, T, w]. Returns mu and sigma, both [n, B, w], with
+    ``sigma = sqrt((sum over tokens of (t - mu)^2 + eps) / T)``; the released code adds its eps to the sum as here.
+    """
+    hidden = torch.stack(list(hidden_per_layer)).float()
+    mu = hidden.mean(dim=2)
+    squares = (hidden - mu.unsqueeze(2)).square().sum(dim=2)
+    return mu, ((squares + eps) / hidden.shape[2]).sqrt()
+
+
+class VisionTower(nn.Module):
+    """A CLIP vision transformer run on given tokens. Parameters are named as in ``CLIPModel`` (``vision_model.*``)."""
+
+    def __init__(self, vision_model: CLIPVisionModel) -> None:
+        super().__init__()
+        self.vision_model = vision_model
+        config = vision_model.config
+        self.width: int = config.hidden_size
+        self.layers: int = config.num_hidden_layers
+        self.patch_size: int = _square(config.patch_size, "patch size")
+        self.image_size: int = _square(config.image_size, "image size")
+        self.grid: int = self.image_size // self.patch_size
+
+    @classmethod
+    def random(cls, config: CLIPVisionConfig, *, layers: int, seed: int) -> Self:
+        """A tower of the given config with ``layers`` blocks and random, trainable weights (ProS's simulator)."""
+        config = copy.deepcopy(config)
+        config.num_hidden_layers = layers
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(CLIPVisionModel(config))
+
+    @property
+    def class_token(self) -> Tensor:
+        """[w], without its position."""
+        token: Tensor = self.vision_model.embeddings.class_embedding
+        return token
+
+    @property
+    def positions(self) -> Tensor:
+        """[1+P, w]; row 0 belongs to the class token."""
+        positions: Tensor = self.vision_model.embeddings.position_embedding.weight
+        return positions
+
+    def patch_tokens(self, pixels: Tensor) -> Tensor:
+        """Patches of normalised pixels [B, 3, H, W] -> [B, P, w], without positions."""
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, self.image_size, self.image_size):
+            raise BackboneError(
+                f"pixels have shape {tuple(pixels.shape)}, this backbone takes [B, 3, {self.image_size},"
+                f" {self.image_size}]: resize the pictures to the backbone's image_size"
+            )
+        patches: Tensor = self.vision_model.embeddings.patch_embedding(pixels)
+        return patches.flatten(2).transpose(1, 2).to(self.positions.dtype)
+
+    def image_tokens(self, pixels: Tensor, *, class_token: Tensor | None = None) -> Tensor:
+        """``[class token ; patches] + positions`` [B, 1+P, w]; ``class_token`` [w] replaces the frozen one."""
+        patches = self.patch_tokens(pixels)
+        token = self.class_token if class_token is None else class_token
+        return torch.cat([token.expand(patches.shape[0], 1, -1), patches], dim=1) + self.positions
+
+    def run(self, tokens: Tensor, *, deep_prompts: Tensor | None = None, read: int | None = None) -> Tensor:
+        """Pre-LayerNorm and all blocks: tokens [B, T, w] -> [B, T, w], or [B, w] of the token ``read`` alone.
+
+        ``deep_prompts`` [n-1, K, w] or [n-1, B, K, w] replace tokens 1..K at the input of blocks 1..n-1 (visual prompt
+        tuning, deep). With ``read`` the last block computes that token only: the same numbers with less work.
+        """
+        blocks = self.vision_model.encoder.layers
+        if deep_prompts is not None and deep_prompts.shape[0] != len(blocks) - 1:
+            raise BackboneError(f"deep_prompts has {deep_prompts.shape[0]} rows, this tower needs {len(blocks) - 1}")
+        hidden: Tensor = self.vision_model.pre_layrnorm(tokens)
+        for number, block in enumerate(blocks):
+            if number > 0 and deep_prompts is not None:
+                prompts = deep_prompts[number - 1]
+                hidden = insert_prompts(torch.cat([hidden[:, :1], hidden[:, 1 + prompts.shape[-2] :]], dim=1), prompts)
+            if read is None or number < len(blocks) - 1:
+                hidden = run_block(block, hidden)
+            else:
+                index = torch.full((hidden.shape[0],), read, device=hidden.device)
+                hidden = run_last_block(block, hidden, index)
+        return hidden if read is None else hidden[:, 0]
+
+    def run_layers(self, tokens: Tensor) -> list[Tensor]:
+        """Like :meth:`run`, returning the state [B, T, w] after each of the n blocks (the last one is run's result)."""
+        hidden: Tensor = self.vision_model.pre_layrnorm(tokens)
+        states = []
+        for block in self.vision_model.encoder.layers:
+            hidden = run_block(block, hidden)
+            states.append(hidden)
+        return states
+
+    def norm(self, hidden: Tensor) -> Tensor:
+        """Post-LayerNorm of read-out tokens [..., w] (before projection)."""
+        normed: Tensor = self.vision_model.post_layernorm(hidden)
+        return normed
+
+
+class TextTower(nn.Module):
+    """A CLIP text transformer run on given embeddings. Parameters are named as in ``CLIPModel`` (``text_model.*``)."""
+
+    def __init__(self, text_model: nn.Module) -> None:
+        super().__init__()
+        self.text_model: Any = text_model
+        config: Any = text_model.config
+        self.width: int = config.hidden_size
+        self.layers: int = config.num_hidden_layers
+        self.context_length: int = config.max_position_embeddings
+        eos = config.eos_token_id
+        self.end_ids: list[int] = list(eos) if isinstance(eos, list | tuple) else [eos]
+
+    @property
+    def positions(self) -> Tensor:
+        """[L, v]."""
+        positions: Tensor = self.text_model.embeddings.position_embedding.weight
+        return positions
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        """Token ids [...] -> embeddings [..., v], without positions."""
+        embedded: Tensor = self.text_model.embeddings.token_embedding(ids)
+        return embedded
+
+    def eot_positions(self, ids: Tensor) -> Tensor:
+        """Where each row of ids [C, T] is read, [C]: the first end-of-text token.
+
+        The rule of ``transformers``: the first ``config.eos_token_id``; a config that says 2 is an old one whose number
+        means nothing, and the row is read at its largest id (OpenAI's rule, the same place for OpenAI's vocabulary).
+
+        Raises:
+            BackboneError: a row has no end-of-text token.
+        """
+        if self.end_ids == [_LEGACY_EOS]:
+            return ids.argmax(dim=-1)
+        ends = torch.isin(ids, torch.tensor(self.end_ids, device=ids.device))
+        if not bool(ends.any(dim=-1).all()):
+            raise BackboneError(
+                f"a text has no end-of-text token (id {self.end_ids}): build its ids with Backbone.tokenize"
+            )
+        return ends.int().argmax(dim=-1)
+
+    def run(self, embeddings: Tensor, eot: Tensor, *, cut: bool = True) -> Tensor:
+        """Causal tower over embeddings [C, T, v] without positions, final LayerNorm at ``eot`` [C] -> [C, v].
+
+        With ``cut`` the batch is cut at its longest end of text and the last block computes the read token only: the
+        tower is causal, so the numbers are the same. ``cut=False`` is the plain path, every token through every block.
+        """
+        if cut:
+            embeddings = embeddings[:, : int(eot.max()) + 1]
+        if embeddings.shape[1] > self.context_length:
+            raise BackboneError(f"{embeddings.shape[1]} text tokens exceed the context length {self.context_length}")
+        eot = eot.to(embeddings.device)
+        hidden = embeddings + self.positions[: embeddings.shape[1]]
+        blocks = list(self.text_model.encoder.layers)
+        for block in blocks[:-1] if cut else blocks:
+            hidden = run_block(block, hidden, causal=True)
+        read = run_last_block(blocks[-1], hidden, eot, causal=True) if cut else take_token(hidden, eot)
+        return self._norm(read)[:, 0]
+
+    def run_prefix(self, prefix: Tensor) -> list[KeysValues]:
+        """Each block's keys and values of a prefix [B, P, v] (embeddings without positions, starting at position 0)."""
+        hidden = prefix + self.positions[: prefix.shape[1]]
+        blocks = list(self.text_model.encoder.layers)
+        states = []
+        for block in blocks:
+            states.append(prefix_keys_values(block, hidden))
+            if block is not blocks[-1]:
+                hidden = run_block(block, hidden, causal=True)
+        return states
+
+    def run_after_prefix(self, prefix: Sequence[KeysValues], suffix: Tensor, eot: Tensor) -> Tensor:
+        """Read C suffixes behind a common prefix: suffix [S, C, T, v] -> [max(S, B), C, v].
+
+        ``eot`` [C] is counted in the suffix. S and the prefix's B are equal, or one of them is 1 and shared by all.
+        Same numbers as :meth:`run` on prefix and suffix put together; the prefix is computed once, not once per class.
+        """
+        start = prefix[0].keys.shape[2]
+        length = suffix.shape[2]
+        if start + length > self.context_length:
+            raise BackboneError(f"{start + length} text tokens exceed the context length {self.context_length}")
+        eot = eot.to(suffix.device)
+        hidden = suffix + self.positions[start : start + length]
+        blocks = list(self.text_model.encoder.layers)
+        for block, keys_values in zip(blocks, prefix, strict=True):
+            hidden = run_block_after_prefix(block, hidden, keys_values, index=eot if block is blocks[-1] else None)
+        return self._norm(hidden)[:, :, 0]
+
+    def _norm(self, hidden: Tensor) -> Tensor:
+        normed: Tensor = self.text_model.final_layer_norm(hidden)
+        return normed
+
+
+class Backbone:
+    """A frozen CLIP whose towers run on given tokens. Build it with :meth:`load` or :meth:`from_config`.
+
+    ``precision`` "float32", or "bf16": weights stay float32 and the matrix products run in bfloat16 (autocast); what a
+    tower returns is float32 in both cases. A training step of a method belongs inside ``with backbone.autocast():``.
+    """
+
+    def __init__(
+        self,
+        model: CLIPModel,
+        *,
+        tokenizer: Any = None,
+        name: str = "unnamed",
+        preprocessing: Mapping[str, Any] | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        if precision not in ("float32", "bf16"):
+            raise BackboneError(f"precision {precision!r} is unknown: use float32 or bf16")
+        self.model = model.float().eval().requires_grad_(False)
+        self.vision = VisionTower(model.vision_model)
+        self.text = TextTower(model.text_model)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.precision: Precision = precision
+        given = dict(preprocessing or {})
+        self.preprocessing: dict[str, Any] = {
+            "mean": [float(value) for value in given.get("mean") or CLIP_MEAN],
+            "std": [float(value) for value in given.get("std") or CLIP_STD],
+            "size": self.image_size,
+            "resample": given.get("resample") or "bicubic",
+        }
+        self._hash: tuple[tuple[tuple[int, int], ...], str] | None = None
+        self._check_tokenizer()
+
+    # --- building -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, name_or_folder: str | Path, *, device: str = "cpu", precision: Precision = "float32") -> Self:
+        """Load a CLIP checkpoint: a folder in Hugging Face format, or a name on the Hugging Face Hub.
+
+        Only safetensors weights are read. ``name`` becomes the Hub name, or the folder's last two parts.
+
+        Raises:
+            BackboneError: nothing there, not a CLIP, no safetensors, missing weights, or a tokenizer that does not fit.
+        """
+        text = str(name_or_folder)
+        folder = Path(text).expanduser()
+        name = text
+        if folder.is_dir():
+            _check_folder(folder)
+            text = str(folder)
+            name = f"{folder.resolve().parent.name}/{folder.resolve().name}"
+        elif (
+            folder.exists()
+            or isinstance(name_or_folder, Path)
+            or text.startswith((".", "/", "~"))
+            or text.count("/") > 1
+        ):
+            raise BackboneError(f"backbone folder {text} does not exist: give a folder with config.json, or a Hub name")
+        advice = (
+            "check the folder's files"
+            if folder.is_dir()
+            else "a Hub name needs the network, or HF_HUB_OFFLINE=1 with the checkpoint in the local Hub cache"
+        )
+        try:
+            config = CLIPConfig.from_pretrained(text)
+            kind = CLIPConfig.get_config_dict(text)[0].get("model_type")
+            if kind != "clip":
+                raise BackboneError(f"backbone {text} is a {kind!r} checkpoint: only model_type 'clip' can be used")
+            model, report = CLIPModel.from_pretrained(
+                text,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(text)
+        except BackboneError:
+            raise
+        except Exception as error:  # transformers raises OSError, ValueError, SafetensorError, KeyError, ... here
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise BackboneError(f"backbone {text} cannot be loaded ({reason}): {advice}") from error
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise BackboneError(f"backbone {text} lacks {len(missing)} weights, such as {missing[0]}: not a full CLIP")
+        try:
+            processor, _ = ImageProcessingMixin.get_image_processor_dict(text)
+        except OSError:
+            processor = {}  # no preprocessor_config.json: CLIP's own statistics
+        preprocessing = {
+            "mean": processor.get("image_mean"),
+            "std": processor.get("image_std"),
+            "resample": _RESAMPLE.get(processor.get("resample", 3), "bicubic"),
+        }
+        backbone = cls(model, tokenizer=tokenizer, name=name, preprocessing=preprocessing, precision=precision)
+        return backbone.to(device)
+
+    @classmethod
+    def from_config(
+        cls, config: CLIPConfig, seed: int, *, tokenizer: Any = None, precision: Precision = "float32"
+    ) -> Self:
+        """A CLIP of this config with random weights; the same seed gives the same weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = CLIPModel(config)
+        return cls(model, tokenizer=tokenizer, name=f"random-{seed}", precision=precision)
+
+    def clone(self) -> Self:
+        """A deep copy whose weights may be trained; frozen until a method sets ``requires_grad_`` on its parameters."""
+        return type(self)(
+            copy.deepcopy(self.model),
+            tokenizer=self.tokenizer,
+            name=self.name,
+            preprocessing=self.preprocessing,
+            precision=self.precision,
+        )
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the weights; returns self."""
+        self.model.to(device)
+        return self
+
+    def _check_tokenizer(self) -> None:
+        """The place where a text is read must be the tokenizer's end of text (else features are silently wrong)."""
+        if self.tokenizer is None:
+            return
+        end = self.tokenizer.eos_token_id
+        if self.text.end_ids != [_LEGACY_EOS] and end not in self.text.end_ids:
+            raise BackboneError(
+                f"backbone {self.name}: the tokenizer ends a text with id {end}, config.json's text_config.eos_token_id"
+                f" says {self.text.end_ids}: make them agree"
+            )
+        if len(self.tokenizer) > self.vocabulary_size:
+            raise BackboneError(
+                f"backbone {self.name}: the tokenizer knows {len(self.tokenizer)} tokens, the model"
+                f" {self.vocabulary_size}: tokenizer and weights do not belong together"
+            )
+
+    # --- sizes and identity -------------------------------------------------------------------------------------------
+
+    @property
+    def vision_width(self) -> int:
+        """Width w of the vision tower."""
+        return self.vision.width
+
+    @property
+    def vision_layers(self) -> int:
+        """Number n of vision blocks."""
+        return self.vision.layers
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return self.vision.patch_size
+
+    @property
+    def image_size(self) -> int:
+        """Side of a picture in pixels."""
+        return self.vision.image_size
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.vision.grid
+
+    @property
+    def embed_dim(self) -> int:
+        """Width E of the shared embedding."""
+        return int(self.model.config.projection_dim)
+
+    @property
+    def text_width(self) -> int:
+        """Width v of the text tower."""
+        return self.text.width
+
+    @property
+    def text_layers(self) -> int:
+        """Number of text blocks."""
+        return self.text.layers
+
+    @property
+    def context_length(self) -> int:
+        """Longest text in tokens, start and end included."""
+        return self.text.context_length
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the token embedding."""
+        return int(self.model.config.text_config.vocab_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.class_token.device
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """CLIP's log temperature, a scalar: similarities are multiplied by ``logit_scale.exp()``."""
+        scale: Tensor = self.model.logit_scale
+        return scale
+
+    @property
+    def weights_hash(self) -> str:
+        """sha256 over the sorted parameter names and their float32 bytes; computed anew only after a weight changed."""
+        parameters = sorted(self.model.named_parameters())
+        stamp = tuple((tensor.data_ptr(), tensor._version) for _, tensor in parameters)
+        if self._hash is None or self._hash[0] != stamp:
+            digest = hashlib.sha256()
+            for name, tensor in parameters:
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            self._hash = (stamp, digest.hexdigest())
+        return self._hash[1]
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of this backbone's precision: bfloat16 autocast for "bf16", nothing for "float32".
+
+        The cache of cast weights is off, so passes with and without gradients may share one context.
+        """
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
+        return contextlib.nullcontext()
+
+    # --- parameters ---------------------------------------------------------------------------------------------------
+
+    def vision_parameters(self) -> dict[str, nn.Parameter]:
+        """The image branch by CLIPModel's names: ``vision_model.*`` and ``visual_projection.weight``."""
+        return dict(self._parameters_of("vision_model.", "visual_projection."))
+
+    def text_parameters(self) -> dict[str, nn.Parameter]:
+        """The text branch by CLIPModel's names: ``text_model.*`` and ``text_projection.weight``."""
+        return dict(self._parameters_of("text_model.", "text_projection."))
+
+    def _parameters_of(self, *prefixes: str) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, tensor) for name, tensor in self.model.named_parameters() if name.startswith(prefixes))
+
+    def load_parameters(self, values: Mapping[str, Tensor]) -> None:
+        """Copy the given values into the parameters of those names (a clone's trained weights, read back from a file).
+
+        Raises:
+            BackboneError: a name that this backbone does not have, or another shape.
+        """
+        own = dict(self.model.named_parameters())
+        for name, value in values.items():
+            if name not in own or own[name].shape != value.shape:
+                shape = tuple(own[name].shape) if name in own else "absent"
+                raise BackboneError(f"weight {name} {tuple(value.shape)} does not fit backbone {self.name} ({shape})")
+        with torch.no_grad():
+            for name, value in values.items():
+                own[name].copy_(value)
+
+    @property
+    def class_token(self) -> Tensor:
+        """The vision tower's class token [w], without its position."""
+        return self.vision.class_token
+
+    @property
+    def vision_positions(self) -> Tensor:
+        """[1+P, w]; row 0 belongs to the class token."""
+        return self.vision.positions
+
+    @property
+    def vision_projection(self) -> Tensor:
+        """Weight [E, w] of the image projection."""
+        weight: Tensor = self.model.visual_projection.weight
+        return weight
+
+    @property
+    def text_projection(self) -> Tensor:
+        """Weight [E, v] of the text projection."""
+        weight: Tensor = self.model.text_projection.weight
+        return weight
+
+    # --- pictures -----------------------------------------------------------------------------------------------------
+
+    def normalize(self, pixels: Tensor, statistics: Statistics = "clip") -> Tensor:
+        """Normalise pixels [B, 3, H, W] in [0, 1] per channel.
+
+        "clip": the checkpoint's own statistics (its image processor's mean and std); "imagenet"; "none": unchanged.
+        """
+        if statistics == "none":
+            return pixels
+        if statistics == "clip":
+            mean, std = self.preprocessing["mean"], self.preprocessing["std"]
+        elif statistics == "imagenet":
+            mean, std = IMAGENET_MEAN, IMAGENET_STD
+        else:
+            raise BackboneError(f"statistics {statistics!r} are unknown: use clip, imagenet or none")
+        shape = (1, 3, 1, 1)
+        return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
+
+    def patch_tokens(self, pixels: Tensor) -> Tensor:
+        """Patches of normalised pixels [B, 3, H, W] -> [B, P, w], without positions."""
+        with self.autocast():
+            return self.vision.patch_tokens(pixels)
+
+    def image_tokens(self, pixels: Tensor, *, class_token: Tensor | None = None) -> Tensor:
+        """``[class token ; patches] + positions`` [B, 1+P, w]; ``class_token`` [w] replaces the frozen one."""
+        with self.autocast():
+            return self.vision.image_tokens(pixels, class_token=class_token)
+
+    def run_vision(self, tokens: Tensor, *, deep_prompts: Tensor | None = None, read: int | None = None) -> Tensor:
+        """Pre-LayerNorm and all blocks, tokens [B, T, w] -> [B, T, w], with ``read`` [B, w] (see VisionTower.run)."""
+        with self.autocast():
+            return self.vision.run(tokens, deep_prompts=deep_prompts, read=read)
+
+    def run_vision_layers(self, tokens: Tensor) -> list[Tensor]:
+        """The state [B, T, w] after each of the n blocks; the last equals :meth:`run_vision`."""
+        with self.autocast():
+            return self.vision.run_layers(tokens)
+
+    def readout(self, hidden: Tensor, *, projection: Tensor | None = None) -> Tensor:
+        """Post-LayerNorm and projection of a read-out token [B, w] -> [B, E], not normalised.
+
+        ``projection`` [E, w] replaces the frozen one. ``backbone.vision.norm`` is the LayerNorm alone.
+        """
+        with self.autocast():
+            normed = self.vision.norm(hidden)
+            features = self.model.visual_projection(normed) if projection is None else F.linear(normed, projection)
+            return features.float()
+
+    def encode_images(
+        self, pixels: Tensor, *, class_token: Tensor | None = None, projection: Tensor | None = None
+    ) -> Tensor:
+        """CLIP's image features of normalised pixels [B, 3, H, W] -> [B, E], not L2-normalised."""
+        tokens = self.image_tokens(pixels, class_token=class_token)
+        return self.readout(self.run_vision(tokens, read=0), projection=projection)
+
+    # --- texts --------------------------------------------------------------------------------------------------------
+
+    def token_ids(self, text: str) -> list[int]:
+        """The tokens of a piece of text, without start and end."""
+        if self.tokenizer is None:
+            raise BackboneError(f"backbone {self.name} has no tokenizer: give one to from_config, or load a checkpoint")
+        ids = [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        if self.tokenizer.eos_token_id in ids:
+            raise BackboneError(
+                f"the text {text!r} holds the end-of-text token, or a character that the tokenizer lacks: remove it"
+            )
+        return ids
+
+    @property
+    def start_id(self) -> int:
+        """The tokenizer's start-of-text id."""
+        return int(self.tokenizer.bos_token_id)
+
+    @property
+    def end_id(self) -> int:
+        """The tokenizer's end-of-text id."""
+        return int(self.tokenizer.eos_token_id)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids [C, L] with start and end, zero-padded, on the backbone's device.
+
+        Raises:
+            BackboneError: a text is longer than the context.
+        """
+        ids = torch.zeros(len(texts), self.context_length, dtype=torch.long)
+        for row, text in enumerate(texts):
+            pieces = self.token_ids(text)
+            tokens = [self.start_id, *pieces, self.end_id]
+            if len(tokens) > self.context_length:
+                raise BackboneError(
+                    f"the text {text!r} has {len(tokens)} tokens, backbone {self.name} reads {self.context_length}:"
+                    " shorten it"
+                )
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+        return ids.to(self.device)
+
+    def eot_positions(self, ids: Tensor) -> Tensor:
+        """Where each row of ids [C, T] is read, [C] (see :meth:`TextTower.eot_positions`)."""
+        return self.text.eot_positions(ids)
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        """Token ids [...] -> embeddings [..., v], without positions."""
+        return self.text.embed_tokens(ids)
+
+    def project_text(self, read: Tensor, *, projection: Tensor | None = None) -> Tensor:
+        """Projection of an end-of-text state [..., v] -> [..., E]; ``projection`` [E, v] replaces the frozen one."""
+        with self.autocast():
+            features = self.model.text_projection(read) if projection is None else F.linear(read, projection)
+            return features.float()
+
+    def run_text(
+        self, embeddings: Tensor, eot: Tensor, *, projection: Tensor | None = None, cut: bool = True
+    ) -> Tensor:
+        """Text features of embeddings [C, T, v] (without positions) read at ``eot`` [C] -> [C, E], not normalised.
+
+        Adds positions, runs the causal tower, final LayerNorm at the end of text, projection. ``cut=False`` is the
+        plain path, which also computes the tokens behind the end of text.
+        """
+        with self.autocast():
+            read = self.text.run(embeddings, eot, cut=cut)
+        return self.project_text(read, projection=projection)
+
+    def encode_ids(self, ids: Tensor, *, projection: Tensor | None = None, cut: bool = True) -> Tensor:
+        """CLIP's text features of token ids [C, T] -> [C, E], not L2-normalised."""
+        eot = self.eot_positions(ids)
+        return self.run_text(self.embed_tokens(ids), eot, projection=projection, cut=cut)
+
+    def encode_texts(self, texts: Sequence[str], *, projection: Tensor | None = None, batch_size: int = 256) -> Tensor:
+        """CLIP's text features of C texts -> [C, E], not L2-normalised."""
+        if not texts:
+            return torch.zeros(0, self.embed_dim, device=self.device)
+        ids = self.tokenize(texts)
+        parts = [self.encode_ids(part, projection=projection) for part in ids.split(batch_size)]
+        return torch.cat(parts)
+
+
+def _check_folder(folder: Path) -> None:
+    """The files that a checkpoint folder needs, with the mend for what is missing."""
+    if not (folder / "config.json").is_file():
+        raise BackboneError(f"backbone folder {folder} has no config.json: it is not a Hugging Face CLIP checkpoint")
+    if not any(folder.glob("*.safetensors")):
+        found = "only pickled weights" if any(folder.glob("*.bin")) else "no weights"
+        raise BackboneError(
+            f"backbone folder {folder} has {found}: convert them to model.safetensors"
+            " (CLIPModel.save_pretrained writes it); pickle is never loaded"
+        )

@@ -1,0 +1,89 @@
+"""A tiny CLIP checkpoint with random weights and a real byte-pair tokenizer, written as a Hugging Face folder."""
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+CORPUS = [
+    "a photo of a cat domain.",
+    "a photo of an aircraft carrier from clipart domain.",
+    "a drawing of a hot air balloon, a sea turtle, a t-shirt",
+    "a sketch of a dog and a drawing of a horse",
+    "an icon of an alarm clock in line style",
+]
+
+
+def tiny_tokenizer() -> CLIPTokenizer:
+    """CLIP's tokenizer with the 256 bytes, the 256 word-final bytes and the few merges that CORPUS teaches."""
+    stock = CLIPTokenizer()  # normaliser and word splitting as in every CLIP; the vocabulary is learned here
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.normalizer = stock.backend_tokenizer.normalizer
+    learner.pre_tokenizer = stock.backend_tokenizer.pre_tokenizer
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    learner.train_from_iterator(CORPUS, trainer)
+    merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
+    words = alphabet + [f"{byte}</w>" for byte in alphabet] + ["".join(merge) for merge in merges]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: number for number, word in enumerate(dict.fromkeys(words))}, merges=merges)
+
+
+def tiny_config(**changes: dict[str, int]) -> CLIPConfig:
+    """32 px, patch 8, two blocks of width 32 a tower, embedding 24, context 64; ``vision=`` and ``text=`` change it."""
+    tokenizer = tiny_tokenizer()
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision = {**sizes, "image_size": 32, "patch_size": 8}
+    text = {
+        **sizes,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 64,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return CLIPConfig(
+        vision_config={**vision, **changes.get("vision", {})},
+        text_config={**text, **changes.get("text", {})},
+        projection_dim=24,
+    )
+
+
+def tiny_model(seed: int = 0, config: CLIPConfig | None = None) -> CLIPModel:
+    """Random weights, drawn wide enough that features of different inputs differ clearly."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIPModel(config or tiny_config())
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name == "logit_scale":
+                    continue
+                noise = torch.randn_like(parameter)
+                if parameter.ndim > 1 and "embedding.weight" not in name:
+                    parameter.copy_(noise / parameter[0].numel() ** 0.5)
+                elif "norm" in name and name.endswith("weight"):
+                    parameter.copy_(1 + 0.1 * noise)
+                else:
+                    parameter.copy_(0.3 * noise)
+    return model.eval()
+
+
+def tiny_clip_folder(path: Path, *, seed: int = 0) -> Path:
+    """Write the tiny checkpoint (config, safetensors, tokenizer, image processor) into ``path`` and return it."""
+    path.mkdir(parents=True, exist_ok=True)
+    tiny_model(seed).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "image_mean": [0.6, 0.5, 0.4],
+        "image_std": [0.25, 0.3, 0.2],
+        "resample": 2,
+        "size": {"shortest_edge": 32},
+        "crop_size": {"height": 32, "width": 32},
+    }
+    (path / "preprocessor_config.json").write_text(json.dumps(processor))
+    return path
