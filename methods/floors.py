@@ -1,0 +1,142 @@
+"""Floors: three methods that know nothing of the world and so show where a score begins.
+
+``random`` gives each picture a random vector, ``constant`` gives all pictures the same one (every ranking is one tie),
+``raw_pixel`` is the picture itself, small. A method within noise of these has learned nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from methods.interface import FitReport, Log, Method, MethodCard, NotApplicableError, TrainingData
+
+
+class _ClassMeans(Method):
+    """A floor's class embedding: the mean embedding of the class's training pictures (PROTOCOLS.md, class embeddings)."""
+
+    _means: Tensor
+    _names: tuple[str, ...] = ()
+
+    def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
+        """Average the embeddings of each class's labelled pictures."""
+        self._start(seed)
+        if len(data.images) == 0:
+            return FitReport()
+        sums: Tensor | None = None
+        for index in torch.arange(len(data.images)).split(512):
+            embedding = self.encode_images(data.images.pixels(index))
+            if sums is None:
+                sums = torch.zeros(len(data.class_names), embedding.shape[1], device=embedding.device)
+            sums.index_add_(0, data.labels[index].to(sums.device), embedding)
+        assert sums is not None
+        seen = data.labelled_classes
+        self._names = tuple(data.class_names[int(c)] for c in seen)
+        self._means = F.normalize(sums[seen], dim=-1)
+        return FitReport()
+
+    def _start(self, seed: int) -> None:
+        """Take the run's seed before anything is encoded."""
+
+    def encode_classes(self, names: Sequence[str]) -> Tensor:
+        """Means of the training pictures ``[C, D]``; an unknown name is not applicable."""
+        unknown = [name for name in names if name not in self._names]
+        if unknown:
+            raise NotApplicableError(f"{self.card.name} has no pictures of {unknown[0]!r} to embed that class with")
+        return self._means[[self._names.index(name) for name in names]]
+
+    def logit_scale(self) -> float:
+        """Cosine as it is."""
+        return 1.0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The class means."""
+        return {"means": self._means} if self._names else {}
+
+    def facts(self) -> dict[str, Any]:
+        """Names of the classes with a mean."""
+        return {"names": list(self._names)}
+
+    def load_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Put the class means back."""
+        self._names = tuple(facts["names"])
+        if self._names:
+            self._means = tensors["means"]
+
+
+def _floor_card(name: str, title: str) -> MethodCard:
+    return MethodCard(
+        name=name, title=title, authors="this suite", venue="baseline", year=2026, url="", trains="nothing"
+    )
+
+
+@dataclass(frozen=True)
+class RandomConfig:
+    """``width``: dimensions of the random vectors."""
+
+    width: int = 64
+
+
+class RandomEmbedding(_ClassMeans):
+    """A unit vector drawn for each picture from the run's seed and the picture's content."""
+
+    card = _floor_card("random", "Random embedding")
+    Config = RandomConfig
+    _seed = 0
+
+    def _start(self, seed: int) -> None:
+        self._seed = seed
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Random unit vectors ``[B, width]``: a function of the seed and of the picture alone."""
+        rows = []
+        for picture in pixels.mul(255).round().to(torch.uint8).cpu().numpy():
+            digest = hashlib.sha256(self._seed.to_bytes(8, "little") + picture.tobytes()).digest()
+            random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+            rows.append(random.standard_normal(self.config.width, dtype=np.float32))
+        return F.normalize(torch.from_numpy(np.stack(rows)), dim=-1)
+
+    def facts(self) -> dict[str, Any]:
+        """Names of the classes with a mean, and the seed."""
+        return super().facts() | {"seed": self._seed}
+
+    def load_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Put class means and seed back."""
+        super().load_tensors(tensors, facts)
+        self._seed = int(facts["seed"])
+
+
+class ConstantEmbedding(_ClassMeans):
+    """The same unit vector for every picture and class."""
+
+    card = _floor_card("constant", "Constant embedding")
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """``[B, 8]``, all rows equal."""
+        return torch.full((len(pixels), 8), 8**-0.5)
+
+
+@dataclass(frozen=True)
+class RawPixelConfig:
+    """``side``: pictures are averaged down to ``side x side`` pixels."""
+
+    side: int = 16
+
+
+class RawPixel(_ClassMeans):
+    """Cosine of the pictures' ink (white is zero), averaged down to ``side x side`` RGB."""
+
+    card = _floor_card("raw_pixel", "Raw pixels")
+    Config = RawPixelConfig
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Normalised ink ``[B, 3 * side * side]``; a blank picture gives a uniform vector."""
+        small = F.adaptive_avg_pool2d(1 - pixels, self.config.side).flatten(1)
+        return F.normalize(small + 1e-6, dim=-1).cpu()

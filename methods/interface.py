@@ -1,0 +1,259 @@
+"""What a method is: learn from a task's training data, then answer three calls.
+
+A protocol hands a method a :class:`TrainingData`, which holds everything the method may see and nothing else, and later
+pictures and class names to encode. Pictures are always RGB in [0, 1] at the backbone's resolution, ``[B, 3, H, W]``;
+normalisation belongs to the method. Methods know nothing of datasets, protocols and results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from methods.parts.backbone import Backbone
+
+Similarity = Literal["cosine", "sqeuclidean"]
+
+#: ``log(stage=..., step=..., loss=...)``: called by ``fit`` with numbers worth keeping; the record stores them.
+Log = Callable[..., None]
+
+
+class WithheldError(RuntimeError):
+    """A method asked for something its protocol withholds (target labels, test classes, unseen names, ...)."""
+
+
+class NotApplicableError(RuntimeError):
+    """A method has no answer to a question, e.g. a pixel baseline asked for a class it has no pictures of."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """One place where the released code does something else than the paper.
+
+    ``switch`` names the config field that chooses (empty if the item is not switchable, with the reason in ``ours``).
+    """
+
+    topic: str
+    paper: str
+    released: str
+    switch: str = ""
+    ours: str = ""
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """What a method is and where it comes from."""
+
+    name: str
+    title: str
+    authors: str
+    venue: str
+    year: int
+    url: str
+    trains: str
+    similarity: Similarity = "cosine"
+    bibtex: str = ""
+    code_licence: str = ""
+    deviations: tuple[Deviation, ...] = ()
+    notes: str = ""
+
+
+class Pictures(ABC):
+    """A fixed, ordered set of N pictures, decoded when asked for."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def pixels(self, index: Tensor) -> Tensor:
+        """RGB in [0, 1] of the pictures at ``index [B]`` (int64, 0 <= index < N): ``[B, 3, H, W]``."""
+
+    @property
+    @abstractmethod
+    def content(self) -> Sequence[str]:
+        """N content hashes, one a picture; equal pictures have equal hashes (keys of the feature cache)."""
+
+
+class TrainingData:
+    """Everything a method may see during ``fit``.
+
+    * ``images``, ``labels [N]``, ``domains [N]``: the labelled pictures; labels index ``class_names``, domains index
+      ``domain_names``.
+    * ``class_names``: the class names the method may know. In DAZSL they include classes without labelled pictures.
+    * ``target``: unlabelled target-domain pictures, where the protocol shows any.
+    * ``validate(method)``: the protocol's validation score of the method as it stands (higher is better). It never
+      touches what the protocol holds back, unless the run was asked to select by ``oracle``.
+
+    Asking for what the protocol withholds raises :class:`WithheldError`, which names the protocol.
+    """
+
+    def __init__(
+        self,
+        *,
+        protocol: str,
+        images: Pictures,
+        labels: Tensor,
+        domains: Tensor,
+        class_names: Sequence[str],
+        domain_names: Sequence[str],
+        validate: Callable[[Method], float] | None = None,
+        target: Pictures | None = None,
+        synsets: Mapping[str, str] | None = None,
+        select: Literal["last", "val", "oracle"] = "val",
+    ) -> None:
+        if not len(images) == len(labels) == len(domains):
+            raise ValueError(
+                f"{protocol}: {len(images)} pictures, {len(labels)} labels and {len(domains)} domains do not match"
+            )
+        self.protocol = protocol
+        self.images = images
+        self.labels = labels
+        self.domains = domains
+        self.class_names = tuple(class_names)
+        self.domain_names = tuple(domain_names)
+        self.synsets = dict(synsets or {})
+        self.select = select
+        self._validate = validate
+        self._target = target
+
+    @property
+    def has_target(self) -> bool:
+        """True if the protocol shows unlabelled target pictures."""
+        return self._target is not None
+
+    @property
+    def target(self) -> Pictures:
+        """The unlabelled target pictures; raises :class:`WithheldError` where the protocol shows none."""
+        if self._target is None:
+            raise WithheldError(f"{self.protocol} shows no target pictures during training; use has_target first")
+        return self._target
+
+    @property
+    def target_labels(self) -> Tensor:
+        """Always raises :class:`WithheldError`: no protocol shows target labels."""
+        raise WithheldError(f"{self.protocol} withholds target labels from every method")
+
+    @property
+    def labelled_classes(self) -> Tensor:
+        """Sorted indices into ``class_names`` of the classes that have labelled pictures (the seen classes)."""
+        return torch.unique(self.labels)
+
+    def validate(self, method: Method) -> float:
+        """Validation score of the method as it stands, higher is better; NaN if the task has no validation data."""
+        return float("nan") if self._validate is None else self._validate(method)
+
+
+@dataclass
+class FitReport:
+    """What ``fit`` did: optimiser steps, the step kept, curves, and the number of parameters it trained."""
+
+    steps: int = 0
+    selected_step: int = 0
+    trainable_parameters: int = 0
+    seconds: float = 0.0
+    losses: list[dict[str, float | int | str]] = field(default_factory=list)
+    validation: list[dict[str, float | int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class NoConfig:
+    """A method without settings."""
+
+
+class Method(ABC):
+    """A method: construct it on a backbone, ``fit`` it, then encode.
+
+    Subclasses set ``card`` and ``Config`` (a frozen dataclass whose defaults are the paper's) and may set
+    ``trained = False`` when ``fit`` learns nothing from data, so that one instance serves every task.
+    """
+
+    card: ClassVar[MethodCard]
+    Config: ClassVar[type] = NoConfig
+    trained: ClassVar[bool] = True
+
+    def __init__(self, backbone: Backbone, config: Any = None, device: str | torch.device = "cpu") -> None:
+        self.backbone = backbone
+        self.config = self.Config() if config is None else config
+        if not isinstance(self.config, self.Config):
+            raise TypeError(f"{self.card.name}: config must be {self.Config.__name__}, not {type(config).__name__}")
+        self.device = torch.device(device)
+
+    @abstractmethod
+    def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
+        """Learn from ``data``; the same seed on the same machine gives the same numbers."""
+
+    @abstractmethod
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Retrieval embeddings ``[B, D]`` of pictures ``[B, 3, H, W]`` in [0, 1].
+
+        L2-normalised unless ``card.similarity`` is ``sqeuclidean``.
+        """
+
+    @abstractmethod
+    def encode_classes(self, names: Sequence[str]) -> Tensor:
+        """L2-normalised class embeddings ``[C, D]``.
+
+        Raises :class:`NotApplicableError` if the method has no embedding for one of the names.
+        """
+
+    def classify(self, pixels: Tensor, names: Sequence[str]) -> Tensor:
+        """Logits ``[B, C]`` of pictures over class names; default: logit scale times cosine."""
+        images = F.normalize(self.encode_images(pixels), dim=-1)
+        return self.logit_scale() * images @ self.encode_classes(names).T
+
+    def logit_scale(self) -> float:
+        """Factor from cosine to logit; the backbone's own unless a method says otherwise."""
+        return float(self.backbone.logit_scale)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything learned, by name (what ``save`` stores); frozen backbone weights are not part of it."""
+        return {}
+
+    def load_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Put back what :meth:`tensors` and :meth:`facts` gave."""
+        if tensors:
+            raise ValueError(f"{self.card.name} learns nothing, yet the file holds {len(tensors)} tensors")
+
+    def facts(self) -> dict[str, Any]:
+        """JSON-able facts that go with the tensors, e.g. class names in training order."""
+        return {}
+
+    def save(self, path: Path | str) -> None:
+        """Write ``PATH.safetensors`` and ``PATH.json`` (method, config, facts)."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.tensors().items()}, f"{path}.safetensors")
+        record = {
+            "method": self.card.name,
+            "config": dataclasses.asdict(self.config),
+            "backbone": self.backbone.weights_hash,
+            "facts": self.facts(),
+        }
+        Path(f"{path}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path | str, backbone: Backbone, device: str | torch.device = "cpu") -> Method:
+        """Read what :meth:`save` wrote.
+
+        Raises ``ValueError`` if the file is of another method or was trained on other backbone weights.
+        """
+        record = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
+        if record["method"] != cls.card.name:
+            raise ValueError(f"{path}.json is a checkpoint of {record['method']}, not of {cls.card.name}")
+        if record["backbone"] != backbone.weights_hash:
+            raise ValueError(f"{path}.json was trained on other backbone weights; load that backbone with --backbone")
+        config = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
+        method = cls(backbone, cls.Config(**config), device)
+        method.load_tensors(load_file(f"{path}.safetensors", device=str(device)), record["facts"])
+        return method

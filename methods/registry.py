@@ -1,0 +1,163 @@
+"""One lazy registry for everything that is chosen by name: methods, datasets, protocols.
+
+An entry is a name and a target ``"module:attribute"`` that is imported when it is first asked for, so listing names and
+``--help`` stay fast and import no torch. Third parties add entries through entry points (no edit here)::
+
+    [project.entry-points."ucdr_bench.methods"]
+    my_method = "my_package.my_method:MyMethod"
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class UnknownNameError(KeyError):
+    """A name that no entry has; the message names the nearest ones."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class DuplicateNameError(ValueError):
+    """A name registered twice; the message names both places."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered name: ``target`` is ``"module:attribute"`` or the object; ``origin`` says who registered it."""
+
+    name: str
+    target: Any
+    origin: str
+    summary: str = ""
+
+
+class Registry(Generic[T]):
+    """Names to lazily imported objects of one kind (``kind`` is the singular used in messages)."""
+
+    def __init__(self, kind: str, entry_point_group: str | None = None) -> None:
+        self.kind = kind
+        self._group = entry_point_group
+        self._entries: dict[str, Entry] = {}
+        self._loaded: dict[str, T] = {}
+        self._scanned = entry_point_group is None
+
+    def add(self, name: str, target: T | str, *, summary: str = "", origin: str | None = None) -> None:
+        """Register ``name`` for an object or a lazy ``"module:attribute"``.
+
+        Raises :class:`DuplicateNameError`, naming both places, if the name is taken by another target.
+        """
+        origin = origin or _caller()
+        taken = self._entries.get(name)
+        if taken is not None:
+            if taken.target == target or _same_class(taken.target, target):
+                return
+            raise DuplicateNameError(f"{self.kind} {name!r} is registered at {taken.origin} and again at {origin}")
+        self._entries[name] = Entry(name, target, origin, summary)
+
+    def register(self, name: str, *, summary: str = "") -> Callable[[T], T]:
+        """Decorator form of :meth:`add`."""
+        origin = _caller()
+
+        def decorate(target: T) -> T:
+            self.add(name, target, summary=summary, origin=origin)
+            return target
+
+        return decorate
+
+    def names(self) -> list[str]:
+        """All names in order of registration (ours first, then entry points); imports nothing of theirs."""
+        self._scan()
+        return list(self._entries)
+
+    def entries(self) -> Iterator[Entry]:
+        """All entries, unresolved."""
+        self._scan()
+        return iter(list(self._entries.values()))
+
+    def get(self, name: str) -> T:
+        """The object behind a name.
+
+        Raises :class:`UnknownNameError` with the nearest names, or ``ImportError`` naming the entry's origin if its
+        module cannot be imported.
+        """
+        self._scan()
+        if name not in self._entries:
+            near = difflib.get_close_matches(name, self._entries, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"choose from: {', '.join(self._entries)}"
+            raise UnknownNameError(f"unknown {self.kind} {name!r}; {hint}")
+        if name not in self._loaded:
+            entry = self._entries[name]
+            self._loaded[name] = _resolve(entry, self.kind)
+        return self._loaded[name]
+
+    def _scan(self) -> None:
+        if self._scanned or self._group is None:
+            return
+        self._scanned = True
+        for point in importlib.metadata.entry_points(group=self._group):
+            package = point.dist.name if point.dist else "?"
+            self.add(point.name, point.value, origin=f"entry point of {package}")  # type: ignore[arg-type]
+
+
+def _same_class(one: Any, other: Any) -> bool:
+    """True when the two targets are one class, e.g. registered lazily by us and again by its own decorator."""
+
+    def path(target: Any) -> str:
+        return target if isinstance(target, str) else f"{target.__module__}:{getattr(target, '__qualname__', '')}"
+
+    return path(one) == path(other)
+
+
+def _resolve(entry: Entry, kind: str) -> Any:
+    if not isinstance(entry.target, str):
+        return entry.target
+    module, _, attribute = entry.target.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split(".") if attribute else ():
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(f"{kind} {entry.name!r} ({entry.origin}): cannot load {entry.target}: {error}") from error
+    return found
+
+
+def _caller() -> str:
+    frame = sys._getframe(2)
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+#: All methods. Third parties: entry-point group ``ucdr_bench.methods``.
+METHODS: Registry = Registry("method", "ucdr_bench.methods")
+
+for _name, _target, _summary in (
+    ("random", "methods.floors:RandomEmbedding", "floor: a random vector for each picture"),
+    ("constant", "methods.floors:ConstantEmbedding", "floor: the same vector for every picture"),
+    ("raw_pixel", "methods.floors:RawPixel", "floor: the picture itself at 16 x 16"),
+    ("zero_shot", "methods.zero_shot:ZeroShot", "CLIP as it is, 'a photo of a {}'"),
+):
+    METHODS.add(_name, _target, summary=_summary)
+
+
+def register(name: str, *, summary: str = "") -> Callable[[Any], Any]:
+    """``@register("name")``: make a :class:`~methods.interface.Method` subclass available by name."""
+    return METHODS.register(name, summary=summary)
+
+
+def get(name: str) -> Any:
+    """The method class of a name; raises :class:`UnknownNameError` with the nearest names."""
+    return METHODS.get(name)
+
+
+def names() -> list[str]:
+    """All method names."""
+    return METHODS.names()

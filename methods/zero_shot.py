@@ -1,0 +1,63 @@
+"""Zero-shot CLIP (Radford et al., ICML 2021): nothing is trained; the baseline that every method must beat.
+
+Image embedding: the normalised CLIP image feature. Class embedding: the normalised CLIP text feature of
+``a photo of a {class}`` (underscores become spaces).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from methods.interface import FitReport, Log, Method, MethodCard, TrainingData
+
+
+@dataclass(frozen=True)
+class ZeroShotConfig:
+    """``template``: the sentence a class name is put into."""
+
+    template: str = "a photo of a {}"
+
+
+class ZeroShot(Method):
+    """CLIP as it is."""
+
+    card = MethodCard(
+        name="zero_shot",
+        title="Learning Transferable Visual Models From Natural Language Supervision",
+        authors="Radford et al.",
+        venue="ICML",
+        year=2021,
+        url="https://arxiv.org/abs/2103.00020",
+        trains="nothing",
+        code_licence="MIT",
+        bibtex="""@inproceedings{radford2021clip,
+  title     = {Learning Transferable Visual Models From Natural Language Supervision},
+  author    = {Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel and Agarwal,
+               Sandhini and Sastry, Girish and Askell, Amanda and Mishkin, Pamela and Clark, Jack and Krueger, Gretchen
+               and Sutskever, Ilya},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2021}
+}""",
+    )
+    Config = ZeroShotConfig
+    trained = False
+
+    def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
+        """Nothing to learn."""
+        return FitReport()
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Normalised CLIP image features ``[B, E]``."""
+        return F.normalize(self.backbone.encode_images(self.backbone.normalize(pixels.to(self.device))), dim=-1)
+
+    @torch.no_grad()
+    def encode_classes(self, names: Sequence[str]) -> Tensor:
+        """Normalised CLIP text features ``[C, E]`` of the template filled with each name."""
+        texts = [self.config.template.format(name.replace("_", " ")) for name in names]
+        return F.normalize(self.backbone.encode_texts(texts), dim=-1)
