@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import logging as transformers_logging
 
 from methods.parts.transformer import (
     KeysValues,
@@ -319,14 +320,15 @@ class Backbone:
             kind = CLIPConfig.get_config_dict(text)[0].get("model_type")
             if kind != "clip":
                 raise BackboneError(f"backbone {text} is a {kind!r} checkpoint: only model_type 'clip' can be used")
-            model, report = CLIPModel.from_pretrained(
-                text,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                attn_implementation="sdpa",
-                output_loading_info=True,
-            )
+            with _quiet_loading(folder):
+                model, report = CLIPModel.from_pretrained(
+                    text,
+                    config=config,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    attn_implementation="sdpa",
+                    output_loading_info=True,
+                )
             tokenizer = AutoTokenizer.from_pretrained(text)
         except BackboneError:
             raise
@@ -658,6 +660,23 @@ class Backbone:
         ids = self.tokenize(texts)
         parts = [self.encode_ids(part, projection=projection) for part in ids.split(batch_size)]
         return torch.cat(parts)
+
+
+@contextlib.contextmanager
+def _quiet_loading(folder: Path) -> Iterator[None]:
+    """No progress bar and no report table while a local folder is read; a download from the Hub keeps its bar."""
+    if not folder.is_dir():
+        yield
+        return
+    bar, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
 
 
 def _check_folder(folder: Path) -> None:

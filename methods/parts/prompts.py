@@ -1,0 +1,199 @@
+"""Text prompts with learned context, and the text tower that computes their common prefix once.
+
+A prompt is ``[start] words and context slots [end]``. Prompts of different classes begin alike: CoOp and AD-CLIP with
+the start token and the whole learned context, ProS and UCDR-Adapter with ``a photo of``. The text tower is causal, so
+the states of that common prefix do not depend on the class: :func:`encode_prompts` computes its keys and values once
+(or once per picture, where the context depends on the picture) and lets every class's suffix attend to them. It also
+cuts every batch at its longest end of text (METHODS.md, "Exact speed", 1 and 2). ``shared_prefix=False`` is the plain
+path with the same numbers.
+
+Shapes: C classes, L context length, m context slots, v text width, B pictures, E embedding width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from methods.parts.backbone import Backbone, BackboneError
+
+NAME, CONTEXT = "{name}", "{context}"
+
+
+def class_text(name: str) -> str:
+    """A class name as it is written in a prompt: underscores become spaces."""
+    return " ".join(name.replace("_", " ").split())
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """The prompts of C classes: token ids, and where the m learned context vectors go.
+
+    ids: [C, L] with start and end, zero-padded. The ids in context slots are placeholders and are never embedded.
+    slots: [C, m], the positions of the context vectors in each prompt, increasing.
+    eot: [C], the position of the end of text, where a prompt is read.
+    prefix_length: number of leading positions that are the same in all C prompts (at least the start token).
+    prefix_slots: how many of the m slots lie in that prefix.
+    longest: the largest eot.
+    """
+
+    ids: Tensor
+    slots: Tensor
+    eot: Tensor
+    prefix_length: int
+    prefix_slots: int
+    longest: int
+
+    @classmethod
+    def build(cls, backbone: Backbone, names: Sequence[str], template: str, context: int = 0) -> Self:
+        """Write ``template`` for every class.
+
+        ``template`` holds ``{name}`` and, for learned context, ``{context}``, which stands for ``context`` slots set
+        off by spaces: ``"{context} {name}."``, ``"a photo of {name} from {context} domain."``.
+
+        Raises:
+            BackboneError: a prompt longer than the backbone's context, or a template without its place-holders.
+        """
+        if not names:
+            raise BackboneError("a prompt needs at least one class name")
+        if template.count(NAME) != 1 or template.count(CONTEXT) != (1 if context else 0):
+            raise BackboneError(
+                f"prompt template {template!r} with {context} context tokens: write {NAME} once, and {CONTEXT} once"
+                " where there are context tokens"
+            )
+        before, _, after = template.partition(CONTEXT)
+        ids = torch.zeros(len(names), backbone.context_length, dtype=torch.long)
+        slots = torch.zeros(len(names), context, dtype=torch.long)
+        for row, name in enumerate(names):
+            head = [backbone.start_id, *_words(backbone, before.replace(NAME, class_text(name)))]
+            tail = [*_words(backbone, after.replace(NAME, class_text(name))), backbone.end_id]
+            tokens = [*head, *[0] * context, *tail]
+            if len(tokens) > backbone.context_length:
+                raise BackboneError(
+                    f"the prompt of class {name!r} has {len(tokens)} tokens, backbone {backbone.name} reads"
+                    f" {backbone.context_length}: use fewer context tokens (now {context}) or a shorter name"
+                )
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            slots[row] = torch.arange(len(head), len(head) + context)
+        return cls.from_ids(backbone, ids, slots)
+
+    @classmethod
+    def from_ids(cls, backbone: Backbone, ids: Tensor, slots: Tensor) -> Self:
+        """Prompts from token ids [C, L] (end of text included) and context slots [C, m]; m may be 0."""
+        ids = ids.long().to(backbone.device)
+        slots = slots.long().to(backbone.device)
+        eot = backbone.eot_positions(ids)
+        if slots.shape[1] and bool((slots.amax(dim=1) >= eot).any()):
+            raise BackboneError("a context slot lies behind the end of text: check the prompt's slots")
+        marked = ids.scatter(1, slots, -1)
+        same = (marked == marked[:1]).all(dim=0).long()
+        common = int(same.cumprod(dim=0).sum())
+        length = min(common, int(eot.min()))
+        return cls(ids, slots, eot, length, int((slots[0] < length).sum()), int(eot.max()))
+
+    def select(self, classes: Sequence[int] | Tensor) -> Self:
+        """The prompts of some of the classes, in the given order."""
+        index = torch.as_tensor(classes, dtype=torch.long, device=self.ids.device)
+        eot = self.eot[index]
+        return type(self)(
+            self.ids[index], self.slots[index], eot, self.prefix_length, self.prefix_slots, int(eot.max())
+        )
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    @property
+    def context(self) -> int:
+        """Number m of learned context vectors."""
+        return self.slots.shape[1]
+
+
+def _words(backbone: Backbone, text: str) -> list[int]:
+    return backbone.token_ids(text) if text.strip() else []
+
+
+def _with_context(embedded: Tensor, slots: Tensor, context: Tensor) -> Tensor:
+    """Put the context [S, m, v] into embedded [C, T, v] at slots [C, m] -> [S, C, T, v]."""
+    filled = embedded.expand(context.shape[0], -1, -1, -1).clone()
+    rows = torch.arange(embedded.shape[0], device=embedded.device)[:, None]
+    filled[:, rows, slots] = context[:, None].to(filled.dtype)
+    return filled
+
+
+def encode_prompts(
+    backbone: Backbone,
+    prompts: PromptTemplate,
+    context: Tensor | None = None,
+    *,
+    projection: Tensor | None = None,
+    shared_prefix: bool = True,
+    cut: bool = True,
+    class_chunk: int | None = None,
+) -> Tensor:
+    """Text features of the prompts with ``context`` in their slots, not L2-normalised.
+
+    ``context`` [m, v], the same for all classes -> [C, E]; or [B, m, v], one per picture -> [B, C, E]. Gradients flow
+    into it and into ``projection`` [E, v], which replaces the frozen text projection.
+
+    ``shared_prefix=False`` runs every prompt from its start; ``cut=False`` (only there) also runs the tokens behind the
+    end of text: both are the plain path, with the same numbers. ``class_chunk`` bounds memory: that many classes at a
+    time.
+
+    Raises:
+        BackboneError: the context's shape does not fit the prompts' slots.
+    """
+    if context is None:
+        context = backbone.class_token.new_zeros(0, backbone.text_width)
+    if context.ndim not in (2, 3) or tuple(context.shape[-2:]) != (prompts.context, backbone.text_width):
+        raise BackboneError(
+            f"context has shape {tuple(context.shape)}, the prompts take [{prompts.context}, {backbone.text_width}]"
+            f" or [B, {prompts.context}, {backbone.text_width}]"
+        )
+    if shared_prefix and not cut:
+        raise BackboneError("cut=False is the plain path: use it with shared_prefix=False")
+    per_picture = context if context.ndim == 3 else context[None]
+    if class_chunk is None or class_chunk >= len(prompts):
+        parts = [prompts]
+    else:
+        parts = [prompts.select(part) for part in torch.arange(len(prompts)).split(class_chunk)]
+    if shared_prefix:
+        read = _read_behind_prefix(backbone, prompts, parts, per_picture)
+    else:
+        read = torch.cat([_read_plain(backbone, part, per_picture, cut=cut) for part in parts], dim=1)
+    features = backbone.project_text(read, projection=projection)
+    return features if context.ndim == 3 else features[0]
+
+
+def _read_plain(backbone: Backbone, prompts: PromptTemplate, context: Tensor, *, cut: bool) -> Tensor:
+    """Every prompt on its own, context [S, m, v] -> [S, C, v]."""
+    embedded = _with_context(backbone.embed_tokens(prompts.ids), prompts.slots, context)
+    with backbone.autocast():
+        read = backbone.text.run(embedded.flatten(0, 1), prompts.eot.repeat(context.shape[0]), cut=cut)
+    return read.unflatten(0, (context.shape[0], len(prompts)))
+
+
+def _read_behind_prefix(
+    backbone: Backbone, prompts: PromptTemplate, parts: Sequence[PromptTemplate], context: Tensor
+) -> Tensor:
+    """The prefix once, then the suffixes of each part behind it, context [S, m, v] -> [S, C, v]."""
+    length, in_prefix = prompts.prefix_length, prompts.prefix_slots
+    shared, own = context[:, :in_prefix], context[:, in_prefix:]
+    prefix = _with_context(
+        backbone.embed_tokens(prompts.ids[:1, :length]),
+        prompts.slots[:1, :in_prefix],
+        shared if in_prefix else shared[:1],
+    )[:, 0]
+    with backbone.autocast():
+        keys_values = backbone.text.run_prefix(prefix)
+    reads = []
+    for part in parts:
+        suffix = _with_context(
+            backbone.embed_tokens(part.ids[:, length : part.longest + 1]),
+            part.slots[:, in_prefix:] - length,
+            own if own.shape[1] else own[:1],
+        )
+        with backbone.autocast():
+            reads.append(backbone.text.run_after_prefix(keys_values, suffix, part.eot - length))
+    return torch.cat(reads, dim=1)
