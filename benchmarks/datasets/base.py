@@ -1,0 +1,145 @@
+"""What a dataset is: a table of labelled pictures, their pixels, class splits and a card.
+
+A dataset yields samples; which of them may be trained on, queried or searched is a protocol's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class DatasetError(RuntimeError):
+    """A dataset cannot be used; one line that names the file or folder and the mend."""
+
+
+@dataclass(frozen=True)
+class RetrievalCut:
+    """The figures a dataset's papers report: AP cut ``map_at`` (None = all) and precision cut ``precision_at``."""
+
+    map_at: int | None = None
+    precision_at: int = 100
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """What a dataset is, where it comes from and what is known to be wrong with it."""
+
+    name: str
+    title: str
+    version: str
+    source: str
+    licence: str
+    gallery_domain: str
+    headline: RetrievalCut = RetrievalCut()
+    bibtex: str = ""
+    known_problems: tuple[str, ...] = ()
+    layout: str = ""
+
+
+@dataclass(frozen=True)
+class ClosedSet:
+    """Fixed settings of a dataset for UDA and DAZSL.
+
+    UDA runs all ordered pairs of ``uda_domains`` over ``uda_classes``; DAZSL runs ``dazsl_pairs`` (source, target) with
+    ``seen`` and ``unseen`` classes. Class lists are names.
+    """
+
+    uda_domains: tuple[str, ...] = ()
+    uda_classes: tuple[str, ...] = ()
+    dazsl_pairs: tuple[tuple[str, str], ...] = ()
+    seen: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+
+
+class Dataset(ABC):
+    """A dataset whose samples are the rows of :attr:`table`.
+
+    ``table`` has one row a picture and the columns ``key`` (unique string), ``class``, ``domain``, ``split``
+    ("train" | "val" | "test", a property of the class) and ``held_back`` (bool, pictures of train classes that no
+    training ever sees). Rows are ordered by ``key``, so numbering never depends on file order.
+    """
+
+    card: ClassVar[DatasetCard]
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root
+
+    @property
+    @abstractmethod
+    def table(self) -> pd.DataFrame:
+        """All samples."""
+
+    @abstractmethod
+    def pixels(self, rows: np.ndarray, size: int) -> Tensor:
+        """RGB in [0, 1] of the given rows at ``size`` x ``size`` pixels: float32 ``[B, 3, size, size]``."""
+
+    @property
+    @abstractmethod
+    def content(self) -> Sequence[str]:
+        """Content hash of every row's stored picture."""
+
+    @property
+    def synsets(self) -> Mapping[str, str]:
+        """WordNet synset name of each class that has one."""
+        return {}
+
+    @property
+    def closed_set(self) -> ClosedSet:
+        """Fixed UDA and DAZSL settings (empty if the dataset defines none)."""
+        return ClosedSet()
+
+    @cached_property
+    def domains(self) -> tuple[str, ...]:
+        """Domain names, sorted."""
+        return tuple(sorted(self.table["domain"].unique()))
+
+    def classes(self, split: str | None = None) -> tuple[str, ...]:
+        """Class names of a split (all if None), sorted."""
+        table = self.table if split is None else self.table[self.table["split"] == split]
+        return tuple(sorted(table["class"].unique()))
+
+    @cached_property
+    def data_hash(self) -> str:
+        """sha256 over keys, classes, domains, splits and picture contents: names the exact data of a score."""
+        digest = hashlib.sha256()
+        columns = ["key", "class", "domain", "split", "held_back"]
+        for values, content in zip(self.table[columns].itertuples(index=False), self.content, strict=True):
+            digest.update(("\t".join(map(str, values)) + "\t" + content + "\n").encode())
+        return digest.hexdigest()
+
+    def check(self) -> None:
+        """Assert what every dataset promises; raises :class:`DatasetError` naming the first breach."""
+        table, name = self.table, self.card.name
+        missing = {"key", "class", "domain", "split", "held_back"} - set(table.columns)
+        if missing:
+            raise DatasetError(f"{name}: the table lacks the columns {sorted(missing)}")
+        if table["key"].duplicated().any():
+            raise DatasetError(f"{name}: {table.loc[table['key'].duplicated(), 'key'].iloc[0]!r} is listed twice")
+        splits_per_class = table.groupby("class")["split"].nunique()
+        if (splits_per_class > 1).any():
+            raise DatasetError(
+                f"{name}: class {splits_per_class.idxmax()!r} stands in two splits; splits must be disjoint"
+            )
+        if bool((table["held_back"] & (table["split"] != "train")).any()):
+            raise DatasetError(f"{name}: only pictures of train classes can be held back")
+        if self.card.gallery_domain not in set(table["domain"]):
+            raise DatasetError(f"{name}: gallery domain {self.card.gallery_domain!r} has no pictures")
+
+
+@dataclass
+class BrokenPictures:
+    """Pictures that could not be decoded, by key and reason; never replaced silently."""
+
+    reasons: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Pretraining of picto-clip, the embedded backbone: corpus, captions, training, release."""

@@ -1,0 +1,135 @@
+"""``python -m benchmarks.pretrain corpus|train|evaluate|release``: make picto-clip from the public sources.
+
+python -m benchmarks.pretrain corpus ICONIFY_FOLDER OPENCLIPART_FOLDER --out CORPUS
+python -m benchmarks.pretrain train CORPUS --out RUN --steps 10000 --processes 2
+python -m benchmarks.pretrain evaluate RUN
+python -m benchmarks.pretrain release RUN --version 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of ``python -m benchmarks.pretrain``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.pretrain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    corpus = commands.add_parser("corpus", help="render the corpus")
+    corpus.add_argument("iconify", type=Path, help="unpacked @iconify/json (the folder 'package')")
+    corpus.add_argument("openclipart", type=Path, help="unpacked openclipart-svg")
+    corpus.add_argument("--out", type=Path, required=True, help="corpus folder to write")
+    corpus.add_argument("--size", type=int, default=64, help="pixels a side (default 64)")
+    corpus.add_argument("--hold-out", type=Path, help="text file of further keys (collection:name) to leave out")
+    corpus.add_argument("--jobs", type=int, default=2, help="rendering processes (default 2)")
+    train = commands.add_parser("train", help="train, or resume what --out holds")
+    train.add_argument("corpus", type=Path, help="corpus folder")
+    train.add_argument("--out", type=Path, required=True, help="run folder (checkpoints, tokenizer)")
+    train.add_argument("--processes", type=int, default=1, help="processes that average gradients, one thread each")
+    train.add_argument("--threads", type=int, default=1, help="torch threads a process (default 1)")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any field of the recipe")
+    for name, kind in (("steps", int), ("seed", int), ("minutes", float), ("precision", str)):
+        train.add_argument(f"--{name}", type=kind, help=f"recipe: {name}")
+    for name, text in (("evaluate", "measure a run on PictoDomains"), ("release", "write a version for shipping")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("run", type=Path, help="run folder")
+        command.add_argument("--checkpoint", default="checkpoint", help="checkpoint name (default 'checkpoint')")
+        if name == "release":
+            command.add_argument("--version", required=True, help="version; the folder is picto-clip-vVERSION")
+            command.add_argument("--out", type=Path, help="parent folder (default: the package's assets)")
+    return parser
+
+
+def _recipe(arguments: argparse.Namespace) -> tuple[dict, dict]:
+    from benchmarks.pretrain.model import ModelConfig
+    from benchmarks.pretrain.train import TrainConfig
+
+    values = {
+        name: value
+        for name in ("steps", "seed", "minutes", "precision")
+        if (value := getattr(arguments, name)) is not None
+    }
+    model: dict = {}
+    known = {f.name: f for f in fields(TrainConfig)}
+    sizes = {f.name: f for f in fields(ModelConfig)}
+    for item in arguments.set:
+        key, _, text = item.partition("=")
+        if key not in known and key not in sizes:
+            raise SystemExit(f"--set {item}: no such field; choose from {', '.join(sorted({*known, *sizes}))}")
+        if key in sizes:
+            model[key] = int(text)
+        else:
+            default = known[key].default
+            values[key] = (
+                tuple(float(t) for t in text.split(",")) if isinstance(default, tuple) else type(default)(text)
+            )
+    return model, values
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        if arguments.command == "corpus":
+            from benchmarks.pretrain import corpus
+
+            held = frozenset(arguments.hold_out.read_text().split()) if arguments.hold_out else frozenset()
+            corpus.build(
+                arguments.iconify,
+                arguments.openclipart,
+                arguments.out,
+                size=arguments.size,
+                hold_out=held,
+                jobs=arguments.jobs,
+            )
+        elif arguments.command == "train":
+            model, values = _recipe(arguments)
+            return _train(arguments, model, values, list(argv) if argv is not None else sys.argv[1:])
+        elif arguments.command == "evaluate":
+            from benchmarks.pretrain import release
+
+            release.evaluate(arguments.run, arguments.checkpoint)
+        else:
+            from benchmarks.pretrain import release
+
+            release.write(arguments.run, arguments.checkpoint, version=arguments.version, parent=arguments.out)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"pretrain: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _train(arguments: argparse.Namespace, model: dict, values: dict, argv: list[str]) -> int:
+    import torch
+
+    from benchmarks.pretrain.data import Corpus
+    from benchmarks.pretrain.model import ModelConfig
+    from benchmarks.pretrain.train import TrainConfig, Trainer
+
+    torch.set_num_threads(arguments.threads)
+    if arguments.processes > 1 and "RANK" not in os.environ:
+        common = os.environ | {
+            "WORLD_SIZE": str(arguments.processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": os.environ.get("MASTER_PORT", "29511"),
+            "OMP_NUM_THREADS": str(arguments.threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+        Corpus(arguments.corpus)
+        command = [sys.executable, "-m", "benchmarks.pretrain", *argv]
+        processes = [subprocess.Popen(command, env=common | {"RANK": str(r)}) for r in range(arguments.processes)]
+        codes = [process.wait() for process in processes]
+        return max(abs(code) for code in codes)
+    Trainer(Corpus(arguments.corpus), arguments.out, ModelConfig(**model), TrainConfig(**values)).train()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

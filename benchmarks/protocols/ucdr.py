@@ -1,0 +1,98 @@
+"""UCDR, universal cross-domain retrieval: queries of an unseen domain and unseen classes (PROTOCOLS.md, column UCDR).
+
+For a held-out domain h and the gallery domain g: training sees labelled pictures of the train classes in all domains
+but h, without the held-back ones. Queries are h's pictures of the test classes. Gallery ``unseen``: g's pictures of
+classes; gallery ``mixed``: those and g's held-back pictures of train classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.datasets.base import Dataset
+from benchmarks.protocols import official
+from benchmarks.protocols.task import Protocol, Retrieval, Rows, Rules, Task
+
+
+def clean_training(rows: Rows, held_out: str | None, dataset: Dataset) -> np.ndarray:
+    """Train classes, all domains but ``held_out``, without held-back pictures."""
+    domains = tuple(domain for domain in dataset.domains if domain != held_out)
+    return rows.of("train", domains=domains, held_back=False)
+
+
+class OfficialListing:
+    """The released code's lists for one dataset: training classes are train then validation classes."""
+
+    def __init__(self, dataset: Dataset, rows: Rows) -> None:
+        self.rows = rows
+        self.class_names = (*dataset.classes("train"), *dataset.classes("val"))
+        self.test_classes = dataset.classes("test")
+
+    def files(self, domain: str, classes: Sequence[str]) -> list[list[int]]:
+        """Rows of each class in a domain, in key order."""
+        of_domain = self.rows.domains == domain
+        return [np.flatnonzero(of_domain & (self.rows.classes == name)).tolist() for name in classes]
+
+    def training(self, held_out: str | None, domains: Sequence[str]) -> np.ndarray:
+        """92 % of the gallery domain, all of the other seen domains."""
+        parts = official.generalised(self.files(self.rows.gallery, self.class_names))[0]
+        for domain in domains:
+            if domain not in (held_out, self.rows.gallery):
+                parts += [row for files in self.files(domain, self.class_names) for row in files]
+        return np.array(sorted(parts), dtype=np.int64)
+
+    def galleries(self) -> tuple[np.ndarray, np.ndarray]:
+        """``(unseen, mixed)`` gallery rows."""
+        unseen = [row for files in self.files(self.rows.gallery, self.test_classes) for row in files]
+        seen = official.generalised(self.files(self.rows.gallery, self.class_names))[1]
+        return np.array(sorted(unseen), dtype=np.int64), np.array(sorted(seen + unseen), dtype=np.int64)
+
+
+def unseen_class_task(protocol: str, dataset: Dataset, query_domain: str, rules: Rules, held_out: str | None) -> Task:
+    """UCDR (``held_out`` is the query domain) and UcCDR (``held_out`` is None) share all but the training domains."""
+    rows = Rows(dataset)
+    queries = rows.of("test", domains=(query_domain,))
+    if rules == "official":
+        listing = OfficialListing(dataset, rows)
+        unseen, mixed = listing.galleries()
+        train, class_names = listing.training(held_out, dataset.domains), listing.class_names
+        validation: Retrieval | None = Retrieval("test data (official rules)", queries, unseen)
+        notes: tuple[str, ...] = ("selected on test", "validation classes are trained on")
+    else:
+        unseen = rows.of("test", domains=(rows.gallery,))
+        mixed = np.union1d(unseen, rows.of("train", domains=(rows.gallery,), held_back=True))
+        train, class_names = clean_training(rows, held_out, dataset), dataset.classes("train")
+        validation = rows.validation(tuple(domain for domain in dataset.domains if domain != held_out))
+        notes = ()
+    return Task(
+        protocol=protocol,
+        dataset=dataset.card.name,
+        rules=rules,
+        split=query_domain,
+        train=train,
+        class_names=class_names,
+        retrievals=(Retrieval("unseen", queries, unseen), Retrieval("mixed", queries, mixed)),
+        validation=validation,
+        notes=notes,
+    )
+
+
+class Ucdr(Protocol):
+    """Unseen domain and unseen classes; one task a held-out domain."""
+
+    name = "ucdr"
+    summary = "queries of an unseen domain and unseen classes"
+    galleries = ("unseen", "mixed")
+
+    def splits(self, dataset: Dataset) -> list[str]:
+        """The held-out (query) domains: all but the gallery domain."""
+        return list(Rows(dataset).query_domains)
+
+    def task(self, dataset: Dataset, split: str, rules: Rules = "clean") -> Task:
+        """The task that holds out domain ``split``."""
+        return unseen_class_task(self.name, dataset, split, rules, held_out=split)
+
+
+PROTOCOL = Ucdr()
