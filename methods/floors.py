@@ -20,7 +20,7 @@ from methods.interface import FitReport, Log, Method, MethodCard, NotApplicableE
 
 
 class _ClassMeans(Method):
-    """A floor's class embedding: the mean embedding of the class's training pictures (PROTOCOLS.md, class embeddings)."""
+    """A floor's class embedding: the mean embedding of the class's training pictures."""
 
     _means: Tensor
     _names: tuple[str, ...] = ()

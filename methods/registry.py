@@ -106,7 +106,7 @@ class Registry(Generic[T]):
         self._scanned = True
         for point in importlib.metadata.entry_points(group=self._group):
             package = point.dist.name if point.dist else "?"
-            self.add(point.name, point.value, origin=f"entry point of {package}")  # type: ignore[arg-type]
+            self.add(point.name, point.value, origin=f"entry point of {package}")
 
 
 def _same_class(one: Any, other: Any) -> bool:
