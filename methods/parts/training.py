@@ -1,0 +1,150 @@
+"""The training loop that trained methods share: batches, budgets, the learning rate, validation and what is kept.
+
+A method describes a stage by its optimisers and a function from step number to loss; :func:`run_stage` does the rest in
+the open: backward, step, loss curve, validation, early stop, best weights. Selection sees ``data.validate`` only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from methods.interface import FitReport, Log, Method, TrainingData
+
+#: Points kept of a loss curve.
+CURVE_POINTS = 200
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on (the loss is not a number, ...); one line with the mend."""
+
+
+def seeded(seed: int, *parts: int) -> torch.Generator:
+    """A CPU generator that depends on the seed and the given parts (stage, step, ...), and on nothing else."""
+    value = seed & 0xFFFFFFFF
+    for part in parts:
+        value = (value * 1_000_003 + part + 1) & 0x7FFFFFFFFFFFFFFF
+    return torch.Generator().manual_seed(value)
+
+
+def budget(steps: int, epochs: int, pictures: int, batch_size: int) -> int:
+    """Optimiser steps of a stage: ``steps`` if positive (a preset's budget), else ``epochs`` over the pictures."""
+    return steps if steps > 0 else max(1, epochs * math.ceil(pictures / batch_size))
+
+
+def batches(
+    data: TrainingData, batch_size: int, generator: torch.Generator, *, balanced: Literal["none", "domain"] = "none"
+) -> Iterator[Tensor]:
+    """Endless index batches ``[min(batch_size, N)]`` into ``data.images``.
+
+    ``none``: a fresh shuffle of all pictures each epoch; a batch may run over the end of one epoch into the next.
+    ``domain``: equally many of every training domain (their own shuffles, restarted as each runs out), in domain order;
+    the batch is then ``batch_size // D`` of each of the D domains.
+    """
+    groups = [torch.arange(len(data.images))]
+    if balanced == "domain":
+        groups = [torch.nonzero(data.domains == d).flatten() for d in torch.unique(data.domains)]
+    take = max(1, min(batch_size, len(data.images)) // len(groups))
+    streams = [_endless(group, take, generator) for group in groups]
+    while True:
+        yield torch.cat([next(stream) for stream in streams])
+
+
+def _endless(group: Tensor, take: int, generator: torch.Generator) -> Iterator[Tensor]:
+    queue = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(queue) < take:
+            queue = torch.cat([queue, group[torch.randperm(len(group), generator=generator)]])
+        yield queue[:take]
+        queue = queue[take:]
+
+
+def target_batches(pictures: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Endless shuffled index batches ``[min(batch_size, pictures)]`` of unlabelled target pictures."""
+    return _endless(torch.arange(pictures), min(batch_size, pictures), generator)
+
+
+def count_parameters(parameters: Sequence[nn.Parameter] | Mapping[str, Tensor]) -> int:
+    """Number of trained values."""
+    values = parameters.values() if isinstance(parameters, Mapping) else parameters
+    return sum(value.numel() for value in values)
+
+
+def run_stage(
+    method: Method,
+    data: TrainingData,
+    report: FitReport,
+    log: Log,
+    *,
+    stage: str,
+    steps: int,
+    optimizers: Sequence[torch.optim.Optimizer],
+    loss: Callable[[int], Tensor],
+    learning_rate: Callable[[int], float] | None = None,
+    after_step: Callable[[int], None] | None = None,
+    validate_every: int = 0,
+    patience: int = 0,
+    clip_norm: float = 0.0,
+) -> None:
+    """Run one training stage and leave the method with the weights that selection keeps.
+
+    * ``loss(step)`` computes the step's loss (scalar) with a graph; step counts from 0 within the stage.
+    * ``learning_rate(step)`` sets every optimiser group's rate to it times the group's ``"scale"`` (default 1).
+    * every ``validate_every`` steps and at the end (0: no validation at all) ``data.validate(method)`` scores the method
+      with ``method.tensors()`` as they stand; unless ``data.select`` is ``last``, the best weights are put back at the
+      end, and training stops after ``patience`` scores without gain (0: never).
+    * gradient clipping is off unless ``clip_norm`` is positive.
+
+    Raises :class:`TrainingError` when the loss is not finite.
+    """
+    select = validate_every > 0 and data.select != "last"
+    best_score, best_step, waited = -math.inf, 0, 0
+    best: dict[str, Tensor] = {}
+    every = max(1, steps // CURVE_POINTS)
+    begun = report.steps
+    for step in range(steps):
+        if learning_rate is not None:
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step) * group.get("scale", 1.0)
+        value = loss(step)
+        number = float(value.detach())
+        if not math.isfinite(number):
+            raise TrainingError(
+                f"{method.card.name}: loss is {number} at step {step} of {stage}; lower the learning rate with"
+                f" --set {method.card.name}.learning_rate=..."
+            )
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        if clip_norm > 0:
+            torch.nn.utils.clip_grad_norm_(
+                [p for o in optimizers for g in o.param_groups for p in g["params"]], clip_norm
+            )
+        for optimizer in optimizers:
+            optimizer.step()
+        if after_step is not None:
+            after_step(step)
+        report.steps += 1
+        if step % every == 0 or step == steps - 1:
+            report.losses.append({"stage": stage, "step": begun + step, "loss": round(number, 6)})
+        log(stage=stage, step=step + 1, steps=steps, loss=number)
+        last = step == steps - 1
+        if select and ((step + 1) % validate_every == 0 or last):
+            score = data.validate(method)
+            report.validation.append({"step": report.steps, "score": round(score, 6)})
+            log(stage=stage, step=step + 1, steps=steps, validation=score)
+            if score > best_score:
+                best_score, best_step, waited = score, report.steps, 0
+                best = {name: tensor.detach().clone() for name, tensor in method.tensors().items()}
+            else:
+                waited += 1
+            if patience and waited >= patience:
+                break
+    report.selected_step = best_step if select and best else report.steps
+    if select and best and best_step != report.steps:
+        method.load_tensors(best, method.facts())
