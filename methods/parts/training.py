@@ -94,7 +94,7 @@ def run_stage(
 
     * ``loss(step)`` computes the step's loss (scalar) with a graph; step counts from 0 within the stage.
     * ``learning_rate(step)`` sets every optimiser group's rate to it times the group's ``"scale"`` (default 1).
-    * every ``validate_every`` steps and at the end (0: no validation at all) ``data.validate(method)`` scores the method
+    * every ``validate_every`` steps and at the end (0: no validation) ``data.validate(method)`` scores the method
       with ``method.tensors()`` as they stand; unless ``data.select`` is ``last``, the best weights are put back at the
       end, and training stops after ``patience`` scores without gain (0: never).
     * gradient clipping is off unless ``clip_norm`` is positive.
