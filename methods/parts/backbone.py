@@ -449,10 +449,9 @@ class Backbone:
         return self.class_token.device
 
     @property
-    def logit_scale(self) -> Tensor:
-        """CLIP's log temperature, a scalar: similarities are multiplied by ``logit_scale.exp()``."""
-        scale: Tensor = self.model.logit_scale
-        return scale
+    def logit_scale(self) -> float:
+        """Factor from cosine to logit: the exponential of CLIP's parameter of that name (100 for OpenAI's CLIP)."""
+        return float(self.model.logit_scale.detach().exp())
 
     @property
     def weights_hash(self) -> str:

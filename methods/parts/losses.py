@@ -1,0 +1,42 @@
+"""Loss terms that several methods share. What only one paper has stands in that paper's file.
+
+Shapes: B pictures, C classes, E embedding width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TEMPERATURE = 0.07  # tau of METHODS.md, where a method says nothing else
+
+
+def cosine_similarities(images: Tensor, texts: Tensor) -> Tensor:
+    """Cosines of images [B, E] with texts [C, E], or with each image's own texts [B, C, E] -> [B, C]."""
+    images, texts = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
+    if texts.ndim == 2:
+        return images @ texts.T
+    return torch.einsum("be,bce->bc", images, texts)
+
+
+def image_text_loss(images: Tensor, texts: Tensor, labels: Tensor, *, temperature: float = TEMPERATURE) -> Tensor:
+    """Mean cross-entropy of softmax(cosine / temperature) over the C texts (METHODS.md, section 1).
+
+    ``images`` [B, E], ``texts`` [C, E] or [B, C, E] (normalised here), ``labels`` [B] in 0..C-1.
+    """
+    return F.cross_entropy(cosine_similarities(images, texts) / temperature, labels)
+
+
+def mean_entropy(logits: Tensor) -> Tensor:
+    """Mean Shannon entropy, in nats, of softmax(logits) over the last axis: logits [B, C] -> scalar."""
+    log_probabilities = logits.log_softmax(dim=-1)
+    return -(log_probabilities.exp() * log_probabilities).sum(dim=-1).mean()
+
+
+def triplet_hinge(anchors: Tensor, positives: Tensor, negatives: Tensor, *, margin: float) -> Tensor:
+    """``relu(|a - p| - |a - n| + margin)`` with Euclidean distances: three tensors [..., E] -> [...], not averaged.
+
+    Where a distance is 0 its gradient is 0.
+    """
+    to_positive = torch.linalg.vector_norm(anchors - positives, dim=-1)
+    to_negative = torch.linalg.vector_norm(anchors - negatives, dim=-1)
+    return F.relu(to_positive - to_negative + margin)
