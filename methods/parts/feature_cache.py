@@ -68,7 +68,7 @@ class FeatureScope:
 
 
 class FeatureCache:
-    """Values by (scope, picture content), in memory up to ``limit`` bytes (the oldest go first) and in ``folder`` if any.
+    """Values by (scope, picture content), in memory up to ``limit`` bytes (the oldest go first), and in ``folder``.
 
     Files are written atomically, one for each call that computed something; a file that cannot be read is passed over
     with a warning and its values are computed again.
