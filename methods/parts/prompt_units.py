@@ -1,0 +1,72 @@
+"""What ProS and UCDR-Adapter have in common: prompt units, the image sequence that holds them, and where it is read.
+
+METHODS.md, sections 1 and 2. Both papers keep a table of learned vectors, the *prompt units* (one or more for every
+training domain and every training class), put two kinds of prompt between the class token and the patches of the frozen
+CLIP vision tower, and write each class as ``a photo of {class} from X ... X domain.`` with learned context X.
+
+Shapes: B pictures, K prompt tokens, P patches, w vision width, E embedding width.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from methods.parts.backbone import Backbone, insert_prompts
+
+#: The text of a class, for :meth:`methods.parts.prompts.PromptTemplate.build`.
+TEXT_TEMPLATE = "a photo of {name} from {context} domain."
+
+#: Standard deviation of the learned text context at the start (that of CoOp).
+CONTEXT_STD = 0.02
+
+#: The lowest learning rate of :func:`decayed_rate`.
+RATE_FLOOR = 1e-6
+
+#: Which token of the image sequence becomes the image feature. ``class_token``: the papers'. ``first_prompt``: the token
+#: at index 1, which the released code of both papers reads (the first domain prompt token, where there is one).
+ReadOut = Literal["class_token", "first_prompt"]
+_READ_INDEX: dict[ReadOut, int] = {"class_token": 0, "first_prompt": 1}
+
+
+def new_units(rows: int, backbone: Backbone, generator: torch.Generator) -> Tensor:
+    """Untrained units [rows, w], uniform in [-v, v] with ``v = sqrt(6 / (3 p^2 + w))``, p the patch size."""
+    width, patch = backbone.vision_width, backbone.patch_size
+    bound = math.sqrt(6.0 / (3 * patch * patch + width))
+    return (torch.empty(rows, width).uniform_(-bound, bound, generator=generator)).to(backbone.device)
+
+
+def new_context(tokens: int, backbone: Backbone, generator: torch.Generator) -> Tensor:
+    """Untrained text context [tokens, v], normal with standard deviation 0.02."""
+    return torch.empty(tokens, backbone.text_width).normal_(0.0, CONTEXT_STD, generator=generator).to(backbone.device)
+
+
+def prompted_tokens(
+    backbone: Backbone, pixels: Tensor, prompts: Tensor, *, class_token: Tensor | None = None
+) -> Tensor:
+    """The main sequence ``[class token + pos_0 ; prompts ; patches + pos_1..P]`` -> [B, 1+K+P, w].
+
+    ``pixels`` [B, 3, H, W] are normalised; ``prompts`` [B, K, w] (or [K, w], the same for all pictures) carry no
+    position; ``class_token`` [w] replaces the frozen one.
+    """
+    return insert_prompts(backbone.image_tokens(pixels, class_token=class_token), prompts)
+
+
+def read_image(
+    backbone: Backbone, tokens: Tensor, read_out: ReadOut, *, projection: Tensor | None = None, plain: bool = False
+) -> Tensor:
+    """Pre-LayerNorm, blocks, post-LayerNorm of the read-out token and projection: tokens [B, T, w] -> [B, E].
+
+    Not L2-normalised. ``projection`` [E, w] replaces the frozen one. ``plain`` also computes the last block's outputs
+    that nobody reads (the same numbers, for tests and timings).
+    """
+    index = _READ_INDEX[read_out]
+    if plain:
+        return backbone.readout(backbone.run_vision(tokens)[:, index], projection=projection)
+    return backbone.readout(backbone.run_vision(tokens, read=index), projection=projection)
+
+
+def decayed_rate(learning_rate: float, epoch: float) -> float:
+    """Learning rate of the second stage: ``learning_rate * 10^(-3 epoch / 20)``, epoch from 0, never below 1e-6."""
+    return max(RATE_FLOOR, learning_rate * 10.0 ** (-3.0 * epoch / 20.0))
