@@ -22,6 +22,7 @@ from methods.interface import FitReport, Log, Method, MethodCard, NotApplicableE
 class _ClassMeans(Method):
     """A floor's class embedding: the mean embedding of the class's training pictures."""
 
+    trained = False
     _means: Tensor
     _names: tuple[str, ...] = ()
 
@@ -56,6 +57,10 @@ class _ClassMeans(Method):
         """Cosine as it is."""
         return 1.0
 
+    def total_parameters(self) -> int:
+        """None: the backbone is not used, and class means are statistics."""
+        return 0
+
     def tensors(self) -> dict[str, Tensor]:
         """The class means."""
         return {"means": self._means} if self._names else {}
@@ -73,7 +78,7 @@ class _ClassMeans(Method):
 
 def _floor_card(name: str, title: str) -> MethodCard:
     return MethodCard(
-        name=name, title=title, authors="this suite", venue="baseline", year=2026, url="", trains="nothing"
+        name=name, title=title, authors="this suite", venue="baseline", year=2026, url="", trains="nothing", floor=True
     )
 
 

@@ -53,7 +53,7 @@ class Deviation:
 
 @dataclass(frozen=True)
 class MethodCard:
-    """What a method is and where it comes from."""
+    """What a method is and where it comes from; ``floor`` marks a row that shows where a score begins."""
 
     name: str
     title: str
@@ -67,6 +67,7 @@ class MethodCard:
     code_licence: str = ""
     deviations: tuple[Deviation, ...] = ()
     notes: str = ""
+    floor: bool = False
 
 
 class Pictures(ABC):
@@ -175,12 +176,18 @@ class Method(ABC):
     """A method: construct it on a backbone, ``fit`` it, then encode.
 
     Subclasses set ``card`` and ``Config`` (a frozen dataclass whose defaults are the paper's) and may set
-    ``trained = False`` when ``fit`` learns nothing from data, so that one instance serves every task.
+
+    * ``trained = False`` when the embedding of a picture does not depend on the training data, so that encoded pictures
+      are shared between tasks (``fit`` still runs once a task: a floor averages its class means there);
+    * ``variants``: named changes to the defaults, e.g. ``{"official": {"mask": False}}``; ``paper`` is the defaults;
+    * ``version``: raise it when a change of the code changes scores, so that stored scores are not taken for new ones.
     """
 
     card: ClassVar[MethodCard]
     Config: ClassVar[type] = NoConfig
     trained: ClassVar[bool] = True
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    version: ClassVar[int] = 1
 
     def __init__(self, backbone: Backbone, config: Any = None, device: str | torch.device = "cpu") -> None:
         self.backbone = backbone
@@ -200,6 +207,10 @@ class Method(ABC):
         L2-normalised unless ``card.similarity`` is ``sqeuclidean``.
         """
 
+    def encode_raw(self, pixels: Tensor) -> Tensor:
+        """Embeddings ``[B, D]`` before normalisation, which ``--rules official`` ranks; default: ``encode_images``."""
+        return self.encode_images(pixels)
+
     @abstractmethod
     def encode_classes(self, names: Sequence[str]) -> Tensor:
         """L2-normalised class embeddings ``[C, D]``.
@@ -214,7 +225,13 @@ class Method(ABC):
 
     def logit_scale(self) -> float:
         """Factor from cosine to logit; the backbone's own unless a method says otherwise."""
-        return float(self.backbone.logit_scale)
+        return float(self.backbone.logit_scale.exp())
+
+    def total_parameters(self) -> int:
+        """Number of weights in use: the backbone's, and those learned beside them."""
+        weights = dict(self.backbone.model.named_parameters())
+        beside = sum(value.numel() for name, value in self.tensors().items() if name not in weights)
+        return sum(value.numel() for value in weights.values()) + beside
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything learned, by name (what ``save`` stores); frozen backbone weights are not part of it."""

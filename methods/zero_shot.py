@@ -54,7 +54,12 @@ class ZeroShot(Method):
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Normalised CLIP image features ``[B, E]``."""
-        return F.normalize(self.backbone.encode_images(self.backbone.normalize(pixels.to(self.device))), dim=-1)
+        return F.normalize(self.encode_raw(pixels), dim=-1)
+
+    @torch.no_grad()
+    def encode_raw(self, pixels: Tensor) -> Tensor:
+        """CLIP image features ``[B, E]`` as the projection gives them."""
+        return self.backbone.encode_images(self.backbone.normalize(pixels.to(self.device)))
 
     @torch.no_grad()
     def encode_classes(self, names: Sequence[str]) -> Tensor:

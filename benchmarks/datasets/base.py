@@ -26,10 +26,19 @@ class DatasetError(RuntimeError):
 
 @dataclass(frozen=True)
 class RetrievalCut:
-    """The figures a dataset's papers report: AP cut ``map_at`` (None = all) and precision cut ``precision_at``."""
+    """The figures that lead a dataset's tables, as its papers report them.
+
+    AP cut ``map_at`` (None = all) and precision cut ``precision_at`` (None: recall@1 leads instead).
+    """
 
     map_at: int | None = None
-    precision_at: int = 100
+    precision_at: int | None = 100
+
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the leading metrics; a cut AP comes under both conventions, never under one alone."""
+        k = self.map_at
+        precision = ("map@all",) if k is None else (f"map@{k}[retrieved]", f"map@{k}[trec]")
+        return (*precision, "recall@1" if self.precision_at is None else f"p@{self.precision_at}")
 
 
 @dataclass(frozen=True)
