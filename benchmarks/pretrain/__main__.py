@@ -14,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "release":
             command.add_argument("--version", required=True, help="version; the folder is picto-clip-vVERSION")
             command.add_argument("--out", type=Path, help="parent folder (default: the package's assets)")
+            command.add_argument("--corpus", type=Path, help="corpus folder, whose list goes beside the card")
     return parser
 
 
@@ -99,7 +101,13 @@ def main(argv: list[str] | None = None) -> int:
         else:
             from benchmarks.pretrain import release
 
-            release.write(arguments.run, arguments.checkpoint, version=arguments.version, parent=arguments.out)
+            release.write(
+                arguments.run,
+                arguments.checkpoint,
+                version=arguments.version,
+                parent=arguments.out,
+                corpus=arguments.corpus,
+            )
     except (FileNotFoundError, ValueError) as error:
         print(f"pretrain: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,225 @@
+"""Measure a pretraining run on PictoDomains and write it as a version for shipping.
+
+Everything that guides training - when to stop, what to tune, the aim - looks at train and validation classes. Test
+classes are measured once, when a version is written, and the version stands in its folder's name.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.datasets.picto_domains import PictoDomains
+from benchmarks.evaluation.ranking import rank
+from benchmarks.pretrain.model import ModelConfig, build_model
+from methods.floors import RawPixel
+from methods.parts.backbone import Backbone
+from methods.zero_shot import ZeroShot
+
+#: The aim of the embedded backbone: zero-shot top-1 over train and validation classes.
+AIM = 0.30
+
+_CARD = """---
+license: mit
+library_name: transformers
+tags: [clip, icons, clip-art, zero-shot-image-classification]
+---
+# picto-clip {version}
+
+A small CLIP for drawings of everyday things: the embedded backbone of UCDR-Bench. It exists so that the whole suite
+runs offline on two CPU cores; it is no substitute for a CLIP trained on photographs.
+
+| | |
+|---|---|
+| vision tower | plain ViT, {model[image_size]} px, {model[patch_size]} px patches, {model[vision_layers]} layers x \
+{model[vision_width]} |
+| text tower | {model[text_layers]} layers x {model[text_width]}, context {model[context_length]}, byte-pair encoding \
+of {model[vocabulary]} tokens trained on the corpus |
+| embedding | {model[embed_dim]} |
+| parameters | {parameters:,} ({megabytes:.1f} MB in float16) |
+| seen | {pictures:,} pictures in {step:,} steps, {world} process(es) of {training[concepts]} concepts x \
+{training[views]} pictures |
+
+## Corpus and licence
+{corpus[pictures]:,} drawings ({corpus[mono]:,} single-colour, {corpus[colour]:,} in colour) with {corpus[phrases]:,} \
+different names, from the collections of the npm package `@iconify/json` {corpus[iconify_version]} and Debian's \
+`openclipart-svg` that allow redistribution without share-alike or non-commercial terms (MIT, Apache-2.0, CC-BY, CC0, \
+ISC, OFL, Unlicense, BSD; public domain). Left out: every collection that feeds PictoDomains, its forks and other versions, \
+logos, flags, and every drawing perceptually equal to one of those collections. The collections are listed in \
+`corpus.json` beside this card. The weights are released under the MIT licence.
+
+## Recipe
+`python -m benchmarks.pretrain corpus`, then `train`: multi-positive contrastive loss (drawings of one WordNet synset, \
+or of one name, are positives of one caption), AdamW {training[learning_rate]:g}, betas {training[betas]}, weight decay \
+{training[weight_decay]:g}, warm-up {training[warmup_steps]} steps, held, then linear decay over the last \
+{decay:.0%}; captions in varied templates, every {training[long_every]}th batch long (up to the whole context, so that \
+every text position is trained); single-colour drawings are painted anew each time (ink, paper and the regions their \
+lines enclose get random colours, sometimes shaded), colour drawings recoloured, all of them turned, scaled, sheared, \
+shifted and mirrored. Seed {training[seed]}. Pixels are normalised with mean and standard deviation 0.5.
+
+## Measured on PictoDomains
+Zero-shot top-1 with `a photo of a {{}}` over the {classes} train and validation classes: **{top1:.1%}** \
+(aim: {aim:.0%}; chance {chance:.1%}). Cross-domain mAP@all: query domain against the gallery domain, cosine.
+
+{table_seen}
+
+Test classes ({test_classes}), measured once for this version:
+
+{table_test}
+
+## What it can and cannot do
+It recognises plain drawings of common things, best as line art and glyphs, which fill its corpus; colour art is \
+harder. It has seen no photograph, knows no people, places, brands or actions, and its English is that of icon names. Names of \
+classes occur in its corpus: "unseen" in this suite means unseen in adaptation, as with every CLIP.
+"""
+
+
+def export(run: Path, checkpoint: str, folder: Path) -> dict[str, Any]:
+    """Write a checkpoint as a Hugging Face CLIP folder (float16) and return the checkpoint's record.
+
+    Raises ``FileNotFoundError`` naming the checkpoint that is missing.
+    """
+    tensors, record_file = run / f"{checkpoint}.safetensors", run / f"{checkpoint}.json"
+    if not tensors.is_file():
+        raise FileNotFoundError(f"{tensors} is missing: train first, or name another --checkpoint")
+    record = json.loads(record_file.read_text(encoding="utf-8"))
+    model = build_model(ModelConfig(**record["model"]))
+    model.load_state_dict({k[6:]: v for k, v in load_file(tensors).items() if k.startswith("model.")})
+    folder.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(folder)
+    for file in sorted((run / "tokenizer").iterdir()):
+        shutil.copy(file, folder / file.name)
+    size = record["model"]["image_size"]
+    processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"height": size, "width": size},
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "resample": 3,
+        "do_convert_rgb": True,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n", encoding="utf-8")
+    return record
+
+
+def measure(backbone: Backbone, dataset: PictoDomains, splits: tuple[str, ...]) -> dict[str, Any]:
+    """Zero-shot top-1 and cross-domain mAP@all over the classes of ``splits``, per domain.
+
+    mAP columns: this backbone, the same architecture with random weights, raw pixels.
+    """
+    table = dataset.table
+    rows = np.flatnonzero(table["split"].isin(splits).to_numpy())
+    names = sorted(set(table["class"].to_numpy()[rows]))
+    labels = np.array([names.index(name) for name in table["class"].to_numpy()[rows]])
+    domains = table["domain"].to_numpy()[rows]
+    untrained = ZeroShot(Backbone.from_config(backbone.model.config, 0, tokenizer=backbone.tokenizer))
+    methods = {"picto-clip": ZeroShot(backbone), "random weights": untrained, "raw pixels": RawPixel(backbone)}
+    embeddings = {
+        name: torch.cat(
+            [method.encode_images(dataset.pixels(part, backbone.image_size)) for part in np.array_split(rows, 40)]
+        )
+        for name, method in methods.items()
+    }
+    text = methods["picto-clip"].encode_classes(names)
+    hit = (embeddings["picto-clip"] @ text.T).argmax(1).numpy() == labels
+    gallery = domains == dataset.card.gallery_domain
+    result: dict[str, Any] = {"classes": len(names), "top1": float(hit.mean()), "domains": {}}
+    for domain in dataset.domains:
+        of = domains == domain
+        line: dict[str, Any] = {"pictures": int(of.sum()), "top1": float(hit[of].mean())}
+        if domain != dataset.card.gallery_domain:
+            for name, embedding in embeddings.items():
+                scores = rank(embedding[of].numpy(), embedding[gallery].numpy(), labels[of], labels[gallery])
+                line[name] = scores.means()["map@all"]
+        result["domains"][domain] = line
+    return result
+
+
+def _table(result: dict[str, Any]) -> str:
+    lines = [
+        "| domain | pictures | top-1 | mAP@all | random weights | raw pixels | times raw pixels |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for domain, line in result["domains"].items():
+        if "picto-clip" in line:
+            figures = " | ".join(f"{line[name]:.3f}" for name in ("picto-clip", "random weights", "raw pixels"))
+            figures += f" | {line['picto-clip'] / line['raw pixels']:.1f}"
+        else:
+            figures = "gallery | | |"
+        lines.append(f"| {domain} | {line['pictures']} | {line['top1']:.1%} | {figures} |")
+    return "\n".join(lines)
+
+
+def evaluate(run: Path, checkpoint: str, *, echo: bool = True) -> dict[str, Any]:
+    """Measure a checkpoint on train and validation classes; writes ``evaluation.json`` into the run folder."""
+    folder = run / "export"
+    record = export(run, checkpoint, folder)
+    result = measure(Backbone.load(folder), PictoDomains(), ("train", "val"))
+    result |= {"step": record["step"], "pictures": record["pictures"]}
+    (run / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if echo:
+        print(f"step {record['step']}: top-1 {result['top1']:.1%} over {result['classes']} classes\n{_table(result)}")
+    return result
+
+
+def write(run: Path, checkpoint: str, *, version: str, parent: Path | None, corpus: Path | None = None) -> Path:
+    """Write version ``picto-clip-vVERSION``: weights, tokenizer, image processor, card, corpus list, measurements.
+
+    Raises ``ValueError`` if that version exists: a released version is never overwritten.
+    """
+    parent = parent or Path(__file__).parents[1] / "assets" / "picto_clip"
+    folder = parent / f"picto-clip-v{version}"
+    if folder.exists():
+        raise ValueError(f"{folder} exists: a released version is never overwritten; give the next --version")
+    record = export(run, checkpoint, folder)
+    dataset = PictoDomains()
+    backbone = Backbone.load(folder)
+    seen, test = measure(backbone, dataset, ("train", "val")), measure(backbone, dataset, ("test",))
+    parameters = sum(p.numel() for p in backbone.model.parameters())
+    facts = {
+        "version": f"v{version}",
+        "data_hash": dataset.data_hash,
+        "weights_hash": backbone.weights_hash,
+        "step": record["step"],
+        "pictures": record["pictures"],
+        "training": record["training"],
+        "model": record["model"],
+        "train_and_validation_classes": seen,
+        "test_classes": test,
+    }
+    (folder / "measurements.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    if corpus is not None:
+        shutil.copy(corpus / "corpus.json", folder / "corpus.json")
+    card = _CARD.format(
+        version=f"v{version}",
+        model=record["model"],
+        training=record["training"],
+        corpus=record["corpus"],
+        world=record["world"],
+        step=record["step"],
+        pictures=record["pictures"],
+        parameters=parameters,
+        megabytes=parameters * 2 / 1e6,
+        decay=record["training"]["decay_share"],
+        classes=seen["classes"],
+        chance=1 / seen["classes"],
+        top1=seen["top1"],
+        aim=AIM,
+        table_seen=_table(seen),
+        test_classes=test["classes"],
+        table_test=_table(test),
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    print(f"wrote {folder}: top-1 {seen['top1']:.1%} over {seen['classes']} train and validation classes")
+    return folder
