@@ -68,7 +68,7 @@ def _recipe(arguments: argparse.Namespace) -> tuple[dict, dict]:
         if key in sizes:
             model[key] = int(text)
         else:
-            default = known[key].default
+            default: Any = known[key].default
             values[key] = (
                 tuple(float(t) for t in text.split(",")) if isinstance(default, tuple) else type(default)(text)
             )

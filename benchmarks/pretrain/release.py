@@ -50,16 +50,18 @@ of {model[vocabulary]} tokens trained on the corpus |
 {corpus[pictures]:,} drawings ({corpus[mono]:,} single-colour, {corpus[colour]:,} in colour) with {corpus[phrases]:,} \
 different names, from the collections of the npm package `@iconify/json` {corpus[iconify_version]} and Debian's \
 `openclipart-svg` that allow redistribution without share-alike or non-commercial terms (MIT, Apache-2.0, CC-BY, CC0, \
-ISC, OFL, Unlicense, BSD; public domain). Left out: every collection that feeds PictoDomains, its forks and other versions, \
-logos, flags, and every drawing perceptually equal to one of those collections. The collections are listed in \
+ISC, OFL, Unlicense, BSD; public domain). Left out: every collection that feeds PictoDomains, its forks and other \
+versions, logos, flags, and every drawing perceptually equal to one of those collections. The collections are \
+listed in \
 `corpus.json` beside this card. The weights are released under the MIT licence.
 
 ## Recipe
 `python -m benchmarks.pretrain corpus`, then `train`: multi-positive contrastive loss (drawings of one WordNet synset, \
-or of one name, are positives of one caption), AdamW {training[learning_rate]:g}, betas {training[betas]}, weight decay \
-{training[weight_decay]:g}, warm-up {training[warmup_steps]} steps, held, then linear decay over the last \
-{decay:.0%}; captions in varied templates, every {training[long_every]}th batch long (up to the whole context, so that \
-every text position is trained); single-colour drawings are painted anew each time (ink, paper and the regions their \
+or of one name, are positives of one caption), AdamW {training[learning_rate]:g}, betas {training[betas]}, weight \
+decay {training[weight_decay]:g}, warm-up {training[warmup_steps]} steps, held, then linear decay over the last \
+{decay:.0%}; captions in varied templates, every {training[long_every]}th batch long (up to the whole context, so \
+that every text position is trained); single-colour drawings are painted anew each time (ink, paper and the \
+regions their \
 lines enclose get random colours, sometimes shaded), colour drawings recoloured, all of them turned, scaled, sheared, \
 shifted and mirrored. Seed {training[seed]}. Pixels are normalised with mean and standard deviation 0.5.
 
@@ -75,8 +77,8 @@ Test classes ({test_classes}), measured once for this version:
 
 ## What it can and cannot do
 It recognises plain drawings of common things, best as line art and glyphs, which fill its corpus; colour art is \
-harder. It has seen no photograph, knows no people, places, brands or actions, and its English is that of icon names. Names of \
-classes occur in its corpus: "unseen" in this suite means unseen in adaptation, as with every CLIP.
+harder. It has seen no photograph, knows no people, places, brands or actions, and its English is that of icon names. \
+Names of classes occur in its corpus: "unseen" in this suite means unseen in adaptation, as with every CLIP.
 """
 
 
