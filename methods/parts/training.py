@@ -136,6 +136,9 @@ def run_stage(
         last = step == steps - 1
         if select and ((step + 1) % validate_every == 0 or last):
             score = data.validate(method)
+            if math.isnan(score):  # the task has no validation data: run the whole budget, keep the last weights
+                select = False
+                continue
             report.validation.append({"step": report.steps, "score": round(score, 6)})
             log(stage=stage, step=step + 1, steps=steps, validation=score)
             if score > best_score:
