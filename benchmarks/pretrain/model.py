@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,16 +59,11 @@ def build_model(config: ModelConfig) -> Any:
     )
 
 
-def train_tokenizer(texts: Iterable[str], config: ModelConfig, folder: Path) -> Any:
-    """Train a CLIP-style byte-pair encoding on ``texts``, save it to ``folder`` and return it loaded from there.
+def _empty_tokenizer(model: Any) -> Any:
+    """Lower case, white space and underscores alike; letters, single digits and runs of signs are words, in bytes."""
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 
-    Lower case, ``</w>`` ends a word, the special tokens have the largest ids (end-of-text the largest), as in
-    OpenAI's vocabulary, so code that reads the text at the largest id works.
-    """
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>", continuing_subword_prefix=""))
+    tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"[\s_]+"), " "), normalizers.Lowercase()]
     )
@@ -78,16 +74,31 @@ def train_tokenizer(texts: Iterable[str], config: ModelConfig, folder: Path) -> 
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], config: ModelConfig, folder: Path) -> Any:
+    """Train a CLIP-style byte-pair encoding on ``texts``, save it to ``folder`` and return it loaded from there.
+
+    Lower case, ``</w>`` ends a word, the special tokens have the largest ids (end-of-text the largest), as in
+    OpenAI's vocabulary, so code that reads the text at the largest id works.
+    """
+    from tokenizers import models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    base = [*alphabet, *[f"{letter}</w>" for letter in alphabet]]
+    learner = _empty_tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocabulary - 2,
-        end_of_word_suffix="</w>",
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=config.vocabulary, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    learner.train_from_iterator(texts, trainer)
+    learned = json.loads(learner.to_str())["model"]["merges"][: config.vocabulary - 2 - len(base)]
+    merges = [(left, right) for left, right in learned]
+    vocabulary = {token: n for n, token in enumerate([*base, *[left + right for left, right in merges]])}
+    tokenizer = _empty_tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>"))
     missing = config.vocabulary - 2 - tokenizer.get_vocab_size()
-    if missing > 0:
-        tokenizer.add_tokens([f"<|unused{i}|>" for i in range(missing)])
+    tokenizer.add_tokens([f"<|unused{i}|>" for i in range(missing)])
     tokenizer.add_special_tokens([START, END])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}",
