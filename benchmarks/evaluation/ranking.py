@@ -255,19 +255,19 @@ class _Scorer:
         self.row_bytes = 8.0 * (2 * d + 3 * width) + 8.0 * self.slab * (not self.cosine)
         for start in range(0, n, self.slab):
             part = slice(start, start + self.slab)
-            grid, self.norms[part] = _fixed_point(gallery[part], low=not self.cosine)
+            grid, self.norms[part] = fixed_point(gallery[part], low=not self.cosine)
             if self.kept is not None:
                 self.kept[part] = grid
 
     def fill(self, out: Float64, start: int) -> None:
         """Write the scores [b, N] of b queries from ``start`` on, in multiples of ``unit``."""
         d = self.query.shape[1]
-        grid, norms = _fixed_point(self.query[start : start + len(out)], low=not self.cosine)
+        grid, norms = fixed_point(self.query[start : start + len(out)], low=not self.cosine)
         swapped = grid if self.cosine else np.roll(grid, d, axis=1)
         for first in range(0, self.shape[1], self.slab):
             part = slice(first, first + self.slab)
             block = out[:, part]
-            other = _fixed_point(self.gallery[part], low=not self.cosine)[0] if self.kept is None else self.kept[part]
+            other = fixed_point(self.gallery[part], low=not self.cosine)[0] if self.kept is None else self.kept[part]
             np.matmul(grid[:, :d], other[:, :d].T, out=block)
             if not self.cosine:
                 cross = swapped @ other.T  # high of one times low of the other, both ways
@@ -279,7 +279,7 @@ class _Scorer:
                 block -= np.square(norms)[:, None]
 
 
-def _fixed_point(x: NDArray[Any], *, low: bool = False) -> tuple[Float64, Float64]:
+def fixed_point(x: NDArray[Any], *, low: bool = False) -> tuple[Float64, Float64]:
     """Directions of the rows of x [n, D] as integers of length 2**26 (stored as float64), and their lengths [n].
 
     With ``low``, D more columns follow: what the rounding left, as integers in steps 2**20 times finer.

@@ -1,0 +1,160 @@
+"""Accuracy of class scores: per image and per class, and over seen and unseen classes (generalised zero-shot).
+
+Every figure names how it averages: ``[image]`` is the share of pictures classified right, ``[class]`` the mean over
+the classes present of the share within each class. The zero-shot figures:
+
+===========  =========================================================================================================
+``seen``     pictures of seen ("known") classes, all classes allowed as answers
+``unseen``   pictures of unseen ("unknown") classes, all classes allowed as answers
+``all``      all pictures, all classes allowed as answers
+``h``        harmonic mean of ``seen`` and ``unseen``; 0 if either is 0
+``zsl``      pictures of unseen classes, only unseen classes allowed as answers
+===========  =========================================================================================================
+
+The SRE-CLIP release reports ``h[image]``, the harmonic mean of the two per-image accuracies.
+
+Ties: classes whose score lies within `TIE` (relative to the largest magnitude among the allowed ones) of the best
+share the answer, so that a model that cannot tell t classes apart earns 1/t whatever the order of the classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TIE = 1e-6
+"""Relative width of a tie: a few float32 roundings, as matrix products of equal class embeddings differ by them."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassificationScores:
+    """What class scores earned, picture by picture.
+
+    Attributes:
+        labels: int64 [B], true class of each picture (column of the scores).
+        credit: float64 [B], 1 for a right answer, 0 for a wrong one, 1/t for one of t tied answers.
+        zsl_credit: the same with unseen classes only as answers, NaN for pictures of seen classes; None without a
+            split into seen and unseen.
+        unseen: bool [C], which classes are unseen; None without such a split.
+    """
+
+    labels: NDArray[np.int64]
+    credit: NDArray[np.float64]
+    zsl_credit: NDArray[np.float64] | None = None
+    unseen: NDArray[np.bool_] | None = None
+
+    def means(self) -> dict[str, float]:
+        """``accuracy[image]``, ``accuracy[class]``, or the zero-shot figures of the module's docstring, both ways."""
+        if self.unseen is None or self.zsl_credit is None:
+            return _both("accuracy", self.credit, self.labels)
+        is_unseen = self.unseen[self.labels]
+        figures = {
+            **_both("seen", self.credit[~is_unseen], self.labels[~is_unseen]),
+            **_both("unseen", self.credit[is_unseen], self.labels[is_unseen]),
+            **_both("all", self.credit, self.labels),
+            **_both("zsl", self.zsl_credit[is_unseen], self.labels[is_unseen]),
+        }
+        for way in ("image", "class"):
+            figures[f"h[{way}]"] = harmonic_mean(figures[f"seen[{way}]"], figures[f"unseen[{way}]"])
+        return figures
+
+    def per_image(self) -> pd.DataFrame:
+        """One row a picture: ``label``, ``credit`` and, with a split, ``unseen`` and ``zsl_credit``."""
+        import pandas as pd
+
+        columns: dict[str, Any] = {"label": self.labels, "credit": self.credit}
+        if self.unseen is not None:
+            columns |= {"unseen": self.unseen[self.labels], "zsl_credit": self.zsl_credit}
+        return pd.DataFrame(columns).rename_axis("image")
+
+    def per_class(self) -> Mapping[int, float]:
+        """Accuracy of each class present."""
+        return {int(c): float(self.credit[self.labels == c].mean()) for c in np.unique(self.labels)}
+
+
+def classify(scores: Any, labels: Any) -> ClassificationScores:
+    """Score class scores on a closed set of classes.
+
+    Args:
+        scores: [B, C] logits or probabilities, torch or numpy, higher is better.
+        labels: [B] true columns.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN in the scores, labels outside the columns, or no pictures.
+    """
+    s, y = _check(scores, labels)
+    return ClassificationScores(y, _credit(s, y, np.ones(s.shape[1], bool)))
+
+
+def classify_zero_shot(scores: Any, labels: Any, seen: Any) -> ClassificationScores:
+    """Score class scores where some classes were never labelled in training (DAZSL).
+
+    Args:
+        scores: [B, C] logits or probabilities of pictures of seen and unseen classes, higher is better.
+        labels: [B] true columns.
+        seen: ids of the seen classes, or a boolean mask [C].
+
+    Raises:
+        ValueError: as `classify`, or when pictures of seen or of unseen classes are lacking.
+    """
+    s, y = _check(scores, labels)
+    chosen = np.asarray(seen)
+    if chosen.dtype == bool and chosen.shape != (s.shape[1],):
+        raise ValueError(f"the mask of seen classes has shape {chosen.shape}; the scores have {s.shape[1]} classes")
+    if chosen.dtype != bool and (chosen.ndim != 1 or ((chosen < 0) | (chosen >= s.shape[1])).any()):
+        raise ValueError(f"seen classes must be ids from 0 to {s.shape[1] - 1}, got {chosen.tolist()}")
+    unseen = np.ones(s.shape[1], bool)
+    unseen[chosen if chosen.dtype == bool else chosen.astype(np.int64)] = False
+    is_unseen = unseen[y]
+    if not is_unseen.any() or is_unseen.all():
+        raise ValueError(
+            f"seen and unseen accuracy need pictures of both: {(~is_unseen).sum()} of seen classes, "
+            f"{is_unseen.sum()} of unseen ones were given"
+        )
+    zsl = np.full(len(y), np.nan)
+    zsl[is_unseen] = _credit(s[is_unseen], y[is_unseen], unseen)
+    return ClassificationScores(y, _credit(s, y, np.ones(s.shape[1], bool)), zsl, unseen)
+
+
+def harmonic_mean(a: float, b: float) -> float:
+    """2ab / (a + b), and 0 where both are 0."""
+    return 2 * a * b / (a + b) if a + b > 0 else 0.0
+
+
+def _both(name: str, credit: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, float]:
+    _, index, count = np.unique(labels, return_inverse=True, return_counts=True)
+    of_class = np.bincount(index, weights=credit) / count
+    return {f"{name}[image]": float(credit.mean()), f"{name}[class]": float(of_class.mean())}
+
+
+def _credit(scores: NDArray[np.float64], labels: NDArray[np.int64], allowed: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Share of the answer that falls on the true class, when classes tied for the best share it; [B]."""
+    considered = np.where(allowed, scores, -np.inf)
+    best = considered.max(axis=1, keepdims=True)
+    width = TIE * np.abs(np.where(allowed, scores, 0.0)).max(axis=1, keepdims=True)
+    tied = considered >= best - width
+    return tied[np.arange(len(labels)), labels] / tied.sum(axis=1)
+
+
+def _check(scores: Any, labels: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    s, y = (x.detach().cpu() if hasattr(x, "detach") else x for x in (scores, labels))
+    s = np.asarray(s.double() if hasattr(s, "double") else s, dtype=np.float64)
+    y = np.asarray(y)
+    if s.ndim != 2 or y.shape != s.shape[:1]:
+        raise ValueError(f"scores must be [pictures, classes] with one label a picture, got {s.shape} and {y.shape}")
+    if len(y) == 0:
+        raise ValueError("there are no pictures to classify")
+    if not np.isfinite(s).all():
+        raise ValueError(
+            f"class scores of {(~np.isfinite(s)).any(axis=1).sum()} of {len(s)} pictures are NaN or infinite"
+        )
+    if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= s.shape[1]:
+        raise ValueError(f"labels must be columns of the scores, integers from 0 to {s.shape[1] - 1}")
+    return s, y.astype(np.int64)

@@ -1,0 +1,103 @@
+"""Exact search for the k best gallery items of each query, through faiss, for galleries too large to rank in full.
+
+faiss scans the gallery (``IndexFlatIP`` or ``IndexFlatL2``, no approximation) in float32. A few more candidates than
+asked for are then scored again in float64 and put in order: the same scores and the same order as
+`benchmarks.evaluation.ranking.rank` with ``top=k``, equal scores by gallery position. The figures of a ranking come
+from `rank`; this is for neighbours, pictures and everything that never looks below the first k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.evaluation.ranking import FIXED_POINT, Similarity, check_embeddings, fixed_point
+
+if TYPE_CHECKING:
+    import torch
+
+SPARE = 32
+"""Candidates beyond k that are scored again: an item can only be missed when more than this many others lie within
+float32 rounding (about 1e-7) of the k-th best score."""
+
+_CANDIDATE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """The best gallery items of each query, best first.
+
+    Attributes:
+        ids: int64 [Q, min(k, N)], positions in the gallery.
+        scores: float64, same shape, higher is better: cosine, or minus the squared Euclidean distance.
+    """
+
+    ids: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+
+def search(
+    query: torch.Tensor | NDArray[Any],
+    gallery: torch.Tensor | NDArray[Any],
+    k: int,
+    *,
+    similarity: Similarity = "cosine",
+) -> Neighbours:
+    """The k best items of ``gallery`` [N, D] for each row of ``query`` [Q, D]; fewer columns where N < k.
+
+    Args:
+        query: embeddings, torch or numpy, any floating type.
+        gallery: embeddings of the same width.
+        k: number of neighbours.
+        similarity: ``cosine``, or ``sqeuclidean`` for minus the squared Euclidean distance of the raw embeddings.
+
+    Raises:
+        ValueError: shapes that do not fit, values that are not finite, an empty gallery, k < 1, unknown similarity.
+    """
+    import faiss
+
+    q, g = check_embeddings(query, gallery)
+    n, d = g.shape
+    if n == 0:
+        raise ValueError("the gallery is empty; there is nothing to search")
+    if k < 1:
+        raise ValueError(f"k={k} is not a number of neighbours; it must be at least 1")
+    if similarity not in ("cosine", "sqeuclidean"):
+        raise ValueError(f"similarity={similarity!r} is unknown; use 'cosine' or 'sqeuclidean'")
+    k = min(k, n)
+    wanted = min(k + SPARE, n)
+    index = faiss.IndexFlatIP(d) if similarity == "cosine" else faiss.IndexFlatL2(d)
+    index.add(_scanned(g, similarity))
+    ids, scores = np.empty((len(q), k), np.int64), np.empty((len(q), k))
+    step = max(1, _CANDIDATE_BYTES // (8 * wanted * d))
+    for start in range(0, len(q), step):
+        part = slice(start, start + step)
+        candidates = np.sort(index.search(_scanned(q[part], similarity), wanted)[1], axis=1)
+        exact = _exact(q[part], g, candidates, similarity)
+        order = np.argsort(-exact, axis=1, kind="stable")[:, :k]
+        ids[part] = np.take_along_axis(candidates, order, 1)
+        scores[part] = np.take_along_axis(exact, order, 1)
+    return Neighbours(ids, scores)
+
+
+def _scanned(x: NDArray[Any], similarity: Similarity) -> NDArray[np.float32]:
+    """What faiss gets to see: float32, unit length for the cosine."""
+    if similarity == "cosine":
+        x = fixed_point(x)[0] / FIXED_POINT
+    return np.ascontiguousarray(x, dtype=np.float32)
+
+
+def _exact(
+    query: NDArray[Any], gallery: NDArray[Any], candidates: NDArray[np.int64], similarity: Similarity
+) -> NDArray[np.float64]:
+    """Scores [b, c] of the gallery items ``candidates`` [b, c]: `rank`'s cosine to the bit, direct distances."""
+    if similarity == "cosine":
+        distinct, where = np.unique(candidates, return_inverse=True)
+        directions = fixed_point(gallery[distinct])[0][where.reshape(candidates.shape)]
+        return np.einsum("qd,qcd->qc", fixed_point(query)[0], directions) * FIXED_POINT**-2
+    difference = gallery[candidates].astype(np.float64)
+    difference -= query.astype(np.float64)[:, None]
+    return -np.square(difference, out=difference).sum(axis=2)

@@ -1,0 +1,89 @@
+"""faiss search gives the ranking engine's neighbours, order and scores."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from benchmarks.evaluation import search as search_module
+from benchmarks.evaluation.ranking import rank
+from benchmarks.evaluation.search import search
+
+SIMILARITIES = ["cosine", "sqeuclidean"]
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize(("n_queries", "n_gallery", "k"), [(1, 1, 1), (3, 700, 10), (64, 3000, 100), (25, 40, 200)])
+def test_equals_the_ranking_engine(similarity, n_queries, n_gallery, k):
+    rng = np.random.default_rng(n_gallery)
+    q = rng.standard_normal((n_queries, 24)).astype(np.float32) + 3
+    g = rng.standard_normal((n_gallery, 24)).astype(np.float32) + 3
+    g[: n_gallery // 4] = g[n_gallery // 2 : n_gallery // 2 + n_gallery // 4]  # duplicates: order by position
+    want = rank(q, g, np.zeros(n_queries), np.zeros(n_gallery), similarity=similarity, top=k)
+    got = search(q, g, k, similarity=similarity)
+    assert got.ids.shape == got.scores.shape == (n_queries, min(k, n_gallery))
+    np.testing.assert_array_equal(got.ids, want.top_ids)
+    np.testing.assert_allclose(got.scores, want.top_scores, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_neighbours_closer_than_float32_can_tell_are_put_in_order(similarity):
+    """Far from the origin a float32 distance loses the order of near neighbours; the second scoring restores it."""
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal(64) * 50
+    q = base[None] + np.zeros((30, 1))
+    g = base + 1e-3 * np.arange(1, 26)[:, None] * rng.choice([-1, 1], 64)
+    shuffled = rng.permutation(25)
+    got = search(q, g[shuffled], 25, similarity="sqeuclidean")
+    assert (shuffled[got.ids] == np.arange(25)).all()
+    assert (np.diff(search(q, g, 25, similarity=similarity).scores) <= 0).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    hnp.arrays(np.float32, st.tuples(st.integers(1, 9), st.just(3)), elements=st.integers(-2, 2)),
+    hnp.arrays(np.float32, st.tuples(st.integers(1, 50), st.just(3)), elements=st.integers(-2, 2)),
+    st.integers(1, 60),
+    st.sampled_from(SIMILARITIES),
+)
+def test_scores_are_the_best_there_are(q, g, k, similarity):
+    got = search(q, g, k, similarity=similarity)
+    if similarity == "cosine":
+        unit = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30) for x in (q, g)]
+        scores = unit[0] @ unit[1].T
+    else:
+        scores = -((q[:, None] - g[None]) ** 2).sum(-1)
+    np.testing.assert_allclose(got.scores, -np.sort(-scores, axis=1)[:, :k], rtol=0, atol=1e-6)
+    for row in got.ids:
+        assert len(set(row.tolist())) == len(row)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_batches_do_not_matter(similarity, monkeypatch):
+    rng = np.random.default_rng(1)
+    q, g = rng.standard_normal((50, 16)), rng.standard_normal((400, 16))
+    whole = search(q, g, 9, similarity=similarity)
+    monkeypatch.setattr(search_module, "_CANDIDATE_BYTES", 1)
+    single = search(torch.from_numpy(q), torch.from_numpy(g), 9, similarity=similarity)
+    np.testing.assert_array_equal(whole.ids, single.ids)
+    np.testing.assert_array_equal(whole.scores, single.scores)
+
+
+def test_errors_are_one_clear_line():
+    q, g = np.ones((4, 8), np.float32), np.ones((6, 8), np.float32)
+    broken = q.copy()
+    broken[2, 3] = np.nan
+    cases = [
+        ((broken, g, 1), {}, r"^query has NaN or infinite values in 1 of 4 rows \(2\)$"),
+        ((q, g[:, :5], 1), {}, "^query embeddings have 8 dimensions and gallery embeddings 5; encode both"),
+        ((q, g[0], 1), {}, r"^gallery must be a matrix"),
+        ((q, g[:0], 1), {}, "^the gallery is empty"),
+        ((q, g, 0), {}, "^k=0 is not a number of neighbours"),
+        ((q, g, 1), {"similarity": "l2"}, "^similarity='l2' is unknown; use 'cosine' or 'sqeuclidean'$"),
+        ((q, np.array([["a"] * 8]), 1), {}, "^gallery must hold numbers"),
+    ]
+    for args, options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            search(*args, **options)
