@@ -28,6 +28,7 @@ from methods.parts.transformer import (
     run_block,
     run_block_after_prefix,
     run_last_block,
+    run_last_block_leading,
     take_token,
 )
 
@@ -142,6 +143,14 @@ class VisionTower(nn.Module):
                 index = torch.full((hidden.shape[0],), read, device=hidden.device)
                 hidden = run_last_block(block, hidden, index)
         return hidden if read is None else hidden[:, 0]
+
+    def run_leading(self, tokens: Tensor, count: int) -> Tensor:
+        """:meth:`run`, of which only the first ``count`` tokens are read: tokens [B, T, w] -> [B, count, w]."""
+        *blocks, last = self.vision_model.encoder.layers
+        hidden: Tensor = self.vision_model.pre_layrnorm(tokens)
+        for block in blocks:
+            hidden = run_block(block, hidden)
+        return run_last_block_leading(last, hidden, count)
 
     def run_layers(self, tokens: Tensor) -> list[Tensor]:
         """Like :meth:`run`, returning the state [B, T, w] after each of the n blocks (the last one is run's result)."""

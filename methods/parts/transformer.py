@@ -78,6 +78,17 @@ def run_last_block(block: Block, hidden: Tensor, index: Tensor, *, causal: bool 
     return _feed_forward(block, take_token(hidden, index), _merge_heads(attended))
 
 
+def run_last_block_leading(block: Block, hidden: Tensor, count: int) -> Tensor:
+    """The last block where only the first ``count`` tokens are read: hidden [N, T, w] -> [N, count, w] (not causal)."""
+    attention = block.self_attn
+    normed = block.layer_norm1(hidden)
+    keys = _split_heads(attention.k_proj(normed), attention.num_heads)
+    values = _split_heads(attention.v_proj(normed), attention.num_heads)
+    queries = _split_heads(attention.q_proj(normed[:, :count]), attention.num_heads)
+    attended = F.scaled_dot_product_attention(queries, keys, values)
+    return _feed_forward(block, hidden[:, :count], _merge_heads(attended))
+
+
 def prefix_keys_values(block: Block, hidden: Tensor) -> KeysValues:
     """Keys and values of the prefix tokens in this block: hidden [B, P, w] is the block's input."""
     attention = block.self_attn
