@@ -1,8 +1,10 @@
 """When are two drawings the same? One rule, used to clean PictoDomains and to keep the pretraining corpus off it.
 
-A picture's *signature* is its ink (darkness and colour distance from white) cropped to the content, scaled to
-32 x 32, lightly blurred, centred and scaled to unit length. The similarity of two pictures is the product of their
-signatures, i.e. normalised cross-correlation: it ignores position, size, contrast and recolouring, not shape.
+A picture's *signature* has two halves of equal weight, each cropped to the content, scaled to 32 x 32, lightly blurred,
+centred and scaled to unit length: its ink (darkness and colour distance from white) and its edges (strength capped, so
+that a drawing inside a filled disc counts as much as the disc's rim). The similarity of two pictures is the product of
+their signatures, i.e. the mean normalised cross-correlation of ink and edges: it ignores position, size, contrast and
+recolouring, not shape.
 """
 
 from __future__ import annotations
@@ -12,22 +14,41 @@ from PIL import Image, ImageFilter
 
 SIDE = 32
 
-#: Pairs at or above this similarity count as one drawing (set by looking at the pairs around it).
-SAME_DRAWING = 0.95
+#: Pairs at or above this similarity count as one drawing. Set by looking at the pairs around it: above, recoloured
+#: copies and redrawings of one outline (an open and a closed lock of one collection); below, drawings of the same thing.
+SAME_DRAWING = 0.90
+
+#: Edge strength (of 255) beyond which all edges count the same.
+_EDGE_CAP = 40
 
 
 def signature(pixels: np.ndarray) -> np.ndarray:
-    """Signature of one picture: uint8 ``[H, W, 3]`` on white -> float32 ``[1024]``, unit length (zero if blank)."""
+    """Signature of one picture: uint8 ``[H, W, 3]`` on white -> float32 ``[2048]``, unit length (zero if blank)."""
     ink = 255 - pixels.min(axis=2)
     rows, columns = np.flatnonzero((ink > 12).any(axis=1)), np.flatnonzero((ink > 12).any(axis=0))
     if len(rows) == 0:
-        return np.zeros(SIDE * SIDE, dtype=np.float32)
-    box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    side = max(box.shape)
-    square = np.zeros((side, side), dtype=np.uint8)
+        return np.zeros(2 * SIDE * SIDE, dtype=np.float32)
+    box = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    side = max(box.shape[:2])
+    square = np.full((side, side, 3), 255, dtype=np.uint8)
     top, left = (side - box.shape[0]) // 2, (side - box.shape[1]) // 2
     square[top : top + box.shape[0], left : left + box.shape[1]] = box
-    small = Image.fromarray(square).resize((SIDE, SIDE), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(0.7))
+    return np.concatenate([_half(255 - square.min(axis=2)), _half(_edges(square))]) / np.float32(np.sqrt(2))
+
+
+def _edges(square: np.ndarray) -> np.ndarray:
+    """Capped colour gradient of a square picture at twice the signature's resolution: uint8 ``[64, 64]``."""
+    fine = 2 * SIDE + 2
+    shrink = Image.Resampling.BOX if len(square) >= fine else Image.Resampling.BICUBIC
+    values = np.asarray(Image.fromarray(square).resize((fine, fine), shrink), dtype=np.float32)
+    across = np.abs(values[1:-1, 2:] - values[1:-1, :-2]).max(axis=2)
+    down = np.abs(values[2:, 1:-1] - values[:-2, 1:-1]).max(axis=2)
+    return np.minimum(np.maximum(across, down), _EDGE_CAP).astype(np.uint8)
+
+
+def _half(values: np.ndarray) -> np.ndarray:
+    """uint8 ``[N, N]`` -> float32 ``[1024]``: 32 x 32, blurred, centred, unit length (zero if even)."""
+    small = Image.fromarray(values).resize((SIDE, SIDE), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(0.7))
     vector = np.asarray(small, dtype=np.float32).ravel()
     vector = vector - vector.mean()
     norm = float(np.linalg.norm(vector))
@@ -37,7 +58,7 @@ def signature(pixels: np.ndarray) -> np.ndarray:
 def nearest(queries: np.ndarray, references: np.ndarray, *, chunk: int = 2048) -> tuple[np.ndarray, np.ndarray]:
     """For each query signature the most similar reference: ``(index [Q], similarity [Q])``.
 
-    Shapes: queries ``[Q, 1024]``, references ``[R, 1024]`` with R >= 1.
+    Shapes: queries ``[Q, 2048]``, references ``[R, 2048]`` with R >= 1.
     """
     index = np.empty(len(queries), dtype=np.int64)
     similarity = np.empty(len(queries), dtype=np.float32)
