@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 SIDE = 32
 
 #: Pairs at or above this similarity count as one drawing. Set by looking at the pairs around it: above, recoloured
-#: copies and redrawings of one outline (an open and a closed lock of one collection); below, drawings of the same thing.
+#: copies and redrawings of one outline (a collection's open and closed lock); below, other drawings of the same thing.
 SAME_DRAWING = 0.90
 
 #: Edge strength (of 255) beyond which all edges count the same.
@@ -33,7 +33,9 @@ def signature(pixels: np.ndarray) -> np.ndarray:
     square = np.full((side, side, 3), 255, dtype=np.uint8)
     top, left = (side - box.shape[0]) // 2, (side - box.shape[1]) // 2
     square[top : top + box.shape[0], left : left + box.shape[1]] = box
-    return np.concatenate([_half(255 - square.min(axis=2)), _half(_edges(square))]) / np.float32(np.sqrt(2))
+    vector = np.concatenate([_half(255 - square.min(axis=2)), _half(_edges(square))])
+    norm = float(np.linalg.norm(vector))
+    return vector / np.float32(norm) if norm > 0 else vector
 
 
 def _edges(square: np.ndarray) -> np.ndarray:
