@@ -225,7 +225,7 @@ class Method(ABC):
 
     def logit_scale(self) -> float:
         """Factor from cosine to logit; the backbone's own unless a method says otherwise."""
-        return float(self.backbone.logit_scale.exp())
+        return float(self.backbone.logit_scale)
 
     def total_parameters(self) -> int:
         """Number of weights in use: the backbone's, and those learned beside them."""

@@ -74,6 +74,11 @@ class Registry(Generic[T]):
 
         return decorate
 
+    def remove(self, name: str) -> None:
+        """Take a name out again (tests, notebooks that redefine a class)."""
+        self._entries.pop(name, None)
+        self._loaded.pop(name, None)
+
     def names(self) -> list[str]:
         """All names in order of registration (ours first, then entry points); imports nothing of theirs."""
         self._scan()
@@ -84,17 +89,21 @@ class Registry(Generic[T]):
         self._scan()
         return iter(list(self._entries.values()))
 
+    def check(self, name: str) -> None:
+        """Raise :class:`UnknownNameError` with the nearest names if nobody registered ``name``; imports nothing."""
+        self._scan()
+        if name not in self._entries:
+            near = difflib.get_close_matches(name, self._entries, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"choose from: {', '.join(self._entries)}"
+            raise UnknownNameError(f"unknown {self.kind} {name!r}; {hint}")
+
     def get(self, name: str) -> T:
         """The object behind a name.
 
         Raises :class:`UnknownNameError` with the nearest names, or ``ImportError`` naming the entry's origin if its
         module cannot be imported.
         """
-        self._scan()
-        if name not in self._entries:
-            near = difflib.get_close_matches(name, self._entries, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"choose from: {', '.join(self._entries)}"
-            raise UnknownNameError(f"unknown {self.kind} {name!r}; {hint}")
+        self.check(name)
         if name not in self._loaded:
             entry = self._entries[name]
             self._loaded[name] = _resolve(entry, self.kind)

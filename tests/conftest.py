@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,14 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_backbone(tiny_folder: Path) -> Backbone:
     """The tiny random CLIP, loaded. Shared by all tests: frozen, clone it before training it."""
     return Backbone.load(tiny_folder)
+
+
+@pytest.fixture
+def tiny_dataset() -> Iterator[type]:
+    """The tiny data set's class (tests/support/tiny_dataset.py), registered as ``tiny`` while the test runs."""
+    from benchmarks.datasets.registry import DATASETS
+    from tests.support.tiny_dataset import TinyShapes
+
+    DATASETS.add("tiny", TinyShapes)
+    yield TinyShapes
+    DATASETS.remove("tiny")

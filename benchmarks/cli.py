@@ -1,0 +1,48 @@
+"""``ucdr-bench COMMAND``: one door to every command; each is a thin module, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from methods.registry import Registry, UnknownNameError
+
+COMMANDS: Registry = Registry("command")
+
+for _name, _target, _summary in (
+    ("run", "benchmarks.run:main", "plan, run and store a sweep; print its leaderboard"),
+    ("report", "benchmarks.report:main", "tables and plots of stored results"),
+    ("data", "benchmarks.data:main", "list, describe and check data sets"),
+    ("pretrain", "benchmarks.pretrain.__main__:main", "train the small CLIP"),
+    ("methods", "benchmarks.catalog:methods", "list methods"),
+    ("datasets", "benchmarks.catalog:datasets", "list data sets"),
+    ("protocols", "benchmarks.catalog:protocols", "list protocols"),
+    ("cite", "benchmarks.catalog:cite", "print the BibTeX entry of a method"),
+):
+    COMMANDS.add(_name, _target, summary=_summary)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code, 2 for an unknown one."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: ucdr-bench COMMAND [options]; COMMAND --help lists the options\n")
+        for entry in COMMANDS.entries():
+            print(f"  {entry.name:10} {entry.summary}")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"ucdr-bench {importlib.import_module('importlib.metadata').version('ucdr-bench')}")
+        return 0
+    try:
+        command = COMMANDS.get(arguments[0])
+    except UnknownNameError as error:
+        print(f"ucdr-bench: {error}", file=sys.stderr)
+        return 2
+    if arguments[0] == "pretrain":
+        return int(command(arguments[1:]))
+    return int(command(arguments[1:], prog=f"ucdr-bench {arguments[0]}"))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

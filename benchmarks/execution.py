@@ -1,0 +1,393 @@
+"""Carry out a plan, one cell after the other: fit once a group, encode each picture once a model, rank, store.
+
+Whatever goes wrong in a cell becomes that cell's record (status, reason, traceback) and the sweep goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import random
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from benchmarks.environment import PeakMemory, environment
+from benchmarks.evaluation.ranking import RULES, RetrievalScores, rank
+from benchmarks.protocols.task import Retrieval, Task
+from benchmarks.protocols.training import training_data
+from benchmarks.store import CellId, Cost, Fit, GalleryScores, Record, ResultStore, Status
+from benchmarks.sweep import Broken, Cell, FitGroup, Plan, describe
+from benchmarks.workbench import PixelCache, Workbench
+from methods.interface import FitReport, Method, NotApplicableError
+from methods.registry import METHODS
+
+#: Pictures encoded at once. Every batch has this size (the last is filled up), so that a picture's embedding does not
+#: depend on which other pictures a run, or a resumed part of it, needed.
+BATCH = 64
+
+#: Best gallery pictures kept for each query.
+TOP = 10
+
+
+class Progress(Protocol):
+    """What a run tells whoever watches."""
+
+    def cell(self, cell: CellId, status: str, reason: str = "") -> None:
+        """A cell is done (``status`` as in the record, or ``cached``)."""
+
+    def fitting(self, group: FitGroup) -> None:
+        """A model is about to be fitted."""
+
+    def log(self, **numbers: Any) -> None:
+        """Numbers from inside ``fit``."""
+
+    def pictures(self, count: int) -> None:
+        """Pictures were encoded."""
+
+
+@dataclass
+class Outcome:
+    """Number of cells by status; ``cached`` ones were finished before and not run again."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, status: str) -> None:
+        """Count one cell."""
+        self.counts[status] = self.counts.get(status, 0) + 1
+
+    @property
+    def failed(self) -> int:
+        """Cells that failed."""
+        return self.counts.get("failed", 0)
+
+
+class FailFast(Exception):  # noqa: N818 - not an error: it ends a run that was told to stop at the first failure
+    """The first failure under ``--fail-fast``."""
+
+
+def execute(plan: Plan, workbench: Workbench, store: ResultStore, progress: Progress) -> Outcome:
+    """Run every cell of the plan that has no finished record (``--force``: every cell).
+
+    A kill or Ctrl-C at any moment leaves only whole records behind; the same command then goes on where it stopped.
+    """
+    settings = workbench.settings
+    outcome = Outcome()
+    prepare_process(settings.threads)
+    runner = _Runner(workbench, store, progress, outcome)
+    try:
+        for broken in plan.broken:
+            runner.broken(broken)
+        for group in plan.groups:
+            runner.group(group)
+    except FailFast:
+        pass
+    return outcome
+
+
+def prepare_process(threads: int) -> None:
+    """Threads and determinism of this process."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's global generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class EncodedPictures:
+    """Retrieval embeddings of a data set's pictures under one method; each picture is encoded when first needed.
+
+    ``seconds`` is the time spent in the method, ``count`` the pictures that went through it (fillers included).
+    """
+
+    def __init__(self, encode: Callable[[Tensor], Tensor], pixels: PixelCache, on_pictures: Callable[[int], None]):
+        self._encode = encode
+        self._pixels = pixels
+        self._on_pictures = on_pictures
+        self._place = np.full(len(pixels.dataset.table), -1, dtype=np.int64)
+        self._parts: list[Tensor] = []
+        self.count = 0
+        self.seconds = 0.0
+
+    def __getitem__(self, rows: np.ndarray) -> Tensor:
+        """Embeddings ``[len(rows), D]`` of table rows, float32 on the CPU."""
+        missing = np.unique(rows[self._place[rows] < 0])
+        for start in range(0, len(missing), BATCH):
+            batch = missing[start : start + BATCH]
+            filled = np.concatenate([batch, np.repeat(batch[-1:], BATCH - len(batch))])
+            pixels = self._pixels[filled]
+            begun = time.perf_counter()
+            with torch.no_grad():
+                embeddings = self._encode(pixels).float().cpu()
+            self.seconds += time.perf_counter() - begun
+            if embeddings.shape[0] != BATCH or embeddings.ndim != 2:
+                raise ValueError(
+                    f"embeddings of {BATCH} pictures have shape {tuple(embeddings.shape)}, not [{BATCH}, D]"
+                )
+            known = sum(len(part) for part in self._parts)
+            self._place[batch] = known + np.arange(len(batch))
+            self._parts.append(embeddings[: len(batch)].clone())
+            self.count += BATCH
+            self._on_pictures(len(batch))
+        if len(self._parts) > 1:
+            self._parts = [torch.cat(self._parts)]
+        return self._parts[0][torch.from_numpy(self._place[rows])]
+
+
+def encode_as(method: Method, rules: str) -> Callable[[Tensor], Tensor]:
+    """The call whose output is ranked: raw features under the official rules."""
+    return method.encode_raw if rules == "official" else method.encode_images
+
+
+def score_retrieval(
+    method: Method, encoded: EncodedPictures, retrieval: Retrieval, rules: str, *, ks: tuple[int, ...], top: int = 0
+) -> RetrievalScores:
+    """Rank a retrieval's gallery for each query under the rules; clean rules take the method's own similarity."""
+    labels = encoded._pixels.dataset.table["class"].to_numpy()
+    options = dict(RULES[rules])
+    if rules == "clean":
+        options["similarity"] = method.card.similarity
+    return rank(
+        encoded[retrieval.query],
+        encoded[retrieval.gallery],
+        labels[retrieval.query],
+        labels[retrieval.gallery],
+        ks=ks,
+        top=top,
+        **options,
+    )
+
+
+@dataclass
+class _Fitted:
+    method: Method
+    report: FitReport
+    logged: list[dict[str, Any]]
+    encoded: EncodedPictures
+    seconds: float
+    peak_mib: float
+    peak_gpu_mib: float | None
+
+
+class _Runner:
+    def __init__(self, workbench: Workbench, store: ResultStore, progress: Progress, outcome: Outcome) -> None:
+        self.workbench = workbench
+        self.settings = workbench.settings
+        self.store = store
+        self.progress = progress
+        self.outcome = outcome
+        self.memory = PeakMemory()
+        self._shared: tuple[tuple[Any, ...], EncodedPictures] | None = None
+
+    def broken(self, broken: Broken) -> None:
+        cell = broken.cell
+        record = self._record(cell, "failed", reason=broken.reason, traceback=broken.traceback)
+        self._done(record)
+
+    def group(self, group: FitGroup) -> None:
+        cells = []
+        for cell in group.cells:
+            if not self.settings.force and (record := self.store.finished(cell.id, cell.key)) is not None:
+                self.outcome.add("cached")
+                self.progress.cell(record.cell, "cached")
+            else:
+                cells.append(cell)
+        if not cells:
+            return
+        try:
+            fitted = self._fit(group, self._task(cells[0]))
+        except Exception as error:
+            for cell in cells:
+                self._failed(cell, error)
+            return
+        for cell in cells:
+            try:
+                record, per_query = self._score(cell, fitted)
+            except Exception as error:
+                self._failed(cell, error, fitted)
+                continue
+            self._done(record, per_query)
+
+    def _task(self, cell: Cell) -> Task:
+        return self.workbench.task(cell.id.dataset, cell.id.protocol, cell.id.split)
+
+    def _fit(self, group: FitGroup, task: Task) -> _Fitted:
+        self.progress.fitting(group)
+        logged: list[dict[str, Any]] = []
+
+        def log(**numbers: Any) -> None:
+            logged.append(numbers)
+            self.progress.log(**numbers)
+
+        cache = self.workbench.pixels(group.dataset)
+        rules = self.settings.rules
+
+        def validation_score(method: Method, retrieval: Retrieval) -> float:
+            encoded = EncodedPictures(encode_as(method, rules), cache, lambda count: None)
+            try:
+                return score_retrieval(method, encoded, retrieval, rules, ks=()).means()["map@all"]
+            except ValueError as error:
+                raise ValueError(f"validation of {group.method}: {error}") from error
+
+        with self._measured() as peak:
+            seed_everything(group.seed)
+            method = METHODS.get(group.method)(self.workbench.backbone, group.config, self.workbench.device)
+            data = training_data(task, cache, validation_score, select=self.settings.select)
+            begun = time.perf_counter()
+            report = method.fit(data, seed=group.seed, log=log)
+            seconds = time.perf_counter() - begun
+        encoded = self._encoded(group, method, cache)
+        return _Fitted(method, report, logged, encoded, seconds, peak["mib"] or 0.0, peak["gpu_mib"])
+
+    def _encoded(self, group: FitGroup, method: Method, cache: PixelCache) -> EncodedPictures:
+        """Pictures encoded by this model; models whose picture embedding needs no training share them."""
+        fresh = EncodedPictures(encode_as(method, self.settings.rules), cache, self.progress.pictures)
+        if method.trained:
+            self._shared = None
+            return fresh
+        key = (group.dataset, group.method, group.config, group.seed)
+        if self._shared is None or self._shared[0] != key:
+            self._shared = (key, fresh)
+        return self._shared[1]
+
+    def _score(self, cell: Cell, fitted: _Fitted) -> tuple[Record, pd.DataFrame]:
+        task = self._task(cell)
+        encoded = fitted.encoded
+        card = self.workbench.dataset(cell.id.dataset).card
+        cuts = tuple(sorted({100, 200, *(k for k in (card.headline.map_at, card.headline.precision_at) if k)}))
+        scores: dict[str, GalleryScores] = {}
+        frames: list[pd.DataFrame] = []
+        before = encoded.seconds
+        with self._measured() as peak:
+            begun = time.perf_counter()
+            for retrieval in task.retrievals:
+                encoded[np.concatenate([retrieval.query, retrieval.gallery])]
+            encode_seconds = time.perf_counter() - begun
+            begun = time.perf_counter()
+            for retrieval in task.retrievals:
+                result = score_retrieval(fitted.method, encoded, retrieval, self.settings.rules, ks=cuts, top=TOP)
+                scores[retrieval.name] = GalleryScores(
+                    metrics=result.means(),
+                    n_queries=result.n_queries,
+                    n_without_relevant=result.n_without_relevant,
+                    gallery_size=result.gallery_size,
+                    similarity=result.similarity,
+                    without_relevant=result.without_relevant,
+                )
+                frames.append(self._per_query(cell, retrieval, result))
+            rank_seconds = time.perf_counter() - begun
+        rate = encoded.count / encoded.seconds if encoded.seconds > before else None
+        cost = self._fit_cost(fitted, peak)
+        cost = dataclasses.replace(
+            cost,
+            seconds={**cost.seconds, "encode": encode_seconds, "rank": rank_seconds},
+            pictures_per_second=rate,
+        )
+        record = self._record(cell, "ok", scores=scores, fit=self._fit_facts(cell, fitted), cost=cost)
+        return record, pd.concat(frames, ignore_index=True)
+
+    def _per_query(self, cell: Cell, retrieval: Retrieval, result: RetrievalScores) -> pd.DataFrame:
+        """One row a query: key, class, domain, gallery, n_relevant, every per-query value, top gallery keys, scores."""
+        table = self.workbench.dataset(cell.id.dataset).table
+        asked = table.iloc[retrieval.query]
+        keys = table["key"].to_numpy()[retrieval.gallery]
+        values = result.per_query().drop(columns=["top_ids", "top_scores"]).reset_index(drop=True)
+        values.insert(0, "query", asked["key"].to_numpy())
+        values.insert(1, "class", asked["class"].to_numpy())
+        values.insert(2, "domain", asked["domain"].to_numpy())
+        values.insert(3, "gallery", retrieval.name)
+        assert result.top_ids is not None and result.top_scores is not None
+        values["top_keys"] = [keys[ids].tolist() for ids in result.top_ids]
+        values["top_scores"] = [np.round(row, 4).tolist() for row in result.top_scores]
+        return values
+
+    def _fit_facts(self, cell: Cell, fitted: _Fitted) -> Fit:
+        report = fitted.report
+        losses: list[dict[str, Any]] = list(report.losses) or fitted.logged
+        return Fit(cell.fit_id, report.steps, report.selected_step, losses, list(report.validation))
+
+    def _fit_cost(self, fitted: _Fitted, peak: dict[str, float | None] | None = None) -> Cost:
+        peaks = [fitted.peak_mib, *([peak["mib"]] if peak and peak["mib"] else [])]
+        gpu = [value for value in (fitted.peak_gpu_mib, peak["gpu_mib"] if peak else None) if value is not None]
+        return Cost(
+            seconds={"fit": fitted.seconds},
+            peak_memory_mib=max(peaks),
+            peak_gpu_memory_mib=max(gpu) if gpu else None,
+            trainable_parameters=fitted.report.trainable_parameters,
+            total_parameters=fitted.method.total_parameters(),
+        )
+
+    @contextmanager
+    def _measured(self) -> Iterator[dict[str, float | None]]:
+        """Peak memory of a block: ``mib`` and, on a GPU, ``gpu_mib``."""
+        gpu = self.workbench.device.startswith("cuda")
+        peak: dict[str, float | None] = {"mib": None, "gpu_mib": None}
+        self.memory.restart()
+        if gpu:
+            torch.cuda.reset_peak_memory_stats()
+        yield peak
+        peak["mib"] = self.memory.mib()
+        if gpu:
+            torch.cuda.synchronize()
+            peak["gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
+
+    def _failed(self, cell: Cell, error: Exception, fitted: _Fitted | None = None) -> None:
+        status: Status = "not_applicable" if isinstance(error, NotApplicableError) else "failed"
+        extra: dict[str, Any] = {}
+        if fitted is not None:
+            extra = {"fit": self._fit_facts(cell, fitted), "cost": self._fit_cost(fitted)}
+        trace = "".join(traceback.format_exception(error)) if status == "failed" else ""
+        self._done(self._record(cell, status, reason=describe(error), traceback=trace, **extra))
+
+    def _record(self, cell: Cell, status: Status, **values: Any) -> Record:
+        method: dict[str, Any] = {}
+        dataset: dict[str, Any] = {}
+        notes: list[str] = []
+        if cell.id.split != "*":
+            card, data = METHODS.get(cell.id.method).card, self.workbench.dataset(cell.id.dataset).card
+            method = {"title": card.title, "floor": card.floor}
+            dataset = {
+                "title": data.title,
+                "version": data.version,
+                "gallery_domain": data.gallery_domain,
+                "headline": list(data.headline.metrics()),
+            }
+            notes = list(self._task(cell).notes)
+        return Record(
+            key=cell.key,
+            status=status,
+            cell=cell.id,
+            inputs=dict(cell.inputs),
+            method=method,
+            dataset=dataset,
+            galleries=list(cell.galleries),
+            environment=environment(self.workbench.device, self.settings.threads),
+            notes=notes,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            **values,
+        )
+
+    def _done(self, record: Record, per_query: pd.DataFrame | None = None) -> None:
+        try:
+            self.store.write(record, per_query)
+        except OSError as error:  # disk full, folder gone: there is nowhere to write a row, but the sweep goes on
+            reason = f"{self.settings.out}: the record cannot be written ({error.strerror or error}); free space there"
+            record = dataclasses.replace(record, status="failed", reason=reason)
+        self.outcome.add(record.status)
+        self.progress.cell(record.cell, record.status, record.reason)
+        if record.status == "failed" and self.settings.fail_fast:
+            raise FailFast

@@ -1,0 +1,67 @@
+"""What a person watching a run sees: a bar with rate and time left on a terminal, failures only elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from benchmarks.store import CellId
+from benchmarks.sweep import FitGroup
+
+
+class RunProgress:
+    """Progress over ``total`` cells; quiet when the console is not a terminal (failures are always printed)."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console = console
+        self._started = time.monotonic()
+        self._pictures = 0
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("cells, {task.fields[rate]}", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("planning", total=total, rate="")
+
+    def __enter__(self) -> RunProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def fitting(self, group: FitGroup) -> None:
+        """Name the model being fitted."""
+        self._bar.update(self._task, description=f"{group.method} seed {group.seed}")
+
+    def log(self, **numbers: Any) -> None:
+        """Show where training stands."""
+        if "step" in numbers:
+            loss = f" loss {numbers['loss']:.3g}" if isinstance(numbers.get("loss"), float) else ""
+            self._bar.update(self._task, rate=f"step {numbers['step']}{loss}")
+
+    def pictures(self, count: int) -> None:
+        """Show the rate of encoding since the start."""
+        self._pictures += count
+        rate = self._pictures / max(time.monotonic() - self._started, 1e-9)
+        self._bar.update(self._task, rate=f"{rate:.0f} pictures/s")
+
+    def cell(self, cell: CellId, status: str, reason: str = "") -> None:
+        """Advance; print what went wrong."""
+        self._bar.update(self._task, advance=1, description=f"{cell.method} {cell.protocol}/{cell.split}")
+        if status == "failed":
+            line = f"failed: {cell.method} on {cell.dataset}/{cell.protocol}/{cell.split}, seed {cell.seed}: {reason}"
+            self._bar.console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,49 @@
+"""From a task to what a method may see: the adapter between protocols and :class:`methods.interface.TrainingData`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from benchmarks.protocols.task import Retrieval, Task
+from methods.interface import Method, TrainingData
+
+if TYPE_CHECKING:
+    from benchmarks.workbench import PixelCache
+
+#: ``score(method, retrieval)``: mAP@all of a retrieval under the run's rules.
+Score = Callable[[Method, Retrieval], float]
+
+
+def training_data(
+    task: Task, cache: PixelCache, score: Score, *, select: Literal["last", "val", "oracle"] = "val"
+) -> TrainingData:
+    """What ``fit`` gets for a task.
+
+    Labels index ``task.class_names``, domains the sorted names of the domains trained on; WordNet synsets are those of
+    the class names shown. ``validate`` scores the task's validation retrieval, or under ``oracle`` its first test
+    retrieval, which is what the name says: a look at the answers, kept apart in every table.
+    """
+    from benchmarks.workbench import DatasetPictures
+
+    table = cache.dataset.table
+    classes, domains = table["class"].to_numpy()[task.train], table["domain"].to_numpy()[task.train]
+    domain_names = tuple(sorted(set(domains)))
+    number_of = {name: number for number, name in enumerate(task.class_names)}
+    question = task.retrievals[0] if select == "oracle" else task.validation
+    synsets = {name: synset for name, synset in cache.dataset.synsets.items() if name in number_of}
+    return TrainingData(
+        protocol=task.protocol,
+        images=DatasetPictures(cache, task.train),
+        labels=torch.tensor([number_of[name] for name in classes], dtype=torch.int64),
+        domains=torch.from_numpy(np.searchsorted(domain_names, domains).astype(np.int64)),
+        class_names=task.class_names,
+        domain_names=domain_names,
+        validate=None if question is None else lambda method: score(method, question),
+        target=None if task.target is None else DatasetPictures(cache, task.target),
+        synsets=synsets,
+        select=select,
+    )

@@ -1,0 +1,53 @@
+"""``python -m benchmarks.report RESULTS --out FOLDER``: everything printable from stored results."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.run import OneLineParser, consoles
+
+
+def build_parser(prog: str = "benchmarks.report") -> argparse.ArgumentParser:
+    """The options."""
+    parser = OneLineParser(prog=prog, description="Print the leaderboard of stored results; write tables and plots.")
+    parser.add_argument("results", nargs="?", default="results/run", help="results folder (default: results/run)")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write (default: RESULTS/report)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> int:
+    """Run the command; exit code 0, or 2 if there are no results."""
+    arguments = build_parser(prog).parse_args(argv)
+    from benchmarks.reporting.leaderboard import print_tables
+    from benchmarks.reporting.write import write_report
+    from benchmarks.store import load_results
+
+    out, err = consoles()
+
+    def warn(line: str) -> None:
+        err.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    try:
+        frame = load_results(arguments.results, warn)
+    except FileNotFoundError as error:
+        err.print(f"{prog}: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    if frame.empty:
+        err.print(
+            f"{prog}: {arguments.results} holds no readable record", markup=False, highlight=False, soft_wrap=True
+        )
+        return 2
+    print_tables(out, frame)
+    folder = Path(arguments.out) if arguments.out else Path(arguments.results) / "report"
+    command = shlex.join(["python", "-m", "benchmarks.report", *(argv or sys.argv[1:])])
+    for path in write_report(frame, folder, command=command, report=warn):
+        out.print(str(path), markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

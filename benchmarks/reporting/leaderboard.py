@@ -1,0 +1,358 @@
+"""Leaderboards from stored scores: tables by protocol, gallery and query domain, as Markdown, CSV and for a terminal.
+
+Scores that answer different questions never share a table: the data, the backbone, the rules, the selection and the
+limit are in a table's :class:`Setting`. A figure stands in a cell only if every seed of that cell has one; otherwise
+the cell shows the status, and no mean is taken over it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: Columns of :func:`benchmarks.store.load_results` that make two scores comparable.
+SETTING = (
+    "dataset",
+    "dataset_version",
+    "data_hash",
+    "backbone",
+    "weights_hash",
+    "precision",
+    "rules",
+    "select",
+    "limit",
+    "scoring",
+)
+
+#: How a cell without a figure is shown.
+SHOWN = {"failed": "failed", "skipped": "skipped", "not_applicable": "n/a", "missing": "-"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all scores of a table share."""
+
+    dataset: str
+    dataset_version: str
+    data_hash: str
+    backbone: str
+    weights_hash: str
+    precision: str
+    rules: str
+    select: str
+    limit: int | None
+    scoring: int
+
+    def title(self) -> str:
+        """One line, the marks of anything unusual included."""
+        marks = []
+        if self.rules != "clean":
+            marks.append(
+                f"{self.rules.upper()} RULES: as the released code, test data leak into training and selection"
+            )
+        if self.select == "oracle":
+            marks.append("ORACLE: selected on test data, not ranked")
+        elif self.select != "val":
+            marks.append(f"selection: {self.select}")
+        if self.limit is not None:
+            marks.append(f"LIMITED to {self.limit} pictures a role: proves that it runs, the scores mean nothing")
+        if self.precision not in ("float32", ""):
+            marks.append(self.precision)
+        name = (
+            f"{self.dataset} {self.dataset_version} ({self.data_hash[:8]}), {self.backbone} ({self.weights_hash[:8]})"
+        )
+        return "; ".join([name, *marks])
+
+
+@dataclass(frozen=True)
+class Score:
+    """One cell of a table: a mean over ``seeds`` seeds, or None with the ``status`` that says why."""
+
+    value: float | None
+    seeds: int = 0
+    status: str = "ok"
+
+    def text(self) -> str:
+        """Percent with one decimal, or the status."""
+        return f"{100 * self.value:.1f}" if self.value is not None else SHOWN.get(self.status, self.status)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's row: one score a column, and their mean where none is missing."""
+
+    label: str
+    method: str
+    floor: bool
+    scores: Mapping[str, Score]
+    mean: Score
+
+
+@dataclass(frozen=True)
+class Table:
+    """One protocol, gallery and metric: methods by query domains."""
+
+    setting: Setting
+    protocol: str
+    gallery: str
+    metric: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def ranked(self) -> bool:
+        """Whether rows stand in order of their score."""
+        return self.setting.select != "oracle"
+
+    def title(self) -> str:
+        """Protocol, gallery and metric."""
+        return f"{self.protocol.upper()}, gallery {self.gallery}: {self.metric} in percent, by query domain"
+
+
+def settings_of(frame: pd.DataFrame) -> list[Setting]:
+    """The settings in a frame of results, clean ones first."""
+    plain = _usable(frame)
+    found: list[dict[str, Any]] = plain[list(SETTING)].drop_duplicates().to_dict("records")  # type: ignore[assignment]
+    made = [Setting(**{**one, "limit": None if _absent(one["limit"]) else int(one["limit"])}) for one in found]
+    return sorted(made, key=lambda s: (s.rules != "clean", s.select == "oracle", *map(str, vars(s).values())))
+
+
+def tables(frame: pd.DataFrame, setting: Setting, metrics: Iterable[str] | None = None) -> list[Table]:
+    """All tables of a setting: by protocol and gallery in the order stored, each of the data set's headline metrics."""
+    mine = _of_setting(_usable(frame), setting)
+    wanted = list(metrics) if metrics is not None else list(dict.fromkeys(m for row in mine["headline"] for m in row))
+    labels = row_labels(mine)
+    made = []
+    for (protocol, gallery), part in mine.groupby(["protocol", "gallery"], sort=False):
+        columns = tuple(sorted(part["split"].unique()))
+        for metric in wanted:
+            rows = [
+                _row(labels[identity], rows_of, columns, metric)
+                for identity, rows_of in part.groupby(_identity(part), sort=False)
+            ]
+            rows.sort(key=lambda row: (row.mean.value is None, -(row.mean.value or 0), row.label))
+            made.append(Table(setting, str(protocol), str(gallery), metric, columns, tuple(rows)))
+    order = {name: place for place, name in enumerate(("ucdr", "uccdr", "udcdr", "uda", "dazsl"))}
+    made.sort(key=lambda t: (order.get(t.protocol, len(order)), t.protocol))
+    return made
+
+
+def failures(frame: pd.DataFrame) -> pd.DataFrame:
+    """Cells that have no score: one row each with status and reason."""
+    columns = ["dataset", "protocol", "split", "method", "seed", "status", "reason"]
+    if frame.empty:
+        return pd.DataFrame(columns=columns)
+    return frame.loc[frame["status"] != "ok", columns].drop_duplicates(ignore_index=True)
+
+
+def row_labels(frame: pd.DataFrame) -> dict[Any, str]:
+    """A label for each method and config: the bare name, and what differs where a method has several configs."""
+    labels: dict[Any, str] = {}
+    for method, part in frame.groupby("method", sort=False):
+        kinds = list(dict.fromkeys(zip(part["variant"].astype(str), part["config"].astype(str), strict=True)))
+        variants = {variant for variant, _ in kinds} != {"paper"}
+        for variant, config in kinds:
+            own = json.loads(config)
+            same = [json.loads(other) for name, other in kinds if name == variant]
+            notes = [variant] if variants else []
+            notes += [f"{k}={v}" for k, v in sorted(own.items()) if any(other.get(k) != v for other in same)]
+            labels[(method, variant, config)] = f"{method} ({', '.join(notes)})" if notes else str(method)
+    return labels
+
+
+def markdown(frame: pd.DataFrame, command: str = "") -> str:
+    """The whole leaderboard as Markdown."""
+    lines = ["# Leaderboard", ""]
+    if command:
+        lines += [f"Made by `{command}`.", ""]
+    lines += [
+        "Percent. A column's metric stands in its table's head: the `[retrieved]` and `[trec]` conventions differ.",
+        "`(floor)` marks methods that know nothing of the world. Means are taken over complete rows only.",
+        "",
+    ]
+    for setting in settings_of(frame):
+        made = tables(frame, setting)
+        lines += [f"## {_escape(setting.title())}", "", "Means over the query domains.", ""]
+        for metric in dict.fromkeys(table.metric for table in made):
+            lines += [*_markdown_table(*summary(made, metric)), ""]
+        for table in made:
+            lines += [f"### {_escape(table.title())}", "", *_markdown_table(*grid(table)), ""]
+    failed = failures(frame)
+    if len(failed):
+        rows = [[str(value) for value in row] for row in failed.itertuples(index=False)]
+        lines += ["## Cells without a score", "", *_markdown_table(list(failed.columns), rows, figures=False), ""]
+    return "\n".join(lines)
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """Every figure of every table: one row a setting, protocol, gallery, metric, method and query domain (or mean)."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        [
+            *SETTING,
+            "protocol",
+            "gallery",
+            "metric",
+            "method",
+            "label",
+            "floor",
+            "query_domain",
+            "value",
+            "seeds",
+            "status",
+        ]
+    )
+    for setting in settings_of(frame):
+        for table in tables(frame, setting):
+            for row in table.rows:
+                for column, score in [*row.scores.items(), ("mean", row.mean)]:
+                    value = "" if score.value is None else f"{score.value:.6f}"
+                    where = [table.protocol, table.gallery, table.metric, row.method, row.label, row.floor, column]
+                    writer.writerow([*vars(setting).values(), *where, value, score.seeds, score.status])
+    return buffer.getvalue()
+
+
+def print_tables(console: Console, frame: pd.DataFrame, *, by_domain: bool = True) -> None:
+    """Print the leaderboard of a frame: with ``by_domain`` the first metric by query domain, then all means."""
+    for setting in settings_of(frame):
+        made = tables(frame, setting)
+        console.print()
+        console.print(setting.title(), style="bold", markup=False, highlight=False)
+        if by_domain:
+            for table in made:
+                if table.metric == made[0].metric:
+                    _print(console, table.title(), *grid(table))
+        for metric in dict.fromkeys(table.metric for table in made):
+            _print(console, f"All protocols: {metric} in percent, mean over query domains", *summary(made, metric))
+    failed = failures(frame)
+    for row in failed.itertuples(index=False):
+        line = f"{row.status}: {row.method} on {row.dataset}/{row.protocol}/{row.split}, seed {row.seed}: {row.reason}"
+        console.print(line, style="red" if row.status == "failed" else "yellow", markup=False, highlight=False)
+
+
+def summary(made: list[Table], metric: str) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a metric's means: methods by (protocol, gallery), in order of the first column."""
+    made = [table for table in made if table.metric == metric]
+    head = [metric, *(f"{table.protocol} {table.gallery}" for table in made)]
+    by_label = [{row.label: row for row in table.rows} for table in made]
+    labels = list(dict.fromkeys(label for rows in by_label for label in rows))
+    rows = []
+    for label in labels:
+        own = [rows_of.get(label) for rows_of in by_label]
+        floor = any(row.floor for row in own if row)
+        rows.append([_marked(label, floor), *(row.mean.text() if row else SHOWN["missing"] for row in own)])
+    return head, rows
+
+
+def grid(table: Table) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of one table by query domain, the mean last, with the number of seeds where it is not one."""
+    seeds = sorted({score.seeds for row in table.rows for score in row.scores.values() if score.value is not None})
+    head = [f"{table.metric}", *table.columns, "mean"]
+    named = seeds not in ([], [1])
+    if named:
+        head.append("seeds")
+    rows = []
+    for row in table.rows:
+        line = [_marked(row.label, row.floor), *(row.scores[c].text() for c in table.columns), row.mean.text()]
+        if named:
+            own = sorted({score.seeds for score in row.scores.values() if score.value is not None})
+            line.append(", ".join(f"n={n}" for n in own) or SHOWN["missing"])
+        rows.append(line)
+    return head, rows
+
+
+def _row(label: str, rows: pd.DataFrame, columns: tuple[str, ...], metric: str) -> Row:
+    scores = {column: _score(rows[rows["split"] == column], metric) for column in columns}
+    values = [score.value for score in scores.values()]
+    known = [value for value in values if value is not None]
+    complete = len(known) == len(columns) and len({score.seeds for score in scores.values()}) == 1
+    seeds = min((score.seeds for score in scores.values()), default=0)
+    mean = Score(math.fsum(known) / len(known), seeds) if complete else Score(None, status="incomplete")
+    if not known and len({score.status for score in scores.values()}) == 1:
+        mean = Score(None, status=next(iter(scores.values())).status)
+    return Row(label, str(rows["method"].iloc[0]), bool(rows["floor"].any()), scores, mean)
+
+
+def _score(rows: pd.DataFrame, metric: str) -> Score:
+    """Mean over seeds if every seed that was run has the figure; else the worst status and how many seeds have it."""
+    if rows.empty:
+        return Score(None, status="missing")
+    bad = rows[rows["status"] != "ok"]
+    if len(bad):
+        seeds, failed = rows["seed"].nunique(), bad["seed"].nunique()
+        status = SHOWN[str(bad["status"].iloc[0])]
+        return Score(None, status=str(bad["status"].iloc[0]) if seeds == failed else f"{status} {failed}/{seeds}")
+    values = rows.loc[rows["metric"] == metric, "value"].tolist()
+    return Score(math.fsum(values) / len(values), len(values)) if values else Score(None, status="missing")
+
+
+def _usable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of cells that were planned; stand-ins of what could not be (no data hash) only show among the failures."""
+    return (
+        frame[(frame["data_hash"] != "") & (frame["split"] != "*")] if len(frame) else frame.reindex(columns=_COLUMNS)
+    )
+
+
+def _of_setting(frame: pd.DataFrame, setting: Setting) -> pd.DataFrame:
+    mask = pd.Series(True, index=frame.index)
+    for name in SETTING:
+        value = getattr(setting, name)
+        mask &= frame[name].isna() if value is None else frame[name] == value
+    return frame[mask]
+
+
+def _identity(frame: pd.DataFrame) -> list[str]:
+    return ["method", "variant", "config"]
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _marked(label: str, floor: bool) -> str:
+    return f"{label} (floor)" if floor else label
+
+
+def _escape(text: str) -> str:
+    """Text as it is in Markdown: nothing of it is taken for markup."""
+    text = re.sub(r"([\\`*\[\]<>|#&])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # inside a word an underscore is only that
+
+
+def _markdown_table(head: list[str], rows: list[list[str]], *, figures: bool = True) -> list[str]:
+    align = ["---", *(["---:"] if figures else ["---"]) * (len(head) - 1)]
+    return ["| " + " | ".join(map(_escape, line)) + " |" for line in (head,)] + [
+        "| " + " | ".join(align) + " |",
+        *("| " + " | ".join(map(_escape, line)) + " |" for line in rows),
+    ]
+
+
+def _print(console: Console, title: str, head: list[str], rows: list[list[str]]) -> None:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    console.print()
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
+    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, name in enumerate(head):
+        shown.add_column(Text(name), justify="left" if place == 0 else "right", overflow="fold", no_wrap=place == 0)
+    for line in rows:
+        shown.add_row(*(Text(text, style="dim" if line[0].endswith("(floor)") else "") for text in line))
+    console.print(shown)
+
+
+_COLUMNS = [*SETTING, "protocol", "gallery", "split", "method", "variant", "config", "seed", "metric", "value"]
+_COLUMNS += ["status", "reason", "floor", "headline"]

@@ -1,0 +1,192 @@
+"""``python -m benchmarks.run``: plan, run and store a sweep, print its leaderboard and where the files lie."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from benchmarks.presets import PRESETS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from benchmarks.settings import Settings
+    from benchmarks.store import ResultStore
+    from benchmarks.sweep import Plan
+
+EXAMPLES = """examples:
+  python -m benchmarks.run --methods all
+  python -m benchmarks.run --methods zero_shot,random --protocols ucdr --seeds 0,1,2 --preset standard
+  python -m benchmarks.run --methods zero_shot --set zero_shot.template="a drawing of a {}"
+  python -m benchmarks.run --methods all --backbone openai/clip-vit-base-patch32 --device cuda --dry-run
+
+exit code: 0 all cells have a score, 1 some failed, 2 a wrong option, 130 stopped (the same command goes on)
+"""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and exit with code 2."""
+        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+
+
+def build_parser(prog: str = "benchmarks.run") -> argparse.ArgumentParser:
+    """The options; each is absent from the result unless given, so that a file can fill it."""
+    parser = OneLineParser(
+        prog=prog,
+        description="Run methods on protocols and data sets; finished cells are never run twice.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    what = parser.add_argument_group("what to run")
+    what.add_argument("--methods", metavar="LIST", help="comma list, or all (default: all)")
+    what.add_argument("--datasets", metavar="LIST", help="comma list, or all = those found (default: picto_domains)")
+    what.add_argument("--data-root", metavar="FOLDER", help="where data sets lie: FOLDER/NAME or FOLDER/NAME.parquet")
+    what.add_argument("--protocols", metavar="LIST", help="comma list, or all (default: all)")
+    what.add_argument("--seeds", metavar="LIST", help="comma list (default: 0)")
+    how = parser.add_argument_group("how")
+    how.add_argument("--preset", metavar="NAME", help="; ".join(f"{p.name}: {p.summary}" for p in PRESETS.values()))
+    how.add_argument("--backbone", metavar="NAME", help="picto-clip (default), a Hub name, or a folder")
+    how.add_argument(
+        "--rules", metavar="NAME", help="clean (default), or official: as the released code, flaws included"
+    )
+    how.add_argument("--variant", metavar="NAME", help="named settings of the methods that have them (default: paper)")
+    how.add_argument("--select", metavar="NAME", help="which step's weights: last, val (default), or oracle (marked)")
+    how.add_argument("--set", metavar="KEY=VALUE", action="append", help="[method.]field=value; may be repeated")
+    how.add_argument("--limit", metavar="N", type=int, help="at most N training, query and gallery pictures each")
+    how.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda, cuda:1, ...")
+    how.add_argument("--precision", metavar="NAME", help="float32 (default) or bf16")
+    how.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: OMP_NUM_THREADS, or all cores)")
+    how.add_argument("--config", metavar="FILE", type=Path, help="TOML file with these options; the command line wins")
+    run = parser.add_argument_group("the run")
+    run.add_argument("--out", metavar="FOLDER", help="results folder (default: results/run)")
+    run.add_argument("--dry-run", action="store_true", help="list the cells and which are cached, write nothing")
+    run.add_argument("--force", action="store_true", help="run cells again that are finished")
+    run.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.run") -> int:
+    """Run the command; returns the exit code."""
+    arguments = vars(build_parser(prog).parse_args(argv))
+    from benchmarks.settings import SettingsError, parse_set, resolve
+    from methods.registry import UnknownNameError
+
+    out, err = consoles()
+    file = arguments.pop("config", None)
+    try:
+        if "set" in arguments:
+            arguments["set"] = parse_set(arguments["set"])
+        settings = resolve(arguments, file)
+        return _run(settings, out, err, command=shlex.join(["python", "-m", "benchmarks.run", *(argv or sys.argv[1:])]))
+    except (SettingsError, UnknownNameError) as error:
+        err.print(f"{prog}: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        err.print("stopped; finished cells are kept, the same command goes on")
+        return 130
+
+
+def consoles() -> tuple[Console, Console]:
+    """Standard output and error; tables keep their width where there is no terminal to fit."""
+    from rich.console import Console
+
+    out, err = Console(), Console(stderr=True)
+    return (out if out.is_terminal else Console(width=160)), err
+
+
+def _run(settings: Settings, out: Console, err: Console, command: str) -> int:
+    from benchmarks.execution import execute
+    from benchmarks.progress import RunProgress
+    from benchmarks.reporting.leaderboard import print_tables
+    from benchmarks.reporting.write import write_report
+    from benchmarks.store import ResultStore, load_results
+    from benchmarks.sweep import plan, unplanned_cells
+    from benchmarks.workbench import Workbench
+
+    def warn(line: str) -> None:
+        err.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    workbench = Workbench(settings)
+    planned = plan(settings, workbench)
+    resolved = settings.as_dict() | {"backbone": workbench.backbone.name, "device": workbench.device}
+    shown = ", ".join(f"{key}={_short(value)}" for key, value in resolved.items() if value not in (None, False, [], {}))
+    out.print(shown, style="dim", markup=False, highlight=False, soft_wrap=True)
+    for name, reason in planned.skipped.items():
+        warn(f"skipped: {name}: {reason}")
+    store = ResultStore(settings.out, warn)
+    if settings.dry_run:
+        _list(planned, store, out)
+        return 0
+    store.write_resolved(resolved | {"command": command})
+    _write_cards(planned, store)
+    for cell in unplanned_cells(settings, planned):
+        store.discard(cell.id, cell.key)
+    with RunProgress(err, len(planned.cells) + len(planned.broken)) as progress:
+        outcome = execute(planned, workbench, store, progress)
+    keys = {cell.key for cell in planned.cells} | {broken.cell.key for broken in planned.broken}
+    frame = load_results(settings.out, warn)
+    mine = frame[frame["key"].isin(keys)] if len(frame) else frame
+    print_tables(out, mine)
+    folder = Path(settings.out) / "report"
+    files = write_report(frame, folder, command=command, report=warn)
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(outcome.counts.items())) or "no cells"
+    lines = [
+        f"cells: {counts}",
+        f"records: {Path(settings.out) / 'cells'}",
+        f"leaderboard: {files[0]}, {files[1]}",
+        f"plots: {folder / 'plots'}",
+    ]
+    for line in lines:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 1 if outcome.failed else 0
+
+
+def _write_cards(planned: Plan, store: ResultStore) -> None:
+    import dataclasses
+
+    from benchmarks.datasets.registry import DATASETS
+    from methods.registry import METHODS
+
+    for kind, registry, names in (
+        ("methods", METHODS, {cell.id.method for cell in planned.cells}),
+        ("datasets", DATASETS, {cell.id.dataset for cell in planned.cells}),
+    ):
+        for name in sorted(names):
+            store.write_card(kind, name, dataclasses.asdict(registry.get(name).card))
+
+
+def _list(planned: Plan, store: ResultStore, out: Console) -> None:
+    cached, fits = 0, 0
+    for group in planned.groups:
+        before = cached
+        for cell in group.cells:
+            done = store.finished(cell.id, cell.key, set_aside=False) is not None
+            cached += done
+            one = cell.id
+            where = f"{one.dataset}  {one.protocol}  {one.split}  {one.method}  s{one.seed}  fit {cell.fit_id}"
+            out.print(f"{'cached' if done else 'to run'}  {where}", markup=False, highlight=False, soft_wrap=True)
+        fits += cached - before < len(group.cells)
+    for broken in planned.broken:
+        one = broken.cell.id
+        line = f"broken  {one.dataset}  {one.protocol}  *  {one.method}: {broken.reason}"
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    out.print(
+        f"{len(planned.cells)} cells, {cached} cached, {fits} fits to do, {len(planned.broken)} cannot be planned"
+    )
+
+
+def _short(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

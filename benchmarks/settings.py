@@ -1,0 +1,237 @@
+"""The settings of a run: command line over file over defaults, checked before anything is loaded.
+
+Nothing here imports torch, so a wrong name costs no waiting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import psutil
+
+from benchmarks.presets import PRESETS, Preset
+
+Rules = Literal["clean", "official"]
+Select = Literal["last", "val", "oracle"]
+Precision = Literal["float32", "bf16"]
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; one line that names the option and the mend (exit code 2)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a run was asked for. Tuples of names are in the order given.
+
+    ``("all",)`` becomes all registered names, except for ``datasets``: there it means those that are found, and the
+    plan finds them. ``set`` holds the ``--set`` changes as ``("method.field" or "field", value)``; ``limit`` is the
+    effective one (the preset's unless given); ``device`` stays ``auto`` until
+    :class:`~benchmarks.workbench.Workbench` picks one.
+    """
+
+    methods: tuple[str, ...] = ("all",)
+    datasets: tuple[str, ...] = ("picto_domains",)
+    data_root: str | None = None
+    protocols: tuple[str, ...] = ("all",)
+    rules: Rules = "clean"
+    variant: str = "paper"
+    select: Select = "val"
+    backbone: str = "picto-clip"
+    preset: str = "quick"
+    seeds: tuple[int, ...] = (0,)
+    device: str = "auto"
+    precision: Precision = "float32"
+    set: tuple[tuple[str, Any], ...] = ()
+    out: str = "results/run"
+    limit: int | None = None
+    threads: int = 0
+    dry_run: bool = False
+    fail_fast: bool = False
+    force: bool = False
+
+    @property
+    def budget(self) -> Preset:
+        """The preset, as data."""
+        return PRESETS[self.preset]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form; ``set`` as a mapping."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()} | {"set": dict(self.set)}
+
+
+def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settings:
+    """Settings from the options given on the command line, then the TOML file, then the defaults.
+
+    Raises :class:`SettingsError` for an unknown key or value, or :class:`~methods.registry.UnknownNameError` for an
+    unknown method, dataset or protocol; both name the nearest valid one.
+    """
+    values = {**(_read(file) if file else {}), **command_line}
+    known = {field.name for field in dataclasses.fields(Settings)}
+    for key in values:
+        if key not in known:
+            raise SettingsError(f"{file}: unknown setting {key!r}; {nearest(key, known)}")
+    settings = Settings(**{key: _convert(key, value) for key, value in values.items()})
+    for key, kind in (("rules", Rules), ("select", Select), ("precision", Precision)):
+        _one_of(key, getattr(settings, key), get_args(kind))
+    _one_of("preset", settings.preset, PRESETS)
+    if any(seed < 0 for seed in settings.seeds):
+        raise SettingsError(f"--seeds: a seed is 0 or larger, not {min(settings.seeds)}")
+    for key in ("limit", "threads"):
+        if (value := getattr(settings, key)) is not None and value < (1 if key == "limit" else 0):
+            raise SettingsError(f"--{key} must be positive, not {value}")
+    return dataclasses.replace(
+        settings,
+        methods=_names("methods", settings.methods),
+        datasets=_names("datasets", settings.datasets),
+        protocols=_names("protocols", settings.protocols),
+        seeds=tuple(dict.fromkeys(settings.seeds)),
+        limit=settings.limit if settings.limit is not None else settings.budget.limit,
+        threads=settings.threads or default_threads(),
+    )
+
+
+def default_threads() -> int:
+    """``OMP_NUM_THREADS`` if set, else the physical cores this process may use."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``did you mean ...?`` or the list to choose from."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"choose from: {', '.join(known)}"
+
+
+def parse_value(text: str) -> Any:
+    """A ``--set`` value: a TOML literal (``3``, ``0.1``, ``true``, ``[1, 2]``, ``"text"``), else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def parse_set(items: Iterable[str]) -> tuple[tuple[str, Any], ...]:
+    """``KEY=VALUE`` strings as pairs; raises :class:`SettingsError` for one without ``=``."""
+    pairs = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise SettingsError(f"--set {item}: write KEY=VALUE, e.g. --set zero_shot.template='a drawing of a {{}}'")
+        pairs[key.strip()] = parse_value(value.strip())
+    return tuple(pairs.items())
+
+
+def config_changes(settings: Settings, configs: Mapping[str, type]) -> dict[str, dict[str, Any]]:
+    """The ``--set`` changes of each method, given each method's ``Config`` class.
+
+    ``field`` reaches every method that has the field, ``method.field`` one method. Raises :class:`SettingsError` if a
+    key reaches no method of this run or the value's type does not fit.
+    """
+    changes: dict[str, dict[str, Any]] = {name: {} for name in configs}
+    fields = {name: {field.name: field for field in dataclasses.fields(config)} for name, config in configs.items()}
+    for key, value in settings.set:
+        method, dot, name = key.rpartition(".")
+        reached = [m for m in configs if name in fields[m] and (not dot or m == method)]
+        if not reached:
+            every = {n for m in fields for n in fields[m]} | {f"{m}.{n}" for m in fields for n in fields[m]}
+            raise SettingsError(
+                f"--set {key}: no method of this run has that setting; {nearest(key, every)}"
+                if every
+                else f"--set {key}: no method of this run has any setting"
+            )
+        for m in reached:
+            changes[m][name] = _fitting(f"--set {m}.{name}", value, getattr(configs[m](), name))
+    return changes
+
+
+def _fitting(option: str, value: Any, default: Any) -> Any:
+    """The value in the type of the default: int to float and list to tuple are made, all else must agree."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, tuple) and isinstance(value, list):
+        return tuple(value)
+    if isinstance(default, str) and not isinstance(value, str):
+        raise SettingsError(f"{option} is a text, not {value!r}; quote it: '\"{value}\"'")
+    if default is not None and type(value) is not type(default):
+        raise SettingsError(f"{option} takes {type(default).__name__} (default {default!r}), not {value!r}")
+    return value
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"--config {file}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--config {file} is not TOML: {error}") from error
+    if "set" in values:
+        values["set"] = tuple(_flat(file, values["set"]))
+    return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+def _flat(file: Path, table: Any) -> Iterable[tuple[str, Any]]:
+    if not isinstance(table, dict):
+        raise SettingsError(f"--config {file}: [set] must be a table of settings")
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{name}", item) for name, item in value.items())
+        else:
+            yield key, value
+
+
+def _convert(key: str, value: Any) -> Any:
+    """A value of the command line or the file in the type of its setting."""
+    default = getattr(Settings, key)
+    try:
+        if key == "set":
+            return tuple(value)
+        if key == "seeds":
+            items = (
+                value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+            )
+            return tuple(int(item) for item in items)
+        if isinstance(default, tuple):
+            items = value.split(",") if isinstance(value, str) else value
+            names = tuple(item.strip() for item in items if item.strip())
+            if not names:
+                raise ValueError
+            return names
+        if key in ("limit", "threads"):
+            return int(value)
+    except (TypeError, ValueError, AttributeError):
+        raise SettingsError(f"--{key.replace('_', '-')}: cannot read {value!r}") from None
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise SettingsError(f"{key} is true or false, not {value!r}")
+    return value if isinstance(default, bool) or value is None else str(value)
+
+
+def _one_of(key: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise SettingsError(f"--{key} {value!r} is unknown; {nearest(value, known)}")
+
+
+def _names(key: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Registered names; ``all`` stands for all of them. Raises UnknownNameError for a name nobody registered."""
+    from benchmarks.datasets.registry import DATASETS
+    from benchmarks.protocols.registry import PROTOCOLS
+    from methods.registry import METHODS
+
+    registry = {"methods": METHODS, "datasets": DATASETS, "protocols": PROTOCOLS}[key]
+    if "all" in names:
+        return ("all",) if key == "datasets" else tuple(registry.names())
+    for name in names:
+        registry.check(name)
+    return tuple(dict.fromkeys(names))

@@ -1,0 +1,248 @@
+"""The plan of a run: which cells there are, and which of them share a fitted model.
+
+Planning loads the data sets' tables and the method classes but fits, encodes and ranks nothing. What comes out is plain
+data that can be listed, stored, cut into shards and sent to other processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from benchmarks.datasets.base import DatasetError
+from benchmarks.datasets.registry import DATASETS
+from benchmarks.protocols.registry import PROTOCOLS
+from benchmarks.protocols.task import Task
+from benchmarks.settings import Settings, SettingsError, config_changes, nearest
+from benchmarks.store import SCORING, CellId, content_key
+from benchmarks.workbench import Workbench
+from methods.interface import Method
+from methods.registry import METHODS
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One score to be measured: a method's config on one split of a protocol, with one seed.
+
+    ``inputs`` (JSON-able) is all that determines the score; ``fit_id`` names the training data and what selects the
+    model.
+    """
+
+    id: CellId
+    inputs: Mapping[str, Any]
+    galleries: tuple[str, ...]
+    fit_id: str
+
+    @cached_property
+    def key(self) -> str:
+        """Content key of the record."""
+        return content_key(self.inputs)
+
+
+@dataclass(frozen=True)
+class FitGroup:
+    """Cells that one fitted model answers; ``config`` is an instance of the method's ``Config``."""
+
+    method: str
+    config: Any
+    dataset: str
+    seed: int
+    fit_id: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Cells that cannot even be planned (a data set is missing, a method cannot be imported), as one."""
+
+    cell: Cell
+    reason: str
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. ``skipped``: data sets that ``--datasets all`` did not find, with the reason."""
+
+    groups: tuple[FitGroup, ...]
+    broken: tuple[Broken, ...] = ()
+    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All cells in the order they run."""
+        return [cell for group in self.groups for cell in group.cells]
+
+
+def make_config(method: type[Method], settings: Settings, changes: Mapping[str, Any]) -> Any:
+    """A method's config: the paper's defaults, then the named variant, then the preset's budget, then ``--set``."""
+    values = {
+        **method.variants.get(settings.variant, {}),
+        **settings.budget.changes(method.Config),
+        **changes,
+    }
+    return method.Config(**values)
+
+
+def plan(settings: Settings, workbench: Workbench) -> Plan:
+    """Plan a run.
+
+    Raises :class:`~benchmarks.settings.SettingsError` for a ``--set`` or ``--variant`` that fits no method, or a
+    backbone that cannot be loaded. A data set or method that cannot be used becomes :class:`Broken` cells instead.
+    """
+    methods, unusable = _methods(settings)
+    changes = config_changes(settings, {name: method.Config for name, method in methods.items()})
+    configs = {name: make_config(method, settings, changes[name]) for name, method in methods.items()}
+    broken: list[Broken] = []
+    skipped: dict[str, str] = {}
+    groups: dict[tuple[str, str, int, str], list[Cell]] = {}
+    for dataset in DATASETS.names() if settings.datasets == ("all",) else settings.datasets:
+        try:
+            workbench.dataset(dataset)
+        except Exception as error:
+            if settings.datasets == ("all",) and isinstance(error, DatasetError):
+                skipped[dataset] = str(error)
+                continue
+            failed = [(name, protocol) for protocol in settings.protocols for name in settings.methods]
+            broken += [_broken(settings, name, dataset, protocol, error) for name, protocol in failed]
+            continue
+        broken += [
+            _broken(settings, name, dataset, protocol, error)
+            for protocol in settings.protocols
+            for name, error in unusable.items()
+        ]
+        for protocol in settings.protocols:
+            try:
+                tasks = [workbench.task(dataset, protocol, split) for split in workbench.splits(dataset, protocol)]
+            except Exception as error:
+                broken += [_broken(settings, name, dataset, protocol, error) for name in methods]
+                continue
+            for name, seed, task in ((n, s, t) for n in methods for s in settings.seeds for t in tasks):
+                cell = make_cell(settings, workbench, methods[name], name, configs[name], dataset, task, seed)
+                groups.setdefault((dataset, name, seed, cell.fit_id), []).append(cell)
+    order = list(methods)
+    fits = [
+        FitGroup(name, configs[name], dataset, seed, fit_id, tuple(cells))
+        for (dataset, name, seed, fit_id), cells in groups.items()
+    ]
+    fits.sort(key=lambda group: (group.dataset, order.index(group.method), group.seed))
+    return Plan(tuple(fits), tuple(broken), skipped)
+
+
+def make_cell(
+    settings: Settings,
+    workbench: Workbench,
+    method: type[Method],
+    name: str,
+    config: Any,
+    dataset: str,
+    task: Task,
+    seed: int,
+) -> Cell:
+    """The cell of a method's config (registered as ``name``) on a task of a data set."""
+    backbone, source = workbench.backbone, workbench.dataset(dataset)
+    fit_id = task.fit_id
+    if settings.select == "oracle":  # validates on this very task's test retrieval, so no other task shares the model
+        fit_id = f"{task.fit_id}-{task.protocol}-{task.split}"
+    values = dataclasses.asdict(config)
+    cell = CellId(
+        method=name,
+        variant=settings.variant if settings.variant in method.variants else "paper",
+        config=values,
+        backbone=backbone.name,
+        dataset=dataset,
+        protocol=task.protocol,
+        rules=settings.rules,
+        split=task.split,
+        select=settings.select,
+        seed=seed,
+        limit=settings.limit,
+    )
+    inputs = {
+        "scoring": SCORING,
+        "method": {"name": name, "version": method.version, "config": values},
+        "backbone": {
+            "weights_hash": backbone.weights_hash,
+            "preprocessing": backbone.preprocessing,
+            "precision": backbone.precision,
+        },
+        "dataset": {"name": dataset, "version": source.card.version, "data_hash": source.data_hash},
+        "task": {
+            "protocol": task.protocol,
+            "split": task.split,
+            "rules": task.rules,
+            "fit_id": fit_id,
+            "retrievals": {one.name: _rows_hash(one.query, one.gallery) for one in task.retrievals},
+        },
+        "select": settings.select,
+        "seed": seed,
+    }
+    return Cell(cell, inputs, tuple(one.name for one in task.retrievals), fit_id)
+
+
+def unplanned_cells(settings: Settings, plan: Plan) -> Iterator[Cell]:
+    """The stand-ins that :class:`Broken` would have for what this plan could plan; earlier runs may have left them."""
+    for group in {(cell.id.method, cell.id.dataset, cell.id.protocol) for cell in plan.cells}:
+        yield _stand_in(settings, *group)
+
+
+def _methods(settings: Settings) -> tuple[dict[str, type[Method]], dict[str, Exception]]:
+    usable: dict[str, type[Method]] = {}
+    unusable: dict[str, Exception] = {}
+    for name in settings.methods:
+        try:
+            usable[name] = METHODS.get(name)
+        except ImportError as error:
+            unusable[name] = error
+    known = {"paper"} | {variant for method in usable.values() for variant in method.variants}
+    if settings.variant not in known:
+        raise SettingsError(f"--variant {settings.variant!r}: no method has it; {nearest(settings.variant, known)}")
+    return usable, unusable
+
+
+def _rows_hash(*parts: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for rows in parts:
+        digest.update(np.ascontiguousarray(rows, dtype=np.int64).tobytes() + b"|")
+    return digest.hexdigest()[:16]
+
+
+def _stand_in(settings: Settings, method: str, dataset: str, protocol: str) -> Cell:
+    """One cell in place of all splits; the only one that can be named when nothing could be loaded."""
+    cell = CellId(
+        method=method,
+        variant=settings.variant,
+        config={},
+        backbone=settings.backbone,
+        dataset=dataset,
+        protocol=protocol,
+        rules=settings.rules,
+        split="*",
+        select=settings.select,
+        seed=settings.seeds[0],
+        limit=settings.limit,
+    )
+    try:
+        galleries = tuple(PROTOCOLS.get(protocol).galleries)
+    except ImportError:
+        galleries = ("*",)
+    return Cell(cell, {"unplanned": dataclasses.asdict(cell)}, galleries, "")
+
+
+def _broken(settings: Settings, method: str, dataset: str, protocol: str, error: Exception) -> Broken:
+    return Broken(
+        _stand_in(settings, method, dataset, protocol), describe(error), "".join(traceback.format_exception(error))
+    )
+
+
+def describe(error: BaseException) -> str:
+    """One line: the kind of error and its message."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

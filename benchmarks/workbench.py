@@ -1,0 +1,182 @@
+"""What a run works on, loaded once and shared by its cells: the backbone, data sets, tasks and decoded pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from benchmarks import backbones
+from benchmarks.datasets.base import Dataset
+from benchmarks.datasets.registry import DATASETS
+from benchmarks.protocols.registry import PROTOCOLS
+from benchmarks.protocols.task import Retrieval, Task
+from benchmarks.settings import Settings, SettingsError
+from methods.interface import Pictures
+
+if TYPE_CHECKING:
+    from methods.parts.backbone import Backbone
+
+#: Decoded pictures are kept in memory while they take at most this share of what is free at the start.
+CACHE_SHARE = 0.25
+
+
+class Workbench:
+    """Loads each thing when it is first asked for. One a process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.device = pick_device(settings.device)
+        self._datasets: dict[str, Dataset] = {}
+        self._tasks: dict[tuple[str, str, str], Task] = {}
+        self._pixels: dict[str, PixelCache] = {}
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The backbone; raises :class:`SettingsError` naming the option if it cannot be loaded."""
+        settings = self.settings
+        try:
+            return backbones.load(settings.backbone, device=self.device, precision=settings.precision)
+        except ValueError as error:  # BackboneError is one
+            raise SettingsError(f"--backbone: {error}") from error
+
+    def dataset(self, name: str) -> Dataset:
+        """A checked data set; raises DatasetError if it is not there or breaks a promise."""
+        if name not in self._datasets:
+            dataset = DATASETS.get(name)(dataset_root(self.settings.data_root, name))
+            dataset.check()
+            self._datasets[name] = dataset
+        return self._datasets[name]
+
+    def splits(self, dataset: str, protocol: str) -> list[str]:
+        """The splits a protocol runs on a data set, at most the preset's number."""
+        return PROTOCOLS.get(protocol).splits(self.dataset(dataset))[: self.settings.budget.splits]
+
+    def task(self, dataset: str, protocol: str, split: str) -> Task:
+        """A checked task under the run's rules and limit."""
+        key = (dataset, protocol, split)
+        if key not in self._tasks:
+            source = self.dataset(dataset)
+            task = PROTOCOLS.get(protocol).task(source, split, self.settings.rules)
+            if self.settings.limit is not None:
+                task = limited(task, source, self.settings.limit)
+            task.check(source)
+            self._tasks[key] = task
+        return self._tasks[key]
+
+    def pixels(self, dataset: str) -> PixelCache:
+        """The data set's pictures at the backbone's size."""
+        if dataset not in self._pixels:
+            self._pixels[dataset] = PixelCache(self.dataset(dataset), self.backbone.image_size)
+        return self._pixels[dataset]
+
+
+class PixelCache:
+    """A data set's pictures at one size, decoded once while memory allows.
+
+    Pictures are held as 8-bit RGB whether cached or not, so what is cached never changes a number.
+    """
+
+    def __init__(self, dataset: Dataset, size: int) -> None:
+        self.dataset = dataset
+        self.size = size
+        count = len(dataset.table)
+        fits = count * 3 * size * size <= CACHE_SHARE * psutil.virtual_memory().available
+        self._kept = np.empty((count, 3, size, size), dtype=np.uint8) if fits else None
+        self._known = np.zeros(count, dtype=bool)
+
+    def __getitem__(self, rows: np.ndarray) -> Tensor:
+        """RGB in [0, 1] of table rows: float32 ``[B, 3, size, size]``."""
+        if self._kept is None:
+            return torch.from_numpy(self._decode(rows)).float().div_(255)
+        missing = np.unique(rows[~self._known[rows]])
+        if len(missing):
+            self._kept[missing] = self._decode(missing)
+            self._known[missing] = True
+        return torch.from_numpy(self._kept[rows]).float().div_(255)
+
+    def _decode(self, rows: np.ndarray) -> np.ndarray:
+        decoded: np.ndarray = self.dataset.pixels(rows, self.size).mul(255).round_().to(torch.uint8).numpy()
+        return decoded
+
+
+class DatasetPictures(Pictures):
+    """Some rows of a data set, as a method sees them."""
+
+    def __init__(self, cache: PixelCache, rows: np.ndarray) -> None:
+        self._cache = cache
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def pixels(self, index: Tensor) -> Tensor:
+        """RGB in [0, 1] of the pictures at ``index [B]``: float32 ``[B, 3, H, W]``."""
+        return self._cache[self._rows[index.cpu().numpy()]]
+
+    @cached_property
+    def content(self) -> Sequence[str]:
+        """Content hash of every picture."""
+        content = self._cache.dataset.content
+        return [content[row] for row in self._rows]
+
+
+def dataset_root(data_root: str | None, name: str) -> Path | None:
+    """Where a data set lies under the data root: ``NAME.parquet`` or the folder ``NAME``; None without a data root."""
+    if data_root is None:
+        return None
+    file = Path(data_root).expanduser() / f"{name}.parquet"
+    return file if file.is_file() else file.with_suffix("")
+
+
+def pick_device(name: str) -> str:
+    """``auto`` is ``cuda`` where there is one, else ``cpu``; raises :class:`SettingsError` for what is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"--device {name} cannot be used here ({reason}); try --device cpu") from error
+    return name
+
+
+def limited(task: Task, dataset: Dataset, limit: int) -> Task:
+    """The task with at most ``limit`` training, target, query and gallery pictures each, spread over the classes.
+
+    Pictures are taken class by class in turn, in a fixed random order within a class, so all roles keep the same
+    classes as long as the limit reaches them.
+    """
+    classes = dataset.table["class"].to_numpy()
+    order = np.random.default_rng(0).permutation(len(classes))
+    turn = np.empty(len(classes), dtype=np.int64)
+
+    def few(rows: np.ndarray) -> np.ndarray:
+        if len(rows) <= limit:
+            return rows
+        mine = rows[np.argsort(order[rows])]
+        names = classes[mine]
+        for name in np.unique(names):
+            of_class = mine[names == name]
+            turn[of_class] = np.arange(len(of_class))
+        chosen = mine[np.lexsort((names, turn[mine]))][:limit]
+        return np.sort(chosen)
+
+    def retrieval(one: Retrieval) -> Retrieval:
+        return Retrieval(one.name, few(one.query), few(one.gallery))
+
+    changes: dict[str, Any] = {
+        "train": few(task.train),
+        "target": None if task.target is None else few(task.target),
+        "validation": None if task.validation is None else retrieval(task.validation),
+        "retrievals": tuple(retrieval(one) for one in task.retrievals),
+        "notes": (*task.notes, f"limited to {limit} pictures a role"),
+    }
+    return dataclasses.replace(task, **changes)
