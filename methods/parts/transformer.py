@@ -79,14 +79,22 @@ def run_last_block(block: Block, hidden: Tensor, index: Tensor, *, causal: bool 
 
 
 def run_last_block_leading(block: Block, hidden: Tensor, count: int) -> Tensor:
-    """The last block where only the first ``count`` tokens are read: hidden [N, T, w] -> [N, count, w] (not causal)."""
+    """The last block where only the first ``count`` tokens are read: hidden [N, T, w] -> [N, count, w] (not causal).
+
+    For a few queries over many tokens: instead of a key and a value for every token, each head's query goes through the
+    key map's transpose and the tokens' weighted sum through the value map. The same numbers: q.(W_k x) = (W_k^T q).x.
+    It uses the weights of k_proj and v_proj, so these must be plain linear maps.
+    """
     attention = block.self_attn
+    heads = attention.num_heads
     normed = block.layer_norm1(hidden)
-    keys = _split_heads(attention.k_proj(normed), attention.num_heads)
-    values = _split_heads(attention.v_proj(normed), attention.num_heads)
-    queries = _split_heads(attention.q_proj(normed[:, :count]), attention.num_heads)
-    attended = F.scaled_dot_product_attention(queries, keys, values)
-    return _feed_forward(block, hidden[:, :count], _merge_heads(attended))
+    queries = _split_heads(attention.q_proj(normed[:, :count]) * attention.scale, heads)  # [N, heads, count, d]
+    to_keys, to_values = (part.weight.unflatten(0, (heads, -1)) for part in (attention.k_proj, attention.v_proj))
+    scores = (queries @ to_keys).flatten(1, 2) @ normed.transpose(1, 2)  # [N, heads * count, T]
+    scores = scores.unflatten(1, (heads, count)) + queries @ attention.k_proj.bias.view(heads, -1, 1)
+    mixed = scores.softmax(dim=-1).flatten(1, 2) @ normed  # [N, heads * count, w]
+    attended = mixed.unflatten(1, (heads, count)) @ to_values.transpose(1, 2)
+    return _feed_forward(block, hidden[:, :count], _merge_heads(attended) + attention.v_proj.bias)
 
 
 def prefix_keys_values(block: Block, hidden: Tensor) -> KeysValues:
