@@ -1,4 +1,4 @@
-"""``python -m benchmarks.pretrain corpus|train|evaluate|release``: make picto-clip from the public sources.
+"""``python -m benchmarks.pretrain corpus|purge|train|evaluate|release``: make picto-clip from the public sources.
 
 python -m benchmarks.pretrain corpus ICONIFY_FOLDER OPENCLIPART_FOLDER --out CORPUS
 python -m benchmarks.pretrain train CORPUS --out RUN --steps 10000 --processes 2
@@ -30,6 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
     corpus.add_argument("--size", type=int, default=64, help="pixels a side (default 64)")
     corpus.add_argument("--hold-out", type=Path, help="text file of further keys (collection:name) to leave out")
     corpus.add_argument("--jobs", type=int, default=2, help="rendering processes (default 2)")
+    purge = commands.add_parser("purge", help="drop from a corpus what equals a picture of a PictoDomains pack")
+    purge.add_argument("corpus", type=Path, help="corpus folder")
+    purge.add_argument("pack", type=Path, help="the pack's Parquet file")
     train = commands.add_parser("train", help="train, or resume what --out holds")
     train.add_argument("corpus", type=Path, help="corpus folder")
     train.add_argument("--out", type=Path, required=True, help="run folder (checkpoints, tokenizer)")
@@ -91,6 +94,10 @@ def main(argv: list[str] | None = None) -> int:
                 hold_out=held,
                 jobs=arguments.jobs,
             )
+        elif arguments.command == "purge":
+            from benchmarks.pretrain import corpus
+
+            print(f"dropped {len(corpus.purge(arguments.corpus, arguments.pack))} drawings")
         elif arguments.command == "train":
             model, values = _recipe(arguments)
             return _train(arguments, model, values, list(argv) if argv is not None else sys.argv[1:])

@@ -14,6 +14,7 @@ drawing of a collection that feeds PictoDomains, used there or not.
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import re
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from benchmarks.datasets import perceptual, picto_sources
 from benchmarks.datasets.picto_sources import Drawing
@@ -202,3 +204,45 @@ def build(
     }
     (out / "corpus.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
+
+
+def _stored_signature(task: tuple[Path, str, int]) -> np.ndarray:
+    folder, kind, row = task
+    pixels = np.load(folder / f"{kind}.npy", mmap_mode="r")[row]
+    return perceptual.signature(np.repeat(255 - pixels[:, :, None], 3, axis=2) if kind == "mono" else pixels)
+
+
+def purge(folder: Path, pack: Path, *, jobs: int = 2) -> list[str]:
+    """Drop from the index every drawing perceptually equal to a picture of a PictoDomains pack; returns their keys.
+
+    ``build`` already leaves out what equals a drawing of the collections that feed PictoDomains; this settles it for
+    the pack itself, clip art included, and is cheap to repeat when the pack or the rule changes.
+    """
+    index = pd.read_parquet(folder / "index.parquet")
+    pictures = pd.read_parquet(pack, columns=["id", "image", "collection", "name"])
+    decoded = (np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB")) for image in pictures["image"])
+    reference = np.stack([perceptual.signature(pixels) for pixels in decoded])
+    tasks = [(folder, kind, int(row)) for kind, row in zip(index["kind"], index["row"], strict=True)]
+    similarity = np.empty(len(index), dtype=np.float32)
+    with multiprocessing.Pool(jobs) as pool:
+        for start in range(0, len(tasks), 8192):
+            block = pool.map(_stored_signature, tasks[start : start + 8192], chunksize=256)
+            similarity[start : start + len(block)] = perceptual.nearest(np.stack(block), reference)[1]
+    used = set(pictures["collection"] + ":" + pictures["name"])
+    dropped = (similarity >= perceptual.SAME_DRAWING) | index["key"].isin(used).to_numpy()
+    keys = index["key"][dropped].tolist()
+    index[~dropped].reset_index(drop=True).to_parquet(folder / "index.parquet")
+    summary = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+    summary["left_out"]["equals a picture of PictoDomains"] = summary["left_out"].get(
+        "equals a picture of PictoDomains", 0
+    ) + len(keys)
+    kept = index[~dropped]
+    summary |= {
+        "pictures": len(kept),
+        "mono": int((kept["kind"] == "mono").sum()),
+        "colour": int((kept["kind"] == "colour").sum()),
+        "phrases": int(kept["phrase"].nunique()),
+        "collections": {str(k): int(v) for k, v in kept["collection"].value_counts().sort_index().items()},
+    }
+    (folder / "corpus.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    return keys

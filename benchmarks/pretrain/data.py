@@ -84,18 +84,25 @@ class Corpus:
         concrete = np.array([name.startswith("synset:") for name in names])
         weight = np.sqrt(counts) * np.where(concrete, 10.0, 1.0)
         self._weight = weight / weight.sum()
+        self._concrete_weight = np.where(concrete, weight, 0) / weight[concrete].sum()
         self._is_colour = (self.index["kind"] == "colour").to_numpy()
         self._row = self.index["row"].to_numpy()
 
-    def draw(self, random: np.random.Generator, *, concepts: int, views: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw index rows ``[concepts * views]`` and the concept position of each ``[concepts * views]``."""
-        chosen = random.choice(len(self._members), size=concepts, replace=False, p=self._weight)
+    def draw(
+        self, random: np.random.Generator, *, concepts: int, views: int, concrete: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw index rows ``[concepts * views]`` and the concept position of each ``[concepts * views]``.
+
+        ``concrete``: concrete WordNet nouns only.
+        """
+        weight = self._concrete_weight if concrete else self._weight
+        chosen = random.choice(len(self._members), size=concepts, replace=False, p=weight)
         rows = np.empty((concepts, views), dtype=np.int64)
         for i, concept in enumerate(chosen):
             members = self._members[concept]
-            weight = np.where(self._is_colour[members], 3.0, 1.0)
+            share = np.where(self._is_colour[members], 3.0, 1.0)
             fits = len(members) >= views
-            rows[i] = random.choice(members, size=views, replace=not fits, p=weight / weight.sum())
+            rows[i] = random.choice(members, size=views, replace=not fits, p=share / share.sum())
         return rows.ravel(), np.repeat(np.arange(concepts), views)
 
     def paint(self, rows: np.ndarray, generator: torch.Generator, device: torch.device) -> Tensor:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+#: White paper becomes zero, so that a patch says what ink it holds and not how white it is.
+PIXEL_MEAN, PIXEL_STD = 1.0, 0.35
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -28,11 +31,15 @@ class ModelConfig:
 
 
 def build_model(config: ModelConfig) -> Any:
-    """A randomly initialised ``transformers.CLIPModel`` (call ``torch.manual_seed`` first)."""
+    """A randomly initialised ``transformers.CLIPModel`` (call ``torch.manual_seed`` first).
+
+    Linear maps start at unit gain: with the class's own, smaller values the two towers are constant for long.
+    """
+    import torch
     from transformers import CLIPConfig, CLIPModel
 
     special = {"bos_token_id": config.vocabulary - 2, "eos_token_id": config.vocabulary - 1}
-    return CLIPModel(
+    model = CLIPModel(
         CLIPConfig(
             text_config={
                 "vocab_size": config.vocabulary,
@@ -57,6 +64,12 @@ def build_model(config: ModelConfig) -> Any:
             projection_dim=config.embed_dim,
         )
     )
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            torch.nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+    return model
 
 
 def _empty_tokenizer(model: Any) -> Any:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from benchmarks.datasets.picto_domains import PictoDomains
 from benchmarks.evaluation.ranking import rank
-from benchmarks.pretrain.model import ModelConfig, build_model
+from benchmarks.pretrain.model import PIXEL_MEAN, PIXEL_STD, ModelConfig, build_model
 from methods.floors import RawPixel
 from methods.parts.backbone import Backbone
 from methods.zero_shot import ZeroShot
@@ -63,7 +63,7 @@ decay {training[weight_decay]:g}, warm-up {training[warmup_steps]} steps, held, 
 that every text position is trained); single-colour drawings are painted anew each time (ink, paper and the \
 regions their \
 lines enclose get random colours, sometimes shaded), colour drawings recoloured, all of them turned, scaled, sheared, \
-shifted and mirrored. Seed {training[seed]}. Pixels are normalised with mean and standard deviation 0.5.
+shifted and mirrored. Seed {training[seed]}. Pixels are normalised so that white is zero.
 
 ## Measured on PictoDomains
 Zero-shot top-1 with `a photo of a {{}}` over the {classes} train and validation classes: **{top1:.1%}** \
@@ -106,8 +106,8 @@ def export(run: Path, checkpoint: str, folder: Path) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
+        "image_mean": [PIXEL_MEAN] * 3,
+        "image_std": [PIXEL_STD] * 3,
         "resample": 3,
         "do_convert_rgb": True,
     }

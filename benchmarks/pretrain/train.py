@@ -26,23 +26,29 @@ from torch.nn import functional as F
 
 from benchmarks.pretrain.captions import CaptionWriter
 from benchmarks.pretrain.data import Corpus
-from benchmarks.pretrain.model import ModelConfig, build_model, train_tokenizer
+from benchmarks.pretrain.model import PIXEL_MEAN, PIXEL_STD, ModelConfig, build_model, train_tokenizer
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Recipe of one pretraining run. ``steps`` optimiser steps of ``concepts * views`` pictures per process."""
+    """Recipe of one pretraining run. ``steps`` optimiser steps of ``concepts * views`` pictures per process.
+
+    The first ``concrete_steps`` steps draw concrete WordNet nouns only, which come round often enough to be learned;
+    without them the loss stays at chance for long.
+    """
 
     steps: int = 10_000
     concepts: int = 128
     views: int = 2
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.98)
     warmup_steps: int = 300
     decay_share: float = 0.3
     long_every: int = 8
     gradient_clip: float = 1.0
+    image_weight: float = 0.5
+    concrete_steps: int = 600
     seed: int = 0
     precision: str = "float32"
     save_every: int = 250
@@ -58,18 +64,28 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.learning_rate * (1.0 if left >= decay else max(left, 0) / decay)
 
 
-def contrastive_loss(images: Tensor, texts: Tensor, concept: Tensor, scale: Tensor) -> Tensor:
+def contrastive_loss(images: Tensor, texts: Tensor, concept: Tensor, scale: Tensor, *, image_weight: float) -> Tensor:
     """Symmetric multi-positive contrastive loss of unit vectors.
 
     images ``[B, E]``, texts ``[U, E]`` (one a concept), concept ``[B]`` the text of each image. Image to text is cross
-    entropy; text to image averages the log-probability over all images of the concept.
+    entropy; text to image averages the log-probability over all images of the concept. ``image_weight`` times the same
+    among images (the concept's other pictures are the positives) keeps the vision tower from starting out constant.
     """
     logits = scale * images @ texts.T
     to_text = F.cross_entropy(logits, concept)
-    log_probability = F.log_softmax(logits.T, dim=1)
-    positive = F.one_hot(concept, len(texts)).T.to(logits.dtype)
-    to_image = -(log_probability * positive).sum(1) / positive.sum(1).clamp(min=1)
-    return (to_text + to_image.mean()) / 2
+    to_image = _multi_positive(logits.T, concept[None, :] == torch.arange(len(texts), device=concept.device)[:, None])
+    loss = (to_text + to_image) / 2
+    if image_weight == 0:
+        return loss
+    itself = torch.eye(len(images), dtype=torch.bool, device=images.device)
+    among = (scale * images @ images.T).masked_fill(itself, -1e4)
+    return loss + image_weight * _multi_positive(among, (concept[:, None] == concept[None, :]) & ~itself)
+
+
+def _multi_positive(logits: Tensor, positive: Tensor) -> Tensor:
+    """Mean over rows of minus the mean log-softmax over the row's positives (rows without one count nothing)."""
+    log_probability = F.log_softmax(logits, dim=1) * positive
+    return -(log_probability.sum(1) / positive.sum(1).clamp(min=1)).mean()
 
 
 def pooled(output: Any) -> Tensor:
@@ -128,7 +144,8 @@ class Trainer:
         seed = (config.seed * 1_000_003 + step) * 64 + self.rank
         random = np.random.default_rng(seed)
         generator = torch.Generator().manual_seed(seed)
-        rows, concept = self.corpus.draw(random, concepts=config.concepts, views=config.views)
+        concrete = step < config.concrete_steps
+        rows, concept = self.corpus.draw(random, concepts=config.concepts, views=config.views, concrete=concrete)
         pixels = self.corpus.paint(rows, generator, self.device)
         columns = ["phrase", "style", "category", "collection"]
         first = self.corpus.index[columns].iloc[rows[:: config.views]].astype(str).to_numpy().tolist()
@@ -139,10 +156,12 @@ class Trainer:
             captions = [writer.short(*words[:3]) for words in first]
         tokens = self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt").to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            images = pooled(self.model.get_image_features(pixel_values=(pixels - 0.5) / 0.5))
+            images = pooled(self.model.get_image_features(pixel_values=(pixels - PIXEL_MEAN) / PIXEL_STD))
             texts = pooled(self.model.get_text_features(**tokens))
         images, texts = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
-        return contrastive_loss(images, texts, torch.from_numpy(concept).to(self.device), self.model.logit_scale.exp())
+        where = torch.from_numpy(concept).to(self.device)
+        scale = self.model.logit_scale.exp()
+        return contrastive_loss(images, texts, where, scale, image_weight=config.image_weight)
 
     def train(self) -> None:
         """Train to ``config.steps`` (or for ``config.minutes``), saving as it goes."""
