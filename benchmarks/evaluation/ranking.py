@@ -232,6 +232,7 @@ class _Given:
         self.shape = scores.shape
         self.fixed_bytes = 0.0
         self.row_bytes = 0.0
+        self.chunk_bytes = float(_SCORES_MIB * _MIB)
         self.unit = 1.0
 
     def fill(self, out: Float64, start: int) -> None:
@@ -253,6 +254,8 @@ class _Scorer:
         self.kept: Float64 | None = np.empty((n, width)) if whole <= budget / 2 else None
         self.fixed_bytes = 8.0 * n + 8.0 * self.slab * (2 * d + 2 * width) + (0.0 if self.kept is None else whole)
         self.row_bytes = 8.0 * (2 * d + 3 * width) + 8.0 * self.slab * (not self.cosine)
+        # A gallery too large to keep is rounded again for every chunk: then chunks are as large as the ceiling allows.
+        self.chunk_bytes = math.inf if self.kept is None else float(_SCORES_MIB * _MIB)
         for start in range(0, n, self.slab):
             part = slice(start, start + self.slab)
             grid, self.norms[part] = fixed_point(gallery[part], low=not self.cosine)
@@ -388,7 +391,8 @@ def _score(
     values = {name: np.full(n_queries, empty) for name in names}
     fixed = source.fixed_bytes + _Counter.fixed_bytes(n) + 16.0 * n
     count = _Counter(n)
-    chunks = list(_chunks(n_relevant, source.row_bytes + 8.0 * n, fixed, memory_mib * _MIB))
+    row_bytes = source.row_bytes + 8.0 * n
+    chunks = list(_chunks(n_relevant, row_bytes, fixed, memory_mib * _MIB, source.chunk_bytes))
     scores = np.empty((max((stop - start for start, stop in chunks), default=0), n))
     for start, stop in chunks:
         source.fill(scores[: stop - start], start)
@@ -431,8 +435,10 @@ def _columns_by_class(
     return [order[a:b] for a, b in itertools.pairwise(bounds)], q_codes
 
 
-def _chunks(n_relevant: Int64, row_bytes: float, fixed_bytes: float, budget: float) -> Iterator[tuple[int, int]]:
-    """Consecutive ranges of queries whose scores and positions fit the memory ceiling."""
+def _chunks(
+    n_relevant: Int64, row_bytes: float, fixed_bytes: float, budget: float, chunk_bytes: float
+) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges of queries whose scores and positions fit the memory ceiling and are of a handy size."""
     rows = row_bytes + 160.0 * n_relevant + 512.0
     needed = fixed_bytes + float(rows.max(initial=0.0))
     if needed > budget:
@@ -440,7 +446,7 @@ def _chunks(n_relevant: Int64, row_bytes: float, fixed_bytes: float, budget: flo
             f"memory_mib={budget / _MIB:g} is too low to rank this gallery: "
             f"at least {math.ceil(needed / _MIB)} MiB are needed"
         )
-    room = min(budget - fixed_bytes, max(float(rows.max(initial=0.0)), _SCORES_MIB * _MIB))
+    room = min(budget - fixed_bytes, max(float(rows.max(initial=0.0)), chunk_bytes))
     start, used = 0, 0.0
     for i, size in enumerate(rows):
         if used + size > room:
