@@ -4,14 +4,15 @@ A prompt is ``[start] words and context slots [end]``. Prompts of different clas
 the start token and the whole learned context, ProS and UCDR-Adapter with ``a photo of``. The text tower is causal, so
 the states of that common prefix do not depend on the class: :func:`encode_prompts` computes its keys and values once
 (or once per picture, where the context depends on the picture) and lets every class's suffix attend to them. It also
-cuts every batch at its longest end of text (METHODS.md, "Exact speed", 1 and 2). ``shared_prefix=False`` is the plain
-path with the same numbers.
+runs classes of like length together and cuts each such part at its longest end of text (METHODS.md, "Exact speed", 1
+and 2). ``shared_prefix=False`` is the plain path with the same numbers.
 
 Shapes: C classes, L context length, m context slots, v text width, B pictures, E embedding width.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -20,6 +21,9 @@ from torch import Tensor
 from methods.parts.backbone import Backbone, BackboneError
 
 NAME, CONTEXT = "{name}", "{context}"
+
+#: Classes of one length wait for longer ones until they are this many: smaller parts cost more than their padding.
+SMALLEST_PART = 8
 
 
 def class_text(name: str) -> str:
@@ -101,6 +105,21 @@ class PromptTemplate:
             self.ids[index], self.slots[index], eot, self.prefix_length, self.prefix_slots, int(eot.max())
         )
 
+    @cached_property
+    def by_length(self) -> list[tuple[Tensor, "PromptTemplate"]]:
+        """The classes, shortest prompts first, in parts of like length: each part's class indices and prompts.
+
+        A part is cut at its own longest prompt, so that one long class name does not make all classes as long.
+        """
+        order = self.eot.cpu().argsort(stable=True)
+        lengths = self.eot.cpu()[order].tolist()
+        bounds = [0]
+        for place in range(1, len(lengths)):
+            if lengths[place] != lengths[place - 1] and place - bounds[-1] >= SMALLEST_PART:
+                bounds.append(place)
+        parts = [order[start:end] for start, end in zip(bounds, [*bounds[1:], len(lengths)], strict=True)]
+        return [(index.to(self.ids.device), self.select(index)) for index in parts]
+
     def __len__(self) -> int:
         return self.ids.shape[0]
 
@@ -154,14 +173,19 @@ def encode_prompts(
     if shared_prefix and not cut:
         raise BackboneError("cut=False is the plain path: use it with shared_prefix=False")
     per_picture = context if context.ndim == 3 else context[None]
-    if class_chunk is None or class_chunk >= len(prompts):
-        parts = [prompts]
-    else:
-        parts = [prompts.select(part) for part in torch.arange(len(prompts)).split(class_chunk)]
+    grouped = prompts.by_length
+    if class_chunk is not None:
+        grouped = [
+            (piece, part if len(part) <= class_chunk else prompts.select(piece))
+            for index, part in grouped
+            for piece in index.split(class_chunk)
+        ]
+    parts = [part for _, part in grouped]
     if shared_prefix:
         read = _read_behind_prefix(backbone, prompts, parts, per_picture)
     else:
         read = torch.cat([_read_plain(backbone, part, per_picture, cut=cut) for part in parts], dim=1)
+    read = read[:, torch.cat([index for index, _ in grouped]).argsort()]  # back in the order of the classes
     features = backbone.project_text(read, projection=projection)
     return features if context.ndim == 3 else features[0]
 

@@ -1,5 +1,7 @@
 """Prompts: where the tokens go, and that the fast text path gives the plain path's numbers."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -108,6 +110,24 @@ def test_every_path_gives_the_same_features_and_gradients(
     for path in ({"shared_prefix": False}, {}, {"class_chunk": 2}, {"shared_prefix": False, "class_chunk": 2}):
         for ours, expected in zip(outputs_and_gradients(tiny_backbone, prompts, context, **path), plain, strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_classes_of_like_length_run_together(tiny_backbone: Backbone) -> None:
+    names = ["a cat", "sea turtle", "dog", "hot air balloon", "a sketch of a dog in a balloon", "horse"] * 7
+    prompts = PromptTemplate.build(tiny_backbone, names, COOP, context=6)
+    parts = prompts.by_length
+    assert len(parts) > 2
+    assert sorted(torch.cat([index for index, _ in parts]).tolist()) == list(range(len(names)))
+    for index, part in parts:
+        assert torch.equal(part.ids, prompts.ids[index])
+    assert all(len(part) >= 8 for _, part in parts[:-1])
+    assert all(int(a.eot.max()) < int(b.eot.min()) for (_, a), (_, b) in itertools.pairwise(parts))
+    for shape in ((6, 32), (3, 6, 32)):
+        plain = outputs_and_gradients(tiny_backbone, prompts, context_for(shape), shared_prefix=False, cut=False)
+        for chunk in (None, 5):
+            ours = outputs_and_gradients(tiny_backbone, prompts, context_for(shape), class_chunk=chunk)
+            for got, expected in zip(ours, plain, strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_every_class_and_every_picture_has_its_own_features(tiny_backbone: Backbone) -> None:
