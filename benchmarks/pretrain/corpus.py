@@ -187,8 +187,10 @@ def build(
             flush()
     flush()
 
-    np.save(out / "mono.npy", np.stack(mono))
-    np.save(out / "colour.npy", np.stack(colour))
+    if not rows:
+        raise ValueError(f"{iconify}: no drawing is left for the corpus; check that the package is complete")
+    np.save(out / "mono.npy", np.stack(mono) if mono else np.zeros((0, size, size), dtype=np.uint8))
+    np.save(out / "colour.npy", np.stack(colour) if colour else np.zeros((0, size, size, 3), dtype=np.uint8))
     index = pd.DataFrame(rows)
     index.to_parquet(out / "index.parquet")
     summary = {
