@@ -1,0 +1,290 @@
+"""Visual prompt tuning (Jia et al., ECCV 2022), shallow and deep. METHODS.md, "Baselines".
+
+Idea: K learned tokens stand behind the class token of the frozen vision tower,
+``[cls + pos_0 ; P_1 ... P_K ; patches + pos_1..]``.
+
+* ``vpt_shallow``: at the input of the tower; the blocks carry them on.
+* ``vpt_deep``: at the input of every block; blocks 1..n-1 put fresh prompts in the place of the last block's outputs.
+
+The feature is read at the class token. Trained: the prompts. Texts, ``a photo of a {class}``, are constant and computed
+once. Loss: cross-entropy over cosine(image, text of every class with labelled pictures) / tau. Settings: those that the
+ProS release (MIT) runs its VPT baseline with (Adam 1e-3, batch 256, 100 epochs, early stop 2, 10 tokens, shallow). That
+baseline also trains the vision projection and divides by CLIP's own temperature: ``variants["official"]``.
+
+Shapes: B pictures, C classes with labelled pictures, K prompts, n blocks, w vision width, E embedding width.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.interface import Deviation, FitReport, Log, Method, MethodCard, TrainingData
+from methods.parts.augment import PLAIN, Augmentation, augment
+from methods.parts.backbone import Statistics
+from methods.parts.losses import TEMPERATURE, image_text_loss
+from methods.parts.prompt_units import decayed_rate, new_units, prompted_tokens, released_batches, released_epoch
+from methods.parts.prompts import PromptTemplate, encode_prompts
+from methods.parts.training import batches, budget, count_parameters, run_stage, seeded
+
+_INIT, _BATCHES, _AUGMENT = range(3)  # what a random generator is for
+
+
+@dataclass(frozen=True)
+class VPTConfig:
+    """Settings of visual prompt tuning.
+
+    The method:
+
+    * ``prompt_tokens``: K, learned tokens at the input of a block.
+    * ``template``: the text of a class, with ``{name}``.
+    * ``temperature``: tau of the loss; 0: CLIP's own, 1 / logit scale (released).
+    * ``train_projection``: the vision projection is trained too (released).
+    * ``train_statistics``, ``test_statistics``: pixel normalisation, ``clip``, ``imagenet`` (released: in training) or
+      ``none``.
+
+    Training:
+
+    * ``learning_rate``, ``weight_decay``: of Adam.
+    * ``schedule``: of the learning rate, ``constant``, or ``released``: times 10^(-3 epoch / 20), at least 1e-6.
+    * ``batch_size``, ``epochs``; ``steps``: 0 for the epochs, or the number of optimiser steps.
+    * ``sampler``: batches balanced over domains, ``reshuffled``, or ``released``: one order for all seeds and epochs.
+    * ``validate_every``: steps between validations; 0: once an epoch, or ten times in ``steps``. ``patience``:
+      validations without gain before training stops (0: never).
+    * ``augment``: random crop, flip and colour jitter.
+    * ``fast``: False is the plain path with the same numbers: texts at every step, all outputs of the last block.
+    """
+
+    prompt_tokens: int = 10
+    template: str = "a photo of a {name}"
+    temperature: float = TEMPERATURE
+    train_projection: bool = False
+    train_statistics: Statistics = "clip"
+    test_statistics: Statistics = "clip"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "released"] = "constant"
+    batch_size: int = 256
+    epochs: int = 100
+    steps: int = 0
+    sampler: Literal["reshuffled", "released"] = "reshuffled"
+    validate_every: int = 0
+    patience: int = 2
+    augment: bool = True
+    fast: bool = True
+
+    def __post_init__(self) -> None:
+        if self.prompt_tokens < 1:
+            raise ValueError(f"vpt: prompt_tokens is {self.prompt_tokens}; without prompts it is zero_shot")
+
+
+class VPTShallow(Method):
+    """Learned tokens at the input of the frozen vision tower."""
+
+    card = MethodCard(
+        name="vpt_shallow",
+        title="Visual Prompt Tuning (shallow)",
+        authors="Jia et al.",
+        venue="ECCV",
+        year=2022,
+        url="https://arxiv.org/abs/2203.12119",
+        trains="visual prompts at the tower's input",
+        code_licence="CC BY-NC 4.0 (written from the paper's idea)",
+        bibtex="""@inproceedings{jia2022vpt,
+  title     = {Visual Prompt Tuning},
+  author    = {Jia, Menglin and Tang, Luming and Chen, Bor-Chun and Cardie, Claire and Belongie, Serge and Hariharan,
+               Bharath and Lim, Ser-Nam},
+  booktitle = {European Conference on Computer Vision},
+  year      = {2022}
+}""",
+        deviations=(
+            Deviation(
+                "what is trained",
+                "the prompts",
+                "the ProS release's VPT also trains the vision projection",
+                "train_projection",
+            ),
+            Deviation("temperature", "0.07 (METHODS.md)", "1 / CLIP's logit scale", "temperature"),
+            Deviation("learning rate", "1e-3", "1e-3, times 10^(-3 epoch / 20), at least 1e-6", "schedule"),
+            Deviation(
+                "pixel normalisation", "CLIP's statistics", "ImageNet's in training, CLIP's at test", "train_statistics"
+            ),
+            Deviation(
+                "batches",
+                "balanced over domains, in random order",
+                "one order for every seed, shuffled once; an epoch ends with the smallest domain",
+                "sampler",
+            ),
+            Deviation(
+                "choice of the epoch",
+                "validation data",
+                "best mAP on the test queries",
+                ours="the protocol's validation task; `--select oracle` selects on test",
+            ),
+        ),
+    )
+    Config = VPTConfig
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "official": {
+            "temperature": 0.0,
+            "train_projection": True,
+            "train_statistics": "imagenet",
+            "schedule": "released",
+            "sampler": "released",
+        }
+    }
+    ablations: ClassVar[dict[str, dict[str, Any]]] = {
+        "prompt_tokens_1": {"prompt_tokens": 1},
+        "prompt_tokens_50": {"prompt_tokens": 50},
+        "train_projection": {"train_projection": True},
+        "clip_temperature": {"temperature": 0.0},
+        "not_augmented": {"augment": False},
+    }
+    #: The plain path of the same numbers, for tests and timings.
+    plain: ClassVar[dict[str, Any]] = {"fast": False}
+    #: Fresh prompts at every block (:class:`VPTDeep`).
+    deep: ClassVar[bool] = False
+
+    config: VPTConfig
+    #: ``prompts`` [K, w]; deep: ``deep_prompts`` [n-1, K, w]; with ``train_projection``: ``visual_projection.weight``.
+    learned: dict[str, nn.Parameter] | None = None
+
+    def build(self, seed: int) -> None:
+        """Untrained prompts, uniform in [-v, v] with v = sqrt(6 / (3 p^2 + w)); the projection as CLIP has it."""
+        backbone, tokens, generator = self.backbone, self.config.prompt_tokens, seeded(seed, _INIT)
+        self.learned = {"prompts": nn.Parameter(new_units(tokens, backbone, generator))}
+        if self.deep:
+            later = backbone.vision_layers - 1
+            deep = new_units(later * tokens, backbone, generator).view(later, tokens, -1)
+            self.learned["deep_prompts"] = nn.Parameter(deep)
+        if self.config.train_projection:
+            self.learned["visual_projection.weight"] = nn.Parameter(backbone.vision_projection.detach().clone())
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name; raises ``RuntimeError`` before ``fit`` or ``load``."""
+        if self.learned is None:
+            raise RuntimeError(f"{self.card.name} has learned nothing yet: call fit, or load a checkpoint")
+        return self.learned
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """``[cls ; prompts ; patches]`` through the frozen tower, read at the class token -> [B, E], not normalised."""
+        own, backbone = self.trainable(), self.backbone
+        tokens = prompted_tokens(backbone, pixels, own["prompts"])  # [B, 1+K+P, w]
+        deep = own.get("deep_prompts")
+        if self.config.fast:
+            read = backbone.run_vision(tokens, deep_prompts=deep, read=0)
+        else:
+            read = backbone.run_vision(tokens, deep_prompts=deep)[:, 0]
+        return backbone.readout(read, projection=own.get("visual_projection.weight"))
+
+    @torch.no_grad()
+    def text_features(self, names: Sequence[str]) -> Tensor:
+        """Normalised text features [C, E] of frozen CLIP."""
+        prompts = PromptTemplate.build(self.backbone, names, self.config.template)
+        fast = self.config.fast
+        return F.normalize(encode_prompts(self.backbone, prompts, shared_prefix=fast, cut=fast), dim=-1)
+
+    # --- training ---
+
+    def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
+        """Learn the prompts from the labelled pictures. Target pictures and classes without pictures are not used."""
+        config, report, begun = self.config, FitReport(), time.perf_counter()
+        self.build(seed)
+        seen, labels = torch.unique(data.labels, return_inverse=True)
+        labels = labels.to(self.device)
+        names = [data.class_names[int(number)] for number in seen]
+        texts = self.text_features(names) if config.fast else None
+        augmentation = Augmentation() if config.augment else PLAIN
+
+        released = config.sampler == "released"
+        pictures = released_epoch(data.domains, config.batch_size) if released else len(data.images)
+        epoch = budget(0, 1, pictures, config.batch_size)
+        steps = budget(config.steps, config.epochs, pictures, config.batch_size)
+        if released:
+            stream = released_batches(data.domains, config.batch_size, config.batch_size)
+        else:
+            stream = batches(data, config.batch_size, seeded(seed, _BATCHES), balanced="domain")
+
+        def loss(step: int) -> Tensor:
+            index = next(stream)
+            pixels = augment(data.images.pixels(index), augmentation, seeded(seed, _AUGMENT, step))
+            images = self.image_features(self.backbone.normalize(pixels.to(self.device), config.train_statistics))
+            known = self.text_features(names) if texts is None else texts
+            return image_text_loss(images, known, labels[index], temperature=1 / self.logit_scale())
+
+        def rate(step: int) -> float:
+            return decayed_rate(config.learning_rate, step // epoch)
+
+        run_stage(
+            self,
+            data,
+            report,
+            log,
+            stage="visual prompts",
+            steps=steps,
+            optimizers=[
+                torch.optim.Adam(self.trainable().values(), lr=config.learning_rate, weight_decay=config.weight_decay)
+            ],
+            loss=loss,
+            learning_rate=rate if config.schedule == "released" else None,
+            validate_every=config.validate_every or (math.ceil(steps / 10) if config.steps else epoch),
+            patience=config.patience,
+        )
+        report.trainable_parameters = count_parameters(self.trainable())
+        report.seconds = time.perf_counter() - begun
+        return report
+
+    # --- answers ---
+
+    @torch.no_grad()
+    def encode_raw(self, pixels: Tensor) -> Tensor:
+        """Image features ``[B, E]`` before normalisation."""
+        return self.image_features(self.backbone.normalize(pixels.to(self.device), self.config.test_statistics))
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Normalised image features ``[B, E]``."""
+        return F.normalize(self.encode_raw(pixels), dim=-1)
+
+    def encode_classes(self, names: Sequence[str]) -> Tensor:
+        """Normalised CLIP text features ``[C, E]`` of any class names."""
+        return self.text_features(names)
+
+    def logit_scale(self) -> float:
+        """1 / tau, as in training."""
+        return 1 / self.config.temperature if self.config.temperature else self.backbone.logit_scale
+
+    # --- checkpoints ---
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The prompts; a trained projection bears CLIPModel's name."""
+        return {name: value.detach() for name, value in self.trainable().items()}
+
+    def load_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Put back what :meth:`tensors` gave."""
+        if self.learned is None:
+            self.build(seed=0)
+        own = self.trainable()
+        if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in tensors.items()}:
+            raise ValueError(f"{self.card.name}: the checkpoint's tensors do not fit this config and backbone")
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(tensors[name])
+
+
+class VPTDeep(VPTShallow):
+    """Learned tokens at the input of every block of the frozen vision tower; all else as :class:`VPTShallow`."""
+
+    card = replace(
+        VPTShallow.card,
+        name="vpt_deep",
+        title="Visual Prompt Tuning (deep)",
+        trains="visual prompts at every block's input",
+    )
+    deep = True

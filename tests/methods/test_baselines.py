@@ -1,0 +1,540 @@
+"""The trained baselines: coop, vpt_shallow, vpt_deep, full_finetune, lora."""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model_state_dict
+from torch import Tensor
+from torch.nn import functional as F
+
+from methods.coop import CoOp
+from methods.full_finetune import FullFinetune
+from methods.interface import Method, Pictures, TrainingData
+from methods.lora import LoRA
+from methods.parts.backbone import Backbone, BackboneError
+from methods.parts.prompts import PromptTemplate
+from methods.vpt import VPTDeep, VPTShallow
+from methods.zero_shot import ZeroShot
+from tests.support.golden import assert_golden, golden_set
+
+BASELINES: dict[str, type[Any]] = {
+    method.card.name: method for method in (CoOp, VPTShallow, VPTDeep, FullFinetune, LoRA)
+}
+#: Learning rates at which the random tiny CLIP learns within some steps (the defaults are for a trained CLIP).
+RATES = {"coop": 0.05, "vpt_shallow": 0.1, "vpt_deep": 0.1, "full_finetune": 2e-3, "lora": 2e-2}
+NAMES = ("cat", "sea_turtle", "t-shirt", "hot_air_balloon", "unseen dog")
+DOMAINS = ("clipart", "flat", "sketch")
+UNSEEN = NAMES.index("unseen dog")
+
+
+class Toy(Pictures):
+    """A colour for each class, dimmed by domain, with noise."""
+
+    def __init__(self, labels: Tensor, domains: Tensor) -> None:
+        colours = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.9, 0.1], [0.1, 0.1, 0.9], [0.8, 0.8, 0.1], [0.5, 0.5, 0.5]])
+        noise = torch.rand(len(labels), 3, 32, 32, generator=torch.Generator().manual_seed(7))
+        plain = colours[labels] * (0.6 + 0.2 * domains[:, None])
+        self.all = (0.8 * plain[:, :, None, None] + 0.2 * noise).clamp(0, 1)
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def pixels(self, index: Tensor) -> Tensor:
+        return self.all[index]
+
+    @property
+    def content(self) -> Sequence[str]:
+        return [hashlib.sha256(picture.numpy().tobytes()).hexdigest() for picture in self.all]
+
+
+class Target(Toy):
+    """Target pictures that nobody may look at."""
+
+    def pixels(self, index: Tensor) -> Tensor:
+        raise AssertionError("a baseline read target pictures")
+
+
+def task(*, domains: int = 3, **options: Any) -> TrainingData:
+    """Four classes with pictures and one without, in some domains; the labels come in no order."""
+    labels = torch.arange(4).repeat(4 * domains)[torch.randperm(16 * domains, generator=torch.Generator())]
+    of_domain = torch.arange(domains).repeat_interleave(16)
+    return TrainingData(
+        protocol="toy",
+        images=Toy(labels, of_domain),
+        labels=labels,
+        domains=of_domain,
+        class_names=NAMES,
+        domain_names=DOMAINS[:domains],
+        **options,
+    )
+
+
+def quiet(**_: Any) -> None:
+    """A log that keeps nothing."""
+
+
+def make(name: str, backbone: Backbone, **changes: Any) -> Any:
+    """A baseline with a small budget."""
+    method = BASELINES[name]
+    small = {"steps": 3, "batch_size": 12, "learning_rate": RATES[name]}
+    return method(backbone, method.Config(**{**small, **changes}))
+
+
+def scores(method: Method, data: TrainingData) -> tuple[float, float]:
+    """Accuracy and cross-entropy of the training pictures among the classes that have some."""
+    logits = method.classify(data.images.pixels(torch.arange(len(data.images))), NAMES[:4])
+    return float((logits.argmax(1) == data.labels).float().mean()), float(F.cross_entropy(logits, data.labels))
+
+
+def weights(backbone: Backbone) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in backbone.model.state_dict().items()}
+
+
+each = pytest.mark.parametrize("name", BASELINES)
+
+
+# --- what every baseline does ---
+
+
+@each
+def test_fits_its_training_classes(name: str, tiny_backbone: Backbone) -> None:
+    data = task()
+    method = make(name, tiny_backbone, steps=60, batch_size=24, augment=False)
+    method.fit(data, seed=0, log=quiet)
+    accuracy, loss = scores(method, data)
+    start = make(name, tiny_backbone, steps=1, learning_rate=0.0, augment=False)
+    start.fit(data, seed=0, log=quiet)
+    assert loss < 0.7 * scores(start, data)[1]
+    assert accuracy >= 0.95
+
+
+@each
+def test_save_and_load_give_equal_features(name: str, tiny_backbone: Backbone, tmp_path: Path) -> None:
+    data = task()
+    method = make(name, tiny_backbone)
+    method.fit(data, seed=0, log=quiet)
+    method.save(tmp_path / "model")
+    loaded = BASELINES[name].load(tmp_path / "model", tiny_backbone)
+    pixels = data.images.pixels(torch.arange(6))
+    assert torch.equal(loaded.encode_images(pixels), method.encode_images(pixels))
+    assert torch.equal(loaded.encode_raw(pixels), method.encode_raw(pixels))
+    assert torch.equal(loaded.encode_classes(NAMES), method.encode_classes(NAMES))
+    assert torch.equal(loaded.classify(pixels, NAMES), method.classify(pixels, NAMES))
+    assert loaded.config == method.config
+    other = make(name, tiny_backbone)
+    other.fit(data, seed=1, log=quiet)
+    assert not torch.equal(other.encode_classes(NAMES), method.encode_classes(NAMES)) or not torch.equal(
+        other.encode_images(pixels), method.encode_images(pixels)
+    )
+
+
+@each
+def test_refuses_a_checkpoint_that_does_not_fit(name: str, tiny_backbone: Backbone, tmp_path: Path) -> None:
+    method = make(name, tiny_backbone)
+    method.fit(task(), seed=0, log=quiet)
+    stranger = {**method.tensors(), "stranger": torch.zeros(2)}
+    with pytest.raises(ValueError, match=f"{name}: the checkpoint's tensors do not fit"):
+        make(name, tiny_backbone).load_tensors(stranger, method.facts())
+
+
+@each
+@pytest.mark.parametrize("augmented", [True, False])
+def test_a_seed_gives_the_same_bits(name: str, augmented: bool, tiny_backbone: Backbone) -> None:
+    data = task()
+    learned = []
+    for seed, noise in ((3, 1), (3, 2), (4, 1)):
+        torch.manual_seed(noise)  # the global generator must not matter
+        method = make(name, tiny_backbone, augment=augmented)
+        report = method.fit(data, seed=seed, log=quiet)
+        learned.append((method.tensors(), [entry["loss"] for entry in report.losses]))
+    first, again, other = learned
+    assert first[1] == again[1] != other[1]
+    assert all(torch.equal(value, again[0][key]) for key, value in first[0].items())
+    assert not all(torch.equal(value, other[0][key]) for key, value in first[0].items())
+
+
+EXPECTED = {
+    "coop": r"context",
+    "vpt_shallow": r"prompts",
+    "vpt_deep": r"(deep_)?prompts",
+    "full_finetune": r"(vision_model\..*|visual_projection\.weight)",
+    "lora": r"(vision|text)_model\..*\.self_attn\.(q|k|v|out)_proj\.lora_(A|B)\.weight",
+}
+
+
+@each
+def test_trains_what_it_claims_and_nothing_else(name: str, tiny_backbone: Backbone) -> None:
+    before, fresh = weights(tiny_backbone), tiny_backbone.weights_hash
+    method = make(name, tiny_backbone, augment=False)
+    starts: list[dict[str, Tensor]] = []
+    gradients: list[set[str]] = []
+
+    def look(**numbers: Any) -> None:
+        if "loss" not in numbers:
+            return
+        trained = method.trainable()
+        starts.append({key: value.detach().clone() for key, value in trained.items()})
+        gradients.append({key for key, value in trained.items() if value.grad is not None and bool(value.grad.any())})
+        own = {id(value) for value in trained.values()}
+        for model in {id(b): b for b in (tiny_backbone, getattr(method, "clip", tiny_backbone))}.values():
+            for key, value in model.model.named_parameters():
+                assert id(value) in own or (value.grad is None and not value.requires_grad), key
+
+    report = method.fit(task(), seed=0, log=look)
+    trained = method.trainable()
+    assert all(re.fullmatch(EXPECTED[name], key) for key in trained)
+    never = set(trained) - set.union(*gradients)
+    assert all(key.endswith("k_proj.bias") for key in never)  # a key bias has no gradient but rounding noise
+    assert all(not torch.equal(value, starts[0][key]) for key, value in method.tensors().items() if key not in never)
+    assert set(method.tensors()) == set(trained)
+    assert report.trainable_parameters == sum(value.numel() for value in trained.values())
+    assert report.steps == 3
+    assert tiny_backbone.weights_hash == fresh
+    assert all(torch.equal(value, before[key]) for key, value in tiny_backbone.model.state_dict().items())
+
+
+def test_trains_all_of_the_claimed_parts(tiny_backbone: Backbone) -> None:
+    counts = {}
+    for name in BASELINES:
+        method = make(name, tiny_backbone, steps=1)
+        counts[name] = method.fit(task(), seed=0, log=quiet).trainable_parameters
+    vision = sum(value.numel() for value in tiny_backbone.vision_parameters().values())
+    assert counts == {
+        "coop": 16 * 32,
+        "vpt_shallow": 10 * 32,
+        "vpt_deep": 2 * 10 * 32,
+        "full_finetune": vision,
+        "lora": 2 * 2 * 4 * 8 * (32 + 32),  # towers, blocks, maps, rank, in + out
+    }
+
+
+@each
+def test_an_embedding_does_not_depend_on_its_batch(name: str, tiny_backbone: Backbone) -> None:
+    data = task()
+    method = make(name, tiny_backbone)
+    method.fit(data, seed=0, log=quiet)
+    pixels = data.images.pixels(torch.arange(9))
+    together = method.encode_images(pixels)
+    alone = torch.cat([method.encode_images(one[None]) for one in pixels])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(9), rtol=0, atol=1e-5)
+    torch.testing.assert_close(F.normalize(method.encode_raw(pixels)), together, rtol=0, atol=1e-6)
+
+
+@each
+def test_normalises_as_it_is_told(name: str, tiny_backbone: Backbone) -> None:
+    told, done = task(), task()
+    done.images.all = tiny_backbone.normalize(done.images.all, "imagenet")
+    learned = []
+    for data, statistics in ((told, "imagenet"), (done, "none"), (told, "clip")):
+        method = make(name, tiny_backbone, augment=False, train_statistics=statistics, test_statistics="clip")
+        method.fit(data, seed=0, log=quiet)
+        learned.append(method)
+    same, other = learned[1].tensors(), learned[2].tensors()
+    assert all(torch.equal(value, same[key]) for key, value in learned[0].tensors().items())
+    assert not all(torch.equal(value, other[key]) for key, value in learned[0].tensors().items())
+    pixels = told.images.pixels(torch.arange(3))
+    method = make(name, tiny_backbone, augment=False, train_statistics="imagenet", test_statistics="none")
+    method.fit(told, seed=0, log=quiet)
+    expected = learned[0].encode_images(pixels)
+    assert torch.equal(method.encode_images(tiny_backbone.normalize(pixels)), expected)
+    assert not torch.allclose(method.encode_images(pixels), expected, atol=1e-3)
+
+
+@each
+def test_encodes_any_class_name(name: str, tiny_backbone: Backbone) -> None:
+    method = make(name, tiny_backbone)
+    method.fit(task(), seed=0, log=quiet)
+    names = [*NAMES, "a name never seen"]
+    together = method.encode_classes(names)
+    assert together.shape == (6, tiny_backbone.embed_dim)
+    torch.testing.assert_close(together[[5, 0]], method.encode_classes([names[5], names[0]]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(6), rtol=0, atol=1e-5)
+
+
+@each
+def test_does_not_read_target_pictures_nor_unlabelled_classes(name: str, tiny_backbone: Backbone) -> None:
+    target = Target(torch.zeros(5, dtype=torch.long), torch.zeros(5, dtype=torch.long))
+    shown = task(domains=1, target=target)
+    hidden = task(domains=1)
+    hidden.class_names = NAMES[:4]
+    learned = []
+    for data in (shown, hidden):
+        method = make(name, tiny_backbone)
+        method.fit(data, seed=0, log=quiet)
+        learned.append(method.tensors())
+    assert UNSEEN not in shown.labelled_classes
+    assert all(torch.equal(value, learned[1][key]) for key, value in learned[0].items())
+
+
+@each
+def test_fast_and_plain_path_agree(name: str, tiny_backbone: Backbone) -> None:
+    data = task()
+    losses, features = [], []
+    for plain in ({}, BASELINES[name].plain):
+        method = make(name, tiny_backbone, augment=False, steps=4, **plain)
+        report = method.fit(data, seed=0, log=quiet)
+        losses.append([entry["loss"] for entry in report.losses])
+        start = make(name, tiny_backbone, augment=False, learning_rate=0.0, steps=1, **plain)
+        start.fit(data, seed=0, log=quiet)  # untrained: Adam's first steps magnify the last bits of a gradient
+        pictures = start.encode_images(data.images.pixels(torch.arange(5)))
+        features.append(torch.cat([pictures, start.encode_classes(NAMES)]))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-5)
+    torch.testing.assert_close(features[0], features[1], rtol=0, atol=1e-5)
+
+
+@each
+def test_keeps_the_weights_of_the_best_validation(name: str, tiny_backbone: Backbone) -> None:
+    seen: list[dict[str, Tensor]] = []
+
+    def validate(method: Method) -> float:
+        seen.append({key: value.clone() for key, value in method.tensors().items()})
+        return [0.1, 0.5, 0.4, 0.3, 0.2][len(seen) - 1]
+
+    method = make(name, tiny_backbone, steps=10)
+    report = method.fit(task(validate=validate), seed=0, log=quiet)
+    assert (report.steps, report.selected_step) == (4, 2)  # ten validations in ten steps, stop after two without gain
+    assert all(torch.equal(value, seen[1][key]) for key, value in method.tensors().items())
+
+
+@each
+def test_runs_its_epochs_without_a_step_budget(name: str, tiny_backbone: Backbone) -> None:
+    scored = []
+
+    def validate(method: Method) -> float:
+        scored.append(1.0 * len(scored))
+        return scored[-1]
+
+    method = make(name, tiny_backbone, steps=0, epochs=2, batch_size=24)
+    report = method.fit(task(validate=validate), seed=0, log=quiet)
+    assert report.steps == 4  # 48 pictures, 24 a batch
+    assert [entry["step"] for entry in report.validation] == [2, 4]
+
+
+CHANGES = [
+    pytest.param(name, change, id=f"{name}-{label}")
+    for name, method in BASELINES.items()
+    for label, change in {**method.variants, **method.ablations}.items()
+]
+
+
+@pytest.mark.parametrize(("name", "change"), CHANGES)
+def test_variants_and_ablations_run_and_load(
+    name: str, change: dict[str, Any], tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    method = make(name, tiny_backbone, steps=2, **change)
+    report = method.fit(task(), seed=0, log=quiet)
+    assert report.steps == 2
+    default = make(name, tiny_backbone)
+    default.fit(task(), seed=0, log=quiet)
+    assert method.config != default.config
+    method.save(tmp_path / "model")
+    loaded = BASELINES[name].load(tmp_path / "model", tiny_backbone)
+    pixels = task().images.pixels(torch.arange(3))
+    assert torch.equal(loaded.classify(pixels, NAMES), method.classify(pixels, NAMES))
+
+
+@each
+def test_trains_in_bf16(name: str, tiny_backbone: Backbone, tiny_folder: Path) -> None:
+    data, features = task(), []
+    for backbone in (tiny_backbone, Backbone.load(tiny_folder, precision="bf16")):
+        method = make(name, backbone, steps=2, learning_rate=1e-4)
+        method.fit(data, seed=0, log=quiet)
+        pixels = data.images.pixels(torch.arange(4))
+        features.append(torch.cat([method.encode_images(pixels), method.encode_classes(NAMES)]))
+        assert all(value.dtype == torch.float32 for value in (features[-1], *method.tensors().values()))
+    assert F.cosine_similarity(*features).min() > 0.99
+    assert not torch.equal(*features)
+
+
+@each
+def test_speaks_up_before_it_has_learned(name: str, tiny_backbone: Backbone) -> None:
+    with pytest.raises(RuntimeError, match=f"{name} has learned nothing yet"):
+        make(name, tiny_backbone).encode_images(torch.zeros(1, 3, 32, 32))
+
+
+@each
+def test_every_setting_is_documented(name: str) -> None:
+    config = BASELINES[name].Config
+    text = config.__doc__ or ""
+    assert all(f"``{field.name}``" in text for field in dataclasses.fields(config))
+    for deviation in BASELINES[name].card.deviations:
+        assert deviation.ours or hasattr(config(), deviation.switch)
+
+
+# --- each baseline's own equation ---
+
+
+def test_coop_is_the_stock_text_tower_on_learned_context(tiny_backbone: Backbone) -> None:
+    method = make("coop", tiny_backbone, context_tokens=3)
+    method.fit(task(), seed=0, log=quiet)
+    model, context = tiny_backbone.model, method.trainable()["context"]
+    for name, got in zip(NAMES, method.encode_classes(NAMES), strict=True):
+        words = tiny_backbone.token_ids(name.replace("_", " ") + ".")
+        table = model.text_model.embeddings.token_embedding.weight
+        sentence = torch.cat([table[[tiny_backbone.start_id]], context, table[[*words, tiny_backbone.end_id]]])[None]
+        length = sentence.shape[1]
+        hidden = sentence + model.text_model.embeddings.position_embedding.weight[:length]
+        mask = torch.full((length, length), float("-inf")).triu(1)[None, None]
+        for block in model.text_model.encoder.layers:
+            hidden = block(hidden, mask)
+        feature = model.text_projection(model.text_model.final_layer_norm(hidden)[0, -1])
+        torch.testing.assert_close(got, F.normalize(feature, dim=0), rtol=0, atol=1e-5)
+
+
+def test_coop_leaves_pictures_to_clip(tiny_backbone: Backbone) -> None:
+    data = task()
+    method = make("coop", tiny_backbone)
+    method.fit(data, seed=0, log=quiet)
+    pixels = data.images.pixels(torch.arange(5))
+    assert torch.equal(method.encode_images(pixels), ZeroShot(tiny_backbone).encode_images(pixels))
+    moved = make("coop", tiny_backbone, train_projections=True)
+    moved.fit(data, seed=0, log=quiet)
+    assert not torch.allclose(moved.encode_images(pixels), method.encode_images(pixels), atol=1e-3)
+
+
+def test_coop_reads_no_picture_twice_where_none_is_augmented(tiny_backbone: Backbone) -> None:
+    class Counting(Toy):
+        read = 0
+
+        def pixels(self, index: Tensor) -> Tensor:
+            Counting.read += len(index)
+            return super().pixels(index)
+
+        @property
+        def content(self) -> Sequence[str]:
+            return [f"counted-{number}" for number in range(len(self))]
+
+    data = task()
+    data.images = Counting(data.labels, data.domains)
+    make("coop", tiny_backbone, steps=9).fit(data, seed=0, log=quiet)
+    assert Counting.read == len(data.images)
+    make("coop", tiny_backbone, steps=9).fit(data, seed=1, log=quiet)
+    assert Counting.read == len(data.images)
+    make("coop", tiny_backbone, steps=9, augment=True).fit(data, seed=1, log=quiet)
+    assert Counting.read == len(data.images) + 9 * 12
+
+
+def test_coop_names_a_class_that_is_too_long(tiny_backbone: Backbone) -> None:
+    with pytest.raises(BackboneError, match="use fewer context tokens"):
+        make("coop", tiny_backbone, context_tokens=62).fit(task(), seed=0, log=quiet)
+
+
+@pytest.mark.parametrize("name", ["vpt_shallow", "vpt_deep"])
+def test_vpt_is_the_stock_vision_tower_with_tokens_put_in(name: str, tiny_backbone: Backbone) -> None:
+    method = make(name, tiny_backbone, prompt_tokens=3)
+    method.fit(task(), seed=0, log=quiet)
+    pixels = task().images.pixels(torch.arange(2))
+    learned, vision = method.trainable(), tiny_backbone.model.vision_model
+    for picture, got in zip(tiny_backbone.normalize(pixels), method.encode_raw(pixels), strict=True):
+        tokens = vision.embeddings(picture[None])
+        hidden = vision.pre_layrnorm(torch.cat([tokens[:, :1], learned["prompts"][None], tokens[:, 1:]], dim=1))
+        for number, block in enumerate(vision.encoder.layers):
+            if number > 0 and name == "vpt_deep":
+                hidden = torch.cat([hidden[:, :1], learned["deep_prompts"][number - 1][None], hidden[:, 4:]], dim=1)
+            hidden = block(hidden, None)
+        feature = tiny_backbone.model.visual_projection(vision.post_layernorm(hidden[0, 0]))
+        torch.testing.assert_close(got, feature, rtol=0, atol=1e-5)
+    torch.testing.assert_close(method.encode_classes(NAMES), ZeroShot(tiny_backbone).encode_classes(NAMES))
+
+
+def test_full_finetune_is_adam_on_the_stock_model(tiny_backbone: Backbone) -> None:
+    data = task(domains=1)  # 16 pictures, one batch: all of them, whatever the order
+    changes = {"weight_decay": 0.01, "learning_rate": 1e-2, "temperature": 0.5}
+    method = make("full_finetune", tiny_backbone, steps=3, batch_size=16, augment=False, **changes)
+    report = method.fit(data, seed=0, log=quiet)
+    model = tiny_backbone.clone().model
+    trained = [*model.vision_model.parameters(), *model.visual_projection.parameters()]
+    adam = torch.optim.Adam([p.requires_grad_() for p in trained], lr=1e-2, weight_decay=0.01)
+    with torch.no_grad():
+        ids = tiny_backbone.tokenize([f"a photo of a {name.replace('_', ' ')}" for name in NAMES[:4]])
+        texts = F.normalize(model.get_text_features(ids).pooler_output, dim=1)
+    pixels = tiny_backbone.normalize(data.images.pixels(torch.arange(16)))
+    for entry in report.losses:
+        images = F.normalize(model.get_image_features(pixels).pooler_output, dim=1)
+        loss = F.cross_entropy(images @ texts.T / 0.5, data.labels)
+        assert entry["loss"] == pytest.approx(float(loss.detach()), abs=1e-4)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+
+
+def test_full_finetune_official_trains_all_of_clip(tiny_backbone: Backbone) -> None:
+    method = make("full_finetune", tiny_backbone, **FullFinetune.variants["official"])
+    method.fit(task(), seed=0, log=quiet)
+    assert set(method.tensors()) == set(dict(tiny_backbone.model.named_parameters()))
+    assert method.logit_scale() != pytest.approx(tiny_backbone.logit_scale, rel=1e-4)
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_lora_is_clip_with_changed_weights(tower: str, tiny_backbone: Backbone) -> None:
+    method = make("lora", tiny_backbone, rank=3, alpha=12.0)
+    method.fit(task(), seed=0, log=quiet)
+    merged, learned = tiny_backbone.clone(), method.tensors()
+    with torch.no_grad():
+        for key, down in learned.items():
+            if key.endswith("lora_A.weight"):
+                up = learned[key.replace("lora_A", "lora_B")]
+                assert down.shape == (3, 32) and up.shape == (32, 3) and bool(up.any())
+                merged.model.get_parameter(key.replace(".lora_A", "")).add_(up @ down, alpha=12 / 3)
+    pixels = task().images.pixels(torch.arange(4))
+    clip = ZeroShot(merged)
+    if tower == "vision":
+        torch.testing.assert_close(method.encode_images(pixels), clip.encode_images(pixels), rtol=0, atol=1e-5)
+    else:
+        torch.testing.assert_close(method.encode_classes(NAMES), clip.encode_classes(NAMES), rtol=0, atol=1e-5)
+
+
+def test_lora_starts_from_clip_and_bears_peft_names(tiny_backbone: Backbone) -> None:
+    method = make("lora", tiny_backbone, steps=1, learning_rate=0.0)
+    method.fit(task(), seed=0, log=quiet)
+    pixels = task().images.pixels(torch.arange(4))
+    torch.testing.assert_close(method.encode_images(pixels), ZeroShot(tiny_backbone).encode_images(pixels))
+    torch.testing.assert_close(method.encode_classes(NAMES), ZeroShot(tiny_backbone).encode_classes(NAMES))
+    assert set(method.tensors()) == set(get_peft_model_state_dict(method.clip.model, save_embedding_layers=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "floor", "expected"),
+    [("coop", 1e-6, [1e-2, 1e-2, 1e-2 * 10**-0.15]), ("full_finetune", 1e-8, [1e-2, 1e-2, 1e-2 * 10**-0.15])],
+)
+def test_released_schedule_falls_with_the_epochs(
+    name: str, floor: float, expected: list[float], tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    step = torch.optim.Adam.step
+
+    def noted(self: torch.optim.Adam, *args: Any, **options: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **options)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noted)
+    released = {"schedule": "released", "batch_size": 24, "learning_rate": 1e-2, "augment": False}
+    make(name, tiny_backbone, steps=3, **released).fit(task(), seed=0, log=quiet)
+    assert rates == pytest.approx(expected)
+    rates.clear()
+    make(name, tiny_backbone, steps=1, **{**released, "learning_rate": floor / 10}).fit(task(), seed=0, log=quiet)
+    assert rates == pytest.approx([floor])
+
+
+# --- golden ---
+
+
+@pytest.mark.golden
+def test_golden_coop_text_features() -> None:
+    golden = golden_set()
+    arrays, backbone = golden.arrays("pros.npz"), golden.clip(vision_layers=2, text_layers=2)
+    ids = torch.from_numpy(arrays["coop_text_token_ids"])
+    method = CoOp(backbone)
+    method.load_tensors({"context": golden.fill("pros.text_context", (16, backbone.text_width), "vec")}, {})
+    slots = torch.arange(1, 17).expand(len(ids), -1)
+    features = method.text_features(PromptTemplate.from_ids(backbone, ids, slots))
+    expected = torch.from_numpy(arrays["coop_text_features"])
+    assert_golden(F.normalize(features), F.normalize(expected), what="coop text features")
