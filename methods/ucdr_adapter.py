@@ -201,7 +201,7 @@ class UCDRAdapterConfig:
       without gain before training stops (0: never).
     * ``crop``, ``flip``, ``jitter``: augmentation, see :class:`methods.parts.augment.Augmentation`.
     * ``fast``: the exact speed-ups of METHODS.md. False is the plain path with the same numbers: full texts at every
-      step, a graph through the momentum pass, W_prm once a picture, a Python loop over pictures and queues.
+      step, the momentum pass with a graph and in phase 2 too, W_prm once a picture, a Python loop over the queues.
     """
 
     context_tokens: int = 16
@@ -385,10 +385,9 @@ class ClassQueues:
 
     def lists(self) -> list[Tensor]:
         """Each queue's features [length, E], oldest first."""
-        return [
-            self.entry(torch.full((length,), number, device=self.pushed.device), torch.arange(length))
-            for number, length in enumerate(self.lengths.tolist())
-        ]
+        ages = torch.arange(self.size, device=self.pushed.device)
+        lengths = enumerate(self.lengths.tolist())
+        return [self.entry(torch.full_like(ages, number), ages)[:length] for number, length in lengths]
 
 
 def triplet_loss(anchors: Tensor, queues: ClassQueues, labels: Tensor, uniforms: Tensor, margin: float) -> Tensor:
@@ -465,7 +464,7 @@ class UCDRAdapter(Method):
     )
     Config = UCDRAdapterConfig
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": OFFICIAL}
-    ablations: ClassVar[dict[str, dict[str, Any]]] = {
+    ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "no_ltst": {"context_tokens": 0},
         "no_momentum": {"momentum": 0.0},
         "no_triplet": {"triplet_weight": 0.0},
@@ -477,8 +476,6 @@ class UCDRAdapter(Method):
         **{f"attention_temperature_{t}": {"attention_temperature": t} for t in (0.25, 0.5, 1.0)},
         **{f"prompt_ratio_{r}": {"prompt_ratio": float(r)} for r in (1, 11, 66)},
     }
-    #: The plain path of the same numbers, for tests and timings.
-    plain: ClassVar[dict[str, Any]] = {"fast": False, "momentum_in_phase2": True}
 
     config: UCDRAdapterConfig
     branch: ImageBranch
@@ -581,8 +578,8 @@ class UCDRAdapter(Method):
         images = encode(self.branch)
         texts = self.text_features() if texts is None else texts
         loss = image_text_loss(images, texts, own[1], temperature=config.temperature)
-        momentum_images = self._momentum_step(encode, own[1]) if config.momentum_in_phase2 else None
-        return Terms(loss, loss, None, images, texts, momentum_images)
+        idle = config.momentum_in_phase2 or not config.fast  # nothing reads it
+        return Terms(loss, loss, None, images, texts, self._momentum_step(encode, own[1]) if idle else None)
 
     def _momentum_step(self, encode: Callable[[ImageBranch], Tensor], labels: Tensor) -> Tensor:
         """Update the momentum copy, encode the batch with it, queue the features; normalised features [B, E]."""
