@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 
@@ -31,9 +30,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         for entry in COMMANDS.entries():
             print(f"  {entry.name:10} {entry.summary}")
         return 0 if arguments else 2
-    if arguments[0] == "--version":
-        print(f"ucdr-bench {importlib.import_module('importlib.metadata').version('ucdr-bench')}")
-        return 0
     try:
         command = COMMANDS.get(arguments[0])
     except UnknownNameError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import os
 import random
 import time
@@ -22,13 +23,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.environment import PeakMemory, environment
+from benchmarks.evaluation.classification import ClassificationScores, classify, classify_zero_shot
 from benchmarks.evaluation.ranking import RULES, RetrievalScores, rank
-from benchmarks.protocols.task import Retrieval, Task
-from benchmarks.protocols.training import training_data
+from benchmarks.protocols.task import Classification, Retrieval, Task
+from benchmarks.protocols.training import Question, training_data
 from benchmarks.store import CellId, Cost, Fit, GalleryScores, Record, ResultStore, Status
 from benchmarks.sweep import Broken, Cell, FitGroup, Plan, describe
 from benchmarks.workbench import PixelCache, Workbench
-from methods.interface import FitReport, Method, NotApplicableError
+from methods.interface import FitReport, Method, NotApplicableError, TrainingData
 from methods.registry import METHODS
 
 #: Pictures encoded at once. Every batch has this size (the last is filled up), so that a picture's embedding does not
@@ -116,7 +118,7 @@ class EncodedPictures:
 
     def __init__(self, encode: Callable[[Tensor], Tensor], pixels: PixelCache, on_pictures: Callable[[int], None]):
         self._encode = encode
-        self._pixels = pixels
+        self.pixels = pixels
         self._on_pictures = on_pictures
         self._place = np.full(len(pixels.dataset.table), -1, dtype=np.int64)
         self._parts: list[Tensor] = []
@@ -129,7 +131,7 @@ class EncodedPictures:
         for start in range(0, len(missing), BATCH):
             batch = missing[start : start + BATCH]
             filled = np.concatenate([batch, np.repeat(batch[-1:], BATCH - len(batch))])
-            pixels = self._pixels[filled]
+            pixels = self.pixels[filled]
             begun = time.perf_counter()
             with torch.no_grad():
                 embeddings = self._encode(pixels).float().cpu()
@@ -157,7 +159,7 @@ def score_retrieval(
     method: Method, encoded: EncodedPictures, retrieval: Retrieval, rules: str, *, ks: tuple[int, ...], top: int = 0
 ) -> RetrievalScores:
     """Rank a retrieval's gallery for each query under the rules; clean rules take the method's own similarity."""
-    labels = encoded._pixels.dataset.table["class"].to_numpy()
+    labels = encoded.pixels.dataset.table["class"].to_numpy()
     options = dict(RULES[rules])
     if rules == "clean":
         options["similarity"] = method.card.similarity
@@ -172,11 +174,27 @@ def score_retrieval(
     )
 
 
+def score_classification(
+    method: Method, pixels: PixelCache, question: Classification
+) -> tuple[ClassificationScores, Tensor]:
+    """Accuracy of a method's answers, and the logits ``[pictures, classes]`` they come from."""
+    parts = [question.rows[start : start + BATCH] for start in range(0, len(question.rows), BATCH)]
+    with torch.no_grad():
+        logits = torch.cat([method.classify(pixels[part], question.class_names).float().cpu() for part in parts])
+    number_of = {name: number for number, name in enumerate(question.class_names)}
+    names = pixels.dataset.table["class"].to_numpy()[question.rows]
+    labels = np.array([number_of[name] for name in names], dtype=np.int64)
+    if question.seen is None:
+        return classify(logits, labels), logits
+    return classify_zero_shot(logits, labels, [number_of[name] for name in question.seen]), logits
+
+
 @dataclass
 class _Fitted:
     method: Method
     report: FitReport
     logged: list[dict[str, Any]]
+    trials: list[dict[str, Any]]
     encoded: EncodedPictures
     seconds: float
     peak_mib: float
@@ -236,22 +254,59 @@ class _Runner:
         cache = self.workbench.pixels(group.dataset)
         rules = self.settings.rules
 
-        def validation_score(method: Method, retrieval: Retrieval) -> float:
+        def validation_score(method: Method, question: Question) -> float:
+            if isinstance(question, Classification):
+                scores, _ = score_classification(method, cache, question)
+                return scores.means()["accuracy[image]" if question.seen is None else "h[image]"]
             encoded = EncodedPictures(encode_as(method, rules), cache, lambda count: None)
-            try:
-                return score_retrieval(method, encoded, retrieval, rules, ks=()).means()["map@all"]
-            except ValueError as error:
-                raise ValueError(f"validation of {group.method}: {error}") from error
+            return score_retrieval(method, encoded, question, rules, ks=()).means()["map@all"]
 
-        with self._measured() as peak:
+        data = training_data(task, cache, validation_score, select=self.settings.select)
+
+        def train(config: Any) -> tuple[Method, FitReport, float]:
             seed_everything(group.seed)
-            method = METHODS.get(group.method)(self.workbench.backbone, group.config, self.workbench.device)
-            data = training_data(task, cache, validation_score, select=self.settings.select)
+            method = METHODS.get(group.method)(self.workbench.backbone, config, self.workbench.device)
             begun = time.perf_counter()
             report = method.fit(data, seed=group.seed, log=log)
-            seconds = time.perf_counter() - begun
+            return method, report, time.perf_counter() - begun
+
+        trials: list[dict[str, Any]] = []
+        with self._measured() as peak:
+            if group.learning_rates:
+                method, report, seconds = self._search(group, data, train, trials)
+            else:
+                method, report, seconds = train(group.config)
         encoded = self._encoded(group, method, cache)
-        return _Fitted(method, report, logged, encoded, seconds, peak["mib"] or 0.0, peak["gpu_mib"])
+        return _Fitted(method, report, logged, trials, encoded, seconds, peak["mib"] or 0.0, peak["gpu_mib"])
+
+    def _search(
+        self,
+        group: FitGroup,
+        data: TrainingData,
+        train: Callable[[Any], tuple[Method, FitReport, float]],
+        trials: list[dict[str, Any]],
+    ) -> tuple[Method, FitReport, float]:
+        """Train with every learning rate of the grid; keep the one with the best validation score, the first if equal.
+
+        A rate that fails (the loss runs away) is noted and loses; if all fail, the last error is raised.
+        """
+        best: tuple[Method, FitReport, float] | None = None
+        best_score, error = -math.inf, None
+        for rate in group.learning_rates:
+            try:
+                trained = train(dataclasses.replace(group.config, learning_rate=rate))
+                score = data.validate(trained[0])
+            except Exception as failure:
+                trials.append({"learning_rate": rate, "validation": None, "reason": describe(failure)})
+                error = failure
+                continue
+            trials.append({"learning_rate": rate, "validation": score, "seconds": trained[2]})
+            if best is None or score > best_score:
+                best, best_score = trained, score
+        if best is None:
+            assert error is not None
+            raise error
+        return best
 
     def _encoded(self, group: FitGroup, method: Method, cache: PixelCache) -> EncodedPictures:
         """Pictures encoded by this model; models whose picture embedding needs no training share them."""
@@ -272,29 +327,37 @@ class _Runner:
         scores: dict[str, GalleryScores] = {}
         frames: list[pd.DataFrame] = []
         before = encoded.seconds
+        clock = time.perf_counter
         with self._measured() as peak:
-            begun = time.perf_counter()
+            started = clock()
             for retrieval in task.retrievals:
                 encoded[np.concatenate([retrieval.query, retrieval.gallery])]
-            encode_seconds = time.perf_counter() - begun
-            begun = time.perf_counter()
+            encoded_at = clock()
             for retrieval in task.retrievals:
                 result = score_retrieval(fitted.method, encoded, retrieval, self.settings.rules, ks=cuts, top=TOP)
                 scores[retrieval.name] = GalleryScores(
                     metrics=result.means(),
                     n_queries=result.n_queries,
-                    n_without_relevant=result.n_without_relevant,
                     gallery_size=result.gallery_size,
                     similarity=result.similarity,
+                    n_without_relevant=result.n_without_relevant,
                     without_relevant=result.without_relevant,
                 )
                 frames.append(self._per_query(cell, retrieval, result))
-            rank_seconds = time.perf_counter() - begun
+            ranked_at = clock()
+            for question in task.classifications:
+                answers, logits = score_classification(fitted.method, encoded.pixels, question)
+                scores[question.name] = GalleryScores(answers.means(), len(logits), logits.shape[1], "logits")
+                frames.append(self._per_picture(cell, question, answers, logits))
+            classified_at = clock()
+        seconds = {"encode": encoded_at - started, "rank": ranked_at - encoded_at}
+        if task.classifications:
+            seconds["classify"] = classified_at - ranked_at
         rate = encoded.count / encoded.seconds if encoded.seconds > before else None
         cost = self._fit_cost(fitted, peak)
         cost = dataclasses.replace(
             cost,
-            seconds={**cost.seconds, "encode": encode_seconds, "rank": rank_seconds},
+            seconds={**cost.seconds, **seconds},
             pictures_per_second=rate,
         )
         record = self._record(cell, "ok", scores=scores, fit=self._fit_facts(cell, fitted), cost=cost)
@@ -302,29 +365,52 @@ class _Runner:
 
     def _per_query(self, cell: Cell, retrieval: Retrieval, result: RetrievalScores) -> pd.DataFrame:
         """One row a query: key, class, domain, gallery, n_relevant, every per-query value, top gallery keys, scores."""
-        table = self.workbench.dataset(cell.id.dataset).table
-        asked = table.iloc[retrieval.query]
-        keys = table["key"].to_numpy()[retrieval.gallery]
-        values = result.per_query().drop(columns=["top_ids", "top_scores"]).reset_index(drop=True)
-        values.insert(0, "query", asked["key"].to_numpy())
-        values.insert(1, "class", asked["class"].to_numpy())
-        values.insert(2, "domain", asked["domain"].to_numpy())
-        values.insert(3, "gallery", retrieval.name)
+        values = result.per_query().drop(columns=["top_ids", "top_scores"])
+        values = self._about(cell, retrieval.query, retrieval.name, values)
+        keys = self.workbench.dataset(cell.id.dataset).table["key"].to_numpy()[retrieval.gallery]
         assert result.top_ids is not None and result.top_scores is not None
         values["top_keys"] = [keys[ids].tolist() for ids in result.top_ids]
         values["top_scores"] = [np.round(row, 4).tolist() for row in result.top_scores]
         return values
 
+    def _per_picture(
+        self, cell: Cell, question: Classification, answers: ClassificationScores, logits: Tensor
+    ) -> pd.DataFrame:
+        """One row a picture: key, class, domain, question, credit, the classes answered first and their logits."""
+        values = answers.per_image().drop(columns="label")
+        values = self._about(cell, question.rows, question.name, values)
+        best = logits.topk(min(TOP, logits.shape[1]), dim=1)
+        names = np.array(question.class_names, dtype=object)
+        values["top_keys"] = [names[ids].tolist() for ids in best.indices.numpy()]
+        values["top_scores"] = [np.round(row, 4).tolist() for row in best.values.double().numpy()]
+        return values
+
+    def _about(self, cell: Cell, rows: np.ndarray, name: str, values: pd.DataFrame) -> pd.DataFrame:
+        asked = self.workbench.dataset(cell.id.dataset).table.iloc[rows]
+        about = {column: asked[column].to_numpy() for column in ("key", "class", "domain")}
+        return pd.concat([pd.DataFrame(about).assign(gallery=name), values.reset_index(drop=True)], axis=1).rename(
+            columns={"key": "query"}
+        )
+
     def _fit_facts(self, cell: Cell, fitted: _Fitted) -> Fit:
         report = fitted.report
         losses: list[dict[str, Any]] = list(report.losses) or fitted.logged
-        return Fit(cell.fit_id, report.steps, report.selected_step, losses, list(report.validation))
+        return Fit(
+            fit_id=cell.fit_id,
+            steps=report.steps,
+            selected_step=report.selected_step,
+            losses=losses,
+            validation=list(report.validation),
+            trials=fitted.trials,
+            learning_rate=fitted.method.config.learning_rate if fitted.trials else None,
+        )
 
     def _fit_cost(self, fitted: _Fitted, peak: dict[str, float | None] | None = None) -> Cost:
+        searched = sum(trial.get("seconds", 0.0) for trial in fitted.trials)
         peaks = [fitted.peak_mib, *([peak["mib"]] if peak and peak["mib"] else [])]
         gpu = [value for value in (fitted.peak_gpu_mib, peak["gpu_mib"] if peak else None) if value is not None]
         return Cost(
-            seconds={"fit": fitted.seconds},
+            seconds={"fit": fitted.seconds, **({"search": searched - fitted.seconds} if fitted.trials else {})},
             peak_memory_mib=max(peaks),
             peak_gpu_memory_mib=max(gpu) if gpu else None,
             trainable_parameters=fitted.report.trainable_parameters,
@@ -364,7 +450,6 @@ class _Runner:
                 "title": data.title,
                 "version": data.version,
                 "gallery_domain": data.gallery_domain,
-                "headline": list(data.headline.metrics()),
             }
             notes = list(self._task(cell).notes)
         return Record(
@@ -374,7 +459,7 @@ class _Runner:
             inputs=dict(cell.inputs),
             method=method,
             dataset=dataset,
-            galleries=list(cell.galleries),
+            galleries={name: list(metrics) for name, metrics in cell.galleries.items()},
             environment=environment(self.workbench.device, self.settings.threads),
             notes=notes,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

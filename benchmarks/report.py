@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> 
         return 2
     print_tables(out, frame)
     folder = Path(arguments.out) if arguments.out else Path(arguments.results) / "report"
-    command = shlex.join(["python", "-m", "benchmarks.report", *(argv or sys.argv[1:])])
+    command = shlex.join(["python", "-m", "benchmarks.report", *(sys.argv[1:] if argv is None else argv)])
     for path in write_report(frame, folder, command=command, report=warn):
         out.print(str(path), markup=False, highlight=False, soft_wrap=True)
     return 0

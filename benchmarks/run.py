@@ -86,7 +86,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.run") -> int
         if "set" in arguments:
             arguments["set"] = parse_set(arguments["set"])
         settings = resolve(arguments, file)
-        return _run(settings, out, err, command=shlex.join(["python", "-m", "benchmarks.run", *(argv or sys.argv[1:])]))
+        return _run(
+            settings,
+            out,
+            err,
+            command=shlex.join(["python", "-m", "benchmarks.run", *(sys.argv[1:] if argv is None else argv)]),
+        )
     except (SettingsError, UnknownNameError) as error:
         err.print(f"{prog}: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2

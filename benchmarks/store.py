@@ -68,25 +68,35 @@ class CellId:
 
 @dataclass(frozen=True)
 class GalleryScores:
-    """Scores of one retrieval. ``metrics`` are fractions in [0, 1] by name; the name says the convention."""
+    """Scores of one question: a gallery searched, or class names chosen from.
+
+    ``metrics`` are fractions in [0, 1] by name; the name says the convention. For a classification ``n_queries`` are
+    the pictures, ``gallery_size`` the classes, and ``similarity`` is ``logits``.
+    """
 
     metrics: dict[str, float]
     n_queries: int
-    n_without_relevant: int
     gallery_size: int
     similarity: str
-    without_relevant: str
+    n_without_relevant: int = 0
+    without_relevant: str = ""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What training did; ``fit_id`` names the training data, so cells that share a fitted model share it."""
+    """What training did; ``fit_id`` names the training data, so cells that share a fitted model share it.
+
+    ``trials``: where a learning rate was picked from a grid, each rate with its validation score (None if that training
+    failed, with the ``reason``) and seconds; ``learning_rate`` is the one picked.
+    """
 
     fit_id: str = ""
     steps: int = 0
     selected_step: int = 0
     losses: list[dict[str, Any]] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,8 @@ class Cost:
     """What a cell cost.
 
     ``seconds`` by phase: ``fit`` (once for all cells of a fitted model, and the same number in each of their records),
-    ``encode`` (pictures first needed by this cell) and ``rank``. ``peak_memory_mib``: resident memory of the process at
+    ``search`` (training with the other learning rates of the grid), ``encode`` (pictures first needed by this cell),
+    ``rank`` and ``classify``. ``peak_memory_mib``: resident memory of the process at
     its highest in these phases. ``pictures_per_second``: encoding with this fitted model, decoding excluded; None if
     nothing had to be encoded.
     """
@@ -132,8 +143,8 @@ class Record:
     """One cell's record.
 
     ``inputs`` is what ``key`` hashes. ``method`` and ``dataset`` hold what tables need of the cards: title and
-    ``floor`` (method), title, version, gallery domain and ``headline`` metrics (dataset). ``galleries`` are the
-    retrievals of the task, scored or not; ``scores`` has one entry each where ``status`` is ``ok``.
+    ``floor`` (method), title, version and gallery domain (dataset). ``galleries`` are the task's questions, scored or
+    not, each with the metrics that lead its tables; ``scores`` has one entry each where ``status`` is ``ok``.
     """
 
     key: str
@@ -142,7 +153,7 @@ class Record:
     inputs: dict[str, Any]
     method: dict[str, Any]
     dataset: dict[str, Any]
-    galleries: list[str]
+    galleries: dict[str, list[str]]
     scores: dict[str, GalleryScores] = field(default_factory=dict)
     fit: Fit = field(default_factory=Fit)
     cost: Cost = field(default_factory=Cost)
@@ -333,7 +344,6 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
             "reason": record.reason,
             "title": record.method.get("title", ""),
             "floor": bool(record.method.get("floor", False)),
-            "headline": tuple(record.dataset.get("headline", ())),
             "dataset_version": record.dataset.get("version", ""),
             "gallery_domain": record.dataset.get("gallery_domain", ""),
             "data_hash": record.inputs.get("dataset", {}).get("data_hash", ""),
@@ -341,21 +351,25 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
             "precision": record.inputs.get("backbone", {}).get("precision", ""),
             "scoring": record.inputs.get("scoring", 0),
             "fit_id": record.fit.fit_id,
-            **{f"{phase}_seconds": record.cost.seconds.get(phase) for phase in ("fit", "encode", "rank")},
+            **{
+                f"{phase}_seconds": record.cost.seconds.get(phase)
+                for phase in ("fit", "search", "encode", "rank", "classify")
+            },
             "peak_memory_mib": record.cost.peak_memory_mib,
             "pictures_per_second": record.cost.pictures_per_second,
             "trainable_parameters": record.cost.trainable_parameters,
             "total_parameters": record.cost.total_parameters,
             "key": record.key,
         }
-        for gallery in record.galleries:
+        for gallery, headline in record.galleries.items():
             scores = record.scores.get(gallery)
+            common |= {"gallery": gallery, "headline": tuple(headline)}
             if scores is None:
-                rows.append({**common, "gallery": gallery, "metric": None, "value": math.nan})
+                rows.append({**common, "metric": None, "value": math.nan})
                 continue
             counts = {name: getattr(scores, name) for name in ("n_queries", "n_without_relevant", "gallery_size")}
             for metric, value in scores.metrics.items():
-                rows.append({**common, **counts, "gallery": gallery, "metric": metric, "value": value})
+                rows.append({**common, **counts, "metric": metric, "value": value})
     columns = [f.name for f in dataclasses.fields(CellId)]
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*columns, "gallery", "metric", "value", "status"])
 

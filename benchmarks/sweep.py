@@ -18,8 +18,8 @@ import numpy as np
 
 from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.registry import DATASETS
-from benchmarks.protocols.registry import PROTOCOLS
-from benchmarks.protocols.task import Task
+from benchmarks.presets import has_field
+from benchmarks.protocols.task import Classification, Task
 from benchmarks.settings import Settings, SettingsError, config_changes, nearest
 from benchmarks.store import SCORING, CellId, content_key
 from benchmarks.workbench import Workbench
@@ -31,13 +31,13 @@ from methods.registry import METHODS
 class Cell:
     """One score to be measured: a method's config on one split of a protocol, with one seed.
 
-    ``inputs`` (JSON-able) is all that determines the score; ``fit_id`` names the training data and what selects the
-    model.
+    ``inputs`` (JSON-able) is all that determines the score; ``galleries`` are the task's questions with their leading
+    metrics; ``fit_id`` names the training data and what selects the model.
     """
 
     id: CellId
     inputs: Mapping[str, Any]
-    galleries: tuple[str, ...]
+    galleries: Mapping[str, tuple[str, ...]]
     fit_id: str
 
     @cached_property
@@ -48,10 +48,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class FitGroup:
-    """Cells that one fitted model answers; ``config`` is an instance of the method's ``Config``."""
+    """Cells that one fitted model answers.
+
+    ``config`` is an instance of the method's ``Config``; with ``learning_rates`` the validation task picks one of them
+    in place of ``config.learning_rate``.
+    """
 
     method: str
     config: Any
+    learning_rates: tuple[float, ...]
     dataset: str
     seed: int
     fit_id: str
@@ -100,6 +105,12 @@ def plan(settings: Settings, workbench: Workbench) -> Plan:
     methods, unusable = _methods(settings)
     changes = config_changes(settings, {name: method.Config for name, method in methods.items()})
     configs = {name: make_config(method, settings, changes[name]) for name, method in methods.items()}
+    rates = {
+        name: settings.budget.learning_rates
+        if has_field(method.Config, "learning_rate") and "learning_rate" not in changes[name]
+        else ()
+        for name, method in methods.items()
+    }
     broken: list[Broken] = []
     skipped: dict[str, str] = {}
     groups: dict[tuple[str, str, int, str], list[Cell]] = {}
@@ -125,11 +136,13 @@ def plan(settings: Settings, workbench: Workbench) -> Plan:
                 broken += [_broken(settings, name, dataset, protocol, error) for name in methods]
                 continue
             for name, seed, task in ((n, s, t) for n in methods for s in settings.seeds for t in tasks):
-                cell = make_cell(settings, workbench, methods[name], name, configs[name], dataset, task, seed)
+                cell = make_cell(
+                    settings, workbench, methods[name], name, configs[name], rates[name], dataset, task, seed
+                )
                 groups.setdefault((dataset, name, seed, cell.fit_id), []).append(cell)
     order = list(methods)
     fits = [
-        FitGroup(name, configs[name], dataset, seed, fit_id, tuple(cells))
+        FitGroup(name, configs[name], rates[name], dataset, seed, fit_id, tuple(cells))
         for (dataset, name, seed, fit_id), cells in groups.items()
     ]
     fits.sort(key=lambda group: (group.dataset, order.index(group.method), group.seed))
@@ -142,6 +155,7 @@ def make_cell(
     method: type[Method],
     name: str,
     config: Any,
+    learning_rates: tuple[float, ...],
     dataset: str,
     task: Task,
     seed: int,
@@ -167,7 +181,7 @@ def make_cell(
     )
     inputs = {
         "scoring": SCORING,
-        "method": {"name": name, "version": method.version, "config": values},
+        "method": {"name": name, "version": method.version, "config": values, "learning_rates": learning_rates},
         "backbone": {
             "weights_hash": backbone.weights_hash,
             "preprocessing": backbone.preprocessing,
@@ -179,12 +193,20 @@ def make_cell(
             "split": task.split,
             "rules": task.rules,
             "fit_id": fit_id,
-            "retrievals": {one.name: _rows_hash(one.query, one.gallery) for one in task.retrievals},
+            "retrievals": {one.name: _hash(one.query, one.gallery) for one in task.retrievals},
+            "classifications": {one.name: _hash(one.rows, one.class_names, one.seen) for one in task.classifications},
         },
         "select": settings.select,
         "seed": seed,
     }
-    return Cell(cell, inputs, tuple(one.name for one in task.retrievals), fit_id)
+    leading = {one.name: source.card.headline.metrics() for one in task.retrievals}
+    leading |= {one.name: classification_metrics(one) for one in task.classifications}
+    return Cell(cell, inputs, leading, fit_id)
+
+
+def classification_metrics(question: Classification) -> tuple[str, ...]:
+    """The metrics that lead a classification's tables: accuracy, or the harmonic mean and its two parts."""
+    return ("accuracy[image]",) if question.seen is None else ("h[image]", "seen[image]", "unseen[image]")
 
 
 def unplanned_cells(settings: Settings, plan: Plan) -> Iterator[Cell]:
@@ -207,10 +229,12 @@ def _methods(settings: Settings) -> tuple[dict[str, type[Method]], dict[str, Exc
     return usable, unusable
 
 
-def _rows_hash(*parts: np.ndarray) -> str:
+def _hash(*parts: Any) -> str:
+    """16 digits that name row numbers and class names."""
     digest = hashlib.sha256()
-    for rows in parts:
-        digest.update(np.ascontiguousarray(rows, dtype=np.int64).tobytes() + b"|")
+    for part in parts:
+        rows = isinstance(part, np.ndarray)
+        digest.update((np.ascontiguousarray(part, dtype=np.int64).tobytes() if rows else repr(part).encode()) + b"|")
     return digest.hexdigest()[:16]
 
 
@@ -229,11 +253,7 @@ def _stand_in(settings: Settings, method: str, dataset: str, protocol: str) -> C
         seed=settings.seeds[0],
         limit=settings.limit,
     )
-    try:
-        galleries = tuple(PROTOCOLS.get(protocol).galleries)
-    except ImportError:
-        galleries = ("*",)
-    return Cell(cell, {"unplanned": dataclasses.asdict(cell)}, galleries, "")
+    return Cell(cell, {"unplanned": dataclasses.asdict(cell)}, {"*": ()}, "")
 
 
 def _broken(settings: Settings, method: str, dataset: str, protocol: str, error: Exception) -> Broken:

@@ -17,7 +17,7 @@ from benchmarks import backbones
 from benchmarks.datasets.base import Dataset
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols.registry import PROTOCOLS
-from benchmarks.protocols.task import Retrieval, Task
+from benchmarks.protocols.task import Classification, Retrieval, Task
 from benchmarks.settings import Settings, SettingsError
 from methods.interface import Pictures
 
@@ -170,12 +170,22 @@ def limited(task: Task, dataset: Dataset, limit: int) -> Task:
         return np.sort(chosen)
 
     def retrieval(one: Retrieval) -> Retrieval:
-        return Retrieval(one.name, few(one.query), few(one.gallery))
+        return dataclasses.replace(one, query=few(one.query), gallery=few(one.gallery))
+
+    def classification(one: Classification) -> Classification:
+        return dataclasses.replace(one, rows=few(one.rows))
+
+    validation = task.validation
+    if isinstance(validation, Retrieval):
+        validation = retrieval(validation)
+    elif validation is not None:
+        validation = classification(validation)
 
     changes: dict[str, Any] = {
         "train": few(task.train),
         "target": None if task.target is None else few(task.target),
-        "validation": None if task.validation is None else retrieval(task.validation),
+        "validation": validation,
+        "classifications": tuple(classification(one) for one in task.classifications),
         "retrievals": tuple(retrieval(one) for one in task.retrievals),
         "notes": (*task.notes, f"limited to {limit} pictures a role"),
     }

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from benchmarks.protocols.task import Retrieval, Task
+from benchmarks.protocols.task import Classification, Retrieval, Task
 from methods.interface import Method, TrainingData
 
 if TYPE_CHECKING:
     from benchmarks.workbench import PixelCache
 
-#: ``score(method, retrieval)``: mAP@all of a retrieval under the run's rules.
-Score = Callable[[Method, Retrieval], float]
+Question = Retrieval | Classification
+
+#: ``score(method, question)``: mAP@all of a retrieval, accuracy of a classification, H where classes are seen or not.
+Score = Callable[[Method, Question], float]
 
 
 def training_data(
@@ -24,8 +26,8 @@ def training_data(
     """What ``fit`` gets for a task.
 
     Labels index ``task.class_names``, domains the sorted names of the domains trained on; WordNet synsets are those of
-    the class names shown. ``validate`` scores the task's validation retrieval, or under ``oracle`` its first test
-    retrieval, which is what the name says: a look at the answers, kept apart in every table.
+    the class names shown. ``validate`` scores the task's validation question, or under ``oracle`` its first test
+    question (classification before retrieval): a look at the answers, kept apart in every table.
     """
     from benchmarks.workbench import DatasetPictures
 
@@ -33,7 +35,8 @@ def training_data(
     classes, domains = table["class"].to_numpy()[task.train], table["domain"].to_numpy()[task.train]
     domain_names = tuple(sorted(set(domains)))
     number_of = {name: number for number, name in enumerate(task.class_names)}
-    question = task.retrievals[0] if select == "oracle" else task.validation
+    tests: tuple[Question, ...] = (*task.classifications, *task.retrievals)
+    question = tests[0] if select == "oracle" else task.validation
     synsets = {name: synset for name, synset in cache.dataset.synsets.items() if name in number_of}
     return TrainingData(
         protocol=task.protocol,

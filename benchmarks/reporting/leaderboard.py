@@ -101,7 +101,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One protocol, gallery and metric: methods by query domains."""
+    """One protocol, gallery and metric: methods by query domains; ``leads`` marks a gallery's first metric."""
 
     setting: Setting
     protocol: str
@@ -109,6 +109,7 @@ class Table:
     metric: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    leads: bool = True
 
     @property
     def ranked(self) -> bool:
@@ -117,7 +118,7 @@ class Table:
 
     def title(self) -> str:
         """Protocol, gallery and metric."""
-        return f"{self.protocol.upper()}, gallery {self.gallery}: {self.metric} in percent, by query domain"
+        return f"{self.protocol.upper()}, {self.gallery}: {self.metric} in percent, by query domain"
 
 
 def settings_of(frame: pd.DataFrame) -> list[Setting]:
@@ -129,20 +130,20 @@ def settings_of(frame: pd.DataFrame) -> list[Setting]:
 
 
 def tables(frame: pd.DataFrame, setting: Setting, metrics: Iterable[str] | None = None) -> list[Table]:
-    """All tables of a setting: by protocol and gallery in the order stored, each of the data set's headline metrics."""
+    """All tables of a setting: by protocol and gallery in the order stored, each of the leading metrics."""
     mine = _of_setting(_usable(frame), setting)
-    wanted = list(metrics) if metrics is not None else list(dict.fromkeys(m for row in mine["headline"] for m in row))
     labels = row_labels(mine)
     made = []
     for (protocol, gallery), part in mine.groupby(["protocol", "gallery"], sort=False):
         columns = tuple(sorted(part["split"].unique()))
+        wanted = list(metrics if metrics is not None else dict.fromkeys(m for row in part["headline"] for m in row))
         for metric in wanted:
             rows = [
                 _row(labels[identity], rows_of, columns, metric)
                 for identity, rows_of in part.groupby(_identity(part), sort=False)
             ]
             rows.sort(key=lambda row: (row.mean.value is None, -(row.mean.value or 0), row.label))
-            made.append(Table(setting, str(protocol), str(gallery), metric, columns, tuple(rows)))
+            made.append(Table(setting, str(protocol), str(gallery), metric, columns, tuple(rows), metric == wanted[0]))
     order = {name: place for place, name in enumerate(("ucdr", "uccdr", "udcdr", "uda", "dazsl"))}
     made.sort(key=lambda t: (order.get(t.protocol, len(order)), t.protocol))
     return made
@@ -232,7 +233,7 @@ def print_tables(console: Console, frame: pd.DataFrame, *, by_domain: bool = Tru
         console.print(setting.title(), style="bold", markup=False, highlight=False)
         if by_domain:
             for table in made:
-                if table.metric == made[0].metric:
+                if table.leads:
                     _print(console, table.title(), *grid(table))
         for metric in dict.fromkeys(table.metric for table in made):
             _print(console, f"All protocols: {metric} in percent, mean over query domains", *summary(made, metric))

@@ -78,10 +78,8 @@ def bars(table: Table, folder: Path) -> list[Path]:
         axes.grid(axis="x", color="#dddddd", lw=0.5, zorder=0)
         axes.set_axisbelow(True)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(plain(f"{table.metric} (%); bar: mean (grey: a floor), marks: query domains"), fontsize=7)
-        axes.set_title(
-            plain(f"{table.protocol.upper()}, gallery {table.gallery}{_mark(table)}"), loc="left", fontsize=8
-        )
+        axes.set_xlabel(plain(f"{table.metric} (%); bar: mean (grey: floor)"), fontsize=7)
+        axes.set_title(plain(f"{table.protocol.upper()}, {table.gallery}{_mark(table)}"), loc="left", fontsize=8)
         figure.legend(
             loc="outside lower center", ncols=3, fontsize=7, frameon=False, handletextpad=0.1, columnspacing=1
         )
