@@ -1,0 +1,281 @@
+"""Leaderboards: a golden table from made-up records, missing and failed cells shown and never averaged over."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from benchmarks.reporting import leaderboard, plots
+from benchmarks.reporting.write import write_report
+from benchmarks.store import CellId, GalleryScores, Record, ResultStore, content_key, load_results
+
+METRICS = ("map@all", "recall@1")
+
+
+def add(store: ResultStore, method: str, split: str, value: float | None, **changes: Any) -> None:
+    """Store a record whose map@all is ``value`` and recall@1 half of it; None fails."""
+    cell_changes = {key: changes[key] for key in CellId.__dataclass_fields__ if key in changes}
+    cell = CellId(
+        **{
+            "method": method,
+            "variant": "paper",
+            "config": {},
+            "backbone": "picto-clip-v1",
+            "dataset": "tiny",
+            "protocol": "ucdr",
+            "rules": "clean",
+            "split": split,
+            "select": "val",
+            "seed": 0,
+            **cell_changes,
+        }
+    )
+    inputs = {
+        "scoring": 1,
+        "cell": vars(cell),
+        "dataset": {"data_hash": changes.get("data_hash", "ab" * 32)},
+        "backbone": {"weights_hash": "cd" * 32, "precision": "float32"},
+    }
+    status = changes.get("status", "ok" if value is not None else "failed")
+    scores = {}
+    if value is not None:
+        scores["unseen"] = GalleryScores({"map@all": value, "recall@1": value / 2}, 8, 24, "cosine", 0, "exclude")
+    store.write(
+        Record(
+            key=content_key(inputs),
+            status=status,
+            cell=cell,
+            inputs=inputs,
+            method={"title": method, "floor": method == "random"},
+            dataset={"version": "v1", "gallery_domain": "flat"},
+            galleries={"unseen": list(METRICS)},
+            scores=scores,
+            reason=changes.get("reason", "" if value is not None else "RuntimeError: boom"),
+        )
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ResultStore:
+    return ResultStore(tmp_path / "results")
+
+
+def frame_of(store: ResultStore) -> pd.DataFrame:
+    return load_results(store.root)
+
+
+GOLDEN = """\
+# Leaderboard
+
+Made by `python -m benchmarks.run`.
+
+Percent. A column's metric stands in its table's head: the `[retrieved]` and `[trec]` conventions differ.
+`(floor)` marks methods that know nothing of the world. Means are taken over complete rows only.
+
+## tiny v1 (abababab), picto-clip-v1 (cdcdcdcd)
+
+Means over the query domains.
+
+| map@all | ucdr unseen |
+| --- | ---: |
+| good | 45.0 |
+| random (floor) | 11.1 |
+| crashed | incomplete |
+| partial | incomplete |
+| stuck | failed |
+| wordless | n/a |
+
+| recall@1 | ucdr unseen |
+| --- | ---: |
+| good | 22.5 |
+| random (floor) | 5.6 |
+| crashed | incomplete |
+| partial | incomplete |
+| stuck | failed |
+| wordless | n/a |
+
+### UCDR, unseen: map@all in percent, by query domain
+
+| map@all | glyph | line | mean |
+| --- | ---: | ---: | ---: |
+| good | 40.0 | 50.0 | 45.0 |
+| random (floor) | 10.0 | 12.3 | 11.1 |
+| crashed | 90.0 | failed | incomplete |
+| partial | - | 99.0 | incomplete |
+| stuck | failed | failed | failed |
+| wordless | n/a | n/a | n/a |
+
+### UCDR, unseen: recall@1 in percent, by query domain
+
+| recall@1 | glyph | line | mean |
+| --- | ---: | ---: | ---: |
+| good | 20.0 | 25.0 | 22.5 |
+| random (floor) | 5.0 | 6.1 | 5.6 |
+| crashed | 45.0 | failed | incomplete |
+| partial | - | 49.5 | incomplete |
+| stuck | failed | failed | failed |
+| wordless | n/a | n/a | n/a |
+
+## Cells without a score
+
+| dataset | protocol | split | method | seed | status | reason |
+| --- | --- | --- | --- | --- | --- | --- |
+| tiny | ucdr | line | crashed | 0 | failed | RuntimeError: boom |
+| tiny | ucdr | glyph | stuck | 0 | failed | RuntimeError: boom |
+| tiny | ucdr | line | stuck | 0 | failed | RuntimeError: boom |
+| tiny | ucdr | glyph | wordless | 0 | not_applicable | no names |
+| tiny | ucdr | line | wordless | 0 | not_applicable | no names |
+"""
+
+
+def fill(store: ResultStore) -> None:
+    for split, good, random in (("glyph", 0.4, 0.1), ("line", 0.5, 0.1226)):
+        add(store, "good", split, good)
+        add(store, "random", split, random)
+        add(store, "stuck", split, None)
+        add(store, "wordless", split, None, status="not_applicable", reason="no names")
+    add(store, "crashed", "glyph", 0.9)
+    add(store, "crashed", "line", None)
+    add(store, "partial", "line", 0.99)
+
+
+def test_golden_table(store: ResultStore) -> None:
+    fill(store)
+    assert leaderboard.markdown(frame_of(store), "python -m benchmarks.run") == GOLDEN
+
+
+def test_csv_holds_every_figure_and_status(store: ResultStore) -> None:
+    fill(store)
+    rows = list(csv.DictReader(io.StringIO(leaderboard.csv_text(frame_of(store)))))
+    assert len(rows) == 6 * 2 * 3
+    of = {(r["method"], r["metric"], r["query_domain"]): (r["value"], r["status"]) for r in rows}
+    assert of["good", "map@all", "mean"] == ("0.450000", "ok")
+    assert of["random", "map@all", "line"] == ("0.122600", "ok")
+    assert of["crashed", "map@all", "line"] == ("", "failed")
+    assert of["crashed", "recall@1", "mean"] == ("", "incomplete")
+    assert of["partial", "map@all", "glyph"] == ("", "missing")
+    assert {r["floor"] for r in rows if r["method"] == "random"} == {"True"}
+
+
+def test_terminal_table_shows_the_same_and_the_failures(store: ResultStore) -> None:
+    fill(store)
+    console = Console(width=140, record=True, file=io.StringIO())
+    leaderboard.print_tables(console, frame_of(store))
+    text = console.export_text()
+    assert re.search(r"good +40\.0 +50\.0 +45\.0", text)
+    assert re.search(r"crashed +90\.0 +failed +incomplete", text)
+    assert "failed: stuck on tiny/ucdr/line, seed 0: RuntimeError: boom" in text
+
+
+def test_seeds_are_averaged_and_named(store: ResultStore) -> None:
+    for seed, value in enumerate((0.1, 0.2, 0.6)):
+        add(store, "good", "line", value, seed=seed)
+        add(store, "shaky", "line", value if seed else None, seed=seed)
+    add(store, "short", "line", 0.5)
+    frame = frame_of(store)
+    table = leaderboard.tables(frame, leaderboard.settings_of(frame)[0], ["map@all"])[0]
+    rows = {row.label: row for row in table.rows}
+    assert rows["good"].scores["line"] == leaderboard.Score(pytest.approx(0.3), 3)
+    assert rows["shaky"].scores["line"].value is None
+    assert rows["shaky"].scores["line"].text() == "failed 1/3"
+    assert rows["shaky"].mean.value is None
+    head, lines = leaderboard.grid(table)
+    assert head[-1] == "seeds"
+    assert {line[0]: line[-1] for line in lines} == {"good": "n=3", "short": "n=1", "shaky": "-"}
+
+
+@pytest.mark.parametrize(
+    ("change", "mark"),
+    [
+        ({"rules": "official"}, "OFFICIAL RULES"),
+        ({"select": "oracle"}, "ORACLE"),
+        ({"select": "last"}, "selection: last"),
+        ({"limit": 9}, "LIMITED to 9"),
+        ({"backbone": "picto-clip-v2"}, "picto-clip-v2"),
+        ({"data_hash": "ef" * 32}, "efefefef"),
+    ],
+)
+def test_what_is_not_comparable_never_shares_a_table(store: ResultStore, change: dict[str, Any], mark: str) -> None:
+    add(store, "good", "line", 0.5)
+    add(store, "good", "line", 0.9, **change)
+    frame = frame_of(store)
+    settings = leaderboard.settings_of(frame)
+    assert len(settings) == 2
+    made = [leaderboard.tables(frame, setting, ["map@all"]) for setting in settings]
+    folders = {path.parent.name for path in write_report(frame, store.root / "page") if path.suffix == ".png"}
+    assert folders == {"setting-1", "setting-2"}
+    assert sorted(tables[0].rows[0].scores["line"].value or 0 for tables in made) == [0.5, 0.9]
+    assert sum(mark in setting.title() for setting in settings) == 1
+
+
+def test_configs_of_one_method_are_rows_that_say_what_differs(store: ResultStore) -> None:
+    for context in (4, 16):
+        add(store, "coop", "line", context / 100, config={"context": context, "steps": 60})
+    add(store, "pros", "line", 0.3, variant="official", config={"mask": False})
+    frame = frame_of(store)
+    table = leaderboard.tables(frame, leaderboard.settings_of(frame)[0], ["map@all"])[0]
+    assert [row.label for row in table.rows] == ["pros (official)", "coop (context=16)", "coop (context=4)"]
+
+
+def test_hostile_names_come_out_as_text(store: ResultStore, tmp_path: Path) -> None:
+    name = "<b>x</b>|$a_1$\n[bold]`*"
+    add(store, name, name, 0.5, protocol=name)
+    add(store, "other", name, None, protocol=name, reason=name)
+    frame = frame_of(store)
+    lines = leaderboard.markdown(frame).splitlines()
+    for line in lines:
+        if line.startswith("| "):
+            assert len(re.findall(r"(?<!\\)\|", line)) in (3, 4, 8), line
+    assert not any("<b>" in line.replace("\\<b\\>", "") for line in lines)
+    console = Console(width=200, record=True, file=io.StringIO())
+    leaderboard.print_tables(console, frame)
+    assert "[bold]`*" in console.export_text()
+    assert next(csv.DictReader(io.StringIO(leaderboard.csv_text(frame))))["method"] == name
+    problems: list[str] = []
+    files = write_report(frame, tmp_path / "page", report=problems.append)
+    assert not problems
+    assert all(path.resolve().is_relative_to((tmp_path / "page").resolve()) for path in files)
+
+
+def test_plots_are_written_and_legible(store: ResultStore, tmp_path: Path) -> None:
+    fill(store)
+    frame = frame_of(store)
+    table = leaderboard.tables(frame, leaderboard.settings_of(frame)[0])[0]
+    svg, png = plots.bars(table, tmp_path)
+    picture = Image.open(png)
+    assert picture.width == round(plots.COLUMN * 200)
+    colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or []}
+    for colour, _ in plots.MARKS[: len(table.columns)]:
+        assert tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) in colours
+    first = svg.read_bytes()
+    plots.bars(table, tmp_path)
+    assert svg.read_bytes() == first, "the same scores give the same file"
+
+
+def test_one_failing_plot_costs_no_table(store: ResultStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(store)
+
+    def broken(table: leaderboard.Table, folder: Path) -> list[Path]:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(plots, "bars", broken)
+    lines: list[str] = []
+    files = write_report(frame_of(store), tmp_path / "page", report=lines.append)
+    assert [path.name for path in files] == ["leaderboard.md", "leaderboard.csv"]
+    assert len(lines) == 2
+    assert "no fonts" in lines[0]
+
+
+def test_an_empty_store_has_an_empty_leaderboard(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    frame = load_results(tmp_path / "results")
+    assert leaderboard.settings_of(frame) == []
+    assert "Leaderboard" in leaderboard.markdown(frame)

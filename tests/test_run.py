@@ -1,0 +1,375 @@
+"""The run and report commands end to end, in process, on the tiny data set and the tiny CLIP."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import benchmarks
+from benchmarks import cli, data, report, run
+from benchmarks.reporting.plots import bars
+from benchmarks.settings import Settings, SettingsError, config_changes, default_threads, parse_set, resolve
+from methods.floors import RandomConfig
+from methods.registry import METHODS, UnknownNameError
+from methods.zero_shot import ZeroShotConfig
+
+Command = Callable[..., int]
+BARS = bars
+
+
+@pytest.fixture
+def command(tiny_dataset: type, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """``command("--methods", "random")``: the run command on the tiny data set, results in ``tmp_path/results``.
+
+    Plots, the slowest part, are left out unless a test asks for the fixture ``plots`` as well.
+    """
+    monkeypatch.setattr("benchmarks.reporting.plots.bars", lambda table, folder: [])
+
+    def call(*arguments: str) -> int:
+        fixed = ["--datasets", "tiny", "--backbone", str(tiny_folder), "--threads", "1"]
+        return run.main([*fixed, "--out", str(tmp_path / "results"), *arguments])
+
+    return call
+
+
+@pytest.fixture
+def plots(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    """Draw plots after all."""
+    monkeypatch.setattr("benchmarks.reporting.plots.bars", BARS)
+
+
+def test_one_command_gives_records_and_a_leaderboard(
+    command: Command, plots: None, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert command("--methods", "zero_shot,random,raw_pixel", "--protocols", "ucdr,udcdr") == 0
+    printed = capsys.readouterr()
+    assert "UCDR, unseen: map@all in percent, by query domain" in printed.out
+    assert "raw_pixel (floor)" in printed.out
+    assert "cells: 18 ok" in printed.out
+    assert "leaderboard.md" in printed.out
+    assert printed.err == "", "quiet where there is no terminal"
+    results = tmp_path / "results"
+    assert len(list((results / "cells").rglob("*.json"))) == 18
+    resolved = json.loads((results / "resolved.json").read_text())
+    assert resolved["methods"] == ["zero_shot", "random", "raw_pixel"]
+    assert resolved["seeds"] == [0]
+    assert resolved["device"] in ("cpu", "cuda")
+    assert resolved["command"].startswith("python -m benchmarks.run --datasets tiny")
+    card = json.loads((results / "cards" / "methods" / "zero_shot.json").read_text())
+    assert card["year"] == 2021
+    assert json.loads((results / "cards" / "datasets" / "tiny.json").read_text())["gallery_domain"] == "flat"
+    text = (results / "report" / "leaderboard.md").read_text()
+    assert "| map@all | glyph | line | sketch | mean |" in text
+    assert (results / "report" / "plots" / "ucdr-unseen-map_all.png").stat().st_size > 5000
+    frame = benchmarks.load_results(results)
+    values = frame[(frame["metric"] == "map@all") & (frame["protocol"] == "ucdr")].groupby("method")["value"].mean()
+    assert values["random"] < values["zero_shot"]
+    assert values["random"] < values["raw_pixel"]
+
+
+def test_nothing_runs_twice(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ("--methods", "random", "--protocols", "ucdr")
+    assert command(*arguments) == 0
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "cells").rglob("*.*")}
+    capsys.readouterr()
+    assert command(*arguments) == 0
+    assert "cells: 3 cached" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "cells").rglob("*.*")} == files
+
+
+def test_the_same_seed_gives_the_same_tables(command: Command, tmp_path: Path) -> None:
+    arguments = ("--methods", "random,zero_shot", "--protocols", "ucdr", "--seeds", "0,1")
+    assert command(*arguments) == 0
+    assert command(*arguments, "--out", str(tmp_path / "second")) == 0
+    one, two = ((tmp_path / name / "report" / "leaderboard.csv").read_bytes() for name in ("results", "second"))
+    assert one == two
+    frame = benchmarks.load_results(tmp_path / "results")
+    random = frame[(frame["method"] == "random") & (frame["metric"] == "map@all")]
+    assert random[random["seed"] == 0]["value"].tolist() != random[random["seed"] == 1]["value"].tolist()
+
+
+def test_a_failure_is_a_row_and_exit_code_1(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from methods.floors import RawPixel
+
+    def broken(self: RawPixel, pixels: Any) -> Any:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(RawPixel, "encode_images", broken)
+    assert command("--methods", "random,raw_pixel", "--protocols", "ucdr") == 1
+    printed = capsys.readouterr()
+    assert "cells: 3 failed, 3 ok" in printed.out
+    assert printed.err.count("RuntimeError: planted") == 3
+    table = (tmp_path / "results" / "report" / "leaderboard.md").read_text()
+    assert "| raw_pixel (floor) | failed | failed | failed | failed |" in table
+    assert "RuntimeError: planted" in table
+    monkeypatch.undo()
+    assert command("--methods", "random,raw_pixel", "--protocols", "ucdr") == 0
+    assert "cells: 3 cached, 3 ok" in capsys.readouterr().out
+
+
+def test_a_method_that_cannot_be_imported_is_a_row_until_it_can(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    METHODS.add("absent", "no_such_package.module:Method")
+    try:
+        assert command("--methods", "absent,random", "--protocols", "ucdr") == 1
+        printed = capsys.readouterr()
+        assert "cells: 1 failed, 3 ok" in printed.out
+        assert "cannot load no_such_package.module:Method" in printed.err
+        METHODS.remove("absent")
+        METHODS.add("absent", "methods.floors:ConstantEmbedding")
+        assert command("--methods", "absent,random", "--protocols", "ucdr") == 0
+    finally:
+        METHODS.remove("absent")
+    assert "no_such_package" not in (tmp_path / "results" / "report" / "leaderboard.md").read_text()
+
+
+def test_dry_run_lists_and_writes_nothing(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert command("--methods", "random", "--protocols", "ucdr,udcdr", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("to run  tiny") == 6
+    assert "6 cells, 0 cached, 3 fits to do" in printed
+    assert not (tmp_path / "results").exists()
+    assert command("--methods", "random", "--protocols", "ucdr") == 0
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    capsys.readouterr()
+    assert command("--methods", "random", "--protocols", "ucdr,udcdr", "--dry-run") == 0
+    assert "6 cells, 3 cached, 3 fits to do" in capsys.readouterr().out
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+
+
+def test_fail_fast(command: Command, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    from methods.floors import RandomEmbedding
+
+    monkeypatch.setattr(RandomEmbedding, "encode_images", lambda self, pixels: 1 / 0)
+    assert command("--methods", "random,constant", "--protocols", "ucdr", "--fail-fast") == 1
+    assert "cells: 1 failed\n" in capsys.readouterr().out
+
+
+def test_an_interrupt_says_how_to_go_on(
+    command: Command, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from methods.floors import RandomEmbedding
+
+    def stop(self: RandomEmbedding, pixels: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RandomEmbedding, "encode_images", stop)
+    assert command("--methods", "random", "--protocols", "ucdr") == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert command("--methods", "random", "--protocols", "ucdr") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "zeroshot"], "unknown method 'zeroshot'; did you mean zero_shot?"),
+        (["--datasets", "picto_domain"], "unknown dataset 'picto_domain'; did you mean picto_domains?"),
+        (["--protocols", "udcd"], "unknown protocol 'udcd'; did you mean udcdr"),
+        (["--preset", "quik"], "--preset 'quik' is unknown; did you mean quick?"),
+        (["--rules", "oficial"], "--rules 'oficial' is unknown; did you mean official?"),
+        (["--select", "x"], "--select 'x' is unknown; choose from: last, oracle, val"),
+        (["--precision", "fp16"], "--precision 'fp16' is unknown"),
+        (["--seeds", "one"], "--seeds: cannot read 'one'"),
+        (["--seeds", "-1"], "--seeds: a seed is 0 or larger"),
+        (["--limit", "0"], "--limit must be positive"),
+        (["--methods", " , "], "--methods: cannot read"),
+        (["--set", "steps"], "--set steps: write KEY=VALUE"),
+        (["--set", "tempalte=x"], "did you mean"),
+        (["--config", "nowhere.toml"], "--config nowhere.toml: No such file"),
+        (["--backbone", "./nowhere"], "--backbone: backbone folder ./nowhere does not exist"),
+        (["--jobs", "2"], "unrecognized arguments: --jobs 2"),
+        (["--method", "all"], "unrecognized arguments: --method all"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_exit_code_2(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
+    try:
+        code = command(*arguments)
+    except SystemExit as error:
+        code = int(str(error.code))
+    assert code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'methods = ["zero_shot"]\nseeds = [0, 1]\npreset = "standard"\nfail-fast = true\nlimit = 5\n'
+        '[set.zero_shot]\ntemplate = "a {}"\n[set.random]\nwidth = 8\n'
+    )
+    settings = resolve({"seeds": "7", "set": parse_set(["random.width=9"])}, file)
+    assert (settings.methods, settings.seeds, settings.preset, settings.limit) == (("zero_shot",), (7,), "standard", 5)
+    assert settings.fail_fast
+    assert settings.select == "val"
+    assert dict(settings.set) == {"random.width": 9}, "--set replaces the file's whole table"
+    assert dict(resolve({}, file).set) == {"zero_shot.template": "a {}", "random.width": 8}
+    assert resolve({}) == resolve({"methods": "all", "datasets": "picto_domains"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sedes = [1]", "unknown setting 'sedes'; did you mean seeds"),
+        ("seeds = [", "is not TOML"),
+        ('fail_fast = "yes"', "fail_fast is true or false"),
+        ("set = 3", "must be a table"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        resolve({}, file)
+
+
+def test_set_values_keep_their_types() -> None:
+    assert parse_set(["a=1", "b=0.5", "c=true", "d=[1, 2]", "e=word", 'f="1"', "g=a=b", "h="]) == (
+        ("a", 1),
+        ("b", 0.5),
+        ("c", True),
+        ("d", [1, 2]),
+        ("e", "word"),
+        ("f", "1"),
+        ("g", "a=b"),
+        ("h", ""),
+    )
+    configs = {"random": RandomConfig, "zero_shot": ZeroShotConfig}
+    changes = config_changes(Settings(set=(("width", 8), ("zero_shot.template", "{}"))), configs)
+    assert changes == {"random": {"width": 8}, "zero_shot": {"template": "{}"}}
+    with pytest.raises(SettingsError, match="takes int"):
+        config_changes(Settings(set=(("width", True),)), configs)
+    with pytest.raises(SettingsError, match="is a text"):
+        config_changes(Settings(set=(("template", 3),)), configs)
+
+
+def test_seed_zero_is_a_seed_and_all_means_all() -> None:
+    settings = resolve({"seeds": "0", "methods": "all", "protocols": "all"})
+    assert settings.seeds == (0,)
+    assert settings.methods == tuple(METHODS.names())
+    assert {"ucdr", "uccdr", "udcdr"} <= set(settings.protocols)
+    assert resolve({"seeds": "2,0,2"}).seeds == (2, 0)
+
+
+def test_threads_default_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert default_threads() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    assert default_threads() >= 1
+
+
+def test_set_reaches_the_method(command: Command, tmp_path: Path) -> None:
+    assert command("--methods", "random", "--protocols", "ucdr", "--set", "random.width=5") == 0
+    frame = benchmarks.load_results(tmp_path / "results")
+    assert set(frame["config"]) == {'{"width": 5}'}
+
+
+def test_official_rows_stand_in_tables_of_their_own(command: Command, tmp_path: Path) -> None:
+    for rules in ("clean", "official"):
+        assert command("--methods", "zero_shot", "--protocols", "ucdr", "--rules", rules) == 0
+    text = (tmp_path / "results" / "report" / "leaderboard.md").read_text()
+    clean, official = text.split("OFFICIAL RULES", 1)
+    assert clean.count("### UCDR, unseen: map@all") == 1
+    assert official.count("### UCDR, unseen: map@all") == 1
+
+
+def test_smoke_is_marked_as_meaningless(command: Command, tmp_path: Path) -> None:
+    assert command("--methods", "random", "--protocols", "ucdr,udcdr", "--preset", "smoke") == 0
+    text = (tmp_path / "results" / "report" / "leaderboard.md").read_text()
+    assert "LIMITED to 128 pictures a role" in text
+    frame = benchmarks.load_results(tmp_path / "results")
+    assert set(frame["split"]) == {"glyph", "line"}, "two splits"
+
+
+def test_the_report_is_made_from_the_store_alone(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("--methods", "random,zero_shot", "--protocols", "ucdr") == 0
+    capsys.readouterr()
+    made = tmp_path / "results" / "report" / "leaderboard.csv"
+    expected = made.read_bytes()
+    monkeypatch.setattr("methods.registry.METHODS.get", None)
+    monkeypatch.setattr("benchmarks.datasets.registry.DATASETS.get", None)
+    monkeypatch.setattr("methods.parts.backbone.Backbone.load", None)
+    assert report.main([str(tmp_path / "results"), "--out", str(tmp_path / "page")]) == 0
+    assert (tmp_path / "page" / "leaderboard.csv").read_bytes() == expected
+    assert str(tmp_path / "page" / "leaderboard.md") in capsys.readouterr().out
+    assert report.main([str(tmp_path / "nowhere")]) == 2
+    assert report.main([str(tmp_path / "page")]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 2
+
+
+def test_data_command(tiny_dataset: type, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert data.main(["list"]) == 0
+    assert "picto_domains" in capsys.readouterr().out
+    assert data.main(["card", "tiny"]) == 0
+    printed = capsys.readouterr().out
+    assert "gallery domain   flat" in printed
+    assert "288" in printed
+    assert data.main(["verify", "tiny"]) == 0
+    assert re.search(r"288 pictures decode, \d+ tasks are sound\ndata hash [0-9a-f]{64}", capsys.readouterr().out)
+    assert data.main(["splits", "tiny"]) == 0
+    assert "test: 4 classes, sha256 " in capsys.readouterr().out
+    assert data.main(["card", "tinny"]) == 2
+    assert "did you mean tiny?" in capsys.readouterr().err
+
+    def undecodable(self: Any, rows: Any, size: int) -> Any:
+        raise OSError("truncated file")
+
+    monkeypatch.setattr(tiny_dataset, "pixels", undecodable)
+    assert data.main(["verify", "tiny"]) == 1
+    assert "cannot be decoded: truncated file" in capsys.readouterr().err
+
+
+def test_command_dispatch(command: Command, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    for name in ("methods", "datasets", "protocols"):
+        assert cli.main([name]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("zero_shot", "picto_domains", "udcdr"))
+    assert cli.main(["cite", "zero_shot"]) == 0
+    assert capsys.readouterr().out.startswith("@inproceedings{radford2021clip,")
+    assert cli.main(["cite", "zeroshot"]) == 2
+    assert cli.main(["cite", "random"]) == 1
+    assert cli.main(["rnu"]) == 2
+    assert "did you mean run" in capsys.readouterr().err
+    assert cli.main([]) == 2
+    assert cli.main(["--help"]) == 0
+    assert "report" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["run", "--help"])
+    assert caught.value.code == 0
+    assert "usage: ucdr-bench run" in capsys.readouterr().out
+
+
+def test_unknown_names_come_with_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean raw_pixel"):
+        resolve({"methods": "raw_pixels"})
+
+
+def test_retrieve_gives_the_nearest_pictures(tiny_backbone: Any) -> None:
+    import torch
+
+    from methods.zero_shot import ZeroShot
+
+    gallery = torch.rand(9, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    method = ZeroShot(tiny_backbone)
+    ids, scores = benchmarks.retrieve(method, gallery[[4, 7]], gallery, k=3, batch_size=4)
+    assert ids.shape == scores.shape == (2, 3)
+    assert ids[:, 0].tolist() == [4, 7]
+    assert scores[:, 0] == pytest.approx([1, 1], abs=1e-6)
+    cosine = method.encode_images(gallery[[4, 7]]) @ method.encode_images(gallery).T
+    assert ids.tolist() == cosine.argsort(dim=1, descending=True)[:, :3].tolist()
+    with pytest.raises(ValueError, match="gallery is empty"):
+        benchmarks.retrieve(method, gallery, gallery[:0], k=3)
