@@ -164,7 +164,7 @@ class ProSConfig:
     * ``learning_rate``: of Adam; fixed in stage 1, times 10^(-3 epoch / 20) in stage 2 (floor 1e-6).
     * ``batch_size``, ``epochs``: of stage 2. ``stage1_batch_size``, ``stage1_epochs``: of stage 1.
     * ``steps``: 0 for those epochs, or the total number of optimiser steps, of which stage 1 gets ``stage1_share``. The
-      schedule of stage 2 then spreads its ``epochs`` evenly over its steps.
+      last stage then counts ``epochs`` equal parts of its steps as its epochs (schedule, validation).
     * ``validate_every``: steps between validations in the last stage (0: once an epoch); ``patience``: validations
       without gain before training stops (0: never).
     * ``crop``, ``flip``, ``jitter``: augmentation, see :class:`methods.parts.augment.Augmentation`.
@@ -476,7 +476,7 @@ class ProS(Method):
 
             trained |= self.model.stage_parameters(stage)
             last = stage == max(steps)
-            epochs = config.stage1_epochs if stage == 1 else config.epochs
+            epochs = config.stage1_epochs if stage == 1 and config.steps == 0 else config.epochs
             run_stage(
                 self,
                 data,
