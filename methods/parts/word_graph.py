@@ -1,0 +1,290 @@
+"""Class graphs from WordNet: synonyms, ancestors, edges, and what a graph network sees of them (METHODS.md, section 4).
+
+Nodes are the classes, in the order given, then all their ancestors by synset name. Edges are WordNet's hypernymy;
+:func:`row_normalised` makes propagation weights of them: both directions, a self loop a node, rows summing to one.
+A class that WordNet does not know is a node without edges. The same names always give the same graph.
+
+C classes, N nodes, K edges.
+"""
+
+import functools
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch_geometric.utils import coalesce
+
+GraphSource = Literal["wordnet", "none", "random"]
+
+
+class WordNetError(RuntimeError):
+    """WordNet, a synset or a word vector that is not there; one line with the mend."""
+
+
+def wordnet() -> Any:
+    """nltk's WordNet reader.
+
+    Raises:
+        WordNetError: WordNet's files are nowhere on nltk's path.
+    """
+    from nltk.corpus import wordnet as reader
+
+    try:
+        reader.ensure_loaded()
+    except LookupError:
+        raise WordNetError(
+            "WordNet is not found: `import benchmarks` brings the nouns shipped with this suite, or set NLTK_DATA to a"
+            " folder that holds corpora/wordnet"
+        ) from None
+    return reader
+
+
+def find_synset(name: str, synset: str = "") -> Any | None:
+    """The noun synset of a class: the one named, else the commonest sense of the class name, else None.
+
+    Underscores, spaces and hyphens of ``name`` may stand for each other, or for nothing.
+
+    Raises:
+        WordNetError: WordNet is missing, or it has no synset of the name given.
+    """
+    reader = wordnet()
+    if synset:
+        try:
+            return reader.synset(synset)
+        except Exception as error:  # nltk raises WordNetError, ValueError or KeyError here
+            raise WordNetError(
+                f"class {name!r}: WordNet has no synset {synset!r}; correct the data set's synsets"
+            ) from error
+    words = re.split(r"[\s_-]+", name.strip())
+    for spelling in dict.fromkeys((name.strip().replace(" ", "_"), "_".join(words), "-".join(words), "".join(words))):
+        found = reader.synsets(spelling, pos=reader.NOUN)
+        if found:
+            return found[0]
+    return None
+
+
+def _parents(synset: Any) -> list[Any]:
+    """Direct hypernyms, instance hypernyms included, by name."""
+    return sorted({*synset.hypernyms(), *synset.instance_hypernyms()}, key=lambda parent: parent.name())
+
+
+def _ancestors(synsets: Iterable[Any]) -> dict[str, Any]:
+    """Everything above the given synsets, by name."""
+    above: dict[str, Any] = {}
+    waiting = list(synsets)
+    while waiting:
+        for parent in _parents(waiting.pop()):
+            if parent.name() not in above:
+                above[parent.name()] = parent
+                waiting.append(parent)
+    return above
+
+
+def _words(name: str, synset: Any | None) -> tuple[str, ...]:
+    """The class name (if any), then the synset's lemmas; spaces for underscores, each word once whatever its case."""
+    words = [name] if name else []
+    words += [] if synset is None else synset.lemma_names()
+    once: dict[str, str] = {}
+    for word in words:
+        spaced = word.replace("_", " ").strip()
+        once.setdefault(spaced.lower(), spaced)
+    return tuple(once.values())
+
+
+@dataclass(frozen=True)
+class WordGraph:
+    """Classes and their ancestors.
+
+    ``classes`` C; ``synsets`` N synset names ("" for a class without one); ``words`` N tuples of synonyms, the class
+    name first; ``edges`` [K, 2] int64 (parent, child), sorted, each once; ``source`` and ``seed`` as given to
+    :func:`build_graph`.
+    """
+
+    classes: int
+    synsets: tuple[str, ...]
+    words: tuple[tuple[str, ...], ...]
+    edges: Tensor
+    source: GraphSource = "wordnet"
+    seed: int = 0
+
+    @property
+    def nodes(self) -> int:
+        """N."""
+        return len(self.synsets)
+
+
+def build_graph(
+    names: Sequence[str], synsets: Mapping[str, str] | None = None, *, source: GraphSource = "wordnet", seed: int = 0
+) -> WordGraph:
+    """The graph of C class names; ``synsets`` names the synset of a class where its name alone might mislead.
+
+    ``source``: "wordnet"; "random", the same nodes with every edge's parent drawn anew (from ``seed``); "none", the
+    classes alone, without edges. Of two classes with one synset both get its parents, the first gets its children.
+    """
+    given = synsets or {}
+    found = [find_synset(name, given.get(name, "")) for name in names]
+    node: dict[str, int] = {}
+    for row, synset in enumerate(found):
+        if synset is not None:
+            node.setdefault(synset.name(), row)
+    above = {} if source == "none" else _ancestors(synset for synset in found if synset is not None)
+    fresh = [above[key] for key in sorted(above.keys() - node.keys())]
+    node.update({synset.name(): len(names) + row for row, synset in enumerate(fresh)})
+    everyone = [*found, *fresh]
+    edges = [] if source == "none" else _edges(enumerate(everyone), node)
+    graph = WordGraph(
+        classes=len(names),
+        synsets=tuple("" if synset is None else synset.name() for synset in everyone),
+        words=tuple(_words(name, synset) for name, synset in zip([*names, *[""] * len(fresh)], everyone, strict=True)),
+        edges=torch.tensor(edges, dtype=torch.int64).view(-1, 2),
+        source=source,
+        seed=seed,
+    )
+    return replace(graph, edges=_rewire(graph.edges, graph.nodes, seed)) if source == "random" else graph
+
+
+def extend_graph(graph: WordGraph, name: str, synset: str = "") -> tuple[WordGraph, int]:
+    """The graph with one more class -> (graph, the class's node): as if it had been built with that name, too.
+
+    The nodes that were there keep their places; the class and those of its ancestors that are new follow. A class that
+    was an ancestor already stays where it was and becomes a named class. A "random" graph keeps its edges, and the new
+    ones start at random old nodes, drawn from the seed and the name.
+    """
+    found = find_synset(name, synset)
+    key = "" if found is None else found.name()
+    if key in graph.synsets[graph.classes :] and key:
+        row = graph.synsets.index(key, graph.classes)
+        words = (*graph.words[:row], _words(name, found), *graph.words[row + 1 :])
+        return replace(graph, words=words), row
+    row = graph.nodes
+    node = {key: number for number, key in reversed(list(enumerate(graph.synsets))) if key}
+    above = {} if found is None or graph.source == "none" else _ancestors([found])
+    fresh = [above[key] for key in sorted(above.keys() - node.keys())]
+    node.update({synset.name(): row + 1 + number for number, synset in enumerate(fresh)})
+    added = torch.tensor(_edges(enumerate([found, *fresh], start=row), node) if above else [], dtype=torch.int64)
+    added = added.view(-1, 2)
+    if graph.source == "random":
+        digest = hashlib.sha256(f"{graph.seed}:{name}".encode()).digest()
+        added = _rewire(added, graph.nodes, int.from_bytes(digest[:7], "little"))
+    extended = replace(
+        graph,
+        synsets=(*graph.synsets, key, *(synset.name() for synset in fresh)),
+        words=(*graph.words, _words(name, found), *(_words("", synset) for synset in fresh)),
+        edges=torch.cat([graph.edges, added]),
+    )
+    return extended, row
+
+
+def _edges(numbered: Iterable[tuple[int, Any | None]], node: Mapping[str, int]) -> list[tuple[int, int]]:
+    """Sorted (parent, child) of the numbered nodes and their parents."""
+    pairs = {
+        (node[parent.name()], child) for child, synset in numbered if synset is not None for parent in _parents(synset)
+    }
+    return sorted(pairs)
+
+
+def _rewire(edges: Tensor, nodes: int, seed: int) -> Tensor:
+    """Each edge with a random parent among the first ``nodes`` nodes, other than its child."""
+    generator = torch.Generator().manual_seed(seed)
+    child = edges[:, 1]
+    shift = torch.randint(1, max(nodes, 2), (len(edges),), generator=generator)
+    return torch.stack([(child + shift) % nodes, child], dim=1)
+
+
+# --- propagation ------------------------------------------------------------------------------------------------------
+
+
+def row_normalised(edges: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
+    """Propagation weights of edges [K, 2] over N nodes -> messages [2, M] (from, to) and weights [M].
+
+    Edges both ways and one self loop a node; edges listed twice count twice; the weights into a node sum to one:
+    ``Ahat[v, u] = A[u, v] / sum_u A[u, v]``. Messages are sorted by receiver, then sender.
+    """
+    loops = torch.arange(nodes)
+    both = torch.cat([edges, edges.flip(1), torch.stack([loops, loops], dim=1)]).T.contiguous()
+    messages, counts = coalesce(both, torch.ones(both.shape[1]), num_nodes=nodes, reduce="sum", sort_by_row=False)
+    incoming = torch.zeros(nodes).index_add_(0, messages[1], counts)
+    return messages, counts / incoming[messages[1]]
+
+
+@dataclass(frozen=True)
+class Field:
+    """What a graph network of L layers computes at some nodes depends on this part of the graph and on nothing else.
+
+    ``nodes`` [n]: graph nodes, the asked-for ones first, then by distance and number; ``sizes`` (s_0, ..., s_L): how
+    many of them lie within 0, 1, ..., L steps; ``messages`` [2, M] and ``weights`` [M] between positions in ``nodes``,
+    into the s_{L-1} nearest ones, sorted by receiver. Layer l of L turns s_{L-l+1} rows into s_{L-l}.
+    """
+
+    nodes: Tensor
+    sizes: tuple[int, ...]
+    messages: Tensor
+    weights: Tensor
+
+    @functools.cached_property
+    def counts(self) -> tuple[int, ...]:
+        """How many messages (the first ones) go into the s_0, s_1, ... nearest nodes."""
+        return tuple(int((self.messages[1] < size).sum()) for size in self.sizes[:-1])
+
+    def to(self, device: torch.device) -> "Field":
+        """The same on another device."""
+        moved = replace(self, messages=self.messages.to(device), weights=self.weights.to(device))
+        _ = moved.counts  # read once, so that no training step has to wait for the device
+        return moved
+
+
+def receptive_field(edges: Tensor, nodes: int, rows: Sequence[int], layers: int = 2) -> Field:
+    """The part of a graph (edges [K, 2] over N nodes) that ``layers`` rounds of propagation carry to ``rows``."""
+    (sender, receiver), weights = row_normalised(edges, nodes)
+    order = torch.tensor(list(rows), dtype=torch.int64)
+    known = torch.zeros(nodes, dtype=torch.bool)
+    known[order] = True
+    sizes = [len(order)]
+    for _ in range(layers):
+        near = torch.zeros_like(known)
+        near[sender[known[receiver]]] = True
+        order = torch.cat([order, torch.nonzero(near & ~known).flatten()])
+        known |= near
+        sizes.append(len(order))
+    place = torch.full((nodes,), nodes)
+    place[order] = torch.arange(len(order))
+    used = place[receiver] < sizes[-2]
+    messages = torch.stack([place[sender[used]], place[receiver[used]]])
+    by_receiver = torch.argsort(messages[1] * nodes + messages[0])
+    return Field(order, tuple(sizes), messages[:, by_receiver], weights[used][by_receiver])
+
+
+# --- word vectors -----------------------------------------------------------------------------------------------------
+
+
+def read_word_vectors(path: Path | str, names: Sequence[str]) -> Tensor:
+    """Vectors of N names from a text file of word vectors (a line: word, then the numbers, as GloVe's) -> [N, d].
+
+    A name of several words gets the mean of those that the file has.
+
+    Raises:
+        WordNetError: the file is missing or broken, or has no word of a name.
+    """
+    split = [name.lower().replace("_", " ").replace("-", " ").split() for name in names]
+    wanted = {word for words in split for word in words}
+    vectors: dict[str, Tensor] = {}
+    try:
+        with Path(path).open(encoding="utf-8") as lines:
+            for line in lines:
+                word, _, numbers = line.partition(" ")
+                if word in wanted:
+                    vectors[word] = torch.tensor([float(number) for number in numbers.split()])
+        means = [torch.stack([vectors[word] for word in words if word in vectors]).mean(dim=0) for words in split]
+        return torch.stack(means)
+    except (OSError, ValueError) as error:
+        raise WordNetError(f"word vectors {path} cannot be read ({error}): give a GloVe text file") from error
+    except RuntimeError:
+        missing = next((n for n, words in zip(names, split, strict=True) if not vectors.keys() & set(words)), "")
+        raise WordNetError(
+            f"word vectors {path} have no vector for {missing!r}, or vectors of several lengths"
+        ) from None

@@ -1,0 +1,236 @@
+"""Class graphs from WordNet, and propagation on them."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import nltk
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nltk.corpus.reader.wordnet import WordNetCorpusReader
+from nltk.corpus.util import LazyCorpusLoader
+from torch import Tensor
+
+import benchmarks  # noqa: F401 (brings WordNet's nouns)
+from methods.parts.word_graph import (
+    WordGraph,
+    WordNetError,
+    build_graph,
+    extend_graph,
+    find_synset,
+    read_word_vectors,
+    receptive_field,
+    row_normalised,
+    wordnet,
+)
+
+NAMES = ("cat", "hot_air_balloon", "dog", "sea turtle", "violin", "qwertyuiop")
+SYNSETS = {"hot_air_balloon": "hot-air_balloon.n.01", "sea turtle": "sea_turtle.n.01"}
+
+
+def dense(edges: Tensor, nodes: int) -> Tensor:
+    """The row-normalised matrix, written out."""
+    counts = torch.eye(nodes)
+    for parent, child in edges.tolist():
+        counts[parent, child] += 1
+        counts[child, parent] += 1
+    return counts.T / counts.T.sum(dim=1, keepdim=True)
+
+
+def as_sets(graph: WordGraph) -> tuple[set[tuple[str, frozenset[str]]], set[tuple[str, str]]]:
+    """Nodes and edges by name, whatever the order."""
+    keys = [synset or words[0] for synset, words in zip(graph.synsets, graph.words, strict=True)]
+    nodes = {(key, frozenset(words)) for key, words in zip(keys, graph.words, strict=True)}
+    return nodes, {(keys[parent], keys[child]) for parent, child in graph.edges.tolist()}
+
+
+# --- the graph -------------------------------------------------------------------------------------------------------
+
+
+def test_nodes_are_the_classes_and_all_their_ancestors() -> None:
+    graph = build_graph(NAMES, SYNSETS)
+    assert graph.classes == len(NAMES)
+    found = [find_synset(name, SYNSETS.get(name, "")) for name in NAMES]
+    above = {s.name() for synset in found if synset for path in synset.hypernym_paths() for s in path}
+    assert list(graph.synsets[len(NAMES) :]) == sorted(above - {s.name() for s in found if s})
+    node = {key: number for number, key in enumerate(graph.synsets)}
+    expected = {
+        (node[parent.name()], node[key]) for key in graph.synsets if key for parent in find_synset("", key).hypernyms()
+    }
+    assert {tuple(edge) for edge in graph.edges.tolist()} == expected
+    assert graph.words[0][:2] == ("cat", "true cat")
+    assert graph.words[1] == ("hot air balloon", "hot-air balloon")
+
+
+def test_a_class_without_a_synset_is_alone() -> None:
+    graph = build_graph(NAMES, SYNSETS)
+    lone = NAMES.index("qwertyuiop")
+    assert graph.synsets[lone] == ""
+    assert graph.words[lone] == ("qwertyuiop",)
+    assert not (graph.edges == lone).any()
+    assert dense(graph.edges, graph.nodes)[lone].nonzero().flatten().tolist() == [lone]
+
+
+def test_the_named_synset_goes_before_the_commonest_sense() -> None:
+    assert find_synset("bat").name() == "bat.n.01"
+    assert find_synset("bat", "bat.n.05").name() == "bat.n.05"
+    assert build_graph(["bat"], {"bat": "bat.n.05"}).synsets[0] == "bat.n.05"
+
+
+@pytest.mark.parametrize("name", ["alarm clock", "alarm_clock", "Alarm_Clock", "alarm-clock", "see-saw"])
+def test_spellings(name: str) -> None:
+    assert find_synset(name).name() in ("alarm_clock.n.01", "seesaw.n.01")
+
+
+def test_same_names_same_graph() -> None:
+    first, second = build_graph(NAMES, SYNSETS), build_graph(NAMES, SYNSETS)
+    assert (first.synsets, first.words) == (second.synsets, second.words)
+    assert torch.equal(first.edges, second.edges)
+
+
+def test_a_class_above_another_is_no_second_node() -> None:
+    graph = build_graph(["cat", "animal"])
+    assert graph.synsets.count("animal.n.01") == 1
+    assert graph.synsets[1] == "animal.n.01"
+    parents = [graph.synsets[p] for p, c in graph.edges.tolist() if c == 1]
+    children = [graph.synsets[c] for p, c in graph.edges.tolist() if p == 1]
+    assert parents == ["organism.n.01"]
+    assert children
+
+
+def test_two_classes_of_one_synset() -> None:
+    graph = build_graph(["car", "automobile"])
+    assert graph.synsets[:2] == ("car.n.01", "car.n.01")
+    parents = [{p for p, c in graph.edges.tolist() if c == row} for row in (0, 1)]
+    assert parents[0] == parents[1] != set()
+
+
+def test_sources() -> None:
+    words, none = build_graph(NAMES, SYNSETS), build_graph(NAMES, SYNSETS, source="none")
+    assert none.nodes == len(NAMES)
+    assert none.edges.shape == (0, 2)
+    assert none.words == words.words[: len(NAMES)]
+    first, again, other = (build_graph(NAMES, SYNSETS, source="random", seed=seed) for seed in (3, 3, 4))
+    assert first.synsets == words.synsets
+    assert first.edges.shape == words.edges.shape
+    assert torch.equal(first.edges, again.edges)
+    assert not torch.equal(first.edges, other.edges)
+    assert not torch.equal(first.edges, words.edges)
+    assert (first.edges[:, 0] != first.edges[:, 1]).all()
+    assert torch.equal(first.edges[:, 1], words.edges[:, 1])
+    assert int(first.edges.max()) < first.nodes
+
+
+def test_unknown_synset_is_named() -> None:
+    with pytest.raises(WordNetError, match=r"class 'cat'.*'catt.n.01'"):
+        build_graph(["cat"], {"cat": "catt.n.01"})
+
+
+def test_missing_wordnet_names_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nltk.data, "path", [])
+    absent: Any = LazyCorpusLoader("wordnet", WordNetCorpusReader, None)
+    monkeypatch.setattr(nltk.corpus, "wordnet", absent)
+    with pytest.raises(WordNetError, match="NLTK_DATA") as error:
+        wordnet()
+    assert "\n" not in str(error.value)
+
+
+# --- one more class --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["horse", "cello", "animal", "kitty", "zxcvbnm"])
+def test_extended_graph_is_the_graph_built_with_it(name: str) -> None:
+    graph = build_graph(NAMES, SYNSETS)
+    extended, row = extend_graph(graph, name)
+    assert as_sets(extended) == as_sets(build_graph([*NAMES, name], SYNSETS))
+    assert extended.words[row][0] == name
+    assert extended.synsets[: graph.nodes] == graph.synsets
+    assert all(extended.words[node] == graph.words[node] for node in range(graph.nodes) if node != row)
+    assert torch.equal(extended.edges[: len(graph.edges)], graph.edges)
+
+
+def test_extending_other_sources() -> None:
+    none, row = extend_graph(build_graph(NAMES, SYNSETS, source="none"), "horse")
+    assert (row, none.nodes, len(none.edges)) == (len(NAMES), len(NAMES) + 1, 0)
+    graph = build_graph(NAMES, SYNSETS, source="random", seed=3)
+    first, again = extend_graph(graph, "horse"), extend_graph(graph, "horse")
+    assert torch.equal(first[0].edges, again[0].edges)
+    assert torch.equal(first[0].edges[: len(graph.edges)], graph.edges)
+    assert (first[0].edges[len(graph.edges) :, 0] < graph.nodes).all()
+    assert (first[0].edges[:, 1] == first[1]).any()
+
+
+def test_a_second_name_of_a_class() -> None:
+    graph = build_graph(["car"])
+    extended, row = extend_graph(graph, "automobile")
+    assert row == graph.nodes
+    assert {p for p, c in extended.edges.tolist() if c == row} == {p for p, c in graph.edges.tolist() if c == 0}
+
+
+# --- propagation -----------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> tuple[Tensor, int, list[int]]:
+    nodes = draw(st.integers(1, 9))
+    pairs = draw(st.lists(st.tuples(st.integers(0, nodes - 1), st.integers(0, nodes - 1)), max_size=14))
+    edges = [pair for pair in pairs if pair[0] != pair[1]]
+    rows = draw(st.lists(st.integers(0, nodes - 1), min_size=1, max_size=nodes, unique=True))
+    return torch.tensor(edges, dtype=torch.int64).view(-1, 2), nodes, rows
+
+
+@settings(deadline=None, max_examples=60)
+@given(graphs())
+def test_row_normalised_is_the_written_out_matrix(graph: tuple[Tensor, int, list[int]]) -> None:
+    edges, nodes, _ = graph
+    messages, weights = row_normalised(edges, nodes)
+    matrix = torch.zeros(nodes, nodes)
+    matrix[messages[1], messages[0]] = weights
+    torch.testing.assert_close(matrix, dense(edges, nodes))
+    torch.testing.assert_close(matrix.sum(dim=1), torch.ones(nodes))
+
+
+@settings(deadline=None, max_examples=60)
+@given(graphs())
+def test_receptive_field_is_all_that_counts(graph: tuple[Tensor, int, list[int]]) -> None:
+    edges, nodes, rows = graph
+    field = receptive_field(edges, nodes, rows, layers=2)
+    values = torch.randn(nodes, 3, generator=torch.Generator().manual_seed(0))
+    matrix = dense(edges, nodes)
+    expected = (matrix @ (matrix @ values).relu())[rows]
+    hidden = values[field.nodes]
+    for layer in (1, 2):
+        out = torch.zeros(field.sizes[2 - layer], 3)
+        (sender, receiver), count = field.messages, field.counts[2 - layer]
+        out.index_add_(0, receiver[:count], hidden[sender[:count]] * field.weights[:count, None])
+        hidden = out.relu() if layer == 1 else out
+    torch.testing.assert_close(hidden, expected)
+    assert field.nodes[: len(rows)].tolist() == rows
+    assert list(field.sizes) == sorted(field.sizes)
+
+
+def test_the_field_leaves_far_nodes_out() -> None:
+    chain = torch.tensor(list(itertools.pairwise(range(8))))
+    field = receptive_field(chain, 8, [0], layers=2)
+    assert field.nodes.tolist() == [0, 1, 2]
+    assert field.sizes == (1, 2, 3)
+    assert field.counts == (2, 5)
+
+
+# --- word vectors ----------------------------------------------------------------------------------------------------
+
+
+def test_word_vectors(tmp_path: Path) -> None:
+    file = tmp_path / "vectors.txt"
+    file.write_text("cat 1 0\nsea 0 2\nturtle 4 0\nunused 9 9\n", encoding="utf-8")
+    vectors = read_word_vectors(file, ["cat", "sea_turtle", "Sea-Cat"])
+    assert vectors.tolist() == [[1, 0], [2, 1], [0.5, 1]]
+    with pytest.raises(WordNetError, match="no vector for 'dog'"):
+        read_word_vectors(file, ["cat", "dog"])
+    with pytest.raises(WordNetError, match="cannot be read"):
+        read_word_vectors(tmp_path / "none.txt", ["cat"])
+    file.write_text("cat one two\n", encoding="utf-8")
+    with pytest.raises(WordNetError, match="cannot be read"):
+        read_word_vectors(file, ["cat"])
