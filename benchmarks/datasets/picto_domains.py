@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib import resources
@@ -94,5 +95,44 @@ class PictoDomains(Dataset):
 
     @cached_property
     def closed_set(self) -> ClosedSet:
-        """UDA over four large domains and DAZSL multicolour to flat; see the card."""
-        return ClosedSet()
+        """The committed UDA and DAZSL settings (:func:`closed_set_of` made them)."""
+        if self.root is not None and self.root.suffix == ".parquet":
+            return closed_set_of(self.table)
+        lists = json.loads(closed_set_path().read_text(encoding="utf-8"))
+        return ClosedSet(
+            uda_domains=tuple(lists["uda_domains"]),
+            uda_classes=tuple(lists["uda_classes"]),
+            dazsl_pairs=tuple((source, target) for source, target in lists["dazsl_pairs"]),
+            seen=tuple(lists["seen"]),
+            unseen=tuple(lists["unseen"]),
+        )
+
+
+def closed_set_path() -> Path:
+    """Where the committed UDA and DAZSL settings lie."""
+    return pack_path().with_name(f"closed-sets-{VERSION}.json")
+
+
+def closed_set_of(table: pd.DataFrame) -> ClosedSet:
+    """The rule behind the UDA and DAZSL settings.
+
+    UDA: the four domains that draw things in the most different ways and still share many classes (clip art, flat,
+    glyph, line), over every class with at least three pictures in each of them, whatever its split. DAZSL: line art to
+    flat emoji; seen are the train classes, unseen the test classes, with at least three source pictures (seen) and two
+    target pictures; validation classes stay with validation.
+    """
+    counts = table.groupby(["class", "domain"]).size().unstack(fill_value=0)
+    split = table.drop_duplicates("class").set_index("class")["split"]
+    domains = ("clipart", "flat", "glyph", "line")
+    enough = (counts.reindex(columns=list(domains), fill_value=0) >= 3).all(axis=1)
+    source, target = "line", "flat"
+    shown = counts[target] >= 2
+    seen = shown & (counts[source] >= 3) & (split.reindex(counts.index) == "train")
+    unseen = shown & (split.reindex(counts.index) == "test")
+    return ClosedSet(
+        uda_domains=domains,
+        uda_classes=tuple(sorted(counts.index[enough])),
+        dazsl_pairs=((source, target),),
+        seen=tuple(sorted(counts.index[seen])),
+        unseen=tuple(sorted(counts.index[unseen])),
+    )

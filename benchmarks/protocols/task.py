@@ -28,12 +28,27 @@ class Retrieval:
 
 
 @dataclass(frozen=True)
+class Classification:
+    """One classification question: pictures ``rows`` among ``class_names``.
+
+    ``seen`` names the classes with labelled training pictures where that matters (DAZSL); None asks for plain accuracy.
+    """
+
+    name: str
+    rows: np.ndarray
+    class_names: tuple[str, ...]
+    seen: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Task:
     """One cell's data.
 
-    ``split`` is what varies inside a protocol (the query domain in the UCDR family). ``train`` are the labelled rows,
-    ``target`` the unlabelled ones (None where the protocol shows none), ``class_names`` what the method may know during
-    training, ``validation`` the retrieval that scores a model during training.
+    ``split`` is what varies inside a protocol (the query domain in the UCDR family, ``source to target`` in UDA and
+    DAZSL). ``train`` are the labelled rows, ``target`` the unlabelled ones (None where the protocol shows none),
+    ``class_names`` what the method may know during training, ``validation`` the question that scores a model during
+    training. ``transductive``: the unlabelled target pictures are also the test pictures, as the field does in UDA and
+    DAZSL. ``gallery_trained``: the gallery is the labelled source, as in UDA's retrieval.
     """
 
     protocol: str
@@ -42,9 +57,12 @@ class Task:
     split: str
     train: np.ndarray
     class_names: tuple[str, ...]
-    retrievals: tuple[Retrieval, ...]
-    validation: Retrieval | None = None
+    retrievals: tuple[Retrieval, ...] = ()
+    classifications: tuple[Classification, ...] = ()
+    validation: Retrieval | Classification | None = None
     target: np.ndarray | None = None
+    transductive: bool = False
+    gallery_trained: bool = False
     notes: tuple[str, ...] = ()
     fit_id: str = field(default="", compare=False)
 
@@ -52,8 +70,11 @@ class Task:
         digest = hashlib.sha256()
         for rows in (self.train, self.target if self.target is not None else np.zeros(0, dtype=np.int64)):
             digest.update(np.ascontiguousarray(rows, dtype=np.int64).tobytes() + b"|")
-        if self.validation is not None:
+        if isinstance(self.validation, Retrieval):
             digest.update(self.validation.query.tobytes() + b"|" + self.validation.gallery.tobytes())
+        elif isinstance(self.validation, Classification):
+            digest.update(self.validation.rows.tobytes() + f"|{self.validation.class_names}".encode())
+            digest.update(f"|{self.validation.seen}".encode())
         digest.update(f"{self.dataset}|{self.rules}|{self.class_names}".encode())
         object.__setattr__(self, "fit_id", digest.hexdigest()[:16])
 
@@ -64,32 +85,29 @@ class Task:
         trained-on gallery pictures are allowed (that is the flaw those rules keep).
         """
         name = f"{self.dataset}/{self.protocol}/{self.split}"
-        trained = np.union1d(self.train, self.target) if self.target is not None else self.train
+        asked = [(one.name, "query", one.query) for one in self.retrievals]
+        asked += [(one.name, "test", one.rows) for one in self.classifications]
+        found = [(one.name, "gallery", one.gallery) for one in self.retrievals]
+        for part, role, rows in (*asked, *found):
+            if len(rows) == 0:
+                raise DatasetError(f"{name}: no {role} pictures ({part})")
         for retrieval in self.retrievals:
-            if len(retrieval.query) == 0 or len(retrieval.gallery) == 0:
-                raise DatasetError(
-                    f"{name}: no {'queries' if len(retrieval.query) == 0 else 'gallery'} ({retrieval.name})"
-                )
             if len(np.intersect1d(retrieval.query, retrieval.gallery)):
                 raise DatasetError(f"{name}: a query stands in the gallery ({retrieval.name})")
-            if self.rules == "clean":
-                for role, rows in (("query", retrieval.query), ("gallery", retrieval.gallery)):
-                    both = np.intersect1d(rows, trained)
-                    if len(both):
-                        key = dataset.table["key"].iloc[both[0]]
-                        raise DatasetError(f"{name}: {role} picture {key!r} is also trained on")
-        if self.rules == "clean":
-            classes = set(dataset.table["class"].to_numpy()[self.train])
-            if classes - set(self.class_names):
-                raise DatasetError(f"{name}: trains on classes whose names are withheld")
-
-
-@dataclass(frozen=True)
-class HeadlineFigure:
-    """The figure that leads a protocol's tables."""
-
-    metric: str
-    name: str
+        if self.rules == "official":
+            return
+        unlabelled = self.target if self.target is not None else np.zeros(0, dtype=np.int64)
+        for rows, trained in (
+            *((rows, self.train) for _, _, rows in asked),
+            *((rows, self.train) for _, _, rows in found if not self.gallery_trained),
+            *((rows, unlabelled) for _, _, rows in (*asked, *found) if not self.transductive),
+        ):
+            both = np.intersect1d(rows, trained)
+            if len(both):
+                key = dataset.table["key"].iloc[both[0]]
+                raise DatasetError(f"{name}: test picture {key!r} is also trained on")
+        if set(dataset.table["class"].to_numpy()[self.train]) - set(self.class_names):
+            raise DatasetError(f"{name}: trains on classes whose names are withheld")
 
 
 class Protocol(ABC):
@@ -135,3 +153,18 @@ class Rows:
         queries = self.of("val", domains=tuple(d for d in seen_domains if d != self.gallery))
         gallery = self.of("val", domains=(self.gallery,))
         return Retrieval("validation", queries, gallery) if len(queries) and len(gallery) else None
+
+
+def held_out_tenth(rows: np.ndarray, classes: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split labelled rows into ``(training, held out)``: of each class the tenth whose keys hash lowest.
+
+    Classes with fewer than three pictures give none, others at least one. ``rows [N]`` are table rows, ``classes`` and
+    ``keys`` the whole table's columns. The rule depends on the keys alone, not on their order.
+    """
+    held: list[int] = []
+    for name in sorted(set(classes[rows])):
+        of_class = [int(row) for row in rows if classes[row] == name]
+        of_class.sort(key=lambda row: hashlib.sha256(str(keys[row]).encode()).digest())
+        held += of_class[: max(1, round(len(of_class) / 10))] if len(of_class) >= 3 else []
+    out = np.array(sorted(held), dtype=np.int64)
+    return np.setdiff1d(rows, out), out

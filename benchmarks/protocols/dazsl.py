@@ -1,0 +1,66 @@
+"""DAZSL, domain-adaptive zero-shot learning (PROTOCOLS.md, column DAZSL).
+
+Training sees labelled source pictures of the seen classes, unlabelled target pictures of seen and unseen classes, and
+all class names. Test: target pictures among all class names; the headline is the harmonic mean H of the accuracies on
+seen and on unseen classes, beside them the accuracy on all and the zero-shot accuracy among unseen classes only.
+Validation looks at the source alone, by class and by picture: source pictures of the validation classes, which are
+never labelled in training, play the unseen ones, and a held-out tenth of the seen classes' pictures the seen ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.datasets.base import Dataset, DatasetError
+from benchmarks.protocols.task import Classification, Protocol, Rules, Task, held_out_tenth
+from benchmarks.protocols.uda import ARROW
+
+
+class Dazsl(Protocol):
+    """The data set's (source, target) pairs."""
+
+    name = "dazsl"
+    summary = "labelled source of seen classes, unlabelled target of seen and unseen ones"
+    galleries = ()
+
+    def splits(self, dataset: Dataset) -> list[str]:
+        """``"source to target"`` for every pair that the data set defines."""
+        return [f"{source}{ARROW}{target}" for source, target in dataset.closed_set.dazsl_pairs]
+
+    def task(self, dataset: Dataset, split: str, rules: Rules = "clean") -> Task:
+        """The pair ``split``. The official rules differ in selection alone: they look at the target test set."""
+        source, _, target = split.partition(ARROW)
+        if split not in self.splits(dataset):
+            raise DatasetError(f"{dataset.card.name} has no DAZSL pair {split!r}; choose from {self.splits(dataset)}")
+        closed, table = dataset.closed_set, dataset.table
+        classes, domains, keys = (table[column].to_numpy() for column in ("class", "domain", "key"))
+        of_source, of_target = domains == source, domains == target
+
+        def rows(mask: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+            return np.flatnonzero(mask & np.isin(classes, names)).astype(np.int64)
+
+        validation_classes = tuple(
+            name for name in dataset.classes("val") if name not in (*closed.seen, *closed.unseen)
+        )
+        train, held_out = held_out_tenth(rows(of_source, closed.seen), classes, keys)
+        test_names = (*closed.seen, *closed.unseen)
+        test = rows(of_target, test_names)
+        question = Classification("target", test, test_names, seen=closed.seen)
+        pretended = np.union1d(held_out, rows(of_source, validation_classes))
+        validation = Classification("validation", pretended, (*closed.seen, *validation_classes), seen=closed.seen)
+        return Task(
+            protocol=self.name,
+            dataset=dataset.card.name,
+            rules=rules,
+            split=split,
+            train=train,
+            target=test,
+            class_names=(*test_names, *validation_classes),
+            classifications=(question,),
+            validation=question if rules == "official" else validation,
+            transductive=True,
+            notes=("selected on test",) if rules == "official" else (),
+        )
+
+
+PROTOCOL = Dazsl()

@@ -1,0 +1,76 @@
+"""UDA, unsupervised domain adaptation on a closed class set (PROTOCOLS.md, column UDA).
+
+Training sees labelled pictures of the source domain and unlabelled pictures of the target domain; both hold the same
+classes, whose names are known. Test: accuracy on the target pictures, and retrieval from target to source (gallery: the
+source pictures trained on). As the field does, the unlabelled training pictures are the test pictures (transductive);
+``uda_inductive`` splits the target in half, one for training and one for the test. Validation: a held-out tenth of the
+source; target labels are never looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from benchmarks.datasets.base import Dataset, DatasetError
+from benchmarks.protocols.task import Classification, Protocol, Retrieval, Rules, Task, held_out_tenth
+
+ARROW = " to "
+
+
+class Uda(Protocol):
+    """All ordered pairs of the data set's UDA domains."""
+
+    name = "uda"
+    summary = "labelled source, unlabelled target, closed class set"
+    galleries = ("source",)
+    inductive = False
+
+    def splits(self, dataset: Dataset) -> list[str]:
+        """``"source to target"`` for every ordered pair of domains (12 for four domains)."""
+        domains = dataset.closed_set.uda_domains
+        return [f"{source}{ARROW}{target}" for source in domains for target in domains if source != target]
+
+    def task(self, dataset: Dataset, split: str, rules: Rules = "clean") -> Task:
+        """The transfer ``split``. The official rules differ in selection alone: they look at the target test set."""
+        source, _, target = split.partition(ARROW)
+        if split not in self.splits(dataset):
+            raise DatasetError(f"{dataset.card.name} has no UDA transfer {split!r}; choose from {self.splits(dataset)}")
+        table, names = dataset.table, dataset.closed_set.uda_classes
+        classes, domains, keys = (table[column].to_numpy() for column in ("class", "domain", "key"))
+        inside = np.isin(classes, names)
+        labelled = np.flatnonzero(inside & (domains == source)).astype(np.int64)
+        train, held_out = held_out_tenth(labelled, classes, keys)
+        test = shown = np.flatnonzero(inside & (domains == target)).astype(np.int64)
+        if self.inductive:
+            even = np.array([hashlib.sha256(str(keys[row]).encode()).digest()[0] % 2 == 0 for row in test])
+            test, shown = test[even], test[~even]
+        question = Classification("target", test, names)
+        return Task(
+            protocol=self.name,
+            dataset=dataset.card.name,
+            rules=rules,
+            split=split,
+            train=train,
+            target=shown,
+            class_names=names,
+            retrievals=(Retrieval("source", test, train),),
+            classifications=(question,),
+            validation=question if rules == "official" else Classification("validation", held_out, names),
+            transductive=not self.inductive,
+            gallery_trained=True,
+            notes=("selected on test",) if rules == "official" else (),
+        )
+
+
+class InductiveUda(Uda):
+    """UDA with unlabelled training pictures and test pictures apart."""
+
+    name = "uda_inductive"
+    summary = "UDA whose test pictures no training sees"
+    inductive = True
+
+
+PROTOCOL = Uda()
+INDUCTIVE = InductiveUda()
