@@ -152,8 +152,9 @@ Every class spans five or more domains ({spanning}) and has two or more gallery 
 3. **One picture per design.** Outline, filled and two-tone renderings of one design in one domain count once. Families
    that draw the same design in several domains (fluent emoji in 2D, 3D and high contrast; icon-park in colour, outline
    and solid; streamline ultimate in colour and line; streamline freehand in black and colour) keep it in the rarer
-   domain only, and only once. Measured before this step: 95 % of the fluent 2D and 3D pairs have an ink correlation of 0.8 or more (median 0.97), 99 % of the icon-park colour and
-   solid pairs too, against a median of 0.27 for other pictures of one class. Left: {numbers.one_per_design}.
+   domain only, and only once. Measured before this step: 95 % of the fluent 2D and 3D pairs have an ink correlation
+   of 0.8 or more (median 0.97), 99 % of the icon-park colour and solid pairs too, against a median of 0.27 for other
+   pictures of one class. Left: {numbers.one_per_design}.
    {numbers.twins_kept} twins stay where a class would otherwise span fewer than five domains or have fewer than two
    gallery pictures; in {numbers.twins_in_gallery} of these pairs one picture is in the gallery.
 4. **Near-duplicates.** Pictures whose perceptual signatures (ink and edges, `benchmarks/datasets/perceptual.py`) reach
