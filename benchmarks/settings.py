@@ -231,7 +231,7 @@ def _names(key: str, names: tuple[str, ...]) -> tuple[str, ...]:
 
     registry = {"methods": METHODS, "datasets": DATASETS, "protocols": PROTOCOLS}[key]
     if "all" in names:
-        return ("all",) if key == "datasets" else tuple(registry.names())
+        return ("all",) if key == "datasets" else tuple(registry.defaults())
     for name in names:
         registry.check(name)
     return tuple(dict.fromkeys(names))

@@ -33,12 +33,16 @@ class DuplicateNameError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered name: ``target`` is ``"module:attribute"`` or the object; ``origin`` says who registered it."""
+    """A registered name: ``target`` is ``"module:attribute"`` or the object; ``origin`` says who registered it.
+
+    ``by_default`` False keeps it out of ``all``; it is then chosen by name only.
+    """
 
     name: str
     target: Any
     origin: str
     summary: str = ""
+    by_default: bool = True
 
 
 class Registry(Generic[T]):
@@ -51,8 +55,10 @@ class Registry(Generic[T]):
         self._loaded: dict[str, T] = {}
         self._scanned = entry_point_group is None
 
-    def add(self, name: str, target: T | str, *, summary: str = "", origin: str | None = None) -> None:
-        """Register ``name`` for an object or a lazy ``"module:attribute"``.
+    def add(
+        self, name: str, target: T | str, *, summary: str = "", origin: str | None = None, by_default: bool = True
+    ) -> None:
+        """Register ``name`` for an object or a lazy ``"module:attribute"``; ``by_default`` as in :class:`Entry`.
 
         Raises :class:`DuplicateNameError`, naming both places, if the name is taken by another target.
         """
@@ -62,7 +68,7 @@ class Registry(Generic[T]):
             if taken.target == target or _same_class(taken.target, target):
                 return
             raise DuplicateNameError(f"{self.kind} {name!r} is registered at {taken.origin} and again at {origin}")
-        self._entries[name] = Entry(name, target, origin, summary)
+        self._entries[name] = Entry(name, target, origin, summary, by_default)
 
     def register(self, name: str, *, summary: str = "") -> Callable[[T], T]:
         """Decorator form of :meth:`add`."""
@@ -83,6 +89,10 @@ class Registry(Generic[T]):
         """All names in order of registration (ours first, then entry points); imports nothing of theirs."""
         self._scan()
         return list(self._entries)
+
+    def defaults(self) -> list[str]:
+        """The names that ``all`` stands for."""
+        return [entry.name for entry in self.entries() if entry.by_default]
 
     def entries(self) -> Iterator[Entry]:
         """All entries, unresolved."""

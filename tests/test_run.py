@@ -258,7 +258,7 @@ def test_set_values_keep_their_types() -> None:
 def test_seed_zero_is_a_seed_and_all_means_all() -> None:
     settings = resolve({"seeds": "0", "methods": "all", "protocols": "all"})
     assert settings.seeds == (0,)
-    assert settings.methods == tuple(METHODS.names())
+    assert settings.methods == tuple(METHODS.defaults())
     assert {"ucdr", "uccdr", "udcdr"} <= set(settings.protocols)
     assert resolve({"seeds": "2,0,2"}).seeds == (2, 0)
 

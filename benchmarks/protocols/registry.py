@@ -10,5 +10,14 @@ for _name, _summary in (
     ("ucdr", "unseen domain, unseen classes"),
     ("uccdr", "seen domains, unseen classes"),
     ("udcdr", "unseen domain, seen classes"),
+    ("uda", "labelled source, unlabelled target, closed class set"),
+    ("dazsl", "labelled source of seen classes, unlabelled target of seen and unseen ones"),
 ):
     PROTOCOLS.add(_name, f"benchmarks.protocols.{_name}:PROTOCOL", summary=_summary)
+
+PROTOCOLS.add(
+    "uda_inductive",
+    "benchmarks.protocols.uda:INDUCTIVE",
+    summary="uda whose test pictures no training sees (by name only)",
+    by_default=False,
+)

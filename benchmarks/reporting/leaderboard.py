@@ -35,6 +35,15 @@ SETTING = (
     "scoring",
 )
 
+#: Protocols as the field writes them; any other is written in capitals.
+PROTOCOL_TITLES = {"uccdr": "UcCDR", "udcdr": "UdCDR", "uda_inductive": "UDA (inductive)"}
+
+
+def protocol_title(name: str) -> str:
+    """A protocol's name as it stands in a heading."""
+    return PROTOCOL_TITLES.get(name, name.upper())
+
+
 #: How a cell without a figure is shown.
 SHOWN = {"failed": "failed", "skipped": "skipped", "not_applicable": "n/a", "missing": "-"}
 
@@ -118,7 +127,7 @@ class Table:
 
     def title(self) -> str:
         """Protocol, gallery and metric."""
-        return f"{self.protocol.upper()}, {self.gallery}: {self.metric} in percent, by query domain"
+        return f"{protocol_title(self.protocol)}, {self.gallery}: {self.metric} in percent, by query domain"
 
 
 def settings_of(frame: pd.DataFrame) -> list[Setting]:
@@ -246,7 +255,7 @@ def print_tables(console: Console, frame: pd.DataFrame, *, by_domain: bool = Tru
 def summary(made: list[Table], metric: str) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a metric's means: methods by (protocol, gallery), in order of the first column."""
     made = [table for table in made if table.metric == metric]
-    head = [metric, *(f"{table.protocol} {table.gallery}" for table in made)]
+    head = [metric, *(f"{protocol_title(table.protocol)} {table.gallery}" for table in made)]
     by_label = [{row.label: row for row in table.rows} for table in made]
     labels = list(dict.fromkeys(label for rows in by_label for label in rows))
     rows = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reporting.leaderboard import Table
+from benchmarks.reporting.leaderboard import Table, protocol_title
 from benchmarks.store import safe_name
 
 #: Okabe and Ito's colour-blind-safe colours (without yellow, too faint on white) and a shape for each.
@@ -79,7 +79,9 @@ def bars(table: Table, folder: Path) -> list[Path]:
         axes.set_axisbelow(True)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(plain(f"{table.metric} (%); bar: mean (grey: floor)"), fontsize=7)
-        axes.set_title(plain(f"{table.protocol.upper()}, {table.gallery}{_mark(table)}"), loc="left", fontsize=8)
+        axes.set_title(
+            plain(f"{protocol_title(table.protocol)}, {table.gallery}{_mark(table)}"), loc="left", fontsize=8
+        )
         figure.legend(
             loc="outside lower center", ncols=3, fontsize=7, frameon=False, handletextpad=0.1, columnspacing=1
         )
