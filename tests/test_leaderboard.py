@@ -84,7 +84,7 @@ Percent. A column's metric stands in its table's head: the `[retrieved]` and `[t
 
 Means over the query domains.
 
-| map@all | ucdr unseen |
+| map@all | UCDR unseen |
 | --- | ---: |
 | good | 45.0 |
 | random (floor) | 11.1 |
@@ -93,7 +93,7 @@ Means over the query domains.
 | stuck | failed |
 | wordless | n/a |
 
-| recall@1 | ucdr unseen |
+| recall@1 | UCDR unseen |
 | --- | ---: |
 | good | 22.5 |
 | random (floor) | 5.6 |
