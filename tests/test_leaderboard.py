@@ -82,7 +82,7 @@ Percent. A column's metric stands in its table's head: the `[retrieved]` and `[t
 
 ## tiny v1 (abababab), picto-clip-v1 (cdcdcdcd)
 
-Means over the query domains.
+Means over the query domains (UDA and DAZSL: transfers).
 
 | map@all | UCDR unseen |
 | --- | ---: |
@@ -173,6 +173,13 @@ def test_terminal_table_shows_the_same_and_the_failures(store: ResultStore) -> N
     assert re.search(r"good +40\.0 +50\.0 +45\.0", text)
     assert re.search(r"crashed +90\.0 +failed +incomplete", text)
     assert "failed: stuck on tiny/ucdr/line, seed 0: RuntimeError: boom" in text
+
+
+def test_transfers_are_called_transfers(store: ResultStore) -> None:
+    add(store, "good", "line to flat", 0.5, protocol="uda")
+    frame = frame_of(store)
+    table = leaderboard.tables(frame, leaderboard.settings_of(frame)[0])[0]
+    assert table.title() == "UDA, unseen: map@all in percent, by transfer"
 
 
 def test_seeds_are_averaged_and_named(store: ResultStore) -> None:

@@ -193,7 +193,7 @@ def markdown(frame: pd.DataFrame, command: str = "") -> str:
     ]
     for setting in settings_of(frame):
         made = tables(frame, setting)
-        lines += [f"## {_escape(setting.title())}", "", "Means over the query domains.", ""]
+        lines += [f"## {_escape(setting.title())}", "", "Means over the query domains (UDA and DAZSL: transfers).", ""]
         for metric in dict.fromkeys(table.metric for table in made):
             lines += [*_markdown_table(*summary(made, metric)), ""]
         for table in made:
@@ -245,7 +245,11 @@ def print_tables(console: Console, frame: pd.DataFrame, *, by_domain: bool = Tru
                 if table.leads:
                     _print(console, table.title(), *grid(table))
         for metric in dict.fromkeys(table.metric for table in made):
-            _print(console, f"All protocols: {metric} in percent, mean over query domains", *summary(made, metric))
+            _print(
+                console,
+                f"All protocols: {metric} in percent, mean over query domains or transfers",
+                *summary(made, metric),
+            )
     failed = failures(frame)
     for row in failed.itertuples(index=False):
         line = f"{row.status}: {row.method} on {row.dataset}/{row.protocol}/{row.split}, seed {row.seed}: {row.reason}"
