@@ -223,6 +223,16 @@ def test_what_is_not_comparable_never_shares_a_table(store: ResultStore, change:
     assert sum(mark in setting.title() for setting in settings) == 1
 
 
+def test_oracle_rows_stand_in_no_order_of_merit(store: ResultStore) -> None:
+    for select in ("val", "oracle"):
+        for method, value in (("a", 0.1), ("b", 0.9)):
+            add(store, method, "line", value, select=select)
+    frame = frame_of(store)
+    made = {s.select: leaderboard.tables(frame, s, ["map@all"])[0] for s in leaderboard.settings_of(frame)}
+    assert [row.label for row in made["val"].rows] == ["b", "a"]
+    assert [row.label for row in made["oracle"].rows] == ["a", "b"]
+
+
 def test_configs_of_one_method_are_rows_that_say_what_differs(store: ResultStore) -> None:
     for context in (4, 16):
         add(store, "coop", "line", context / 100, config={"context": context, "steps": 60})

@@ -120,14 +120,10 @@ class Table:
     rows: tuple[Row, ...]
     leads: bool = True
 
-    @property
-    def ranked(self) -> bool:
-        """Whether rows stand in order of their score."""
-        return self.setting.select != "oracle"
-
     def title(self) -> str:
         """Protocol, gallery and metric."""
-        return f"{protocol_title(self.protocol)}, {self.gallery}: {self.metric} in percent, by query domain"
+        by = "transfer" if any(" to " in column for column in self.columns) else "query domain"
+        return f"{protocol_title(self.protocol)}, {self.gallery}: {self.metric} in percent, by {by}"
 
 
 def settings_of(frame: pd.DataFrame) -> list[Setting]:
@@ -151,7 +147,8 @@ def tables(frame: pd.DataFrame, setting: Setting, metrics: Iterable[str] | None 
                 _row(labels[identity], rows_of, columns, metric)
                 for identity, rows_of in part.groupby(_identity(part), sort=False)
             ]
-            rows.sort(key=lambda row: (row.mean.value is None, -(row.mean.value or 0), row.label))
+            ranked = setting.select != "oracle"
+            rows.sort(key=lambda row: (row.mean.value is None, -(row.mean.value or 0) if ranked else 0, row.label))
             made.append(Table(setting, str(protocol), str(gallery), metric, columns, tuple(rows), metric == wanted[0]))
     order = {name: place for place, name in enumerate(("ucdr", "uccdr", "udcdr", "uda", "dazsl"))}
     made.sort(key=lambda t: (order.get(t.protocol, len(order)), t.protocol))
