@@ -8,6 +8,7 @@ For notebooks (nothing is imported before it is used):
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["load_results", "retrieve"]
 
+# Waiting OpenMP threads that spin make two threads slower than one on a busy machine. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 offer_to_nltk()
 
 
