@@ -430,6 +430,15 @@ def test_the_backbone_stays_as_it_is(tiny_backbone: Backbone) -> None:
     assert not any(p.requires_grad for p in tiny_backbone.model.parameters())
 
 
+def test_bf16_stays_close(tiny_folder: Path, tiny_backbone: Backbone) -> None:
+    half = fitted(Backbone.load(tiny_folder, precision="bf16"))
+    assert half.encode_images(pictures()).dtype == torch.float32
+    same = AdClip(tiny_backbone, half.config)
+    same.load_tensors(half.tensors(), half.facts())
+    assert F.cosine_similarity(half.encode_images(pictures()), same.encode_images(pictures())).min() > 0.99
+    assert F.cosine_similarity(half.encode_classes(UNSEEN), same.encode_classes(UNSEEN)).min() > 0.99
+
+
 def test_save_and_load(tiny_backbone: Backbone, tmp_path: Path) -> None:
     method = fitted(tiny_backbone, image_tokens=2, layers=1)
     method.save(tmp_path / "model")
