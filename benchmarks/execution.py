@@ -175,15 +175,24 @@ def score_retrieval(
 
 
 def score_classification(
-    method: Method, pixels: PixelCache, question: Classification
+    method: Method, encoded: EncodedPictures, question: Classification, rules: str
 ) -> tuple[ClassificationScores, Tensor]:
-    """Accuracy of a method's answers, and the logits ``[pictures, classes]`` they come from."""
-    parts = [question.rows[start : start + BATCH] for start in range(0, len(question.rows), BATCH)]
+    """Accuracy of a method's answers, and the logits ``[pictures, classes]`` they come from.
+
+    A method that classifies as :class:`Method` does (cosine to the class embedding) has its names embedded once and its
+    pictures taken from ``encoded``; one with its own ``classify`` is asked batch by batch.
+    """
+    names = question.class_names
     with torch.no_grad():
-        logits = torch.cat([method.classify(pixels[part], question.class_names).float().cpu() for part in parts])
-    number_of = {name: number for number, name in enumerate(question.class_names)}
-    names = pixels.dataset.table["class"].to_numpy()[question.rows]
-    labels = np.array([number_of[name] for name in names], dtype=np.int64)
+        if type(method).classify is Method.classify and rules == "clean":
+            images = torch.nn.functional.normalize(encoded[question.rows], dim=-1)
+            logits = method.logit_scale() * images @ method.encode_classes(names).float().cpu().T
+        else:
+            parts = [question.rows[start : start + BATCH] for start in range(0, len(question.rows), BATCH)]
+            logits = torch.cat([method.classify(encoded.pixels[part], names).float().cpu() for part in parts])
+    number_of = {name: number for number, name in enumerate(names)}
+    of_picture = encoded.pixels.dataset.table["class"].to_numpy()[question.rows]
+    labels = np.array([number_of[name] for name in of_picture], dtype=np.int64)
     if question.seen is None:
         return classify(logits, labels), logits
     return classify_zero_shot(logits, labels, [number_of[name] for name in question.seen]), logits
@@ -255,10 +264,10 @@ class _Runner:
         rules = self.settings.rules
 
         def validation_score(method: Method, question: Question) -> float:
-            if isinstance(question, Classification):
-                scores, _ = score_classification(method, cache, question)
-                return scores.means()["accuracy[image]" if question.seen is None else "h[image]"]
             encoded = EncodedPictures(encode_as(method, rules), cache, lambda count: None)
+            if isinstance(question, Classification):
+                scores, _ = score_classification(method, encoded, question, rules)
+                return scores.means()["accuracy[image]" if question.seen is None else "h[image]"]
             return score_retrieval(method, encoded, question, rules, ks=()).means()["map@all"]
 
         data = training_data(task, cache, validation_score, select=self.settings.select)
@@ -346,7 +355,7 @@ class _Runner:
                 frames.append(self._per_query(cell, retrieval, result))
             ranked_at = clock()
             for question in task.classifications:
-                answers, logits = score_classification(fitted.method, encoded.pixels, question)
+                answers, logits = score_classification(fitted.method, encoded, question, self.settings.rules)
                 scores[question.name] = GalleryScores(answers.means(), len(logits), logits.shape[1], "logits")
                 frames.append(self._per_picture(cell, question, answers, logits))
             classified_at = clock()

@@ -496,7 +496,13 @@ def test_classification_is_scored_and_kept_picture_by_picture(settings: Settings
     assert frame["credit"].mean() == pytest.approx(target.metrics["accuracy[image]"])
     method, pixels = ZeroShot(workbench.backbone), workbench.pixels("tiny")
     question = workbench.task("tiny", "uda", "flat to glyph").classifications[0]
-    best = method.classify(pixels[question.rows], closed.uda_classes).argmax(dim=1)
+    slow = method.classify(pixels[question.rows], closed.uda_classes)
+    encoded = EncodedPictures(method.encode_images, pixels, lambda count: None)
+    fast = execution.score_classification(method, encoded, question, "clean")[1]
+    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
+    asked = execution.score_classification(method, encoded, question, "official")[1]
+    torch.testing.assert_close(asked, slow, rtol=1e-5, atol=1e-5)
+    best = slow.argmax(dim=1)
     assert frame["top_keys"].str[0].tolist() == [closed.uda_classes[i] for i in best]
     right = frame["top_keys"].str[0] == frame["class"]
     assert right.mean() == pytest.approx(target.metrics["accuracy[image]"])
