@@ -333,7 +333,7 @@ class PrototypeBranch(nn.Module):
         linear: Any = self.layer1 if layer == 1 else self.layer2
         rows, count = field.sizes[LAYERS - layer], field.counts[LAYERS - layer]
         if dropout is not None and self.dropout > 0:
-            keep = torch.empty(hidden.shape).bernoulli_(1 - self.dropout, generator=dropout)
+            keep = torch.rand(hidden.shape, generator=dropout) >= self.dropout
             hidden = hidden * keep.to(hidden.device) / (1 - self.dropout)
         received = self.propagate(hidden, field.messages[:, :count], field.weights[:count], rows)
         output: Tensor = linear(received)  # Ahat (X W) = (Ahat X) W
@@ -548,7 +548,12 @@ class SreClipModel(nn.Module):
             {"params": list(self.prototype_branch.parameters()), "scale": config.gcn_rate},
         ]
         return torch.optim.SGD(
-            groups, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=True
+            groups,
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=True,
+            fused=True,
         )
 
 

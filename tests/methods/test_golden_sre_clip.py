@@ -84,7 +84,8 @@ def filled(arrays: Arrays, edges: str = "edges", *, all_nodes: bool = False, **c
         nodes = len(arrays["gcn_output"])
         classes = len(arrays["seen_class_ids"]) + len(arrays["unseen_class_ids"])
     else:  # later nodes without an edge would change nothing
-        nodes, classes = int(listed.max()) + 1, len(arrays["c50_gcn_row_norms"])
+        classes = len(arrays["c50_gcn_row_norms"])
+        nodes = max(int(listed.max()) + 1, classes)
     vectors = golden.fill("sre.word_vectors", (nodes, inputs_of("sre.gcn.layer1.weight")), "z")
     vectors = torch.nn.functional.normalize(vectors, dim=-1)
     field = receptive_field(listed, nodes, range(nodes if all_nodes else classes), LAYERS)

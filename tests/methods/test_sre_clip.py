@@ -336,16 +336,19 @@ def test_learning_rate() -> None:
 # --- fit -------------------------------------------------------------------------------------------------------------
 
 
-def test_it_learns(tiny_backbone: Backbone) -> None:
-    config = replace(QUICK, steps=200, batch_size=20, learning_rate=2e-2, dropout=0.0)
-    method, report = fitted(tiny_backbone, config, target=False)
+@pytest.mark.parametrize(("attention", "falls_to"), [("batch", 0.8), ("none", 0.2)])
+def test_it_learns(tiny_backbone: Backbone, attention: Any, falls_to: float) -> None:
+    """Random CLIP features of all pictures are nearly equal, and the mean of a batch makes them more so."""
+    config = replace(QUICK, attention=attention, steps=100, batch_size=20, learning_rate=1e-2, dropout=0.0)
+    method, report = fitted(tiny_backbone, config, seed=1, target=False)
     losses = [float(entry["loss"]) for entry in report.losses]
-    assert sum(losses[-5:]) < 0.3 * sum(losses[:5])
-    data = task()
-    logits = method.classify(data.images.pixels(torch.arange(len(data.images))), CLASSES[:SEEN])
-    assert float((logits.argmax(dim=1) == data.labels).float().mean()) > 0.8
+    assert sum(losses[-5:]) < falls_to * sum(losses[:5])
     assert report.steps == config.steps
     assert report.trainable_parameters == sum(p.numel() for p in method.model.parameters())
+    if attention == "none":
+        data = task()
+        logits = method.classify(data.images.pixels(torch.arange(len(data.images))), CLASSES[:SEEN])
+        assert float((logits.argmax(dim=1) == data.labels).float().mean()) > 0.9
 
 
 def test_same_seed_same_bits(tiny_backbone: Backbone) -> None:
