@@ -102,8 +102,10 @@ def train_tokenizer(texts: Iterable[str], config: ModelConfig, folder: Path) -> 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     base = [*alphabet, *[f"{letter}</w>" for letter in alphabet]]
     learner = _empty_tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    # Equally frequent pairs are merged in the order of their ids, and the library numbers characters that end a word in
+    # the order of a hash table, another in every process: naming them first fixes their ids, hence the vocabulary.
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocabulary, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
+        vocab_size=config.vocabulary, end_of_word_suffix="</w>", special_tokens=base, show_progress=False
     )
     learner.train_from_iterator(texts, trainer)
     learned = json.loads(learner.to_str())["model"]["merges"][: config.vocabulary - 2 - len(base)]

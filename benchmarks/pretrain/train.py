@@ -260,7 +260,8 @@ class Trainer:
             if f"exp_avg.{key}" in tensors:
                 self.optimizer.state[parameter] = {
                     "step": torch.tensor(float(record["step"])),
-                    "exp_avg": tensors[f"exp_avg.{key}"].to(self.device),
-                    "exp_avg_sq": tensors[f"exp_avg_sq.{key}"].to(self.device),
+                    # Copies: tensors of the file may lie unaligned, and aligned ones are rounded alike in every run.
+                    "exp_avg": tensors[f"exp_avg.{key}"].clone().to(self.device),
+                    "exp_avg_sq": tensors[f"exp_avg_sq.{key}"].clone().to(self.device),
                 }
         self.step, self.pictures, self.history = record["step"], record["pictures"], record["history"]
