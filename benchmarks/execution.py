@@ -5,6 +5,7 @@ Whatever goes wrong in a cell becomes that cell's record (status, reason, traceb
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import math
@@ -27,8 +28,8 @@ from benchmarks.evaluation.classification import ClassificationScores, classify,
 from benchmarks.evaluation.ranking import RULES, RetrievalScores, rank
 from benchmarks.protocols.task import Classification, Retrieval, Task
 from benchmarks.protocols.training import Question, training_data
-from benchmarks.store import CellId, Cost, Fit, GalleryScores, Record, ResultStore, Status
-from benchmarks.sweep import Broken, Cell, FitGroup, Plan, describe
+from benchmarks.store import CellId, Cost, Fit, GalleryScores, Record, ResultStore, Search, Status, content_key
+from benchmarks.sweep import Broken, Cell, FitGroup, Plan, describe, search_inputs
 from benchmarks.workbench import PixelCache, Workbench
 from methods.interface import FitReport, Method, NotApplicableError, TrainingData
 from methods.registry import METHODS
@@ -36,6 +37,10 @@ from methods.registry import METHODS
 #: Pictures encoded at once. Every batch has this size (the last is filled up), so that a picture's embedding does not
 #: depend on which other pictures a run, or a resumed part of it, needed.
 BATCH = 64
+
+#: Seed of the trainings that pick a learning rate, whatever the seeds of the run: all seeds of a method and training
+#: data then have the rate that one search picked.
+SEARCH_SEED = 0
 
 #: Best gallery pictures kept for each query.
 TOP = 10
@@ -198,12 +203,20 @@ def score_classification(
     return classify_zero_shot(logits, labels, [number_of[name] for name in question.seen]), logits
 
 
+@dataclass(frozen=True)
+class _Trained:
+    method: Method
+    report: FitReport
+    seconds: float
+    logged: list[dict[str, Any]]
+
+
 @dataclass
 class _Fitted:
     method: Method
     report: FitReport
     logged: list[dict[str, Any]]
-    trials: list[dict[str, Any]]
+    search: Search
     encoded: EncodedPictures
     seconds: float
     peak_mib: float
@@ -219,6 +232,7 @@ class _Runner:
         self.outcome = outcome
         self.memory = PeakMemory()
         self._shared: tuple[tuple[Any, ...], EncodedPictures] | None = None
+        self._searches: dict[str, Search] = {}
 
     def broken(self, broken: Broken) -> None:
         cell = broken.cell
@@ -272,50 +286,75 @@ class _Runner:
 
         data = training_data(task, cache, validation_score, select=self.settings.select)
 
-        def train(config: Any) -> tuple[Method, FitReport, float]:
-            seed_everything(group.seed)
+        def train(config: Any, seed: int) -> _Trained:
+            seed_everything(seed)
+            logged.clear()
             method = METHODS.get(group.method)(self.workbench.backbone, config, self.workbench.device)
             begun = time.perf_counter()
-            report = method.fit(data, seed=group.seed, log=log)
-            return method, report, time.perf_counter() - begun
+            report = method.fit(data, seed=seed, log=log)
+            return _Trained(method, report, time.perf_counter() - begun, list(logged))
 
-        trials: list[dict[str, Any]] = []
+        search, trained = Search(), None
         with self._measured() as peak:
-            if group.learning_rates:
-                method, report, seconds = self._search(group, data, train, trials)
-            else:
-                method, report, seconds = train(group.config)
-        encoded = self._encoded(group, method, cache)
-        return _Fitted(method, report, logged, trials, encoded, seconds, peak["mib"] or 0.0, peak["gpu_mib"])
+            if len(group.learning_rates) > 1:
+                search, trained = self._search(group, data, train)
+            elif group.learning_rates:
+                search = Search(learning_rate=group.learning_rates[0])
+            config = group.config
+            if search.learning_rate is not None:
+                config = dataclasses.replace(config, learning_rate=search.learning_rate)
+            trained = trained or train(config, group.seed)
+        encoded = self._encoded(group, trained.method, cache)
+        return _Fitted(
+            trained.method,
+            trained.report,
+            trained.logged,
+            search,
+            encoded,
+            trained.seconds,
+            peak["mib"] or 0.0,
+            peak["gpu_mib"],
+        )
 
     def _search(
-        self,
-        group: FitGroup,
-        data: TrainingData,
-        train: Callable[[Any], tuple[Method, FitReport, float]],
-        trials: list[dict[str, Any]],
-    ) -> tuple[Method, FitReport, float]:
-        """Train with every learning rate of the grid; keep the one with the best validation score, the first if equal.
+        self, group: FitGroup, data: TrainingData, train: Callable[[Any, int], _Trained]
+    ) -> tuple[Search, _Trained | None]:
+        """The learning rate that validation picks from the grid, and the training with it if its seed is the group's.
 
-        A rate that fails (the loss runs away) is noted and loses; if all fail, the last error is raised.
+        Each rate is trained with :data:`SEARCH_SEED` and the whole budget; the best validation score wins, the first if
+        equal. A rate that fails (the loss runs away) is noted and loses; if all fail, the last error is raised. The
+        result is kept with the records, so the other seeds, and a sweep that goes on, need no second search.
         """
-        best: tuple[Method, FitReport, float] | None = None
-        best_score, error = -math.inf, None
+        inputs = search_inputs(group)
+        key = content_key(inputs)
+        stored = self._searches.get(key)
+        if stored is None and not self.settings.force:
+            stored = self.store.read_search(group.dataset, group.method, key)
+        if stored is not None:
+            self._searches[key] = stored
+            return stored, None
+        best: _Trained | None = None
+        best_score, best_rate, error = -math.inf, None, None
+        trials: list[dict[str, Any]] = []
         for rate in group.learning_rates:
             try:
-                trained = train(dataclasses.replace(group.config, learning_rate=rate))
-                score = data.validate(trained[0])
+                trained = train(dataclasses.replace(group.config, learning_rate=rate), SEARCH_SEED)
+                score = data.validate(trained.method)
             except Exception as failure:
                 trials.append({"learning_rate": rate, "validation": None, "reason": describe(failure)})
                 error = failure
                 continue
-            trials.append({"learning_rate": rate, "validation": score, "seconds": trained[2]})
+            trials.append({"learning_rate": rate, "validation": score, "seconds": trained.seconds})
             if best is None or score > best_score:
-                best, best_score = trained, score
+                best, best_score, best_rate = trained, score, rate
         if best is None:
             assert error is not None
             raise error
-        return best
+        search = Search(trials, best_rate)
+        self._searches[key] = search
+        with contextlib.suppress(OSError):  # disk full: the records will say so
+            self.store.write_search(group.dataset, group.method, key, inputs, search)
+        return search, best if group.seed == SEARCH_SEED else None
 
     def _encoded(self, group: FitGroup, method: Method, cache: PixelCache) -> EncodedPictures:
         """Pictures encoded by this model; models whose picture embedding needs no training share them."""
@@ -410,16 +449,16 @@ class _Runner:
             selected_step=report.selected_step,
             losses=losses,
             validation=list(report.validation),
-            trials=fitted.trials,
-            learning_rate=fitted.method.config.learning_rate if fitted.trials else None,
+            trials=fitted.search.trials,
+            learning_rate=fitted.search.learning_rate,
         )
 
     def _fit_cost(self, fitted: _Fitted, peak: dict[str, float | None] | None = None) -> Cost:
-        searched = sum(trial.get("seconds", 0.0) for trial in fitted.trials)
+        searched = sum(trial.get("seconds", 0.0) for trial in fitted.search.trials)
         peaks = [fitted.peak_mib, *([peak["mib"]] if peak and peak["mib"] else [])]
         gpu = [value for value in (fitted.peak_gpu_mib, peak["gpu_mib"] if peak else None) if value is not None]
         return Cost(
-            seconds={"fit": fitted.seconds, **({"search": searched - fitted.seconds} if fitted.trials else {})},
+            seconds={"fit": fitted.seconds, **({"search": searched} if fitted.search.trials else {})},
             peak_memory_mib=max(peaks),
             peak_gpu_memory_mib=max(gpu) if gpu else None,
             trainable_parameters=fitted.report.trainable_parameters,

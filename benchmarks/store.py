@@ -4,6 +4,7 @@
 
     RESULTS/cells/<dataset>/<protocol>/<method>-<split>-s<seed>-<key>.json      the record
     RESULTS/cells/<dataset>/<protocol>/<method>-<split>-s<seed>-<key>.parquet   one row a query and gallery
+    RESULTS/searches/<dataset>/<method>-<key>.json                              which learning rate validation picked
     RESULTS/cards/methods/<method>.json, RESULTS/cards/datasets/<dataset>.json  cards of what was run
     RESULTS/resolved.json                                                       the last run's settings
 
@@ -87,7 +88,7 @@ class Fit:
     """What training did; ``fit_id`` names the training data, so cells that share a fitted model share it.
 
     ``trials``: where a learning rate was picked from a grid, each rate with its validation score (None if that training
-    failed, with the ``reason``) and seconds; ``learning_rate`` is the one picked.
+    failed, with the ``reason``) and seconds; ``learning_rate`` is the one picked, or set by the preset.
     """
 
     fit_id: str = ""
@@ -100,14 +101,22 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class Search:
+    """A learning rate picked from a grid: ``trials`` as in :class:`Fit`; None where nothing was picked."""
+
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
 class Cost:
     """What a cell cost.
 
     ``seconds`` by phase: ``fit`` (once for all cells of a fitted model, and the same number in each of their records),
-    ``search`` (training with the other learning rates of the grid), ``encode`` (pictures first needed by this cell),
-    ``rank`` and ``classify``. ``peak_memory_mib``: resident memory of the process at
-    its highest in these phases. ``pictures_per_second``: encoding with this fitted model, decoding excluded; None if
-    nothing had to be encoded.
+    ``search`` (training with every learning rate of the grid, once for all seeds; with the search's seed the kept fit
+    is one of them), ``encode`` (pictures first needed by this cell), ``rank`` and ``classify``.
+    ``peak_memory_mib``: resident memory of the process at its highest in these phases. ``pictures_per_second``:
+    encoding with this fitted model, decoding excluded; None if nothing had to be encoded.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -255,6 +264,30 @@ class ResultStore:
         if per_query is None:
             side.unlink(missing_ok=True)
         return record
+
+    def write_search(self, dataset: str, method: str, key: str, inputs: Mapping[str, Any], search: Search) -> None:
+        """Keep the outcome of a learning-rate search; ``key`` is the content key of ``inputs``."""
+        record = {"schema": SCHEMA, "key": key, "inputs": inputs, "search": dataclasses.asdict(search)}
+        text = json.dumps(_plain(record), indent=1, ensure_ascii=False) + "\n"
+        write_atomically(self._search_path(dataset, method, key), text.encode())
+
+    def read_search(self, dataset: str, method: str, key: str) -> Search | None:
+        """A learning-rate search's outcome, or None; an unreadable one is reported and counts as absent."""
+        path = self._search_path(dataset, method, key)
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(record, dict) or content_key(record["inputs"]) != key:
+                raise RecordError("the key does not belong to the inputs")
+            search: Search = _typed(Search, record["search"], "search")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._report(f"{path}: {error}; counts as absent")
+            return None
+        return search
+
+    def _search_path(self, dataset: str, method: str, key: str) -> Path:
+        return self.root / "searches" / safe_name(dataset) / f"{safe_name(method)}-{key}.json"
 
     def discard(self, cell: CellId, key: str) -> None:
         """Remove the record of a cell that no longer exists, if there is one."""

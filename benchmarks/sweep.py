@@ -51,7 +51,7 @@ class FitGroup:
     """Cells that one fitted model answers.
 
     ``config`` is an instance of the method's ``Config``; with ``learning_rates`` the validation task picks one of them
-    in place of ``config.learning_rate``.
+    in place of ``config.learning_rate`` (a single one is taken as it is).
     """
 
     method: str
@@ -202,6 +202,13 @@ def make_cell(
     leading = {one.name: source.card.headline.metrics() for one in task.retrievals}
     leading |= {one.name: classification_metrics(one) for one in task.classifications}
     return Cell(cell, inputs, leading, fit_id)
+
+
+def search_inputs(group: FitGroup) -> dict[str, Any]:
+    """All that determines which learning rate is picked (JSON-able): a cell's inputs without its seed and questions."""
+    inputs = group.cells[0].inputs
+    kept = {name: inputs[name] for name in ("scoring", "method", "backbone", "dataset", "select")}
+    return {**kept, "fit_id": group.fit_id, "rules": inputs["task"]["rules"]}
 
 
 def classification_metrics(question: Classification) -> tuple[str, ...]:

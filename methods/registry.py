@@ -103,7 +103,7 @@ class Registry(Generic[T]):
         """Raise :class:`UnknownNameError` with the nearest names if nobody registered ``name``; imports nothing."""
         self._scan()
         if name not in self._entries:
-            near = difflib.get_close_matches(name, self._entries, n=3, cutoff=0.5)
+            near = difflib.get_close_matches(name, self._entries, n=3, cutoff=0.6)
             hint = f"did you mean {' or '.join(near)}?" if near else f"choose from: {', '.join(self._entries)}"
             raise UnknownNameError(f"unknown {self.kind} {name!r}; {hint}")
 
@@ -163,6 +163,15 @@ for _name, _target, _summary in (
     ("constant", "methods.floors:ConstantEmbedding", "floor: the same vector for every picture"),
     ("raw_pixel", "methods.floors:RawPixel", "floor: the picture itself at 16 x 16"),
     ("zero_shot", "methods.zero_shot:ZeroShot", "CLIP as it is, 'a photo of a {}'"),
+    ("full_finetune", "methods.full_finetune:FullFinetune", "CLIP's vision tower trained with the image-text loss"),
+    ("coop", "methods.coop:CoOp", "16 learned context vectors before the class name"),
+    ("vpt_shallow", "methods.vpt:VPTShallow", "visual prompts at the tower's input"),
+    ("vpt_deep", "methods.vpt:VPTDeep", "visual prompts at every block's input"),
+    ("lora", "methods.lora:LoRA", "low-rank adapters on the attention of both towers (peft)"),
+    ("pros", "methods.pros:ProS", "ProS: prompting to simulate"),
+    ("ucdr_adapter", "methods.ucdr_adapter:UCDRAdapter", "UCDR-Adapter: domain and class prompts, then generated ones"),
+    ("ad_clip", "methods.ad_clip:AdClip", "AD-CLIP: prompts written from a picture's style and content"),
+    ("sre_clip", "methods.sre_clip:SreClip", "SRE-CLIP: batch attention and prototypes from the WordNet graph"),
 ):
     METHODS.add(_name, _target, summary=_summary)
 

@@ -31,7 +31,7 @@ def command(tiny_dataset: type, tiny_folder: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("benchmarks.reporting.plots.bars", lambda table, folder: [])
 
     def call(*arguments: str) -> int:
-        fixed = ["--datasets", "tiny", "--backbone", str(tiny_folder), "--threads", "1"]
+        fixed = ["--datasets", "tiny", "--backbone", str(tiny_folder), "--threads", "1", "--preset", "full"]
         return run.main([*fixed, "--out", str(tmp_path / "results"), *arguments])
 
     return call
@@ -290,7 +290,7 @@ def test_smoke_is_marked_as_meaningless(command: Command, tmp_path: Path) -> Non
     text = (tmp_path / "results" / "report" / "leaderboard.md").read_text()
     assert "LIMITED to 128 pictures a role" in text
     frame = benchmarks.load_results(tmp_path / "results")
-    assert set(frame["split"]) == {"glyph", "line"}, "two splits"
+    assert set(frame["split"]) == {"glyph"}, "one split"
 
 
 def test_the_report_is_made_from_the_store_alone(

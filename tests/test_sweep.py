@@ -123,6 +123,7 @@ def settings(tiny_folder: Path, tmp_path: Path) -> Settings:
         datasets=("tiny",),
         protocols=("ucdr", "uccdr", "udcdr"),
         backbone=str(tiny_folder),
+        preset="full",
         out=str(tmp_path / "results"),
         threads=1,
         device="cpu",
@@ -283,7 +284,9 @@ def test_a_full_disk_does_not_stop_the_sweep(settings: Settings, monkeypatch: py
 
 
 def test_the_record_says_what_was_measured_and_what_it_cost(settings: Settings) -> None:
-    _, _, store, _ = run(dataclasses.replace(settings, protocols=("ucdr",)))
+    _, _, store, _ = run(
+        dataclasses.replace(settings, protocols=("ucdr",), preset="standard", set=(("learning_rate", 0.5),))
+    )
     record = by_split(store)["line"]
     assert set(record.scores) == {"unseen", "mixed"}
     unseen = record.scores["unseen"]
@@ -291,8 +294,8 @@ def test_the_record_says_what_was_measured_and_what_it_cost(settings: Settings) 
     assert (unseen.n_queries, unseen.gallery_size, unseen.n_without_relevant) == (24, 24, 0)
     assert record.scores["mixed"].gallery_size == 24 + 6 * 2
     assert record.inputs["backbone"]["weights_hash"] == Workbench(settings).backbone.weights_hash
-    assert record.inputs["method"]["config"] == {"learning_rate": 0.5, "steps": 60, "names": []}, "quick's budget"
-    assert record.fit.steps == 60
+    assert record.inputs["method"]["config"] == {"learning_rate": 0.5, "steps": 100, "names": []}, "the budget"
+    assert record.fit.steps == 100
     assert record.fit.losses == [{"stage": "one", "step": 0, "loss": 1.0}]
     assert 0 < record.fit.validation[0]["score"] <= 1
     assert record.cost.trainable_parameters == 1
@@ -332,7 +335,7 @@ def test_what_changes_the_score_changes_the_key(settings: Settings, tiny_folder:
         keys(limit=8),
         keys(precision="bf16"),
         keys(variant="official"),
-        keys(preset="full"),
+        keys(preset="standard"),
         keys(set=(("probe.learning_rate", 0.1),)),
         keys(methods=("failing",)),
         keys(protocols=("uccdr",)),
@@ -416,6 +419,52 @@ def test_the_learning_rate_is_picked_on_validation(settings: Settings, monkeypat
         assert record.inputs["method"]["learning_rates"] == [0.125, 0.75, 2.0]
     fixed = dataclasses.replace(settings, set=(("learning_rate", 0.5),), out=settings.out + "2")
     assert {group.learning_rates for group in plan(fixed, Workbench(fixed)).groups} == {()}
+
+
+def test_one_search_serves_all_seeds_and_a_resumed_sweep(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "grid", Preset("grid", "two rates", 5, learning_rates=(0.125, 0.75)))  # type: ignore[call-overload]
+    settings = dataclasses.replace(settings, protocols=("uccdr",), preset="grid", seeds=(1, 0, 2))
+    _, outcome, store, _ = run(settings)
+    assert outcome.counts == {"ok": 9}
+    assert len(Probe.fits) == 2 + 2, "the grid with seed 0, whose best is kept, then a fit for each other seed"
+    records = list(store.records())
+    assert len({record.fit.learning_rate for record in records}) == 1
+    assert len({str(record.fit.trials) for record in records}) == 1
+    alone = dataclasses.replace(settings, seeds=(2,), out=settings.out + "-alone")
+    other = {record.key: record.scores for record in run(alone)[2].records()}
+    assert other == {record.key: record.scores for record in records if record.cell.seed == 2}
+    Probe.fits.clear()
+    for record in records:
+        store.discard(record.cell, record.key)
+    _, _, store, _ = run(settings)
+    assert len(Probe.fits) == 3, "the search was kept, the models were not"
+    assert {r.key: r.scores for r in store.records()} == {r.key: r.scores for r in records}
+    (kept,) = (store.root / "searches").rglob("*.json")
+    kept.write_text(kept.read_text().replace('"fit_id"', '"fitid"'))
+    Probe.fits.clear()
+    run(dataclasses.replace(settings, seeds=(5,)))
+    assert len(Probe.fits) == 2 + 1, "an altered search counts as absent"
+
+
+def test_a_grid_of_one_rate_sets_it(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "grid", Preset("grid", "one rate", 5, learning_rates=(0.375,)))  # type: ignore[call-overload]
+    _, _, store, _ = run(dataclasses.replace(settings, protocols=("uccdr",), preset="grid"))
+    assert len(Probe.fits) == 1
+    assert {record.fit.learning_rate for record in store.records()} == {0.375}
+    assert all(record.fit.trials == [] and "search" not in record.cost.seconds for record in store.records())
+
+
+def test_presets_set_what_a_config_has() -> None:
+    from methods.pros import ProSConfig
+    from methods.sre_clip import SreClipConfig
+
+    preset = Preset("p", "", steps=30, batch_size=32, validations=4)
+    wanted = {"steps": 30, "batch_size": 32, "stage1_batch_size": 32, "validate_every": 8, "patience": 0}
+    assert preset.changes(ProSConfig) == wanted
+    assert "stage1_batch_size" not in preset.changes(SreClipConfig)
+    assert preset.changes(ProbeConfig) == {"steps": 30}
+    assert Preset("p", "", steps=30, batch_size=320).changes(ProSConfig)["batch_size"] == 50
+    assert PRESETS["full"].changes(ProSConfig) == {"steps": 0}
 
 
 def test_a_grid_whose_every_rate_fails_is_a_failure(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,4 +595,4 @@ def test_smoke_is_small() -> None:
     settings = resolve({"preset": "smoke"})
     assert settings.limit == PRESETS["smoke"].limit
     assert resolve({"preset": "smoke", "limit": 7}).limit == 7
-    assert PRESETS["smoke"].splits == 2
+    assert PRESETS["smoke"].splits == 1
