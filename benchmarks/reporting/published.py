@@ -1,0 +1,482 @@
+"""Published figures beside ours: what the papers report, what the store holds for the same question, and the gap.
+
+The figures lie in ``benchmarks/published/published.csv``, each with its source and how it was read. A figure stands
+beside a record of ours only if method, data set, protocol, split, gallery, backbone, metric convention and class split
+are the same; else ``ours`` is blank and ``reason`` says why. Where both stand, ``reason`` names what still differs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+PUBLISHED = Path(__file__).parents[1] / "published" / "published.csv"
+
+#: Columns of the file, all text.
+FILE_COLUMNS = (
+    "paper",
+    "table",
+    "protocol",
+    "dataset",
+    "setting",
+    "method",
+    "metric",
+    "value",
+    "source",
+    "confidence",
+)
+
+#: Columns of :func:`figures`; ``value`` and ``std`` are fractions.
+FIGURE_COLUMNS = (
+    "paper",
+    "table",
+    "protocol",
+    "dataset",
+    "backbone",
+    "split",
+    "gallery",
+    "metric",
+    "method",
+    "published_method",
+    "published_metric",
+    "setting",
+    "value",
+    "std",
+    "obstacle",
+    "source",
+    "confidence",
+)
+
+#: Columns of :func:`beside`.
+COLUMNS = (
+    *(name for name in FIGURE_COLUMNS if name not in ("value", "std", "obstacle")),
+    "published",
+    "published_std",
+    "ours",
+    "gap",
+    "seeds",
+    "label",
+    "rules",
+    "select",
+    "reason",
+)
+
+#: The split of a mean over all query domains or transfers.
+MEAN = "mean"
+
+PROTOCOLS: Mapping[str, str] = {
+    "UCDR": "ucdr",
+    "UcCDR": "uccdr",
+    "UdCDR": "udcdr",
+    "closed-set UDA": "uda",
+    "DAZSL": "dazsl",
+    "DAZSL (GZSL)": "dazsl",
+}
+
+#: Sketchy's mAP@200 belongs to the 21-class split of ECCV 2018, its mAP@all to the random 25-class split.
+DATASETS: Mapping[tuple[str, str], str] = {
+    ("DomainNet", "mAP@200"): "domainnet",
+    ("DomainNet", "Prec@200"): "domainnet",
+    ("Sketchy", "mAP@200"): "sketchy",
+    ("Sketchy", "Prec@200"): "sketchy",
+    ("Sketchy", "mAP@all"): "sketchy_random",
+    ("Sketchy", "Prec@100"): "sketchy_random",
+    ("TU-Berlin", "mAP@all"): "tu_berlin",
+    ("TU-Berlin", "Prec@100"): "tu_berlin",
+    ("Office-Home", "accuracy (%)"): "office_home",
+    ("Office-Home", "average accuracy (%)"): "office_home",
+    ("VisDA-2017", "accuracy (%)"): "visda",
+    ("mini-DomainNet", "accuracy (%)"): "mini_domainnet",
+    ("I2AwA", "accuracy"): "i2awa",
+    ("I2AwA", "unseen accuracy (%) [inferred]"): "i2awa",
+    ("I2AwA", "seen accuracy (%) [inferred]"): "i2awa",
+    ("I2AwA", "H (%) [inferred]"): "i2awa",
+    ("Office-31", "accuracy (%)"): "",
+}
+
+#: The papers divide AP@200 by the relevant pictures found among the 200, which is our ``[retrieved]``.
+METRICS: Mapping[str, str] = {
+    "mAP@200": "map@200[retrieved]",
+    "Prec@200": "p@200",
+    "mAP@all": "map@all",
+    "Prec@100": "p@100",
+    "accuracy (%)": "accuracy[image]",
+    "average accuracy (%)": "accuracy[image]",
+    "accuracy": "",
+    "unseen accuracy (%) [inferred]": "",
+    "seen accuracy (%) [inferred]": "",
+    "H (%) [inferred]": "",
+}
+
+METHODS: Mapping[str, str] = {
+    "Zero-shot CLIP": "zero_shot",
+    "CLIP-FT": "full_finetune",
+    "CoOp": "coop",
+    "VPT-deep": "vpt_deep",
+    "ProS": "pros",
+    "UCDR-Adapter": "ucdr_adapter",
+    "UCDR-Adapter: Full": "ucdr_adapter",
+    "AD-CLIP": "ad_clip",
+    "SRE-CLIP": "sre_clip",
+    "SRE-CLIP (dev run)": "sre_clip",
+    "SRE-CLIP Adapter": "sre_clip",
+}
+
+TRANSFER_DOMAINS: Mapping[str, Mapping[str, str]] = {
+    "office_home": {"Ar": "art", "Cl": "clipart", "Pr": "product", "Rw": "real_world"},
+    "mini_domainnet": {"C": "clipart", "P": "painting", "R": "real", "S": "sketch"},
+}
+
+#: Splits that a mean is taken over.
+ALL_SPLITS: Mapping[tuple[str, str], frozenset[str]] = {
+    **{
+        (protocol, "domainnet"): frozenset(("clipart", "infograph", "painting", "quickdraw", "sketch"))
+        for protocol in ("ucdr", "uccdr", "udcdr")
+    },
+    **{
+        ("uda", dataset): frozenset(f"{s} to {t}" for s in names.values() for t in names.values() if s != t)
+        for dataset, names in TRANSFER_DOMAINS.items()
+    },
+    ("uda", "visda"): frozenset(("synthetic to real",)),
+}
+
+#: The papers' backbone where a row does not name one.
+PAPER_BACKBONE: Mapping[str, str] = {"ucdr": "ViT-B/32", "uccdr": "ViT-B/32", "udcdr": "ViT-B/32", "dazsl": "ViT-B/32"}
+
+GALLERIES: Mapping[str, str] = {"unseen-class gallery": "unseen", "mixed (seen+unseen) gallery": "mixed"}
+
+
+class PublishedError(ValueError):
+    """The file of published figures cannot be used; one line that names the place."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row's setting in our words; ``obstacle`` says why it cannot be matched (empty if it can)."""
+
+    backbone: str
+    split: str
+    gallery: str
+    obstacle: str = ""
+
+
+def read(path: Path = PUBLISHED) -> pd.DataFrame:
+    """The file as it is, every value as text (:data:`FILE_COLUMNS`): scores, hyper-parameters, costs and claims.
+
+    Raises :class:`PublishedError` if it is missing or has other columns.
+    """
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except (OSError, ValueError) as error:  # a parser error is a ValueError
+        reason = " ".join(str(error).split())
+        raise PublishedError(f"{path} cannot be read ({reason}): reinstall the package") from error
+    if tuple(frame.columns) != FILE_COLUMNS:
+        raise PublishedError(f"{path} has the columns {list(frame.columns)}, not {list(FILE_COLUMNS)}")
+    return frame
+
+
+def figures(path: Path = PUBLISHED) -> pd.DataFrame:
+    """The published scores in our words, one row each (:data:`FIGURE_COLUMNS`), in the order of the file.
+
+    ``value`` is a fraction; ``std`` a published standard deviation of it, where there is one. Empty words are what the
+    suite has no counterpart of; ``obstacle`` then says what stands in the way.
+    """
+    raw = read(path)
+    deviations = {
+        (row.paper, row.dataset, row.setting, row.method): _fraction(row.value, row.metric)
+        for row in raw.itertuples()
+        if row.metric == "std of average"
+    }
+    rows = []
+    for row in raw.itertuples():
+        if row.protocol not in PROTOCOLS or row.metric not in METRICS:
+            continue
+        protocol = PROTOCOLS[row.protocol]
+        dataset = DATASETS.get((row.dataset, row.metric), "")
+        setting = _setting(protocol, dataset, row.setting)
+        metric = METRICS[row.metric]
+        if dataset == "visda" and setting.split == MEAN:
+            metric = "accuracy[class]"  # VisDA's average is over its twelve classes
+        method = METHODS.get(row.method, "")
+        rows.append(
+            {
+                "paper": row.paper,
+                "table": row.table,
+                "protocol": protocol,
+                "dataset": dataset or row.dataset,
+                "backbone": setting.backbone,
+                "split": setting.split,
+                "gallery": setting.gallery,
+                "metric": metric,
+                "method": method,
+                "published_method": row.method,
+                "published_metric": row.metric,
+                "setting": row.setting,
+                "value": _fraction(row.value, row.metric),
+                "std": deviations.get((row.paper, row.dataset, row.setting, row.method)),
+                "obstacle": _obstacle(row.method, method, dataset, metric, setting),
+                "source": row.source,
+                "confidence": row.confidence,
+            }
+        )
+    return pd.DataFrame(rows, columns=list(FIGURE_COLUMNS))
+
+
+def beside(results: pd.DataFrame | None = None, path: Path = PUBLISHED) -> pd.DataFrame:
+    """Every published score with ours beside it (:data:`COLUMNS`).
+
+    ``results`` is a frame of :func:`benchmarks.store.load_results` (None or empty: nothing was run). ``published``,
+    ``ours`` and ``gap`` (ours minus published) are fractions; ``ours`` is the mean over ``seeds`` seeds, for a mean row
+    over all of the paper's splits, and blank (NaN) where there is none. A figure that several of our configurations
+    answer has a row for each, told apart by ``label``, ``rules`` and ``select``.
+    """
+    rows: list[dict[str, Any]] = []
+    cells: dict[Any, pd.DataFrame] = {}
+    if results is not None and len(results):
+        cells = dict(iter(results.groupby(["method", "dataset", "protocol"], sort=False)))
+    for figure in figures(path).to_dict("records"):
+        published = {str(name): figure[name] for name in COLUMNS if name in figure}
+        published |= {"published": figure["value"], "published_std": figure["std"]}
+        mine = cells.get((figure["method"], figure["dataset"], figure["protocol"]))
+        rows += [published | ours for ours in _ours(figure, mine)]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def markdown(table: pd.DataFrame, *, only_ours: bool = False) -> str:
+    """:func:`beside`'s frame as Markdown tables, one a protocol, data set, backbone and gallery.
+
+    Percent with one decimal; "-" where nothing was run. ``only_ours`` leaves out what has no counterpart.
+    """
+    shown = table[table["ours"].notna()] if only_ours else table
+    lines: list[str] = []
+    keys = ["protocol", "dataset", "backbone", "gallery"]
+    for (protocol, dataset, backbone, gallery), part in shown.groupby(keys, sort=False):
+        lines += [
+            f"### {protocol}, {dataset}, {backbone or 'backbone not named'}, {gallery or 'gallery not named'}",
+            "",
+        ]
+        lines += ["| method | split | metric | published | ours | gap | reason | source |"]
+        lines += ["| --- | --- | --- | ---: | ---: | ---: | --- | --- |"]
+        for row in part.to_dict("records"):
+            name = row["published_method"]
+            name = f"{name} (ours: {row['label']}, {row['rules']} rules)" if row["label"] else name
+            cells = [name, row["split"] or row["setting"], row["metric"] or row["published_metric"]]
+            cells += [_percent(row["published"], row["published_std"]), _percent(row["ours"]), _percent(row["gap"])]
+            lines.append(
+                "| " + " | ".join(_escape(str(cell)) for cell in [*cells, row["reason"], row["source"]]) + " |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def backbone_kind(name: str) -> str:
+    """``ViT-B/32``, ``ViT-B/16`` or ``ViT-L/14`` of an OpenAI checkpoint's name or folder, "" for anything else.
+
+    Known are the Hub names (``openai/clip-vit-base-patch32``) and folders called like them or like OpenAI's files
+    (``ViT-B-32``); a folder of another name holds who knows which weights.
+    """
+    last = name.rstrip("/").rpartition("/")[2].lower()
+    sizes = {"base-patch32": "B/32", "base-patch16": "B/16", "large-patch14": "L/14"}
+    short = {"vit-b-32": "B/32", "vit-b-16": "B/16", "vit-l-14": "L/14"}
+    known = {f"clip-vit-{size}": kind for size, kind in sizes.items()} | short
+    return f"ViT-{known[last]}" if last in known else ""
+
+
+def _fraction(value: str, metric: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise PublishedError(f"published.csv: {metric} has the value {value!r}, which is no number")
+    return number / 100 if number > 1 or "%" in metric or metric == "std of average" else number
+
+
+def _setting(protocol: str, dataset: str, text: str) -> Setting:
+    """Parse the ``setting`` column."""
+    if protocol == "uda":
+        backbone, _, where = text.partition("; ")
+        if "by value" in text:
+            return Setting("", MEAN, "target", "the source does not name the backbone")
+        if where == "average":
+            return Setting(backbone, MEAN, "target")
+        names = TRANSFER_DOMAINS.get(dataset, {})
+        source, _, target = where.partition("->")
+        if source in names and target in names:
+            return Setting(backbone, f"{names[source]} to {names[target]}", "target")
+        return Setting(backbone, "", "target", f"transfer {where!r} is not one of ours")
+    backbone = PAPER_BACKBONE.get(protocol, "")
+    if protocol == "dazsl":
+        return Setting(backbone, "3d2 to awa2" if dataset == "i2awa" else "", "target")
+    if text == "average over 5 query domains":
+        return Setting(backbone, MEAN, "seen")
+    if text == "sketch->photo, unseen classes":
+        return Setting(backbone, "sketch", "unseen")
+    if text.startswith("holdout="):
+        return Setting(backbone, text.partition("=")[2], "", "the source does not name the gallery")
+    found = re.fullmatch(r"query=(\w+); (.+)", text)
+    if not found or found[2] not in GALLERIES:
+        return Setting(backbone, "", "", f"setting {text!r} is not one of ours")
+    return Setting(backbone, MEAN if found[1] == "average" else found[1], GALLERIES[found[2]])
+
+
+def _obstacle(name: str, method: str, dataset: str, metric: str, setting: Setting) -> str:
+    """Why no record of ours can answer a figure; empty if one can."""
+    if not dataset:
+        return "this data set is not in the suite"
+    if not method:
+        return "an ablation of the paper" if ": " in name else "this method is not in the suite"
+    if not metric:
+        return "the source does not name the metric's convention"
+    if setting.obstacle:
+        return setting.obstacle
+    if setting.backbone.startswith("RN"):
+        return f"backbone {setting.backbone} is not supported (vision transformers only)"
+    return ""
+
+
+def _rules(figure: Mapping[Any, Any]) -> frozenset[str]:
+    """Rules under which our class split is that of the published figure.
+
+    UDA and DAZSL: both rules show the same classes. UCDR family: the released code trains on train and validation
+    classes, as our official rules do; UCDR-Adapter's on DomainNet trains on the train classes alone, as our clean rules
+    do, and its UdCDR sample is then neither. A method that trains nothing is the same under both where the gallery is.
+    """
+    if figure["protocol"] in ("uda", "dazsl"):
+        return frozenset(("clean", "official"))
+    if figure["method"] == "zero_shot" and figure["gallery"] == "unseen":
+        return frozenset(("clean", "official"))
+    if figure["method"] == "ucdr_adapter" and figure["dataset"] == "domainnet":
+        return frozenset() if figure["protocol"] == "udcdr" else frozenset(("clean",))
+    return frozenset(("official",))
+
+
+def _ours(figure: Mapping[Any, Any], cells: pd.DataFrame | None) -> Iterator[dict[str, Any]]:
+    """Our answers to a figure among our rows of its method, data set and protocol; if none, a blank with its reason."""
+    if figure["obstacle"]:
+        yield _blank(figure["obstacle"])
+        return
+    allowed = _rules(figure)
+    if not allowed:
+        yield _blank("class split: the released code's differs from both of our rules")
+        return
+    found, reason = _candidates(figure, cells)
+    answered = False
+    if len(found):
+        from benchmarks.reporting.leaderboard import row_labels
+
+        labels = row_labels(found)
+        apart = ["method", "variant", "config", "rules", "select", "backbone", "weights_hash", "data_hash", "precision"]
+        for key, part in found.groupby(apart, sort=False):
+            rules = str(part["rules"].iloc[0])
+            if rules not in allowed:
+                reason = f"class split: run with --rules {' or '.join(sorted(allowed))} (ours: {rules})"
+                continue
+            value, seeds, lacking = _value(figure, part)
+            if value is None:
+                reason = lacking
+                continue
+            answered = True
+            yield {
+                "ours": value,
+                "gap": value - figure["value"],
+                "seeds": seeds,
+                "label": labels[key[:3]],
+                "rules": rules,
+                "select": str(part["select"].iloc[0]),
+                "reason": "; ".join(_differences(figure, part)),
+            }
+    if not answered:
+        yield _blank(reason)
+
+
+def _blank(reason: str) -> dict[str, Any]:
+    return {
+        "ours": float("nan"),
+        "gap": float("nan"),
+        "seeds": 0,
+        "label": "",
+        "rules": "",
+        "select": "",
+        "reason": reason,
+    }
+
+
+def _candidates(figure: Mapping[Any, Any], cells: pd.DataFrame | None) -> tuple[pd.DataFrame, str]:
+    """Those of our rows that share a figure's split, gallery, backbone and metric; if none, the reason."""
+    none = pd.DataFrame()
+    if cells is None:
+        return none, "not run"
+    splits = ALL_SPLITS.get((figure["protocol"], figure["dataset"]), frozenset())
+    splits = splits if figure["split"] == MEAN else frozenset((figure["split"],))
+    found = cells[(cells["gallery"] == figure["gallery"]) & cells["split"].isin(splits)]
+    if found.empty:
+        return none, "not run"
+    found = found[found["limit"].isna()]
+    if found.empty:
+        return none, "run with --limit only: such scores mean nothing"
+    same = found[found["backbone"].map(backbone_kind) == figure["backbone"]]
+    if same.empty:
+        others = ", ".join(sorted(set(found["backbone"])))
+        return none, f"run with another backbone ({others}), published with {figure['backbone']}"
+    scored = same[(same["status"] == "ok") & (same["metric"] == figure["metric"])]
+    if scored.empty:
+        if (same["status"] == "ok").any():
+            return none, f"metric convention: no {figure['metric']} among our figures"
+        return none, f"{same['status'].iloc[0]}: {same['reason'].iloc[0]}"
+    return scored, ""
+
+
+def _value(figure: Mapping[Any, Any], rows: pd.DataFrame) -> tuple[float | None, int, str]:
+    """``(mean over seeds and splits, seeds, what is lacking)`` of one configuration of ours."""
+    by_split = rows.groupby("split")["value"].agg(["mean", "size"])
+    if figure["split"] == MEAN:
+        wanted = ALL_SPLITS[(figure["protocol"], figure["dataset"])]
+        missing = sorted(wanted - set(by_split.index))
+        if missing:
+            return None, 0, f"not run on all of the mean's splits: {', '.join(missing)} missing"
+        if by_split["size"].nunique() != 1:
+            return None, 0, "not run with the same seeds on all of the mean's splits"
+    return float(by_split["mean"].mean()), int(by_split["size"].min()), ""
+
+
+def _differences(figure: Mapping[Any, Any], rows: pd.DataFrame) -> Iterator[str]:
+    """What still differs between a published figure and ours of the same question."""
+    config = json.loads(str(rows["config"].iloc[0]))
+    steps = config.get("steps", 0)
+    if steps:
+        yield f"ours trained for {steps} steps, not on the paper's schedule"
+    rules, select = str(rows["rules"].iloc[0]), str(rows["select"].iloc[0])
+    if figure["protocol"] in ("ucdr", "uccdr", "udcdr") and rules == "clean":
+        yield "published ranks raw features by squared Euclidean distance, ours by cosine"
+        if figure["method"] != "zero_shot":
+            yield "ours never trains on held-back pictures"
+    trained = figure["method"] in ("pros", "ucdr_adapter", "ad_clip", "sre_clip")
+    if trained and rules == "clean" and select != "oracle":
+        yield "published picks its model on the test set, ours does not"
+    if select == "oracle":
+        yield "ours is selected on the test set"
+    if figure["method"] in ("coop", "vpt_deep", "full_finetune") and figure["protocol"] == "uda":
+        yield "a baseline of another paper, whose settings may differ"
+    if str(rows["precision"].iloc[0]) not in ("float32", ""):
+        yield f"ours in {rows['precision'].iloc[0]}"
+    if "secondary" in figure["source"]:
+        yield "the source is a secondary transcription"
+
+
+def _percent(value: float | None, std: float | None = None) -> str:
+    if value is None or pd.isna(value):
+        return "-"
+    text = f"{100 * value:.1f}"
+    return text if std is None or pd.isna(std) else f"{text} ± {100 * std:.1f}"
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([\\`*\[\]<>|_])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,283 @@
+"""Published figures beside ours: the file, the join, and that no convention, class split or backbone is ever mixed."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from benchmarks.reporting import published
+from benchmarks.store import CellId, GalleryScores, Record, ResultStore, content_key, load_results
+
+B32 = "openai/clip-vit-base-patch32"
+OFFICE_HOME = ("art", "clipart", "product", "real_world")
+
+
+def add(store: ResultStore, metrics: dict[str, float], gallery: str, **cell: Any) -> None:
+    """Store a finished record with these figures (``status="failed"``: without)."""
+    status = cell.pop("status", "ok")
+    identity = {
+        "method": "pros",
+        "variant": "official",
+        "config": {"steps": 0},
+        "backbone": B32,
+        "dataset": "domainnet",
+        "protocol": "ucdr",
+        "rules": "official",
+        "split": "sketch",
+        "select": "val",
+        "seed": 0,
+    }
+    made = CellId(**(identity | cell))
+    inputs = {
+        "scoring": 1,
+        "cell": vars(made),
+        "dataset": {"data_hash": "ab" * 32},
+        "backbone": {"weights_hash": "cd" * 32, "precision": "float32"},
+    }
+    scores = {gallery: GalleryScores(metrics, 8, 24, "cosine")} if status == "ok" else {}
+    store.write(
+        Record(
+            key=content_key(inputs),
+            status=status,
+            cell=made,
+            inputs=inputs,
+            method={"title": made.method},
+            dataset={"version": "v1", "gallery_domain": "real"},
+            galleries={gallery: list(metrics)},
+            scores=scores,
+            reason="" if status == "ok" else "RuntimeError: boom",
+        )
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ResultStore:
+    return ResultStore(tmp_path / "results")
+
+
+def row(among: pd.DataFrame, /, **where: str) -> pd.Series:
+    """The one row of these values."""
+    for name, value in where.items():
+        among = among[among[name] == value]
+    assert len(among) == 1, among
+    return among.iloc[0]
+
+
+def pros_sketch(table: pd.DataFrame, metric: str = "map@200[retrieved]") -> pd.Series:
+    return row(table, published_method="ProS", split="sketch", gallery="unseen", metric=metric, protocol="ucdr")
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_keeps_its_source_and_confidence() -> None:
+    raw = published.read()
+    assert tuple(raw.columns) == published.FILE_COLUMNS
+    assert len(raw) > 500
+    for column in ("paper", "protocol", "method", "metric", "value", "source", "confidence"):
+        assert (raw[column].str.strip() != "").all(), column
+    assert set(raw["confidence"]) == {"read"}
+
+
+def test_known_figures_in_our_words() -> None:
+    figures = published.figures()
+    average = figures[(figures["split"] == published.MEAN) & (figures["dataset"] == "domainnet")]
+    adapter = average[(average["method"] == "ucdr_adapter") & (average["metric"] == "map@200[retrieved]")]
+    assert dict(zip(adapter["gallery"], adapter["value"], strict=True)) == {
+        "unseen": 0.6071,
+        "mixed": 0.5660,
+        "seen": 0.6370,
+    }
+    large = row(figures, method="ad_clip", backbone="ViT-L/14", split="art to clipart")
+    assert large["value"] == pytest.approx(0.803)
+    mean = row(figures, table="Office-Home", method="ad_clip", backbone="ViT-B/16", split=published.MEAN)
+    assert (mean["value"], mean["std"]) == (pytest.approx(0.861), pytest.approx(0.002))
+    assert figures["value"].between(0, 1).all()
+    assert not figures["published_metric"].str.contains("lr|epochs|hardware|gain|std", regex=True).any()
+
+
+def test_every_score_is_matched_or_says_why_not() -> None:
+    figures = published.figures()
+    matched = figures[figures["obstacle"] == ""]
+    assert len(matched) >= 120
+    assert (matched[["method", "backbone", "split", "gallery", "metric"]] != "").all(axis=None)
+    table = published.beside()
+    assert len(table) == len(figures)
+    assert (table["reason"] != "").all()
+    assert table["ours"].isna().all()
+    assert table["gap"].isna().all()
+
+
+def test_transfers_of_the_tables_are_complete() -> None:
+    figures = published.figures()
+    own = figures[(figures["method"] == "ad_clip") & (figures["backbone"] == "ViT-B/16")]
+    wanted = {f"{s} to {t}" for s, t in itertools.permutations(OFFICE_HOME, 2)}
+    assert set(own[own["dataset"] == "office_home"]["split"]) == wanted | {published.MEAN}
+    shown = own[(own["dataset"] == "office_home") & (own["table"] == "Office-Home") & (own["split"] != published.MEAN)]
+    mean = row(own, table="Office-Home", split=published.MEAN)
+    assert shown["value"].mean() == pytest.approx(mean["value"], abs=6e-4), "the printed mean is that of the columns"
+
+
+@pytest.mark.parametrize("text", [None, "a,b\n1,2\n", "\x00\x01"])
+def test_a_broken_file_is_named_in_one_line(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "published.csv"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(published.PublishedError) as caught:
+        published.figures(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "published.csv"
+    with file.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(published.FILE_COLUMNS)
+        writer.writerow(
+            ["P", "T", "UCDR", "DomainNet", "query=sketch; unseen-class gallery", "ProS", "mAP@200", "n/a", "", ""]
+        )
+    with pytest.raises(published.PublishedError, match="no number"):
+        published.figures(file)
+
+
+# --- the join ---------------------------------------------------------------------------------------------------------
+
+
+def test_ours_stands_beside_the_same_question(store: ResultStore) -> None:
+    for seed, value in enumerate((0.60, 0.62)):
+        add(store, {"map@200[retrieved]": value, "map@200[trec]": 0.1, "p@200": 0.5}, "unseen", seed=seed)
+    found = pros_sketch(published.beside(load_results(store.root)))
+    assert found["published"] == 0.6457
+    assert found["ours"] == pytest.approx(0.61)
+    assert found["gap"] == pytest.approx(0.61 - 0.6457)
+    assert (found["seeds"], found["rules"]) == (2, "official")
+    assert "secondary" in found["reason"]
+    precision = pros_sketch(published.beside(load_results(store.root)), "p@200")
+    assert precision["ours"] == pytest.approx(0.5)
+
+
+def test_metric_conventions_never_mix(store: ResultStore) -> None:
+    add(store, {"map@200[trec]": 0.61, "map@all": 0.5}, "unseen")
+    found = pros_sketch(published.beside(load_results(store.root)))
+    assert math.isnan(found["ours"])
+    assert "metric convention" in found["reason"]
+
+
+def test_class_splits_never_mix(store: ResultStore) -> None:
+    scores = {"map@200[retrieved]": 0.6, "p@200": 0.5}
+    add(store, scores, "unseen", rules="clean")
+    found = pros_sketch(published.beside(load_results(store.root)))
+    assert math.isnan(found["ours"])
+    assert found["reason"] == "class split: run with --rules official (ours: clean)"
+    for split in ("clipart", "infograph", "painting", "quickdraw", "sketch"):
+        for rules in ("clean", "official"):
+            add(store, scores, "unseen", method="ucdr_adapter", rules=rules, split=split)
+    table = published.beside(load_results(store.root))
+    adapter = table[(table["published_method"] == "UCDR-Adapter") & table["ours"].notna()]
+    assert set(adapter["rules"]) == {"clean"}, "its release trains on the train classes alone"
+    assert set(adapter["split"]) == {published.MEAN}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"backbone": "picto-clip-v1"}, "run with another backbone (picto-clip-v1), published with ViT-B/32"),
+        ({"backbone": "checkpoints/my-vit-b-32-finetuned"}, "run with another backbone"),
+        ({"limit": 96}, "run with --limit only"),
+        ({"gallery": "mixed"}, "not run"),
+        ({"split": "clipart"}, "not run"),
+        ({"dataset": "picto_domains"}, "not run"),
+        ({"protocol": "uccdr"}, "not run"),
+        ({"method": "coop"}, "not run"),
+        ({"status": "failed"}, "failed: RuntimeError: boom"),
+    ],
+)
+def test_another_question_leaves_ours_blank(store: ResultStore, change: dict[str, Any], reason: str) -> None:
+    gallery = change.pop("gallery", "unseen")
+    add(store, {"map@200[retrieved]": 0.6}, gallery, **change)
+    found = pros_sketch(published.beside(load_results(store.root)))
+    assert math.isnan(found["ours"])
+    assert math.isnan(found["gap"])
+    assert found["reason"].startswith(reason)
+
+
+def test_a_mean_needs_all_transfers_with_the_same_seeds(store: ResultStore) -> None:
+    transfers = [f"{s} to {t}" for s, t in itertools.permutations(OFFICE_HOME, 2)]
+    common = {
+        "method": "ad_clip",
+        "backbone": "weights/ViT-B-16",
+        "dataset": "office_home",
+        "protocol": "uda",
+        "rules": "clean",
+        "config": {"steps": 100},
+    }
+
+    def mean() -> pd.Series:
+        table = published.beside(load_results(store.root))
+        return row(table, table="Office-Home", method="ad_clip", backbone="ViT-B/16", split=published.MEAN)
+
+    for number, split in enumerate(transfers[:-1]):
+        add(store, {"accuracy[image]": 0.80 + number / 100}, "target", split=split, **common)
+    assert math.isnan(mean()["ours"])
+    assert "real_world to product missing" in mean()["reason"]
+    add(store, {"accuracy[image]": 0.91}, "target", split=transfers[-1], **common)
+    found = mean()
+    assert found["ours"] == pytest.approx(sum(0.80 + n / 100 for n in range(12)) / 12)
+    assert found["published_std"] == pytest.approx(0.002)
+    assert "100 steps" in found["reason"]
+    assert "picks its model on the test set" in found["reason"]
+    add(store, {"accuracy[image]": 0.8}, "target", split=transfers[0], seed=1, **common)
+    assert math.isnan(mean()["ours"])
+    assert "same seeds" in mean()["reason"]
+
+
+def test_several_configurations_have_a_row_each(store: ResultStore) -> None:
+    for variant, value in (("official", 0.6), ("paper", 0.5)):
+        add(store, {"map@200[retrieved]": value}, "unseen", variant=variant)
+    table = published.beside(load_results(store.root))
+    rows = table[(table["published_method"] == "ProS") & (table["split"] == "sketch") & table["ours"].notna()]
+    assert dict(zip(rows["label"], rows["ours"], strict=True)) == {"pros (official)": 0.6, "pros (paper)": 0.5}
+
+
+def test_unfavourable_sources_stay_unmatched() -> None:
+    table = published.beside()
+    assert row(table, published_metric="accuracy", dataset="i2awa")["reason"].startswith("the source does not name")
+    inferred = table[table["published_metric"].str.contains("inferred")]
+    assert len(inferred) == 3
+    assert inferred["reason"].str.contains("convention").all()
+    assert row(table, published_method="UCDR-Adapter: + Mask")["reason"] == "an ablation of the paper"
+    assert table[table["backbone"] == "RN50"]["reason"].str.contains("not supported|not in the suite").all()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("openai/clip-vit-base-patch32", "ViT-B/32"),
+        ("models/clip-vit-large-patch14", "ViT-L/14"),
+        ("converted/ViT-B-16", "ViT-B/16"),
+        ("random-0", ""),
+        ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", ""),
+        ("openai/clip-vit-large-patch14-336", ""),
+        ("", ""),
+    ],
+)
+def test_backbones_are_known_by_their_exact_names(name: str, kind: str) -> None:
+    assert published.backbone_kind(name) == kind
+
+
+def test_markdown_shows_blanks_and_gaps(store: ResultStore) -> None:
+    add(store, {"map@200[retrieved]": 0.61}, "unseen")
+    table = published.beside(load_results(store.root))
+    text = published.markdown(table)
+    assert "| 64.6 | 61.0 | -3.6 |" in text
+    assert "| 75.9 ± 0.1 | - | - |" in text
+    few = published.markdown(table, only_ours=True)
+    assert few.count("\n| ProS") == 1
+    assert "AD-CLIP" not in few
