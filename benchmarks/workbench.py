@@ -19,7 +19,7 @@ from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.protocols.task import Classification, Retrieval, Task
 from benchmarks.settings import Settings, SettingsError
-from methods.interface import Pictures
+from methods.interface import Pictures, WithheldError
 
 if TYPE_CHECKING:
     from methods.parts.backbone import Backbone
@@ -108,24 +108,31 @@ class PixelCache:
 
 
 class DatasetPictures(Pictures):
-    """Some rows of a data set, as a method sees them."""
+    """Some rows of a data set, as a method sees them: no attribute leads to the other rows."""
 
     def __init__(self, cache: PixelCache, rows: np.ndarray) -> None:
-        self._cache = cache
-        self._rows = rows
+        self._count = len(rows)
+        self._decode = lambda index: cache[rows[index]]
+        self._hashes = lambda: (cache.dataset.content, rows)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._count
 
     def pixels(self, index: Tensor) -> Tensor:
-        """RGB in [0, 1] of the pictures at ``index [B]``: float32 ``[B, 3, H, W]``."""
-        return self._cache[self._rows[index.cpu().numpy()]]
+        """RGB in [0, 1] of the pictures at ``index [B]``: float32 ``[B, 3, H, W]``.
+
+        Raises :class:`~methods.interface.WithheldError` for an index below 0 or beyond the last picture shown.
+        """
+        outside = index[(index < 0) | (index >= self._count)]
+        if len(outside):
+            raise WithheldError(f"picture {int(outside[0])} is not shown: the protocol shows {self._count}, from 0 on")
+        return self._decode(index.cpu().numpy())
 
     @cached_property
     def content(self) -> Sequence[str]:
         """Content hash of every picture."""
-        content = self._cache.dataset.content
-        return [content[row] for row in self._rows]
+        content, rows = self._hashes()
+        return [content[row] for row in rows]
 
 
 def dataset_root(data_root: str | None, name: str) -> Path | None:

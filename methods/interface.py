@@ -78,7 +78,10 @@ class Pictures(ABC):
 
     @abstractmethod
     def pixels(self, index: Tensor) -> Tensor:
-        """RGB in [0, 1] of the pictures at ``index [B]`` (int64, 0 <= index < N): ``[B, 3, H, W]``."""
+        """RGB in [0, 1] of the pictures at ``index [B]`` (int64, 0 <= index < N): ``[B, 3, H, W]``.
+
+        Raises :class:`WithheldError` for any other index.
+        """
 
     @property
     @abstractmethod
@@ -92,6 +95,7 @@ class TrainingData:
     * ``images``, ``labels [N]``, ``domains [N]``: the labelled pictures; labels index ``class_names``, domains index
       ``domain_names``.
     * ``class_names``: the class names the method may know. In DAZSL they include classes without labelled pictures.
+    * ``unseen_names``: those of them without labelled pictures, where the protocol shows any.
     * ``target``: unlabelled target-domain pictures, where the protocol shows any.
     * ``validate(method)``: the protocol's validation score of the method as it stands (higher is better). It never
       touches what the protocol holds back, unless the run was asked to select by ``oracle``.
@@ -149,6 +153,15 @@ class TrainingData:
     def labelled_classes(self) -> Tensor:
         """Sorted indices into ``class_names`` of the classes that have labelled pictures (the seen classes)."""
         return torch.unique(self.labels)
+
+    @property
+    def unseen_names(self) -> tuple[str, ...]:
+        """Names of the classes without labelled pictures; :class:`WithheldError` where the protocol shows none."""
+        seen = set(self.labelled_classes.tolist())
+        names = tuple(name for number, name in enumerate(self.class_names) if number not in seen)
+        if not names:
+            raise WithheldError(f"{self.protocol} shows no names of classes without labelled pictures")
+        return names
 
     def validate(self, method: Method) -> float:
         """Validation score of the method as it stands, higher is better; NaN if the task has no validation data."""
