@@ -1,0 +1,604 @@
+"""Data sets that are folders of pictures: reading a tree of a published layout, and the data set class made of it.
+
+One file a data set, e.g.::
+
+    class Mine(FolderDataset):
+        card = DatasetCard(name="mine", ..., gallery_domain="real", layout="ROOT/{clipart,real}/CLASS/*")
+        places = (Place("clipart", ("clipart",)), Place("real", ("real", "Real World")))
+
+        def arrange(self, pictures):            # columns key, class, domain, ... of what lies there
+            classes = canonical_classes(self, pictures, CLASSES)
+            ...
+            return pictures.assign(split=..., held_back=...)
+
+Reading is strict and says what it did: names are sorted, so nothing depends on the order of the file system; files with
+other endings, links that leave the folder or lead back into it, folders without pictures and pictures named in
+``ROOT/broken.txt`` are listed as :class:`Finding`, one line each, and left out. Nothing is decoded before it is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import stat
+import unicodedata
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.datasets import pictures as picture_files
+from benchmarks.datasets.base import Dataset, DatasetError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Endings (in any case) of files that are read as pictures.
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+#: A list of pictures to leave out, one key a line, in the data set's folder. ``verify --write-broken`` writes it.
+BROKEN_LIST = "broken.txt"
+
+#: Share of a train class's gallery pictures that no training sees, as in the released code's rule.
+HELD_BACK_SHARE = 0.08
+
+#: Pictures whose content is looked at to name a tree for the picture cache.
+SAMPLE = 64
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a domain's pictures lie: the folders ``folders`` under the root, each holding ``CLASS/*``.
+
+    ``folders`` are spellings of one place; the first that exists is read. With ``classes`` False the pictures lie in
+    the folder itself and their class is "" until the data set says otherwise. An ``optional`` place may be absent.
+    """
+
+    domain: str
+    folders: tuple[str, ...]
+    classes: bool = True
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something in the tree that is not used, by path under the root, and why.
+
+    ``kind``: ``skipped`` (no picture), ``link``, ``name``, ``empty`` (folder), ``missing`` (named in a list, but not
+    there), ``unknown`` (no class of the data set), ``broken`` (named in broken.txt).
+    """
+
+    kind: str
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies under a root: ``pictures``, one row each, ordered by key, and what was left out.
+
+    Columns: ``key`` (path under the root with ``/``, in Unicode form C), ``class`` (folder name, form C), ``domain``,
+    ``path`` (as the file system spells it, under the root), ``bytes`` and ``mtime_ns``.
+    """
+
+    pictures: pd.DataFrame
+    findings: tuple[Finding, ...] = ()
+
+
+# --- reading trees ----------------------------------------------------------------------------------------------------
+
+
+def scan(root: Path, places: Sequence[Place], *, suffixes: Sequence[str] = PICTURE_SUFFIXES) -> Listing:
+    """List the pictures of a tree.
+
+    Raises :class:`DatasetError` (one line) if the root or a place that is not optional is missing, if it cannot be
+    read, if two names differ only in their Unicode form, or if there is no picture at all.
+    """
+    reader = _Reader(check_root(root), tuple(suffix.lower() for suffix in suffixes))
+    absent = []
+    for place in places:
+        folder = next((name for name in place.folders if (reader.root / name).is_dir()), None)
+        if folder is None and not place.optional:
+            absent.append(" or ".join(place.folders))
+        elif folder is not None:
+            reader.place(folder, place)
+    if absent:
+        raise DatasetError(f"{root} lacks the folder {', '.join(absent)}; the layout is {_sketch(places)}")
+    listing = reader.listing()
+    bare = {place.domain for place in places if not place.optional} - set(listing.pictures["domain"])
+    if bare:
+        why = f" ({listing.findings[0]})" if listing.findings else ""
+        raise DatasetError(f"{root} holds no pictures of the domain {', '.join(sorted(bare))}{why}")
+    return listing
+
+
+def list_files(root: Path, paths: Iterable[str], *, domain: str, classes: Iterable[str] | None = None) -> Listing:
+    """List the pictures that a published list names: ``paths`` under the root (with ``/``), their ``domain`` and
+    classes (default: each picture's folder name).
+
+    Pictures that are not there become findings of kind ``missing``; links obey the same rules as in :func:`scan`.
+    """
+    reader = _Reader(check_root(root), PICTURE_SUFFIXES)
+    paths = list(paths)
+    names = [Path(path).parent.name for path in paths] if classes is None else list(classes)
+    for path, name in zip(paths, names, strict=True):
+        reader.named(path, domain, name)
+    return reader.listing()
+
+
+def join_listings(listings: Iterable[Listing]) -> Listing:
+    """Several listings of one root as one; raises :class:`DatasetError` if a picture stands in two of them."""
+    listings = list(listings)
+    pictures = pd.concat([one.pictures for one in listings], ignore_index=True)
+    twice = pictures["key"].duplicated()
+    if twice.any():
+        raise DatasetError(f"the picture {pictures.loc[twice, 'key'].iloc[0]} is listed twice")
+    pictures = pictures.sort_values("key", kind="stable", ignore_index=True)
+    return Listing(pictures, tuple(finding for one in listings for finding in one.findings))
+
+
+def read_image_list(file: Path) -> pd.DataFrame:
+    """A published image list, ``PATH LABEL`` a line (DomainNet, VisDA, mini-DomainNet): columns ``path``, ``label``.
+
+    Paths may hold spaces. Raises :class:`DatasetError` naming the file and line that cannot be read.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DatasetError(f"{file} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{file} is not UTF-8 text: byte {error.start} is wrong; fetch the list again") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        path, _, label = line.strip().rpartition(" ")
+        if not path or not label.isdigit():
+            raise DatasetError(f"{file}, line {number}: expected 'PATH LABEL', found {line.strip()[:80]!r}")
+        rows.append((path.replace("\\", "/"), int(label)))
+    return pd.DataFrame(rows, columns=["path", "label"]).astype({"label": "int64"})
+
+
+def check_root(root: Path) -> Path:
+    """The root as a real path; raises :class:`DatasetError` if it is no folder."""
+    if not root.exists():
+        raise DatasetError(f"{root} does not exist")
+    if not root.is_dir():
+        raise DatasetError(f"{root} is a file; give the folder that holds the pictures")
+    return root.resolve()
+
+
+class _Reader:
+    """Collects the pictures of one root. Links are kept for the end, so that plain files always win."""
+
+    def __init__(self, root: Path, suffixes: tuple[str, ...]) -> None:
+        self.root = root
+        self.suffixes = suffixes
+        self.findings: list[Finding] = []
+        self.rows: list[tuple[str, str, str, str, int, int]] = []
+        self._spelling: dict[str, str] = {}
+        self._real: set[str] = set()
+        self._links: list[tuple[str, str, str, bool]] = []  # path, class, domain, whether at the place of a folder
+        self._folders: dict[str, str] = {}
+
+    def place(self, folder: str, place: Place) -> None:
+        """Read one place."""
+        if self._refused_folder(folder):
+            return
+        if not place.classes:
+            self._pictures(folder, "", place.domain)
+            return
+        for entry in self._entries(folder):
+            path = f"{folder}/{entry.name}"
+            if entry.is_symlink():
+                self._links.append((path, entry.name, place.domain, True))
+            elif entry.is_dir():
+                self._pictures(path, entry.name, place.domain)
+            elif self._is_picture(entry.name):
+                self._find("skipped", path, "lies beside the class folders; not read")
+
+    def named(self, path: str, domain: str, name: str) -> None:
+        """Take one picture that a list names."""
+        full = self.root / path
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            self._find("missing", path, "the list names a file outside the data set's folder")
+        elif full.is_symlink():
+            self._links.append((path, name, domain, False))
+        elif not full.is_file():
+            self._find("missing", path, "named in a list, but not there")
+        elif not str(full.resolve()).startswith(f"{self.root}{os.sep}"):
+            self._find("link", path, "lies behind a link that leaves the data set's folder; not followed")
+        else:
+            self._take(path, name, domain, full.stat())
+
+    def listing(self) -> Listing:
+        """Everything read so far."""
+        folders = sorted(link for link in self._links if link[3])
+        self._links = [link for link in self._links if not link[3]]
+        for path, name, domain, _ in folders:
+            self._linked_folder(path, name, domain)
+        for path, name, domain, _ in sorted(self._links):
+            self._linked_file(path, name, domain)
+        columns = ["key", "class", "domain", "path", "bytes", "mtime_ns"]
+        frame = pd.DataFrame(self.rows, columns=columns).astype({"bytes": "int64", "mtime_ns": "int64"})
+        if not len(frame) and not any(finding.kind == "missing" for finding in self.findings):
+            raise DatasetError(f"{self.root} holds no pictures in its class folders{self._hint()}")
+        frame = frame.sort_values("key", kind="stable", ignore_index=True)
+        return Listing(frame, tuple(sorted(self.findings, key=lambda one: (one.path, one.kind))))
+
+    def _hint(self) -> str:
+        return f" ({self.findings[0]}; {len(self.findings)} such)" if self.findings else ""
+
+    def _pictures(self, folder: str, name: str, domain: str) -> None:
+        self._folders[str((self.root / folder).resolve())] = folder
+        before = len(self.rows) + len(self._links)
+        for entry in self._entries(folder):
+            path = f"{folder}/{entry.name}"
+            if not self._is_picture(entry.name):
+                what = "a folder" if entry.is_dir(follow_symlinks=False) else f"not one of {' '.join(self.suffixes)}"
+                self._find("skipped", path, f"{what}; not read")
+            elif entry.is_symlink():
+                self._links.append((path, name, domain, False))
+            else:
+                self._take(path, name, domain, entry.stat())
+        if len(self.rows) + len(self._links) == before:
+            self._find("empty", folder, "holds no pictures")
+
+    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self.root / folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            raise DatasetError(f"{self.root / folder} cannot be read: {error.strerror or error}") from error
+        good = []
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name in ("Thumbs.db", "__MACOSX", "desktop.ini"):
+                continue
+            try:
+                entry.name.encode()
+            except UnicodeEncodeError:
+                shown = entry.name.encode(errors="backslashreplace").decode()
+                self._find("name", f"{folder}/{shown}", "the name is not UTF-8; rename it")
+                continue
+            if re.search(r"[\t\r\n]", entry.name):
+                self._find("name", f"{folder}/{entry.name!r}", "the name holds a tab or line break; rename it")
+                continue
+            good.append(entry)
+        return good
+
+    def _refused_folder(self, path: str) -> bool:
+        """Whether a folder is (or lies behind) a link that leaves the root or leads back to a folder above it."""
+        full = self.root / path
+        real = full.resolve()
+        if real == full:
+            return False
+        if full.is_relative_to(real):
+            self._find("link", path, "a link that leads back to a folder above it; not followed")
+        elif not real.is_relative_to(self.root):
+            self._find("link", path, f"a link that leaves the data set's folder (to {real}); not followed, move it in")
+        else:
+            return False
+        return True
+
+    def _linked_folder(self, path: str, name: str, domain: str) -> None:
+        real = self._real_path(path)
+        if real is None or (real.is_dir() and self._refused_folder(path)):
+            return
+        if real.is_dir() and str(real) in self._folders:
+            self._find("link", path, f"a link to {self._folders[str(real)]}, which is listed already")
+        elif real.is_dir():
+            self._pictures(path, name, domain)
+        elif self._is_picture(path):
+            self._find("skipped", path, "lies beside the class folders; not read")
+
+    def _linked_file(self, path: str, name: str, domain: str) -> None:
+        real = self._real_path(path)
+        if real is None:
+            return
+        if not real.is_relative_to(self.root):
+            self._find("link", path, f"a link that leaves the data set's folder (to {real}); not followed, copy it in")
+        elif not real.is_file():
+            self._find("link", path, "a link to a folder where a picture should be")
+        elif str(real) in self._real:
+            self._find("link", path, f"a link to {real.relative_to(self.root).as_posix()}, which is listed already")
+        else:
+            self._take(path, name, domain, real.stat())
+
+    def _real_path(self, path: str) -> Path | None:
+        try:
+            return (self.root / path).resolve(strict=True)
+        except (OSError, RuntimeError) as error:
+            nothing = isinstance(error, FileNotFoundError)
+            self._find("link", path, "a link to nothing" if nothing else "a link that leads to itself")
+            return None
+
+    def _take(self, path: str, name: str, domain: str, about: os.stat_result) -> None:
+        if not stat.S_ISREG(about.st_mode):
+            self._find("skipped", path, "not a plain file")
+            return
+        real = str((self.root / path).resolve()) if self._behind_link(path) else str(self.root / path)
+        if real in self._real:
+            self._find("link", path, "lies behind a link to a folder that is listed already")
+            return
+        key = unicodedata.normalize("NFC", path)
+        if key in self._spelling:
+            raise DatasetError(
+                f"{self.root}: {path!r} and {self._spelling[key]!r} are the same name in two Unicode forms; rename one"
+            )
+        self._spelling[key] = path
+        self._real.add(real)
+        name = unicodedata.normalize("NFC", name)
+        self.rows.append((key, name, domain, path, about.st_size, about.st_mtime_ns))
+
+    def _behind_link(self, path: str) -> bool:
+        folder = path.rpartition("/")[0]
+        if folder != getattr(self, "_last_folder", None):
+            self._last_folder = folder
+            self._last_linked = (self.root / folder).resolve() != self.root / folder
+        return self._last_linked or (self.root / path).is_symlink()
+
+    def _is_picture(self, name: str) -> bool:
+        return name.lower().endswith(self.suffixes)
+
+    def _find(self, kind: str, path: str, reason: str) -> None:
+        self.findings.append(Finding(kind, path, reason))
+
+
+def _sketch(places: Sequence[Place]) -> str:
+    folders = ",".join(place.folders[0] for place in places if not place.optional)
+    return f"ROOT/{{{folders}}}/" + ("CLASS/*" if any(place.classes for place in places) else "*")
+
+
+# --- rules that data sets share ---------------------------------------------------------------------------------------
+
+
+def plain_name(name: str) -> str:
+    """A class name with its letters and digits only, lower case: what spellings of one name share."""
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFC", name)).casefold()
+
+
+def held_back(
+    pictures: pd.DataFrame, train: Iterable[str], gallery_domain: str, *, share: float = HELD_BACK_SHARE
+) -> np.ndarray:
+    """Which pictures no training may see: bool, one a row of ``pictures``.
+
+    Of every train class, in the gallery domain, the pictures whose key has the lowest sha256: ``n - int((1 - share) *
+    n)`` of n, as many as the released code holds back, but chosen by name and never all of them. The other domains hold
+    back nothing, because no gallery is made of them.
+    """
+    chosen = np.zeros(len(pictures), dtype=bool)
+    eligible = pictures["class"].isin(set(train)) & (pictures["domain"] == gallery_domain)
+    keys = pictures["key"].to_numpy()
+    for rows in pictures.reset_index(drop=True)[eligible.to_numpy()].groupby("class").indices.values():
+        mine = np.flatnonzero(eligible.to_numpy())[rows]
+        count = len(mine) - int((1 - share) * len(mine))
+        order = sorted(mine, key=lambda row: hashlib.sha256(str(keys[row]).encode()).digest())
+        chosen[order[: min(count, len(mine) - 1)]] = True
+    return chosen
+
+
+def class_splits(
+    classes: Iterable[str], *, seed: int = 0, val_share: float = 0.15, test_share: float = 0.25
+) -> dict[str, str]:
+    """Split of every class by a seeded rule: ``{class: "train" | "val" | "test"}``.
+
+    Classes are ordered by ``sha256("SEED/class/NAME")``; the first ``round(test_share * n)`` are test, the next
+    ``round(val_share * n)`` val, at least one each, the rest train. Needs three classes.
+    """
+    names = sorted(set(classes))
+    if len(names) < 3:
+        raise DatasetError(f"train, validation and test classes need three classes at least; there are {len(names)}")
+    order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/class/{name}".encode()).digest())
+    test = max(1, round(test_share * len(names)))
+    val = max(1, min(round(val_share * len(names)), len(names) - test - 1))
+    return {
+        name: "test" if place < test else "val" if place < test + val else "train" for place, name in enumerate(order)
+    }
+
+
+# --- the data set -----------------------------------------------------------------------------------------------------
+
+
+class FolderDataset(Dataset):
+    """A data set read from a folder. A subclass gives ``card``, ``places`` and :meth:`arrange`.
+
+    * ``also_named``: other names of the folder under the data root (``--data-root``), tried after ``card.name``.
+    * ``published_counts``: pictures by domain as its authors state them, shown beside those found.
+    """
+
+    places: ClassVar[tuple[Place, ...]] = ()
+    also_named: ClassVar[tuple[str, ...]] = ()
+    published_counts: ClassVar[Mapping[str, int]] = {}
+
+    def __init__(self, root: Path | None = None) -> None:
+        super().__init__(root)
+        self._noted: list[Finding] = []
+        self._stores: dict[int, picture_files.PictureStore] = {}
+
+    # what a subclass may say
+
+    def read(self, root: Path) -> Listing:
+        """What lies under the root; the default reads ``places``."""
+        return scan(root, self.places)
+
+    @abstractmethod
+    def arrange(self, pictures: pd.DataFrame) -> pd.DataFrame:
+        """Say what each picture is: the frame with ``class``, ``domain``, ``split`` and ``held_back`` as the data set
+        has them. Rows may be left out (:meth:`note` says why) but not added."""
+
+    def note(self, kind: str, path: str, reason: str) -> None:
+        """Add a :class:`Finding`."""
+        self._noted.append(Finding(kind, path, reason))
+
+    # what follows from it
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder in use; raises :class:`DatasetError` (one line, with the mend) if there is none."""
+        name, layout = self.card.name, self.card.layout
+        if self.root is None:
+            raise DatasetError(f"{name} is not shipped: say --data-root FOLDER where FOLDER/{name} is {layout}")
+        for root in (self.root, *(self.root.parent / other for other in self.also_named)):
+            if root.exists():
+                return root
+        raise DatasetError(f"{name}: {self.root} does not exist; the layout is {layout}")
+
+    @cached_property
+    def listing(self) -> Listing:
+        """The tree as it was read, without the pictures of ``broken.txt``."""
+        folder = self.folder
+        with self._named():
+            listing = self.read(folder)
+        return self._without_broken(listing)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """All samples; beside the usual columns ``path``, ``bytes`` and ``mtime_ns`` of the files."""
+        pictures = self.listing.pictures
+        with self._named():
+            table = self.arrange(pictures)
+        if not len(table):
+            raise DatasetError(f"{self.card.name}: {self.folder} holds no pictures of its classes")
+        return table.sort_values("key", kind="stable", ignore_index=True)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors that lack the data set's name get it."""
+        try:
+            yield
+        except DatasetError as error:
+            name = self.card.name
+            if str(error).startswith(f"{name}:"):
+                raise
+            raise DatasetError(f"{name}: {error}") from error
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Everything in the tree that is not used, and why."""
+        _ = self.table
+        return (*self.listing.findings, *self._noted)
+
+    def paths(self, rows: np.ndarray | None = None) -> list[str]:
+        """Full paths of table rows (default: all)."""
+        root = str(self.folder.resolve())
+        paths = self.table["path"].to_numpy() if rows is None else self.table["path"].to_numpy()[rows]
+        return [f"{root}/{path}" for path in paths]
+
+    def pixels(self, rows: np.ndarray, size: int) -> Tensor:
+        """RGB in [0, 1]: the central square, bicubic (:mod:`benchmarks.datasets.pictures`), from the picture cache.
+
+        Raises :class:`DatasetError` naming a broken picture and the command that lists them all.
+        """
+        import torch
+
+        try:
+            pixels = self.store(size).pixels(np.asarray(rows))
+        except picture_files.PictureError as error:
+            raise DatasetError(
+                f"{self.card.name}: {error}; list all with: python -m benchmarks.data verify {self.card.name} "
+                f"--root {self.folder} (--write-broken leaves them out)"
+            ) from error
+        return torch.from_numpy(pixels).float().div_(255)
+
+    def store(self, size: int) -> picture_files.PictureStore:
+        """The decoded pictures at one size."""
+        if size not in self._stores:
+            stamps = self.table[["bytes", "mtime_ns"]].to_numpy(dtype=np.int64)
+            folder = picture_files.cache_folder()
+            self._stores[size] = picture_files.PictureStore(self.paths(), stamps, self._identity, size, folder)
+        return self._stores[size]
+
+    @cached_property
+    def _identity(self) -> str:
+        """Names the list of pictures for the cache: keys, sizes and the content of a sample."""
+        digest = hashlib.sha256(self._names_and_sizes().encode())
+        for row in np.unique(np.linspace(0, len(self.table) - 1, SAMPLE).astype(np.int64)):
+            try:
+                with Path(self.paths(np.array([row]))[0]).open("rb") as file:
+                    digest.update(hashlib.sha256(file.read(1 << 20)).digest())
+            except OSError:
+                digest.update(b"unreadable")
+        return digest.hexdigest()
+
+    def _names_and_sizes(self) -> str:
+        return "\n".join(f"{key}\t{size}" for key, size in zip(self.table["key"], self.table["bytes"], strict=True))
+
+    @cached_property
+    def content(self) -> Sequence[str]:
+        """A quick stand-in for each picture's content hash: sha256 of its name, size and modification time.
+
+        Reading a million files to name them would take hours; ``verify`` reads and hashes them all.
+        """
+        columns = (self.table[name] for name in ("key", "bytes", "mtime_ns"))
+        rows = zip(*columns, strict=True)
+        return [hashlib.sha256(f"{key}\t{size}\t{time}".encode()).hexdigest() for key, size, time in rows]
+
+    @cached_property
+    def data_hash(self) -> str:
+        """sha256 over keys, classes, domains, splits and file sizes: quick, and the same for every copy."""
+        columns = ["key", "class", "domain", "split", "held_back", "bytes"]
+        digest = hashlib.sha256()
+        for values in zip(*(self.table[name].tolist() for name in columns), strict=True):
+            digest.update(("\t".join(map(str, values)) + "\n").encode())
+        return digest.hexdigest()
+
+    def _without_broken(self, listing: Listing) -> Listing:
+        file = self.folder / BROKEN_LIST
+        if not file.is_file():
+            return listing
+        try:
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetError(f"{self.card.name}: {file} cannot be read: {error}") from error
+        keys = {unicodedata.normalize("NFC", line.partition("\t")[0].strip()): line for line in lines}
+        keys = {key: line for key, line in keys.items() if key and not key.startswith("#")}
+        gone, known = listing.pictures["key"].isin(set(keys)), set(listing.pictures["key"])
+        findings = [
+            Finding("broken", key, f"left out: named in {BROKEN_LIST}")
+            if key in known
+            else Finding("missing", key, f"named in {BROKEN_LIST}, but not there")
+            for key in sorted(keys)
+        ]
+        return Listing(listing.pictures[~gone].reset_index(drop=True), (*listing.findings, *findings))
+
+
+def canonical_classes(
+    dataset: FolderDataset, pictures: pd.DataFrame, classes: Sequence[str], aliases: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """Rename folder names to the data set's class names; leave out, with a note, folders that are no class of it.
+
+    A folder fits a class if both have the same letters and digits in order (``hot-air_balloon``, ``hot_air_balloon``)
+    or if ``aliases`` (plain folder name to class) says so. Raises :class:`DatasetError` naming the classes that have no
+    picture in any domain: a part of a published data set must not be taken for the whole.
+    """
+    by_plain = {plain_name(name): name for name in classes}
+    if len(by_plain) != len(classes):
+        raise ValueError("two classes differ in punctuation only; name them in aliases")
+    by_plain.update(aliases or {})
+    exact = {name: name for name in classes}
+    folders = sorted(pictures["class"].unique())
+    names = {folder: exact.get(folder) or by_plain.get(plain_name(folder)) for folder in folders}
+    for folder in folders:
+        if names[folder] is None:
+            count = int((pictures["class"] == folder).sum())
+            dataset.note("unknown", folder, f"no class of {dataset.card.name}; its {count} pictures are left out")
+    known = pictures[pictures["class"].map(lambda folder: names[folder] is not None)]
+    known = known.assign(**{"class": known["class"].map(names)})
+    absent = sorted(set(classes) - set(known["class"]))
+    if absent:
+        shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+        raise DatasetError(
+            f"{dataset.card.name}: {len(absent)} of {len(classes)} classes have no pictures under {dataset.folder} "
+            f"({shown}); fetch the rest, or use the data set 'folder' for a part"
+        )
+    return known.reset_index(drop=True)

@@ -1,0 +1,406 @@
+"""Picture folders: what is read, what is left out and why, decoding, the picture cache."""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from benchmarks.datasets import pictures
+from benchmarks.datasets.base import DatasetCard, DatasetError
+from benchmarks.datasets.folders import (
+    FolderDataset,
+    Place,
+    canonical_classes,
+    class_splits,
+    held_back,
+    join_listings,
+    list_files,
+    read_image_list,
+    scan,
+)
+from tests.datasets.trees import class_tree, damage, picture_bytes, write_pictures
+
+PLACES = (Place("photo", ("Photo", "photos")), Place("draw", ("draw/256",)))
+CLASSES = ("ant", "bee", "hot_dog")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UCDR_BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("UCDR_BENCH_WORKERS", "1")
+
+
+class Small(FolderDataset):
+    card = DatasetCard(
+        "small", "Small", "v1", "here", "MIT", gallery_domain="photo", layout="ROOT/{photo,draw}/CLASS/*"
+    )
+    places = PLACES
+    also_named = ("Small",)
+
+    def arrange(self, found: pd.DataFrame) -> pd.DataFrame:
+        found = canonical_classes(self, found, CLASSES, {"bumblebee": "bee"})
+        split = found["class"].map({"ant": "train", "bee": "val", "hot_dog": "test"})
+        return found.assign(split=split, held_back=held_back(found, ["ant"], "photo"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    made = tmp_path / "data" / "small"
+    class_tree(made, ("photos", "draw/256"), ("ant", "Bumble-Bee", "hot-dog"), 4)
+    return made
+
+
+def test_a_sorted_listing_with_domains_and_classes(root: Path) -> None:
+    listing = scan(root, PLACES)
+    keys = listing.pictures["key"].tolist()
+    assert keys == sorted(keys)
+    assert len(keys) == 2 * 3 * 4
+    first = listing.pictures.iloc[0]
+    assert (first["key"], first["class"], first["domain"]) == ("draw/256/Bumble-Bee/0000.jpg", "Bumble-Bee", "draw")
+    assert first["bytes"] == (root / first["path"]).stat().st_size
+    assert listing.findings == ()
+
+
+def test_everything_odd_is_listed_with_its_reason_and_left_out(root: Path, tmp_path: Path) -> None:
+    before = set(scan(root, PLACES).pictures["key"])
+    harm = damage(root, "photos/ant", tmp_path / "outside")
+    listing = scan(root, PLACES)
+    assert set(listing.pictures["key"]) - before == {*harm.broken, *harm.whole}
+    reasons = {finding.path: finding.reason for finding in listing.findings}
+    assert tuple(sorted(reasons)) == harm.left_out
+    assert all("\n" not in str(finding) for finding in listing.findings)
+    said = {path.rpartition("/")[2]: reason for path, reason in reasons.items()}
+    assert said["notes.txt"] == "not one of .jpg .jpeg .png .webp .bmp; not read"
+    assert said["nested"] == "a folder; not read"
+    assert said["leaves.jpg"].startswith("a link that leaves the data set's folder (to ")
+    assert said["loop.jpg"] == "a link that leads to itself"
+    assert said["dangling.jpg"] == "a link to nothing"
+    assert said["again.jpg"] == "a link to photos/ant/UPPER.JPG, which is listed already"
+    assert said["empty class"] == "holds no pictures"
+    assert said["linked away"].startswith("a link that leaves the data set's folder")
+    assert said["linked back"] == "a link that leads back to a folder above it; not followed"
+
+
+def test_links_inside_the_root_are_followed_once(root: Path) -> None:
+    write_pictures(root, ["store/0.jpg", "store/1.jpg"])
+    (root / "photos" / "cat").symlink_to(root / "store")
+    (root / "photos" / "cats").symlink_to("cat")
+    (root / "photos" / "aunt").symlink_to("ant")
+    (root / "photos" / "lone.jpg").symlink_to("ant/0000.jpg")
+    listing = scan(root, PLACES)
+    assert {"photos/cat/0.jpg", "photos/cat/1.jpg"} <= set(listing.pictures["key"])
+    assert {finding.path: finding.reason for finding in listing.findings} == {
+        "photos/aunt": "a link to photos/ant, which is listed already",
+        "photos/cats": "a link to photos/cat, which is listed already",
+        "photos/lone.jpg": "lies beside the class folders; not read",
+    }
+
+
+def test_a_domain_that_is_a_link_to_elsewhere_is_named(root: Path, tmp_path: Path) -> None:
+    (root / "photos").rename(tmp_path / "moved")
+    (root / "photos").symlink_to(tmp_path / "moved")
+    with pytest.raises(
+        DatasetError, match=r"^small: .* no pictures of the domain photo \(photos: a link that leaves the"
+    ):
+        Small(root).check()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "line"),
+    [
+        (lambda root: (root / "photos").rename(root / "other"), "lacks the folder Photo or photos; the layout is ROOT"),
+        (lambda root: (root / "draw").rename(root / "other"), "lacks the folder draw/256; the layout is"),
+        (lambda root: [f.unlink() for f in root.rglob("*.jpg")], "holds no pictures in its class folders"),
+        (lambda root: [f.unlink() for f in root.rglob("hot-dog/*")], "1 of 3 classes have no pictures under"),
+        (lambda root: (root / "broken.txt").write_bytes(b"\xff"), "broken.txt cannot be read"),
+    ],
+)
+def test_what_cannot_be_used_fails_with_one_line(root: Path, break_it: object, line: str) -> None:
+    break_it(root)  # type: ignore[operator]
+    with pytest.raises(DatasetError, match=line) as caught:
+        Small(root).check()
+    assert str(caught.value).startswith("small: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_no_root_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"^small is not shipped: say --data-root FOLDER where FOLDER/small is ROOT"):
+        Small(None).check()
+    with pytest.raises(DatasetError, match=r"^small: .*/nowhere does not exist; the layout is ROOT"):
+        Small(tmp_path / "nowhere").check()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DatasetError, match=r"^small: .*/file is a file; give the folder that holds the pictures$"):
+        Small(tmp_path / "file").check()
+
+
+def test_another_name_of_the_folder_is_found(root: Path) -> None:
+    root.rename(root.with_name("Small"))
+    Small(root).check()
+
+
+def test_two_unicode_forms_of_one_name_are_refused(root: Path) -> None:
+    name = "photos/ant/é.jpg"
+    write_pictures(root, [unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)])
+    if len(list((root / "photos/ant").iterdir())) < 6:
+        pytest.skip("this file system keeps one Unicode form only")
+    with pytest.raises(DatasetError, match="same name in two Unicode forms"):
+        scan(root, PLACES)
+
+
+def test_keys_and_hash_do_not_depend_on_the_unicode_form(tmp_path: Path) -> None:
+    hashes = []
+    for form in ("NFC", "NFD"):
+        made = tmp_path / form
+        write_pictures(
+            made, [unicodedata.normalize(form, f"{d}/{c}é/x.jpg") for d in ("photos", "draw/256") for c in "ab"]
+        )
+        pictures_found = scan(made, PLACES).pictures
+        hashes.append((pictures_found["key"].tolist(), pictures_found["class"].tolist()))
+    assert hashes[0] == hashes[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_names_that_are_not_text_are_named(root: Path) -> None:
+    Path(os.fsdecode(os.fsencode(root / "photos" / "ant") + b"/bad\xff.jpg")).write_bytes(b"x")
+    (root / "photos" / "ant" / "two\nlines.jpg").write_bytes(b"x")
+    found = [str(finding) for finding in scan(root, PLACES).findings]
+    assert found == [
+        "photos/ant/'two\\nlines.jpg': the name holds a tab or line break; rename it",
+        "photos/ant/bad\\udcff.jpg: the name is not UTF-8; rename it",
+    ]
+
+
+def test_published_lists(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text("photos/ant/0000.jpg 0\nphotos/hot dog/1.jpg 12\n\n../secret.jpg 3\n", encoding="utf-8-sig")
+    frame = read_image_list(file)
+    assert frame.to_dict("list") == {
+        "path": ["photos/ant/0000.jpg", "photos/hot dog/1.jpg", "../secret.jpg"],
+        "label": [0, 12, 3],
+    }
+    listing = list_files(root, frame["path"], domain="photo")
+    assert listing.pictures[["key", "class", "domain"]].values.tolist() == [["photos/ant/0000.jpg", "ant", "photo"]]
+    assert [(one.kind, one.path) for one in listing.findings] == [
+        ("missing", "../secret.jpg"),
+        ("missing", "photos/hot dog/1.jpg"),
+    ]
+    other = list_files(root, ["photos/ant/0001.jpg"], domain="photo", classes=["x"])
+    assert join_listings([listing, other]).pictures["class"].tolist() == ["ant", "x"]
+    with pytest.raises(DatasetError, match=r"photos/ant/0000\.jpg is listed twice"):
+        join_listings([listing, listing])
+    file.write_text("photos/ant/0000.jpg\n")
+    with pytest.raises(DatasetError, match=r"list\.txt, line 1: expected 'PATH LABEL', found 'photos/ant/0000\.jpg'"):
+        read_image_list(file)
+    with pytest.raises(DatasetError, match="cannot be read: No such file"):
+        read_image_list(tmp_path / "none.txt")
+
+
+# --- the data set -----------------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_canonical_classes_and_rows_in_key_order(root: Path) -> None:
+    write_pictures(root, ["photos/wasp/1.jpg"])
+    dataset = Small(root)
+    dataset.check()
+    assert dataset.classes() == ("ant", "bee", "hot_dog")
+    assert dataset.table["key"].is_monotonic_increasing
+    assert [str(one) for one in dataset.findings] == ["wasp: no class of small; its 1 pictures are left out"]
+    held = dataset.table[dataset.table["held_back"]]
+    assert set(held["class"]) == {"ant"}
+    assert set(held["domain"]) == {"photo"}
+    assert len(held) == 1
+
+
+def test_the_data_hash_follows_names_and_sizes_not_place_or_time(root: Path, tmp_path: Path) -> None:
+    first = Small(root)
+    copy = tmp_path / "copy"
+    class_tree(copy, ("photos", "draw/256"), ("ant", "Bumble-Bee", "hot-dog"), 4)
+    os.utime(copy / "photos/ant/0000.jpg", (1, 1))
+    assert Small(copy).data_hash == first.data_hash
+    (copy / "photos/ant/0000.jpg").write_bytes(picture_bytes("a/b.png"))
+    assert Small(copy).data_hash != first.data_hash
+    assert len(set(first.content)) == len(first.table)
+
+
+def test_broken_pictures_fail_by_name_until_they_are_left_out_by_name(root: Path, tmp_path: Path) -> None:
+    harm = damage(root, "photos/ant", tmp_path / "outside")
+    dataset = Small(root)
+    rows = np.flatnonzero(dataset.table["key"].isin([*harm.broken, *harm.whole]))
+    with pytest.raises(
+        DatasetError, match=r"^small: .*/photos/ant/page\.jpg is broken: not a picture .*3 of the"
+    ) as caught:
+        dataset.pixels(rows, 8)
+    assert "python -m benchmarks.data verify small --root" in str(caught.value)
+    whole = np.flatnonzero(dataset.table["key"].isin(harm.whole))
+    assert dataset.pixels(whole, 8).shape == (len(harm.whole), 3, 8, 8)
+    (root / "broken.txt").write_text("# found by verify\n" + "\n".join([*harm.broken, "photos/ant/gone.jpg"]) + "\n")
+    clean = Small(root)
+    assert len(clean.table) == len(dataset.table) - 3
+    assert not set(harm.broken) & set(clean.table["key"])
+    kinds = [(one.kind, one.path) for one in clean.findings if one.kind in ("broken", "missing")]
+    assert kinds == [("broken", key) for key in harm.broken[:0]] + sorted(
+        [("missing", "photos/ant/gone.jpg"), *(("broken", key) for key in harm.broken)], key=lambda pair: pair[1]
+    )
+    assert clean.data_hash != dataset.data_hash
+    clean.pixels(np.arange(len(clean.table)), 8)
+
+
+def test_checking_names_every_broken_picture_with_its_reason(root: Path, tmp_path: Path) -> None:
+    harm = damage(root, "photos/ant", tmp_path / "outside")
+    dataset = Small(root)
+    answers = {dataset.table["key"].iloc[one.row]: one for one in pictures.check_pictures(dataset.paths())}
+    assert len(answers) == len(dataset.table)
+    reasons = {key.rpartition("/")[2]: one.reason for key, one in answers.items() if one.reason}
+    assert set(reasons) == {key.rpartition("/")[2] for key in harm.broken}
+    assert reasons["zero.jpg"] == "the file is empty"
+    assert reasons["page.jpg"] == "not a picture that Pillow can read"
+    assert "truncated" in reasons["truncated.jpg"].lower()
+    assert len({one.sha256 for one in answers.values()}) == len(answers)
+
+
+# --- pixels and their cache -------------------------------------------------------------------------------------------
+
+
+def test_pixels_are_the_central_square_in_rgb(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    picture = Image.fromarray(generator.integers(0, 256, (30, 50, 3), dtype=np.uint8))
+    file = tmp_path / "x.png"
+    picture.save(file)
+    expected = np.asarray(ImageOps.fit(picture, (16, 16), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.array_equal(pictures.decode(file.read_bytes(), 16), expected)
+    assert np.array_equal(pictures.decode(file.read_bytes()), np.asarray(picture).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "RGBA", "LA", "I;16"])
+def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    file = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+    Image.new(mode, (4, 4)).save(file)
+    pixels = pictures.decode(file.read_bytes(), 4)
+    assert pixels.shape == (3, 4, 4)
+    assert pixels.dtype == np.uint8
+    if mode in ("RGBA", "LA"):
+        assert (pixels == 255).all(), "transparent is white"
+
+
+def test_decoded_once_and_kept_across_processes_and_copies(root: Path, tmp_path: Path) -> None:
+    first = Small(root)
+    rows = np.array([5, 0, 5, 11])
+    pixels = first.pixels(rows, 8)
+    assert pixels.dtype == torch.float32
+    assert torch.equal(pixels[0], pixels[2])
+    assert (pixels >= 0).all() and (pixels <= 1).all()
+    expected = pictures.decode(Path(first.paths(np.array([11]))[0]).read_bytes(), 8)
+    assert torch.equal((pixels[3] * 255).round().to(torch.uint8), torch.from_numpy(expected))
+    assert (first.store(8).decoded, first.store(8).filled()) == (3, 3)
+    again = Small(root)
+    assert torch.equal(again.pixels(rows, 8), pixels)
+    assert again.store(8).decoded == 0, "nothing is decoded twice"
+    again.pixels(np.arange(12), 8)
+    assert again.store(8).decoded == 9, "it goes on where it stopped"
+    assert again.store(6).filled() == 0, "another size is another cache"
+
+
+def test_a_changed_file_is_decoded_again(root: Path) -> None:
+    dataset = Small(root)
+    dataset.pixels(np.arange(24), 8)
+    file = root / str(dataset.table["path"].iloc[3])
+    data = bytearray(file.read_bytes())
+    replaced = picture_bytes("photos/other/9.jpg", (10, 8))
+    file.write_bytes(replaced + b"\0" * max(0, len(data) - len(replaced)))
+    os.utime(file, ns=(1, 1))
+    changed = Small(root)
+    pixels = changed.pixels(np.array([3]), 8)
+    assert torch.equal((pixels[0] * 255).round().to(torch.uint8), torch.from_numpy(pictures.decode(replaced, 8)))
+
+
+def test_worker_processes_give_the_same_pixels(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = Small(root).pixels(np.arange(24), 8)
+    monkeypatch.setenv("UCDR_BENCH_WORKERS", "2")
+    monkeypatch.setenv("UCDR_BENCH_CACHE", "off")
+    without = Small(root)
+    assert torch.equal(without.pixels(np.arange(24), 8), alone), "through worker processes, without a cache"
+    monkeypatch.setenv("UCDR_BENCH_CACHE", str(root.parent / "cache2"))
+    kept = Small(root)
+    assert torch.equal(kept.pixels(np.arange(24), 8), alone)
+    assert kept.store(8).filled() == 24
+    (root / "photos/ant/0000.jpg").write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"photos/ant/0000\.jpg is broken: the file is empty"):
+        Small(root).pixels(np.arange(24), 8)
+    assert sum(bool(one.reason) for one in pictures.check_pictures(Small(root).paths())) == 1
+
+
+def test_no_room_means_no_cache_and_one_warning(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "SPARE", 1 << 60)
+    dataset = Small(root)
+    with pytest.warns(RuntimeWarning, match="has no room for more pictures"):
+        first = dataset.pixels(np.arange(4), 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(dataset.pixels(np.arange(4), 8), first)
+    assert dataset.store(8).filled() == 0
+
+
+def test_a_cache_folder_that_cannot_be_written_is_done_without(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "file").write_text("")
+    monkeypatch.setenv("UCDR_BENCH_CACHE", str(root / "file"))
+    with pytest.warns(RuntimeWarning, match="cannot be used"):
+        assert Small(root).pixels(np.arange(2), 8).shape == (2, 3, 8, 8)
+
+
+def test_a_killed_fill_leaves_only_whole_pictures(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = Small(root)
+    real, done = pictures._work, []
+
+    def dies(job: pictures._Job) -> pictures._Answer:
+        if done:
+            raise KeyboardInterrupt
+        done.append(job)
+        return real(job)
+
+    monkeypatch.setattr(pictures, "CHUNK", 5)
+    monkeypatch.setattr(pictures, "_work", dies)
+    with pytest.raises(KeyboardInterrupt):
+        dataset.pixels(np.arange(24), 8)
+    monkeypatch.setattr(pictures, "_work", real)
+    again = Small(root)
+    assert again.store(8).filled() == 5
+    monkeypatch.setenv("UCDR_BENCH_CACHE", "off")
+    assert torch.equal(again.pixels(np.arange(24), 8), Small(root).pixels(np.arange(24), 8))
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+def test_class_splits_follow_seed_and_names_alone() -> None:
+    names = [f"c{number}" for number in range(20)]
+    splits = class_splits(names)
+    assert splits == class_splits(reversed(names))
+    assert [list(splits.values()).count(split) for split in ("train", "val", "test")] == [12, 3, 5]
+    assert class_splits(names, seed=1) != splits
+    assert sorted(class_splits(["a", "b", "c"]).values()) == ["test", "train", "val"]
+    with pytest.raises(DatasetError, match="need three classes at least; there are 2"):
+        class_splits(["a", "b"])
+
+
+def test_held_back_takes_a_twelfth_of_the_gallery_and_never_all() -> None:
+    counts = {"a": 1, "b": 2, "c": 13, "d": 100}
+    rows = [
+        {"key": f"{domain}/{name}/{number}", "class": name, "domain": domain}
+        for domain in ("g", "h")
+        for name, count in counts.items()
+        for number in range(count)
+    ]
+    frame = pd.DataFrame(rows)
+    chosen = held_back(frame, ["a", "b", "c"], "g")
+    assert frame[chosen].groupby(["domain", "class"]).size().to_dict() == {("g", "b"): 1, ("g", "c"): 2}
+    shuffled = frame.sample(frac=1, random_state=0).reset_index(drop=True)
+    assert set(shuffled[held_back(shuffled, ["a", "b", "c"], "g")]["key"]) == set(frame[chosen]["key"])
