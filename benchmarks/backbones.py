@@ -1,6 +1,7 @@
 """Backbones by name: ``picto-clip`` is the newest shipped version; every other name goes to ``Backbone.load``.
 
-Every score names the version (``picto-clip-v2``), never the bare name.
+Any CLIP will do: a Hub name (``openai/clip-vit-base-patch32``) or a folder. OpenAI's ``.pt`` files become folders with
+``python -m benchmarks.convert``. Every score names the version (``picto-clip-v2``), never the bare name.
 """
 
 from __future__ import annotations
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
 
 #: Folder of the shipped versions, ``picto-clip-v1``, ``picto-clip-v2``, ...
 SHIPPED = Path(__file__).parent / "assets" / "picto_clip"
+
+#: OpenAI's names of the CLIPs with a vision transformer, and where the Hub has them.
+OPENAI = {
+    "ViT-B/32": "openai/clip-vit-base-patch32",
+    "ViT-B/16": "openai/clip-vit-base-patch16",
+    "ViT-L/14": "openai/clip-vit-large-patch14",
+}
 
 
 def shipped_versions() -> dict[str, Path]:
@@ -38,14 +46,31 @@ def resolve(name_or_folder: str) -> tuple[str, str]:
         raise ValueError(
             f"backbone {name_or_folder} is not in this installation (there: {there}); use --backbone FOLDER"
         )
+    path = Path(name_or_folder).expanduser()
+    if path.suffix in (".pt", ".pth", ".bin") and not path.is_dir():
+        raise ValueError(
+            f"backbone {name_or_folder} is a checkpoint file, not a folder: convert it first, with"
+            f" `python -m benchmarks.convert {name_or_folder} {path.stem}`, and use --backbone {path.stem}"
+        )
+    if name_or_folder in OPENAI:
+        raise ValueError(f"backbone {name_or_folder} is OpenAI's name: use its Hub name {OPENAI[name_or_folder]}")
     return "", name_or_folder
 
 
 def load(name_or_folder: str, *, device: str, precision: Literal["float32", "bf16"]) -> Backbone:
-    """The backbone, with ``name`` set to the shipped version's name or what :meth:`Backbone.load` makes of it."""
-    from methods.parts.backbone import Backbone
+    """The backbone, with ``name`` set to the shipped version's name or what :meth:`Backbone.load` makes of it.
+
+    Raises ``ValueError`` (``BackboneError`` is one) that says what is wrong and, for a missing checkpoint of the Hub,
+    which command fetches it.
+    """
+    from methods.parts.backbone import Backbone, BackboneError
 
     name, source = resolve(name_or_folder)
-    backbone = Backbone.load(source, device=device, precision=precision)
+    try:
+        backbone = Backbone.load(source, device=device, precision=precision)
+    except BackboneError as error:
+        if "a Hub name needs the network" not in str(error):
+            raise
+        raise BackboneError(f"{error}; `hf download {source}` fetches it") from error
     backbone.name = name or backbone.name
     return backbone
