@@ -19,11 +19,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import math
 import os
+import platform
 import re
+import time
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -151,9 +155,10 @@ class PerQuery:
 class Record:
     """One cell's record.
 
-    ``inputs`` is what ``key`` hashes. ``method`` and ``dataset`` hold what tables need of the cards: title and
-    ``floor`` (method), title, version and gallery domain (dataset). ``galleries`` are the task's questions, scored or
-    not, each with the metrics that lead its tables; ``scores`` has one entry each where ``status`` is ``ok``.
+    ``inputs`` is what ``key`` hashes. ``method`` and ``dataset`` hold what tables need of the cards: title, ``floor``
+    and, by question, the ``extensions`` beyond the paper (method); title, version and gallery domain (dataset).
+    ``galleries`` are the task's questions, scored or not, each with the metrics that lead its tables; ``scores`` has
+    one entry each where ``status`` is ``ok``.
     """
 
     key: str
@@ -303,6 +308,19 @@ class ResultStore:
         """Keep the settings of this run as ``resolved.json``."""
         write_atomically(self.root / "resolved.json", (json.dumps(_plain(settings), indent=1) + "\n").encode())
 
+    def clean(self) -> int:
+        """Remove temporary files whose writer was killed; returns how many there were.
+
+        Those of a living process of this machine stay, and those of another machine that are not an hour old.
+        """
+        removed = 0
+        for path in [path for path in self.root.rglob(".*.tmp") if _WRITER.search(path.name)]:
+            with contextlib.suppress(OSError):
+                if _left_behind(path):
+                    path.unlink()
+                    removed += 1
+        return removed
+
     def paths(self) -> list[Path]:
         """Files of all records, in a fixed order."""
         return sorted(path for path in (self.root / "cells").rglob("*.json") if not path.name.startswith("."))
@@ -355,7 +373,8 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
     Cells without scores (failed, skipped, not applicable) have one row a gallery with ``metric`` None and ``value``
     NaN; ``status`` and ``reason`` say why. Columns: the cell (``method``, ``variant``, ``config`` as JSON,
     ``backbone``, ``dataset``, ``protocol``, ``rules``, ``split``, ``select``, ``seed``, ``limit``), ``gallery``,
-    ``metric``, ``value`` (a fraction), ``status``, ``reason``, counts, cost, ``floor``, ``headline``, hashes, ``key``.
+    ``metric``, ``value`` (a fraction), ``status``, ``reason``, counts, cost, ``floor``, ``extension`` (what the
+    method's paper does not define, empty where it does), ``headline``, hashes, ``key``.
 
     Raises ``FileNotFoundError`` if there is no such folder. Unreadable records are left out; ``report`` gets one line
     for each (default: a warning).
@@ -396,7 +415,8 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
         }
         for gallery, headline in record.galleries.items():
             scores = record.scores.get(gallery)
-            common |= {"gallery": gallery, "headline": tuple(headline)}
+            extension = record.method.get("extensions", {}).get(gallery, "")
+            common |= {"gallery": gallery, "headline": tuple(headline), "extension": extension}
             if scores is None:
                 rows.append({**common, "metric": None, "value": math.nan})
                 continue
@@ -410,7 +430,7 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a whole file or nothing: temporary file in the same folder, flushed to the disk, renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{next(_writes)}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -425,6 +445,31 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+_writes = itertools.count()
+_WRITER = re.compile(r"\.([0-9a-f]{8})-(\d+)-\d+\.tmp$")
+
+
+@functools.cache
+def _machine() -> str:
+    """Eight digits that tell this machine from others writing to the same folder; its name stays private."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _left_behind(path: Path) -> bool:
+    """Whether a temporary file's writer is gone."""
+    import psutil
+
+    found = _WRITER.search(path.name)
+    assert found is not None
+    written = path.stat().st_mtime
+    if found[1] != _machine():
+        return time.time() - written > 3600
+    try:
+        return bool(psutil.Process(int(found[2])).create_time() > written + 1)  # a later process has its number
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _parquet(frame: pd.DataFrame) -> bytes:

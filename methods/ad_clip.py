@@ -457,7 +457,15 @@ class AdClip(Method):
   year      = {2023}
 }""",
         deviations=DEVIATIONS,
-        notes="Retrieval and class embeddings, and training without target pictures, are extensions of this suite.",
+        extensions={
+            **dict.fromkeys(
+                ("ucdr", "uccdr", "udcdr"),
+                "batches pair two training domains, the second plays the target without its labels; the retrieval"
+                " embedding adds the prompts' text features to the image feature",
+            ),
+            "uda/retrieval": "the retrieval embedding adds the prompts' text features to the image feature",
+            "dazsl": "prompts for all class names, target pictures as in UDA",
+        },
     )
     Config = AdClipConfig
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": OFFICIAL}

@@ -130,6 +130,7 @@ class CoOp(Method):
             ),
         ),
         notes="Pictures are embedded by frozen CLIP: image-to-image retrieval scores are those of zero_shot.",
+        extensions=dict.fromkeys(("uda", "dazsl"), "source only: target pictures are not used"),
     )
     Config = CoOpConfig
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -124,6 +124,7 @@ class FullFinetune(Method):
             ),
         ),
         notes="The settings are for OpenAI's CLIP; a small CLIP needs a larger learning rate to move at all.",
+        extensions=dict.fromkeys(("uda", "dazsl"), "source only: target pictures are not used"),
     )
     Config = FullFinetuneConfig
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -53,7 +53,12 @@ class Deviation:
 
 @dataclass(frozen=True)
 class MethodCard:
-    """What a method is and where it comes from; ``floor`` marks a row that shows where a score begins."""
+    """What a method is and where it comes from; ``floor`` marks a row that shows where a score begins.
+
+    ``extensions``: answers that the paper does not define and this suite decided, by protocol (``"ucdr"``) or by
+    protocol and kind of question (``"uda/retrieval"``, ``"uda/classification"``), each with what is done. Results carry
+    them.
+    """
 
     name: str
     title: str
@@ -68,6 +73,18 @@ class MethodCard:
     deviations: tuple[Deviation, ...] = ()
     notes: str = ""
     floor: bool = False
+    extensions: Mapping[str, str] = field(default_factory=dict)
+
+    def extension(self, protocol: str, kind: Literal["retrieval", "classification"]) -> str:
+        """What this suite decided where the paper is silent, or "" where it speaks.
+
+        A protocol's variants (``uda_inductive``) take its entry.
+        """
+        for key, text in self.extensions.items():
+            name, _, question = key.partition("/")
+            if (protocol == name or protocol.startswith(f"{name}_")) and question in ("", kind):
+                return text
+        return ""
 
 
 class Pictures(ABC):

@@ -99,6 +99,7 @@ class LoRA(Method):
         url="https://arxiv.org/abs/2106.09685",
         trains="low-rank adapters of q, k, v and output projections, both towers",
         code_licence="Apache-2.0 (peft)",
+        extensions=dict.fromkeys(("uda", "dazsl"), "source only: target pictures are not used"),
         bibtex="""@inproceedings{hu2022lora,
   title     = {{LoRA}: Low-Rank Adaptation of Large Language Models},
   author    = {Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, Yuanzhi and Wang, Shean

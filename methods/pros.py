@@ -368,6 +368,9 @@ class ProS(Method):
 }""",
         deviations=DEVIATIONS,
         notes="In stage 2 the own units become zero tokens, which are still attended to; at inference there are none.",
+        extensions=dict.fromkeys(
+            ("uda", "dazsl"), "source only: the one domain unit is not masked, target pictures are not used"
+        ),
     )
     Config = ProSConfig
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": OFFICIAL}

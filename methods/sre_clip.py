@@ -586,8 +586,15 @@ class SreClip(Method):
   archivePrefix = {arXiv}
 }""",
         deviations=DEVIATIONS,
-        notes="Extensions: without target pictures (UCDR family) the source losses fill the whole budget; the retrieval"
-        " embedding is e(z); a class name that training did not know joins the graph when it is asked for.",
+        notes="The retrieval embedding is e(z). A class name that training did not know joins the graph when it is"
+        " asked for.",
+        extensions={
+            **dict.fromkeys(
+                ("ucdr", "uccdr", "udcdr"),
+                "no target pictures: source losses for the whole budget; retrieval embedding: the adapter's output",
+            ),
+            "uda": "no unseen classes: their balance term is off; retrieval embedding: the adapter's output",
+        },
     )
     Config = SreClipConfig
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": OFFICIAL}

@@ -461,6 +461,9 @@ class UCDRAdapter(Method):
 }""",
         deviations=DEVIATIONS,
         notes="Own prompts become zero rows before W_prm and stay in the softmax; at inference there are none.",
+        extensions=dict.fromkeys(
+            ("uda", "dazsl"), "source only: the one domain's prompt is not masked, target pictures are not used"
+        ),
     )
     Config = UCDRAdapterConfig
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": OFFICIAL}

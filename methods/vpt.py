@@ -97,6 +97,7 @@ class VPTShallow(Method):
         url="https://arxiv.org/abs/2203.12119",
         trains="visual prompts at the tower's input",
         code_licence="CC BY-NC 4.0 (written from the paper's idea)",
+        extensions=dict.fromkeys(("uda", "dazsl"), "source only: target pictures are not used"),
         bibtex="""@inproceedings{jia2022vpt,
   title     = {Visual Prompt Tuning},
   author    = {Jia, Menglin and Tang, Luming and Chen, Bor-Chun and Cardie, Claire and Belongie, Serge and Hariharan,

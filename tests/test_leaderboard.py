@@ -54,7 +54,7 @@ def add(store: ResultStore, method: str, split: str, value: float | None, **chan
             status=status,
             cell=cell,
             inputs=inputs,
-            method={"title": method, "floor": method == "random"},
+            method={"title": method, "floor": method == "random", "extensions": changes.get("extensions", {})},
             dataset={"version": "v1", "gallery_domain": "flat"},
             galleries={"unseen": list(METRICS)},
             scores=scores,
@@ -296,3 +296,38 @@ def test_an_empty_store_has_an_empty_leaderboard(tmp_path: Path) -> None:
     frame = load_results(tmp_path / "results")
     assert leaderboard.settings_of(frame) == []
     assert "Leaderboard" in leaderboard.markdown(frame)
+
+
+def test_extensions_are_marked_where_the_paper_is_silent(store: ResultStore) -> None:
+    for split in ("glyph", "line"):
+        add(store, "native", split, 0.5)
+        add(store, "guest", split, 0.4, extensions={"unseen": "source | only"})
+        add(store, "guest", split, 0.3, protocol="uccdr")
+    frame = frame_of(store)
+    text = leaderboard.markdown(frame)
+    assert "| guest | 40.0† | 30.0 |" in text, "the mark stands at the figure, by protocol"
+    assert "| guest † | 40.0 | 40.0 | 40.0 |" in text
+    assert "| guest | 30.0 | 30.0 | 30.0 |" in text
+    assert "| native | 50.0 | 50.0 | 50.0 |" in text
+    assert "| guest | UCDR | source \\| only |" in text
+    rows = list(csv.DictReader(io.StringIO(leaderboard.csv_text(frame))))
+    assert {(row["method"], row["protocol"], row["extension"]) for row in rows} == {
+        ("native", "ucdr", ""),
+        ("guest", "ucdr", "source | only"),
+        ("guest", "uccdr", ""),
+    }
+
+
+def test_a_card_says_for_which_questions_it_goes_beyond_the_paper() -> None:
+    from methods.ad_clip import AdClip
+    from methods.pros import ProS
+    from methods.registry import METHODS
+
+    assert AdClip.card.extension("uda", "classification") == ""
+    assert "retrieval embedding" in AdClip.card.extension("uda_inductive", "retrieval")
+    assert ProS.card.extension("udcdr", "retrieval") == ""
+    assert "source only" in ProS.card.extension("dazsl", "classification")
+    protocols = ("ucdr", "uccdr", "udcdr", "uda", "dazsl")
+    for name in METHODS.names():
+        card = METHODS.get(name).card
+        assert all(key.partition("/")[0] in protocols for key in card.extensions), name

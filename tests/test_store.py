@@ -170,6 +170,7 @@ def test_a_writer_killed_at_any_moment_leaves_whole_records(tmp_path: Path) -> N
     program = (
         "import itertools, sys; from tests.test_store import ResultStore, record, per_query\n"
         "store = ResultStore(sys.argv[1])\n"
+        "store.write(record(inputs={'seed': 99}), per_query())\n"
         "print('go', flush=True)\n"
         "for seed in itertools.cycle(range(40)): store.write(record(inputs={'seed': seed}), per_query())"
     )

@@ -99,13 +99,17 @@ class Score:
 
 @dataclass(frozen=True)
 class Row:
-    """A method's row: one score a column, and their mean where none is missing."""
+    """A method's row: one score a column, and their mean where none is missing.
+
+    ``extension``: what this suite decided because the method's paper does not define this answer, or "".
+    """
 
     label: str
     method: str
     floor: bool
     scores: Mapping[str, Score]
     mean: Score
+    extension: str = ""
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,15 @@ def markdown(frame: pd.DataFrame, command: str = "") -> str:
             lines += [*_markdown_table(*summary(made, metric)), ""]
         for table in made:
             lines += [f"### {_escape(table.title())}", "", *_markdown_table(*grid(table)), ""]
+        beyond = [list(row) for row in extensions(made)]
+        if beyond:
+            lines += [
+                f"### {EXTENSION} Extensions",
+                "",
+                "What a method's paper does not define and this suite decided:",
+                "",
+            ]
+            lines += [*_markdown_table(["method", "protocol", "what is done"], beyond, figures=False), ""]
     failed = failures(frame)
     if len(failed):
         rows = [[str(value) for value in row] for row in failed.itertuples(index=False)]
@@ -215,6 +228,7 @@ def csv_text(frame: pd.DataFrame) -> str:
             "method",
             "label",
             "floor",
+            "extension",
             "query_domain",
             "value",
             "seeds",
@@ -226,7 +240,8 @@ def csv_text(frame: pd.DataFrame) -> str:
             for row in table.rows:
                 for column, score in [*row.scores.items(), ("mean", row.mean)]:
                     value = "" if score.value is None else f"{score.value:.6f}"
-                    where = [table.protocol, table.gallery, table.metric, row.method, row.label, row.floor, column]
+                    where = [table.protocol, table.gallery, table.metric, row.method, row.label, row.floor]
+                    where += [row.extension, column]
                     writer.writerow([*vars(setting).values(), *where, value, score.seeds, score.status])
     return buffer.getvalue()
 
@@ -247,6 +262,9 @@ def print_tables(console: Console, frame: pd.DataFrame, *, by_domain: bool = Tru
                 f"All protocols: {metric} in percent, mean over query domains or transfers",
                 *summary(made, metric),
             )
+        if extensions(made):
+            note = f"{EXTENSION} beyond the method's paper; the leaderboard file says what is done"
+            console.print(note, markup=False, highlight=False)
     failed = failures(frame)
     for row in failed.itertuples(index=False):
         line = f"{row.status}: {row.method} on {row.dataset}/{row.protocol}/{row.split}, seed {row.seed}: {row.reason}"
@@ -263,7 +281,7 @@ def summary(made: list[Table], metric: str) -> tuple[list[str], list[list[str]]]
     for label in labels:
         own = [rows_of.get(label) for rows_of in by_label]
         floor = any(row.floor for row in own if row)
-        rows.append([_marked(label, floor), *(row.mean.text() if row else SHOWN["missing"] for row in own)])
+        rows.append([_marked(label, floor), *(_mean(row) if row else SHOWN["missing"] for row in own)])
     return head, rows
 
 
@@ -276,7 +294,11 @@ def grid(table: Table) -> tuple[list[str], list[list[str]]]:
         head.append("seeds")
     rows = []
     for row in table.rows:
-        line = [_marked(row.label, row.floor), *(row.scores[c].text() for c in table.columns), row.mean.text()]
+        line = [
+            _marked(row.label, row.floor, row.extension),
+            *(row.scores[c].text() for c in table.columns),
+            row.mean.text(),
+        ]
         if named:
             own = sorted({score.seeds for score in row.scores.values() if score.value is not None})
             line.append(", ".join(f"n={n}" for n in own) or SHOWN["missing"])
@@ -293,7 +315,8 @@ def _row(label: str, rows: pd.DataFrame, columns: tuple[str, ...], metric: str) 
     mean = Score(math.fsum(known) / len(known), seeds) if complete else Score(None, status="incomplete")
     if not known and len({score.status for score in scores.values()}) == 1:
         mean = Score(None, status=next(iter(scores.values())).status)
-    return Row(label, str(rows["method"].iloc[0]), bool(rows["floor"].any()), scores, mean)
+    extension = next((text for text in rows["extension"] if text), "")
+    return Row(label, str(rows["method"].iloc[0]), bool(rows["floor"].any()), scores, mean, extension)
 
 
 def _score(rows: pd.DataFrame, metric: str) -> Score:
@@ -332,8 +355,26 @@ def _absent(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _marked(label: str, floor: bool) -> str:
-    return f"{label} (floor)" if floor else label
+def extensions(made: Iterable[Table]) -> list[tuple[str, str, str]]:
+    """What stands behind the extension marks of some tables: method, protocols, and what was decided for them."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for table in made:
+        for row in table.rows:
+            if row.extension:
+                found.setdefault((row.method, row.extension), {})[protocol_title(table.protocol)] = None
+    return [(method, ", ".join(protocols), text) for (method, text), protocols in sorted(found.items())]
+
+
+#: Marks a score whose method's paper does not define the answer.
+EXTENSION = "†"
+
+
+def _marked(label: str, floor: bool, extension: str = "") -> str:
+    return f"{label} (floor)" if floor else f"{label} {EXTENSION}" if extension else label
+
+
+def _mean(row: Row) -> str:
+    return f"{row.mean.text()}{EXTENSION}" if row.extension and row.mean.value is not None else row.mean.text()
 
 
 def _escape(text: str) -> str:
@@ -366,4 +407,4 @@ def _print(console: Console, title: str, head: list[str], rows: list[list[str]])
 
 
 _COLUMNS = [*SETTING, "protocol", "gallery", "split", "method", "variant", "config", "seed", "metric", "value"]
-_COLUMNS += ["status", "reason", "floor", "headline"]
+_COLUMNS += ["status", "reason", "floor", "extension", "headline"]
