@@ -1,44 +1,75 @@
-"""``python -m benchmarks.data list | card NAME | verify NAME | splits NAME``: data sets."""
+"""``python -m benchmarks.data list | card NAME | verify NAME --root DIR | splits NAME``: data sets."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.run import OneLineParser
 
 if TYPE_CHECKING:
-    from benchmarks.datasets.base import Dataset
+    import numpy as np
+
+    from benchmarks.datasets.base import Dataset, DatasetCard
+    from benchmarks.datasets.folders import FolderDataset
+
+EPILOG = """examples:
+  python -m benchmarks.data list --data-root /data            which data sets are there
+  python -m benchmarks.data card domainnet                    where it comes from, how its folder must look
+  python -m benchmarks.data verify domainnet --root /data/domainnet
+  python -m benchmarks.data verify folder --root my/pictures --write-broken
+
+A data set lies in FOLDER/NAME under the data root, or in the folder that --root names. Decoded pictures are kept in
+$UCDR_BENCH_CACHE (default: ucdr-bench in the user's cache folder; "off": nowhere); $UCDR_BENCH_WORKERS sets the number
+of worker processes.
+
+exit code: 0 in order, 1 the data set is missing, damaged or breaks a promise, 2 a wrong option or name
+"""
+
+#: Names printed of each kind of finding unless ``--all`` is given.
+SHOWN = 20
 
 
 def build_parser(prog: str = "benchmarks.data") -> argparse.ArgumentParser:
     """The options."""
-    parser = OneLineParser(prog=prog, description="List, describe and check data sets.")
+    parser = OneLineParser(
+        prog=prog,
+        description="List, describe and check data sets.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("list", help="names and one line each")
+    listing = commands.add_parser("list", help="names and one line each; with --data-root which of them are there")
+    listing.add_argument("--data-root", metavar="FOLDER", help="where data sets lie: FOLDER/NAME")
     for name, text in (
-        ("card", "what it is, its sizes, what is known to be wrong with it"),
-        ("verify", "check the files and every promise of the data set; exit code 1 if one is broken"),
+        ("card", "where it comes from, its licence, how the folder must look, its sizes, known problems"),
+        ("verify", "decode every picture and check every promise; names what is missing, broken or left out"),
         ("splits", "classes of each split and the hash of each list"),
     ):
-        command = commands.add_parser(name, help=text)
+        command = commands.add_parser(name, help=text, description=f"{text}.")
         command.add_argument("name", metavar="NAME")
-        command.add_argument("--data-root", metavar="FOLDER", help="where data sets lie")
+        command.add_argument("--data-root", metavar="FOLDER", help="where data sets lie: FOLDER/NAME")
+        command.add_argument("--root", metavar="DIR", help="the data set's own folder, whatever its name")
+        if name == "verify":
+            command.add_argument("--size", metavar="N", type=int, help="also keep all pictures decoded at N x N pixels")
+            command.add_argument(
+                "--write-broken", action="store_true", help="add broken pictures to DIR/broken.txt: they are left out"
+            )
+            command.add_argument("--all", action="store_true", help=f"print every name, not {SHOWN} of each kind")
     return parser
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.data") -> int:
     """Run the command; exit code 0, 1 if a data set cannot be used, 2 for an unknown name."""
-    arguments = build_parser(prog).parse_args(argv)
-    if arguments.command == "list":
-        for entry in DATASETS.entries():
-            print(f"{entry.name:20} {entry.summary}")
-        return 0
     import sys
 
+    arguments = build_parser(prog).parse_args(argv)
+    if arguments.command == "list":
+        return listing(arguments.data_root)
     from methods.registry import UnknownNameError
 
     try:
@@ -47,32 +78,75 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.data") -> in
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
     from benchmarks.datasets.base import DatasetError
-    from benchmarks.workbench import dataset_root
 
     try:
-        dataset = DATASETS.get(arguments.name)(dataset_root(arguments.data_root, arguments.name))
-        dataset.check()
-        {"card": card, "verify": verify, "splits": splits}[arguments.command](dataset)
+        dataset = DATASETS.get(arguments.name)(_root(arguments))
+        if arguments.command == "card":
+            card(dataset)
+        elif arguments.command == "splits":
+            splits(dataset)
+        else:
+            return verify(
+                dataset,
+                size=arguments.size,
+                write_broken=arguments.write_broken,
+                shown=None if arguments.all else SHOWN,
+            )
     except DatasetError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
     return 0
 
 
+def _root(arguments: argparse.Namespace) -> Path | None:
+    from benchmarks.workbench import dataset_root
+
+    if arguments.root is not None:
+        return Path(arguments.root).expanduser()
+    return dataset_root(arguments.data_root, arguments.name)
+
+
+def listing(data_root: str | None) -> int:
+    """Print the names; with a data root also which data sets are there (nothing is read but their folders' names)."""
+    for entry in DATASETS.entries():
+        there = "" if data_root is None else f"{_there(entry.name, data_root):10}"
+        print(f"{entry.name:20} {there}{entry.summary}")
+    return 0
+
+
+def _there(name: str, data_root: str) -> str:
+    from benchmarks.datasets.base import DatasetError
+    from benchmarks.datasets.folders import FolderDataset
+    from benchmarks.workbench import dataset_root
+
+    kind = DATASETS.get(name)
+    if not (isinstance(kind, type) and issubclass(kind, FolderDataset)):
+        return "shipped"
+    try:
+        _ = kind(dataset_root(data_root, name)).folder
+    except DatasetError as error:
+        return "missing" if "does not exist" in str(error) else "unusable"
+    return "found"
+
+
 def card(dataset: Dataset) -> None:
-    """Print the card and the number of pictures by domain and split."""
+    """Print the card and, where the data set is there, the number of pictures by domain and split."""
+    from benchmarks.datasets.base import DatasetError
+
     own = dataset.card
-    for label, value in (
-        ("title", own.title),
-        ("version", own.version),
-        ("source", own.source),
-        ("licence", own.licence),
-        ("gallery domain", own.gallery_domain),
-        ("leading metrics", ", ".join(own.headline.metrics())),
-    ):
-        print(f"{label:16} {value}")
-    for problem in own.known_problems:
-        print(f"{'known problem':16} {problem}")
+    _print_card(own)
+    published = getattr(dataset, "published_counts", {})
+    if published:
+        sizes = ", ".join(f"{domain} {count:,}" for domain, count in published.items())
+        print(f"{'published sizes':16} {sizes}; all {sum(published.values()):,}")
+    print(f"{'classes':16} {_class_counts(dataset)}")
+    if own.bibtex:
+        print(f"\n{own.bibtex}")
+    try:
+        dataset.check()
+    except DatasetError as error:
+        print(f"\nnot usable here: {error}")
+        return
     table = dataset.table.assign(split=dataset.table["split"].where(~dataset.table["held_back"], "held back"))
     counts = table.groupby(["domain", "split"]).size().unstack(fill_value=0)
     counts["all"] = counts.sum(axis=1)
@@ -80,12 +154,62 @@ def card(dataset: Dataset) -> None:
     print(f"\n{counts.to_string()}")
 
 
-def verify(dataset: Dataset) -> None:
-    """Decode every picture, check every task of every protocol, print the hashes."""
+def _print_card(own: DatasetCard) -> None:
+    for label, value in (
+        ("title", own.title),
+        ("version", own.version),
+        ("source", own.source),
+        ("licence", own.licence),
+        ("folder", own.layout or "none: it is shipped"),
+        ("gallery domain", own.gallery_domain or "chosen by rule when the folder is read"),
+        ("leading metrics", ", ".join(own.headline.metrics())),
+    ):
+        print(f"{label:16} {value}")
+    for problem in own.known_problems:
+        print(f"{'known problem':16} {problem}")
+
+
+def _class_counts(dataset: Dataset) -> str:
+    from benchmarks.datasets.base import DatasetError
+
+    try:
+        return ", ".join(f"{len(dataset.classes(split))} {split}" for split in ("train", "val", "test"))
+    except DatasetError:
+        return "those of the folder"
+
+
+# --- verify -----------------------------------------------------------------------------------------------------------
+
+
+def verify(dataset: Dataset, *, size: int | None = None, write_broken: bool = False, shown: int | None = SHOWN) -> int:
+    """Decode every picture, check every task of every protocol, print counts, findings and hashes.
+
+    Returns 1 if pictures are broken or missing or a task is not sound. ``shown``: names printed of each kind.
+    """
+    from benchmarks.datasets.folders import FolderDataset
+
+    dataset.check()
+    if isinstance(dataset, FolderDataset):
+        trouble = _verify_folder(dataset, size, write_broken, shown)
+    else:
+        trouble = []
+        _decode_all(dataset)
+    tasks, unsound = _check_tasks(dataset)
+    _names("tasks that are not sound", unsound, shown)
+    trouble += [f"{len(unsound)} tasks are not sound"] if unsound else []
+    name = f"{dataset.card.name} {dataset.card.version}"
+    if trouble:
+        print(f"{name}: NOT in order: {'; '.join(trouble)}")
+    else:
+        print(f"{name}: {len(dataset.table)} pictures decode, {tasks} tasks are sound")
+    print(f"data hash {dataset.data_hash}")
+    return 1 if trouble else 0
+
+
+def _decode_all(dataset: Dataset) -> None:
     import numpy as np
 
     from benchmarks.datasets.base import DatasetError
-    from benchmarks.protocols.registry import PROTOCOLS
 
     rows = np.arange(len(dataset.table))
     for batch in np.array_split(rows, max(1, len(rows) // 512)):
@@ -96,23 +220,152 @@ def verify(dataset: Dataset) -> None:
         except Exception as error:
             first, last = dataset.table["key"].iloc[[batch[0], batch[-1]]]
             raise DatasetError(f"a picture between {first!r} and {last!r} cannot be decoded: {error}") from error
-    tasks = 0
+
+
+def _check_tasks(dataset: Dataset) -> tuple[int, list[str]]:
+    """Number of tasks of all protocols, and a line for each that breaks a promise."""
+    from benchmarks.datasets.base import DatasetError
+    from benchmarks.protocols.registry import PROTOCOLS
+
+    tasks, unsound = 0, []
     for name in PROTOCOLS.names():
         protocol = PROTOCOLS.get(name)
         for split in protocol.splits(dataset):
-            protocol.task(dataset, split).check(dataset)
+            try:
+                protocol.task(dataset, split).check(dataset)
+            except DatasetError as error:
+                unsound.append(str(error))
             tasks += 1
-    print(f"{dataset.card.name} {dataset.card.version}: {len(rows)} pictures decode, {tasks} tasks are sound")
-    print(f"data hash {dataset.data_hash}")
+    return tasks, unsound
+
+
+def _verify_folder(dataset: FolderDataset, size: int | None, write_broken: bool, shown: int | None) -> list[str]:
+    """Findings, counts, decoding and content of a data set that is a folder; returns what is wrong, a phrase each."""
+    import numpy as np
+
+    from benchmarks.datasets.folders import BROKEN_LIST
+    from benchmarks.datasets.pictures import check_pictures
+
+    print(f"folder {dataset.folder}")
+    _counts(dataset)
+    kinds: dict[str, list[str]] = {}
+    for finding in dataset.findings:
+        kinds.setdefault(finding.kind, []).append(str(finding))
+    for kind, title in (
+        ("missing", "missing pictures"),
+        ("broken", f"pictures left out by {BROKEN_LIST}"),
+        ("unknown", "folders that are no class"),
+        ("empty", "folders without pictures"),
+        ("link", "links that are not followed"),
+        ("name", "names that cannot be used"),
+        ("skipped", "files that are not read"),
+    ):
+        _names(title, kinds.get(kind, []), shown)
+    trouble = [f"{len(kinds['missing'])} pictures are missing"] if "missing" in kinds else []
+
+    keys = dataset.table["key"].to_numpy()
+    hashes, broken = np.zeros(len(keys), dtype="U64"), {}
+    for one in check_pictures(dataset.paths()):
+        hashes[one.row] = one.sha256
+        if one.reason:
+            broken[str(keys[one.row])] = one.reason
+    _names("broken pictures", [f"{key}: {broken[key]}" for key in sorted(broken)], shown)
+    content = hashlib.sha256("".join(f"{key}\t{digest}\n" for key, digest in zip(keys, hashes, strict=True)).encode())
+    _twins(dataset, hashes, shown)
+    if broken and write_broken:
+        _write_broken(dataset, broken)
+        trouble.append(f"{len(broken)} pictures were broken and are now left out; verify again")
+    elif broken:
+        trouble.append(f"{len(broken)} pictures are broken (--write-broken leaves them out)")
+    if size is not None:
+        whole = np.flatnonzero(~np.isin(keys, list(broken)))
+        for start in range(0, len(whole), 4096):
+            dataset.store(size).pixels(whole[start : start + 4096])
+        print(f"{dataset.store(size).filled()} pictures are kept decoded at {size} x {size} pixels")
+    print(f"content hash {content.hexdigest()}")
+    return trouble
+
+
+def _counts(dataset: FolderDataset) -> None:
+    table, published = dataset.table, dataset.published_counts
+    for domain in dataset.domains:
+        mine = table[table["domain"] == domain]
+        line = f"{domain:16} {len(mine):>9,} pictures, {mine['class'].nunique():,} classes"
+        if domain in published:
+            same = "as published" if published[domain] == len(mine) else f"published: {published[domain]:,}"
+            line += f" ({same})"
+        print(line)
+
+
+def _names(title: str, lines: Sequence[str], shown: int | None) -> None:
+    if not lines:
+        return
+    print(f"{title}: {len(lines)}")
+    for line in lines if shown is None else lines[:shown]:
+        print(f"  {line}")
+    if shown is not None and len(lines) > shown:
+        print(f"  ... and {len(lines) - shown} more (--all names them)")
+
+
+def _twins(dataset: FolderDataset, hashes: np.ndarray, shown: int | None) -> None:
+    """Name byte-identical pictures that stand in two roles: those could make a test easier than it should be."""
+    table = dataset.table
+    role = table["split"].where(~table["held_back"], "held back")
+    facts = table.assign(sha=hashes, role=role)[hashes != ""]
+    facts = facts[facts["sha"].duplicated(keep=False)]
+    lines = []
+    for _, group in facts.groupby("sha", sort=False):
+        differs = [name for name in ("role", "domain", "class") if group[name].nunique() > 1]
+        if differs:
+            lines.append(f"{' = '.join(group['key'].head(4))} (differ in {', '.join(differs)})")
+    _names("byte-identical pictures in two roles, domains or classes", sorted(lines), shown)
+
+
+def _write_broken(dataset: FolderDataset, broken: dict[str, str]) -> None:
+    from benchmarks.datasets.base import DatasetError
+    from benchmarks.datasets.folders import BROKEN_LIST
+
+    file = dataset.folder / BROKEN_LIST
+    try:
+        before = file.read_text(encoding="utf-8-sig") if file.is_file() else "# left out; picture, then why\n"
+        lines = "".join(f"{key}\t{broken[key]}\n" for key in sorted(broken))
+        file.write_text(before + ("" if before.endswith("\n") else "\n") + lines, encoding="utf-8")
+    except OSError as error:
+        raise DatasetError(f"{file} cannot be written: {error.strerror or error}") from error
+    print(f"wrote {file}")
+
+
+# --- splits -----------------------------------------------------------------------------------------------------------
 
 
 def splits(dataset: Dataset) -> None:
-    """Print each split's classes with the sha256 of the newline-joined list."""
+    """Print each split's classes with the sha256 of the newline-joined list, then the held-back pictures' and the fixed
+    UDA and DAZSL settings, as far as the data set can tell without its pictures."""
+    from benchmarks.datasets.base import DatasetError
+
     for split in ("train", "val", "test"):
-        classes = dataset.classes(split)
-        digest = hashlib.sha256("\n".join(classes).encode()).hexdigest()
-        print(f"{split}: {len(classes)} classes, sha256 {digest}")
-        print(f"  {', '.join(classes)}")
+        _list(split, dataset.classes(split))
+    try:
+        table, closed = dataset.table, dataset.closed_set
+    except DatasetError as error:
+        print(f"held back pictures: not known here: {error}")
+        return
+    _list("held back", table["key"][table["held_back"]], what="pictures", names_too=False)
+    if closed.uda_domains:
+        print(f"uda domains: {', '.join(closed.uda_domains)}")
+        _list("uda", closed.uda_classes)
+    for source, target in closed.dazsl_pairs:
+        print(f"dazsl pair: {source} to {target}")
+    for label, names in (("dazsl seen", closed.seen), ("dazsl unseen", closed.unseen)):
+        if names:
+            _list(label, names)
+
+
+def _list(label: str, names: Iterable[str], *, what: str = "classes", names_too: bool = True) -> None:
+    listed = list(names)
+    print(f"{label}: {len(listed)} {what}, sha256 {hashlib.sha256(chr(10).join(listed).encode()).hexdigest()}")
+    if names_too:
+        print(f"  {', '.join(listed)}")
 
 
 if __name__ == "__main__":

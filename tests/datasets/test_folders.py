@@ -33,12 +33,6 @@ PLACES = (Place("photo", ("Photo", "photos")), Place("draw", ("draw/256",)))
 CLASSES = ("ant", "bee", "hot_dog")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UCDR_BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setenv("UCDR_BENCH_WORKERS", "1")
-
-
 class Small(FolderDataset):
     card = DatasetCard(
         "small", "Small", "v1", "here", "MIT", gallery_domain="photo", layout="ROOT/{photo,draw}/CLASS/*"

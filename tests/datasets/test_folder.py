@@ -1,0 +1,159 @@
+"""``folder``: a user's own tree - the rule, its settings, every protocol on it, and verify on a damaged one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import data, run
+from benchmarks.datasets.base import DatasetError
+from benchmarks.datasets.folder import Folder, FolderRule, read_rule
+from benchmarks.protocols.registry import PROTOCOLS
+from tests.datasets import trees
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    made = tmp_path / "data" / "folder"
+    trees.own_tree(made)
+    return made
+
+
+def test_the_rule_splits_classes_and_pictures(root: Path) -> None:
+    dataset = Folder(root)
+    dataset.check()
+    assert dataset.card.gallery_domain == "photo"
+    assert Folder.card.gallery_domain == "", "the class's own card is left alone"
+    assert dataset.domains == ("drawing", "photo", "Öl auf Leinwand")
+    assert [len(dataset.classes(split)) for split in ("train", "val", "test")] == [5, 1, 2]
+    held = dataset.table[dataset.table["held_back"]]
+    assert held.groupby(["domain", "class"]).size().to_dict() == {("photo", c): 1 for c in dataset.classes("train")}
+    again = Folder(root)
+    assert again.table.equals(dataset.table)
+    assert again.data_hash == dataset.data_hash
+
+
+def test_classes_that_a_domain_lacks_are_trained_on_only(root: Path) -> None:
+    shutil.rmtree(root / "drawing" / "猫")
+    trees.write_pictures(root, ["photo/alone/1.jpg"])
+    dataset = Folder(root)
+    dataset.check()
+    assert {"猫", "alone"} <= set(dataset.classes("train"))
+
+
+def test_gallery_without_photographs_is_the_largest_domain(root: Path) -> None:
+    (root / "photo").rename(root / "watercolour")
+    assert Folder(root).card.gallery_domain == "drawing"
+    trees.write_pictures(root, ["watercolour/dog/extra.jpg"])
+    assert Folder(root).card.gallery_domain == "watercolour"
+
+
+def test_settings_of_the_tree(root: Path) -> None:
+    (root / "folder.toml").write_text('gallery_domain = "drawing"\nseed = 3\ntest_share = 0.5\n')
+    dataset = Folder(root)
+    assert dataset.rule == FolderRule("drawing", 3, 0.5)
+    assert dataset.card.gallery_domain == "drawing"
+    assert len(dataset.classes("test")) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("seed = ", "folder.toml is not TOML"),
+        ("sed = 1", "unknown key 'sed'; known are gallery_domain, seed, test_share, val_share, held_back_share"),
+        ("seed = 1.5", "seed is int, not 1.5"),
+        ("test_share = true", "test_share is float, not True"),
+        ("val_share = 1", "val_share lies between 0 and 1, not at 1"),
+        ("test_share = 0.6\nval_share = 0.5", "leave no train classes"),
+        ('gallery_domain = "phot"', "no domain 'phot'; there are drawing, photo, Öl auf Leinwand"),
+    ],
+)
+def test_wrong_settings_fail_with_one_line(root: Path, text: str, line: str) -> None:
+    (root / "folder.toml").write_text(text)
+    with pytest.raises(DatasetError, match=line) as caught:
+        Folder(root).check()
+    assert str(caught.value).startswith("folder: ")
+    assert "\n" not in str(caught.value)
+    assert read_rule(root / "none.toml") == FolderRule()
+
+
+def test_trees_that_no_protocol_fits_fail_with_one_line(root: Path, tmp_path: Path) -> None:
+    for path in ("drawing", "Öl auf Leinwand"):
+        shutil.rmtree(root / path)
+    with pytest.raises(DatasetError, match=r"^folder: .* has one domain, photo; two are needed$"):
+        Folder(root)
+    trees.class_tree(root, ["drawing"], ["dog", "cup"], 2)
+    with pytest.raises(DatasetError, match=r"^folder: .*: 2 classes lie in every domain \(drawing, photo\); three"):
+        Folder(root).check()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="holds no domain folders; the layout is ROOT/DOMAIN/CLASS"):
+        Folder(tmp_path / "empty")
+    (tmp_path / "empty" / "a").mkdir()
+    with pytest.raises(DatasetError, match="holds no pictures in its class folders"):
+        Folder(tmp_path / "empty")
+
+
+def test_the_closed_set_follows_the_rule(root: Path) -> None:
+    (root / "drawing/dog/0000.jpg").unlink()
+    (root / "drawing/dog/0001.jpg").unlink()
+    (root / "drawing/dog/0002.jpg").unlink()
+    dataset = Folder(root)
+    closed = dataset.closed_set
+    assert closed.uda_domains == dataset.domains
+    assert set(closed.uda_classes) == set(dataset.classes()) - {"dog"}
+    assert closed.dazsl_pairs == (("Öl auf Leinwand", "photo"),)
+    assert set(closed.seen) == set(dataset.classes("train"))
+    assert closed.unseen == dataset.classes("test")
+
+
+def test_every_protocol_runs_on_a_tree_with_names_that_are_not_ascii(
+    root: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.reporting.plots.bars", lambda table, folder: [])
+    arguments = ["--methods", "zero_shot", "--datasets", "folder", "--data-root", str(root.parent), "--preset", "smoke"]
+    arguments += ["--backbone", str(tiny_folder), "--threads", "1", "--out", str(tmp_path / "results")]
+    assert run.main(arguments) == 0
+    records = [json.loads(file.read_text()) for file in (tmp_path / "results" / "cells").rglob("*.json")]
+    assert {record["cell"]["protocol"] for record in records} == set(PROTOCOLS.defaults())
+    assert {record["status"] for record in records} == {"ok"}
+
+
+def test_verify_names_what_is_wrong_and_can_leave_it_out(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture, picture_cache: Path
+) -> None:
+    harm = trees.damage(root, "photo/dog", tmp_path / "outside")
+    shutil.copy(root / "drawing/dog/0000.jpg", root / "photo/dog/copied.jpg")
+    assert data.main(["verify", "folder", "--root", str(root)]) == 1
+    printed = capsys.readouterr().out
+    assert f"broken pictures: {len(harm.broken)}\n" in printed
+    for key in harm.broken:
+        assert f"  {key}: " in printed
+    for path in harm.left_out:
+        assert f"  {path}: " in printed
+    assert "  drawing/dog/0000.jpg = photo/dog/copied.jpg (differ in domain)" in printed
+    assert "NOT in order: 3 pictures are broken (--write-broken leaves them out)" in printed
+
+    assert data.main(["verify", "folder", "--root", str(root), "--write-broken"]) == 1
+    assert (root / "broken.txt").read_text().startswith("# left out; picture, then why\nphoto/dog/page.jpg\tnot a")
+    capsys.readouterr()
+    assert data.main(["verify", "folder", "--root", str(root), "--size", "8"]) == 0
+    printed = capsys.readouterr().out
+    assert "pictures left out by broken.txt: 3\n" in printed
+    count = len(Folder(root).table)
+    assert f"{count} pictures are kept decoded at 8 x 8 pixels" in printed
+    dataset = Folder(root)
+    dataset.pixels(np.arange(count), 8)
+    assert dataset.store(8).decoded == 0
+
+
+def test_verify_cuts_long_lists_unless_asked(root: Path, capsys: pytest.CaptureFixture) -> None:
+    for number in range(25):
+        (root / "photo" / "dog" / f"{number}.gif").write_bytes(b"")
+    assert data.main(["verify", "folder", "--root", str(root)]) == 0
+    assert "  ... and 5 more (--all names them)" in capsys.readouterr().out
+    assert data.main(["verify", "folder", "--root", str(root), "--all"]) == 0
+    assert capsys.readouterr().out.count(".gif: not one of .jpg") == 25
