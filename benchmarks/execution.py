@@ -493,13 +493,23 @@ class _Runner:
         notes: list[str] = []
         if cell.id.split != "*":
             card, data = METHODS.get(cell.id.method).card, self.workbench.dataset(cell.id.dataset).card
-            method = {"title": card.title, "floor": card.floor}
+            task = self._task(cell)
+            retrievals = {one.name for one in task.retrievals}
+            extensions = {
+                name: card.extension(task.protocol, "retrieval" if name in retrievals else "classification")
+                for name in cell.galleries
+            }
+            method = {
+                "title": card.title,
+                "floor": card.floor,
+                "extensions": {name: text for name, text in extensions.items() if text},
+            }
             dataset = {
                 "title": data.title,
                 "version": data.version,
                 "gallery_domain": data.gallery_domain,
             }
-            notes = list(self._task(cell).notes)
+            notes = list(task.notes)
         return Record(
             key=cell.key,
             status=status,
