@@ -479,7 +479,9 @@ def _bootstrap(
         n = min(_CHUNK, resamples - start)
         times = np.zeros((n, c))
         for members in strata:
-            times[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=n)
+            k = len(members)
+            drawn_classes = rng.integers(k, size=(n, k)) + k * np.arange(n)[:, None]
+            times[:, members] = np.bincount(drawn_classes.ravel(), minlength=n * k).reshape(n, k)
         drawn = (times @ counts).reshape(n, 1, j, g)
         sums = (times @ flat).reshape(n, m, j, g)
         ratio = np.divide(sums, drawn, out=np.full_like(sums, np.nan), where=drawn > 0)

@@ -1,0 +1,145 @@
+"""``python -m benchmarks.compare OLD NEW``: paired comparison of two results folders; fails on a significant drop."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.run import OneLineParser, consoles
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from benchmarks.reporting.regression import StoreComparison
+
+EPILOG = """Cells of the two folders are paired by method, data set, protocol, split, gallery, seed, rules and
+selection, and tested on their per-query values (classes swapped at random); p values are corrected over all cells.
+
+examples:
+  python -m benchmarks.compare results/main results/branch
+  python -m benchmarks.compare results/main results/branch --threshold 0.005 --metric map@all,recall@1 --out diff.csv
+
+exit code: 0 no significant drop, 1 at least one larger than the threshold, 2 folders or options that cannot be used
+"""
+
+
+def build_parser(prog: str = "benchmarks.compare") -> argparse.ArgumentParser:
+    """The options."""
+    parser = OneLineParser(
+        prog=prog,
+        description="Compare two results folders cell by cell.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("old", metavar="OLD", help="results folder to compare with")
+    parser.add_argument("new", metavar="NEW", help="results folder to judge")
+    parser.add_argument(
+        "--threshold",
+        metavar="X",
+        type=float,
+        default=0.01,
+        help="smallest drop that counts, a fraction (default: 0.01, one point of percent)",
+    )
+    parser.add_argument(
+        "--alpha", metavar="P", type=float, default=0.05, help="level of significance after correction (default: 0.05)"
+    )
+    parser.add_argument(
+        "--metric", metavar="LIST", action="append", help="comma list (default: the first metric of each gallery)"
+    )
+    parser.add_argument("--out", metavar="FILE", type=Path, help="also write the table there, as CSV")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.compare") -> int:
+    """Run the command; exit code 0, 1 on a significant drop above the threshold, 2 on input that cannot be used."""
+    arguments = build_parser(prog).parse_args(argv)
+    from benchmarks.reporting.regression import compare_stores
+    from benchmarks.store import ResultStore, write_atomically
+
+    out, err = consoles()
+
+    def warn(line: str) -> None:
+        err.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    metrics = None
+    if arguments.metric:
+        metrics = [name.strip() for text in arguments.metric for name in text.split(",") if name.strip()]
+    try:
+        found = compare_stores(
+            ResultStore(arguments.old),
+            ResultStore(arguments.new),
+            metrics=metrics,
+            threshold=arguments.threshold,
+            alpha=arguments.alpha,
+            report=warn,
+        )
+        if arguments.out:
+            write_atomically(arguments.out, found.cells.to_csv(index=False, lineterminator="\n").encode())
+    except (FileNotFoundError, ValueError) as error:
+        err.print(f"{prog}: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    except OSError as error:
+        line = f"{prog}: --out {arguments.out}: {error.strerror or error}; name a file that can be written"
+        err.print(line, markup=False, highlight=False, soft_wrap=True)
+        return 2
+    _print(out, found, arguments.threshold, arguments.alpha)
+    return 1 if len(found.drops) else 0
+
+
+def _print(out: Console, found: StoreComparison, threshold: float, alpha: float) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from benchmarks.reporting.leaderboard import protocol_title
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("method", "cell", "metric"):
+        table.add_column(name, overflow="fold")
+    for name in ("old", "new", "difference", "95 % interval", "p (Holm)"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for row in found.cells.to_dict("records"):
+        where = f"{row['dataset']} {protocol_title(row['protocol'])} {row['split']}, {row['gallery']}"
+        old, new, difference, low, high = (100 * row[name] for name in ("old", "new", "difference", "low", "high"))
+        cells = [
+            row["method"], f"{where}, {_marks(row)}", row["metric"], f"{old:.1f}", f"{new:.1f}", f"{difference:+.1f}",
+            f"{low:+.1f} to {high:+.1f}", f"{row['p_holm']:.4f}",
+            "; ".join(filter(None, [row["verdict"].upper(), row["changed"]])),
+        ]  # fmt: skip
+        style = {"drop": "red", "gain": "green"}.get(row["verdict"], "")
+        table.add_row(*(Text(" ".join(str(text).split()), style=style) for text in cells))
+    out.print(table)
+    _print_unpaired(out, found.unpaired)
+    counts = found.cells["verdict"].value_counts()
+    summary = (
+        f"{len(found.cells)} cells compared, in percent; {counts.get('drop', 0)} significant drops and "
+        f"{counts.get('gain', 0)} gains of more than {100 * threshold:g} (p <= {alpha:g} after Holm's correction); "
+        f"{len(found.unpaired)} not compared"
+    )
+    out.print(summary, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_unpaired(out: Console, unpaired: pd.DataFrame) -> None:
+    for row in unpaired.to_dict("records"):
+        where = f"{row['method']} on {row['dataset']}/{row['protocol']}/{row['split']}, {row['gallery']}, {_marks(row)}"
+        head = "not comparable" if row["store"] == "both" else f"only in {row['store'].upper()}"
+        line = " ".join(f"{head}: {where}: {row['reason']}".split())
+        out.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _marks(row: Mapping[Hashable, Any]) -> str:
+    """The seed, and the rules and the selection where they are not the usual ones."""
+    marks = [f"seed {row['seed']}"]
+    marks += [f"{row['rules']} rules"] if row["rules"] != "clean" else []
+    marks += [row["select"]] if row["select"] != "val" else []
+    return ", ".join(marks)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
