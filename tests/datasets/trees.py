@@ -46,22 +46,35 @@ def write_pictures(root: Path, paths: Iterable[str], side: tuple[int, int] = SID
     return made
 
 
+#: Every tree has this many pictures in its first three classes if ``plenty`` is asked for: enough for a tenth of them.
+PLENTY = 12
+
+
 def class_tree(
-    root: Path, folders: Sequence[str], classes: Sequence[str], pictures: int, name: str = "{number:04d}.jpg"
+    root: Path,
+    folders: Sequence[str],
+    classes: Sequence[str],
+    pictures: int,
+    name: str = "{number:04d}.jpg",
+    *,
+    plenty: bool = False,
 ) -> list[str]:
     """``FOLDER/CLASS/*`` for every folder and class; ``name`` may use ``{folder}``, ``{cls}`` and ``{number}``."""
+    rich = set(classes[:3]) if plenty else set()
     return write_pictures(
         root,
         (
             f"{folder}/{cls}/" + name.format(folder=folder.rpartition("/")[2], cls=cls, number=number)
             for folder in folders
             for cls in classes
-            for number in range(pictures)
+            for number in range(PLENTY if cls in rich else pictures)
         ),
     )
 
 
-def domainnet_tree(root: Path, classes: Sequence[str], *, pictures: int = 2, lists: bool = True) -> list[str]:
+def domainnet_tree(
+    root: Path, classes: Sequence[str], *, pictures: int = 2, lists: bool = True, plenty: bool = False
+) -> list[str]:
     """DomainNet as its six archives unpack, with the twelve train and test lists beside them."""
     domains = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
     paths: list[str] = []
@@ -70,7 +83,7 @@ def domainnet_tree(root: Path, classes: Sequence[str], *, pictures: int = 2, lis
         mine = [
             f"{domain}/{cls}/{domain}_{number:03d}_{count:06d}.{suffix}"
             for number, cls in enumerate(sorted(classes), 1)
-            for count in range(1, pictures + 1)
+            for count in range(1, (PLENTY if plenty and cls in classes[:3] else pictures) + 1)
         ]
         paths += write_pictures(root, mine)
         if lists:
@@ -81,24 +94,24 @@ def domainnet_tree(root: Path, classes: Sequence[str], *, pictures: int = 2, lis
     return paths
 
 
-def sketchy_tree(root: Path, classes: Sequence[str], *, pictures: int = 2) -> list[str]:
+def sketchy_tree(root: Path, classes: Sequence[str], *, pictures: int = 2, plenty: bool = False) -> list[str]:
     """Sketchy Extended as its two archives unpack: 256x256/{sketch,photo}/tx_*/CLASS and EXTEND_image_sketchy/CLASS."""
     spelled = [{"hot_air_balloon": "hot-air_balloon", "jack_o_lantern": "jack-o-lantern"}.get(c, c) for c in classes]
     folders = ("256x256/sketch/tx_000000000000", "256x256/photo/tx_000000000000", "256x256/sketch/tx_000100000000")
-    paths = class_tree(root, folders[:1], spelled, pictures, "n02691156_{number}-1.png")
+    paths = class_tree(root, folders[:1], spelled, pictures, "n02691156_{number}-1.png", plenty=plenty)
     paths += class_tree(root, folders[1:2], spelled, 1, "n02691156_{number}.jpg")
     paths += class_tree(root, folders[2:], spelled, 1, "n02691156_{number}-1.png")
-    return paths + class_tree(root, ("EXTEND_image_sketchy",), spelled, pictures, "ext_{number}.jpg")
+    return paths + class_tree(root, ("EXTEND_image_sketchy",), spelled, pictures, "ext_{number}.jpg", plenty=plenty)
 
 
-def tuberlin_tree(root: Path, classes: Sequence[str], *, pictures: int = 2) -> list[str]:
+def tuberlin_tree(root: Path, classes: Sequence[str], *, pictures: int = 2, plenty: bool = False) -> list[str]:
     """TU-Berlin Extended as its two archives unpack: png/CLASS with spaces, ImageResized/CLASS spelled its own way."""
     hyphens = ("t_shirt", "hot_dog", "frying_pan", "beer_mug", "teddy_bear", "wine_bottle", "human_skeleton")
     sketches = [c.replace("_", "-") if c in hyphens else c.replace("_", " ") for c in classes]
     photos = [TUBERLIN_PHOTO_NAMES.get(c, c.replace("_", "").replace("(", "").replace(")", "")) for c in classes]
-    paths = class_tree(root, ("png",), sketches, pictures, "{number}.png")
+    paths = class_tree(root, ("png",), sketches, pictures, "{number}.png", plenty=plenty)
     (root / "png" / "filelist.txt").write_text("airplane/1.png\n")
-    return paths + class_tree(root, ("ImageResized",), photos, pictures, "n02691156_{number}.JPEG")
+    return paths + class_tree(root, ("ImageResized",), photos, pictures, "n02691156_{number}.JPEG", plenty=plenty)
 
 
 #: How the photo archive of TU-Berlin Extended spells what is not just written together.
