@@ -1,13 +1,14 @@
-"""Carry out a plan, one cell after the other: fit once a group, encode each picture once a model, rank, store.
+"""Carry out one fit group in one process: fit once, encode each picture once a model, rank, hand over the records.
 
-Whatever goes wrong in a cell becomes that cell's record (status, reason, traceback) and the sweep goes on.
+Whatever goes wrong in a cell becomes that cell's record (status, reason, traceback) and the sweep goes on. Which group
+runs where and when is an executor's business (:mod:`benchmarks.executors`); :func:`execute` is the door to them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
+import gc
 import math
 import os
 import random
@@ -28,8 +29,8 @@ from benchmarks.evaluation.classification import ClassificationScores, classify,
 from benchmarks.evaluation.ranking import RULES, RetrievalScores, rank
 from benchmarks.protocols.task import Classification, Retrieval, Task
 from benchmarks.protocols.training import Question, training_data
-from benchmarks.store import CellId, Cost, Fit, GalleryScores, Record, ResultStore, Search, Status, content_key
-from benchmarks.sweep import Broken, Cell, FitGroup, Plan, describe, search_inputs
+from benchmarks.store import CellId, Cost, Fit, GalleryScores, Record, ResultStore, Search, Status
+from benchmarks.sweep import Cell, FitGroup, Plan, describe
 from benchmarks.workbench import PixelCache, Workbench
 from methods.interface import FitReport, Method, NotApplicableError, TrainingData
 from methods.registry import METHODS
@@ -83,28 +84,24 @@ class FailFast(Exception):  # noqa: N818 - not an error: it ends a run that was 
 
 
 def execute(plan: Plan, workbench: Workbench, store: ResultStore, progress: Progress) -> Outcome:
-    """Run every cell of the plan that has no finished record (``--force``: every cell).
+    """Run every cell of the plan that has no finished record (``--force``: every cell), as the settings say where.
 
     A kill or Ctrl-C at any moment leaves only whole records behind; the same command then goes on where it stopped.
+    No score depends on the executor; on a CPU the last digits depend on ``threads``, which each record names.
     """
+    from benchmarks.executors import EXECUTORS
+
     settings = workbench.settings
-    outcome = Outcome()
-    prepare_process(settings.threads)
-    runner = _Runner(workbench, store, progress, outcome)
-    try:
-        for broken in plan.broken:
-            runner.broken(broken)
-        for group in plan.groups:
-            runner.group(group)
-    except FailFast:
-        pass
+    name = settings.executor if settings.executor != "local" else "processes" if settings.jobs > 1 else "serial"
+    outcome: Outcome = EXECUTORS.get(name)(plan, workbench, store, progress)
     return outcome
 
 
 def prepare_process(threads: int) -> None:
-    """Threads and determinism of this process."""
+    """Threads (0: as they are) and determinism of this process."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.set_num_threads(threads)
+    if threads:
+        torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
@@ -223,50 +220,49 @@ class _Fitted:
     peak_gpu_mib: float | None
 
 
-class _Runner:
-    def __init__(self, workbench: Workbench, store: ResultStore, progress: Progress, outcome: Outcome) -> None:
+#: Takes a cell's record and its per-query values (None where there are no scores).
+KeepRecord = Callable[[Record, "pd.DataFrame | None"], None]
+
+#: Takes the outcome of a learning-rate search that a group needed.
+KeepSearch = Callable[[FitGroup, Search], None]
+
+
+class Runner:
+    """Carries out fit groups in this process; what comes of them goes to ``keep`` and ``keep_search``."""
+
+    def __init__(
+        self, workbench: Workbench, progress: Progress, keep: KeepRecord, keep_search: KeepSearch = lambda *_: None
+    ) -> None:
         self.workbench = workbench
         self.settings = workbench.settings
-        self.store = store
         self.progress = progress
-        self.outcome = outcome
+        self.keep = keep
+        self.keep_search = keep_search
         self.memory = PeakMemory()
         self._shared: tuple[tuple[Any, ...], EncodedPictures] | None = None
-        self._searches: dict[str, Search] = {}
 
-    def broken(self, broken: Broken) -> None:
-        cell = broken.cell
-        record = self._record(cell, "failed", reason=broken.reason, traceback=broken.traceback)
-        self._done(record)
-
-    def group(self, group: FitGroup) -> None:
-        cells = []
-        for cell in group.cells:
-            if not self.settings.force and (record := self.store.finished(cell.id, cell.key)) is not None:
-                self.outcome.add("cached")
-                self.progress.cell(record.cell, "cached")
-            else:
-                cells.append(cell)
-        if not cells:
-            return
+    def group(self, group: FitGroup, search: Search | None = None) -> None:
+        """Fit and score every cell of a group; ``search`` is the outcome of its learning-rate search if it was done."""
         try:
-            fitted = self._fit(group, self._task(cells[0]))
+            fitted = self._fit(group, self._task(group.cells[0]), search)
         except Exception as error:
-            for cell in cells:
+            for cell in group.cells:
                 self._failed(cell, error)
+            release_memory(error)
             return
-        for cell in cells:
+        for cell in group.cells:
             try:
                 record, per_query = self._score(cell, fitted)
             except Exception as error:
                 self._failed(cell, error, fitted)
+                release_memory(error)
                 continue
-            self._done(record, per_query)
+            self.keep(record, per_query)
 
     def _task(self, cell: Cell) -> Task:
         return self.workbench.task(cell.id.dataset, cell.id.protocol, cell.id.split)
 
-    def _fit(self, group: FitGroup, task: Task) -> _Fitted:
+    def _fit(self, group: FitGroup, task: Task, known: Search | None) -> _Fitted:
         self.progress.fitting(group)
         logged: list[dict[str, Any]] = []
 
@@ -296,7 +292,9 @@ class _Runner:
 
         search, trained = Search(), None
         with self._measured() as peak:
-            if len(group.learning_rates) > 1:
+            if known is not None:
+                search = known
+            elif len(group.learning_rates) > 1:
                 search, trained = self._search(group, data, train)
             elif group.learning_rates:
                 search = Search(learning_rate=group.learning_rates[0])
@@ -325,14 +323,6 @@ class _Runner:
         equal. A rate that fails (the loss runs away) is noted and loses; if all fail, the last error is raised. The
         result is kept with the records, so the other seeds, and a sweep that goes on, need no second search.
         """
-        inputs = search_inputs(group)
-        key = content_key(inputs)
-        stored = self._searches.get(key)
-        if stored is None and not self.settings.force:
-            stored = self.store.read_search(group.dataset, group.method, key)
-        if stored is not None:
-            self._searches[key] = stored
-            return stored, None
         best: _Trained | None = None
         best_score, best_rate, error = -math.inf, None, None
         trials: list[dict[str, Any]] = []
@@ -351,9 +341,7 @@ class _Runner:
             assert error is not None
             raise error
         search = Search(trials, best_rate)
-        self._searches[key] = search
-        with contextlib.suppress(OSError):  # disk full: the records will say so
-            self.store.write_search(group.dataset, group.method, key, inputs, search)
+        self.keep_search(group, search)
         return search, best if group.seed == SEARCH_SEED else None
 
     def _encoded(self, group: FitGroup, method: Method, cache: PixelCache) -> EncodedPictures:
@@ -408,7 +396,8 @@ class _Runner:
             seconds={**cost.seconds, **seconds},
             pictures_per_second=rate,
         )
-        record = self._record(cell, "ok", scores=scores, fit=self._fit_facts(cell, fitted), cost=cost)
+        fit = self._fit_facts(cell, fitted)
+        record = make_record(self.workbench, cell, "ok", scores=scores, fit=fit, cost=cost)
         return record, pd.concat(frames, ignore_index=True)
 
     def _per_query(self, cell: Cell, retrieval: Retrieval, result: RetrievalScores) -> pd.DataFrame:
@@ -485,52 +474,53 @@ class _Runner:
         if fitted is not None:
             extra = {"fit": self._fit_facts(cell, fitted), "cost": self._fit_cost(fitted)}
         trace = "".join(traceback.format_exception(error)) if status == "failed" else ""
-        self._done(self._record(cell, status, reason=describe(error), traceback=trace, **extra))
+        self.keep(make_record(self.workbench, cell, status, reason=explain(error), traceback=trace, **extra), None)
 
-    def _record(self, cell: Cell, status: Status, **values: Any) -> Record:
-        method: dict[str, Any] = {}
-        dataset: dict[str, Any] = {}
-        notes: list[str] = []
-        if cell.id.split != "*":
-            card, data = METHODS.get(cell.id.method).card, self.workbench.dataset(cell.id.dataset).card
-            task = self._task(cell)
-            retrievals = {one.name for one in task.retrievals}
-            extensions = {
-                name: card.extension(task.protocol, "retrieval" if name in retrievals else "classification")
-                for name in cell.galleries
-            }
-            method = {
-                "title": card.title,
-                "floor": card.floor,
-                "extensions": {name: text for name, text in extensions.items() if text},
-            }
-            dataset = {
-                "title": data.title,
-                "version": data.version,
-                "gallery_domain": data.gallery_domain,
-            }
-            notes = list(task.notes)
-        return Record(
-            key=cell.key,
-            status=status,
-            cell=cell.id,
-            inputs=dict(cell.inputs),
-            method=method,
-            dataset=dataset,
-            galleries={name: list(metrics) for name, metrics in cell.galleries.items()},
-            environment=environment(self.workbench.device, self.settings.threads),
-            notes=notes,
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            **values,
-        )
 
-    def _done(self, record: Record, per_query: pd.DataFrame | None = None) -> None:
-        try:
-            self.store.write(record, per_query)
-        except OSError as error:  # disk full, folder gone: there is nowhere to write a row, but the sweep goes on
-            reason = f"{self.settings.out}: the record cannot be written ({error.strerror or error}); free space there"
-            record = dataclasses.replace(record, status="failed", reason=reason)
-        self.outcome.add(record.status)
-        self.progress.cell(record.cell, record.status, record.reason)
-        if record.status == "failed" and self.settings.fail_fast:
-            raise FailFast
+def make_record(workbench: Workbench, cell: Cell, status: Status, **values: Any) -> Record:
+    """A cell's record made here and now; ``values`` are further fields of :class:`~benchmarks.store.Record`."""
+    method: dict[str, Any] = {}
+    dataset: dict[str, Any] = {}
+    notes: list[str] = []
+    if cell.id.split != "*":
+        card, data = METHODS.get(cell.id.method).card, workbench.dataset(cell.id.dataset).card
+        method = {"title": card.title, "floor": card.floor}
+        dataset = {"title": data.title, "version": data.version, "gallery_domain": data.gallery_domain}
+        notes = list(workbench.task(cell.id.dataset, cell.id.protocol, cell.id.split).notes)
+    return Record(
+        key=cell.key,
+        status=status,
+        cell=cell.id,
+        inputs=dict(cell.inputs),
+        method=method,
+        dataset=dataset,
+        galleries={name: list(metrics) for name, metrics in cell.galleries.items()},
+        environment=environment(workbench.device, workbench.settings.threads),
+        notes=notes,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **values,
+    )
+
+
+def explain(error: BaseException) -> str:
+    """One line: the error, and the mend where the error does not name it itself."""
+    return f"{describe(error)}; {OUT_OF_MEMORY}" if out_of_memory(error) else describe(error)
+
+
+#: The mend for a process that needs more memory than there is.
+OUT_OF_MEMORY = "give it less to hold: fewer --jobs, a smaller batch (--set batch_size=N), or --precision bf16"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory, of the machine or a GPU, ran out; torch's CPU allocator has no error class of its own."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def release_memory(error: BaseException) -> None:
+    """After an allocation failed: let go of what the error's frames hold, so that the next group has room."""
+    if out_of_memory(error):
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -12,6 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks.store import CellId
 from benchmarks.sweep import FitGroup
 
+#: Workers named in the display; the others are counted.
+SHOWN = 4
+
 
 class RunProgress:
     """Progress over ``total`` cells; quiet when the console is not a terminal (failures are always printed)."""
@@ -20,6 +23,7 @@ class RunProgress:
         self._console = console
         self._started = time.monotonic()
         self._pictures = 0
+        self._workers: dict[int, str] = {}
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
@@ -43,6 +47,17 @@ class RunProgress:
     ) -> None:
         self._bar.stop()
 
+    def worker(self, number: int) -> WorkerProgress:
+        """The progress of one of several workers; all show in this display."""
+        return WorkerProgress(self, number)
+
+    def working(self, number: int, what: str) -> None:
+        """Say what a worker is doing."""
+        self._workers[number] = what
+        shown = [self._workers[n] for n in sorted(self._workers)]
+        more = f", +{len(shown) - SHOWN}" if len(shown) > SHOWN else ""
+        self._bar.update(self._task, description=", ".join(shown[:SHOWN]) + more)
+
     def fitting(self, group: FitGroup) -> None:
         """Name the model being fitted."""
         self._bar.update(self._task, description=f"{group.method} seed {group.seed}")
@@ -61,7 +76,36 @@ class RunProgress:
 
     def cell(self, cell: CellId, status: str, reason: str = "") -> None:
         """Advance; print what went wrong."""
-        self._bar.update(self._task, advance=1, description=f"{cell.method} {cell.protocol}/{cell.split}")
+        self._bar.update(self._task, advance=1)
+        if not self._workers:
+            self._bar.update(self._task, description=f"{cell.method} {cell.protocol}/{cell.split}")
         if status == "failed":
             line = f"failed: {cell.method} on {cell.dataset}/{cell.protocol}/{cell.split}, seed {cell.seed}: {reason}"
             self._bar.console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+class WorkerProgress:
+    """What one of several workers does, as a part of the common display."""
+
+    def __init__(self, whole: RunProgress, number: int) -> None:
+        self._whole = whole
+        self._number = number
+        self._name = ""
+
+    def fitting(self, group: FitGroup) -> None:
+        """Name the model being fitted."""
+        self._name = f"{group.method} seed {group.seed}"
+        self._whole.working(self._number, self._name)
+
+    def log(self, **numbers: Any) -> None:
+        """Show where training stands."""
+        if "step" in numbers:
+            self._whole.working(self._number, f"{self._name} step {numbers['step']}")
+
+    def pictures(self, count: int) -> None:
+        """Count in the rate of encoding."""
+        self._whole.pictures(count)
+
+    def cell(self, cell: CellId, status: str, reason: str = "") -> None:
+        """Advance the common bar."""
+        self._whole.cell(cell, status, reason)

@@ -64,10 +64,20 @@ def build_parser(prog: str = "benchmarks.run") -> argparse.ArgumentParser:
     how.add_argument("--limit", metavar="N", type=int, help="at most N training, query and gallery pictures each")
     how.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda, cuda:1, ...")
     how.add_argument("--precision", metavar="NAME", help="float32 (default) or bf16")
-    how.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: OMP_NUM_THREADS, or all cores)")
+    how.add_argument(
+        "--threads",
+        metavar="N",
+        type=int,
+        help="CPU threads of each fit (default: OMP_NUM_THREADS, or cores / jobs); changes last digits",
+    )
     how.add_argument("--config", metavar="FILE", type=Path, help="TOML file with these options; the command line wins")
     run = parser.add_argument_group("the run")
     run.add_argument("--out", metavar="FOLDER", help="results folder (default: results/run)")
+    run.add_argument("--jobs", metavar="N", type=int, help="fits at the same time (default: the cores, or GPUs, allow)")
+    run.add_argument("--executor", metavar="NAME", help="local (default) or ray: --jobs workers on a Ray cluster")
+    run.add_argument(
+        "--shard", metavar="I/N", help="part I (from 1) of N; the parts may share --out or be copied together"
+    )
     run.add_argument("--dry-run", action="store_true", help="list the cells and which are cached, write nothing")
     run.add_argument("--force", action="store_true", help="run cells again that are finished")
     run.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
@@ -113,8 +123,9 @@ def _run(settings: Settings, out: Console, err: Console, command: str) -> int:
     from benchmarks.progress import RunProgress
     from benchmarks.reporting.leaderboard import print_tables
     from benchmarks.reporting.write import write_report
+    from benchmarks.settings import SettingsError
     from benchmarks.store import ResultStore, load_results
-    from benchmarks.sweep import plan, unplanned_cells
+    from benchmarks.sweep import plan, shard, unplanned_cells
     from benchmarks.workbench import Workbench
 
     def warn(line: str) -> None:
@@ -122,6 +133,9 @@ def _run(settings: Settings, out: Console, err: Console, command: str) -> int:
 
     workbench = Workbench(settings)
     planned = plan(settings, workbench)
+    if settings.shard is not None:
+        planned = shard(planned, *settings.shard)
+    workbench.settings = settings = workbench.spread()
     resolved = settings.as_dict() | {"backbone": workbench.backbone.name, "device": workbench.device}
     shown = ", ".join(f"{key}={_short(value)}" for key, value in resolved.items() if value not in (None, False, [], {}))
     out.print(shown, style="dim", markup=False, highlight=False, soft_wrap=True)
@@ -131,8 +145,12 @@ def _run(settings: Settings, out: Console, err: Console, command: str) -> int:
     if settings.dry_run:
         _list(planned, store, out)
         return 0
-    store.write_resolved(resolved | {"command": command})
-    _write_cards(planned, store)
+    try:
+        store.clean()
+        store.write_resolved(resolved | {"command": command})
+        _write_cards(planned, store)
+    except OSError as error:
+        raise SettingsError(f"--out {settings.out}: cannot be written ({error.strerror or error})") from error
     for cell in unplanned_cells(settings, planned):
         store.discard(cell.id, cell.key)
     with RunProgress(err, len(planned.cells) + len(planned.broken)) as progress:
@@ -142,14 +160,14 @@ def _run(settings: Settings, out: Console, err: Console, command: str) -> int:
     mine = frame[frame["key"].isin(keys)] if len(frame) else frame
     print_tables(out, mine)
     folder = Path(settings.out) / "report"
-    files = write_report(frame, folder, command=command, report=warn)
     counts = ", ".join(f"{count} {status}" for status, count in sorted(outcome.counts.items())) or "no cells"
-    lines = [
-        f"cells: {counts}",
-        f"records: {Path(settings.out) / 'cells'}",
-        f"leaderboard: {files[0]}, {files[1]}",
-        f"plots: {folder / 'plots'}",
-    ]
+    lines = [f"cells: {counts}", f"records: {Path(settings.out) / 'cells'}"]
+    try:
+        files = write_report(frame, folder, command=command, report=warn)
+        lines += [f"leaderboard: {files[0]}, {files[1]}", f"plots: {folder / 'plots'}"]
+    except OSError as error:
+        warn(f"{folder}: cannot be written ({error.strerror or error}); free space there, then the same command again")
+        outcome.add("failed")
     for line in lines:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     return 1 if outcome.failed else 0

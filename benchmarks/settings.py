@@ -21,6 +21,7 @@ from benchmarks.presets import PRESETS, Preset
 Rules = Literal["clean", "official"]
 Select = Literal["last", "val", "oracle"]
 Precision = Literal["float32", "bf16"]
+Executor = Literal["local", "ray"]
 
 
 class SettingsError(ValueError):
@@ -34,7 +35,8 @@ class Settings:
     ``("all",)`` becomes all registered names, except for ``datasets``: there it means those that are found, and the
     plan finds them. ``set`` holds the ``--set`` changes as ``("method.field" or "field", value)``; ``limit`` is the
     effective one (the preset's unless given); ``device`` stays ``auto`` until
-    :class:`~benchmarks.workbench.Workbench` picks one.
+    :class:`~benchmarks.workbench.Workbench` picks one; ``jobs`` and ``threads`` stay 0 until :func:`spread` shares the
+    machine out. ``shard`` is (number from 1, of how many).
     """
 
     methods: tuple[str, ...] = ("all",)
@@ -53,6 +55,9 @@ class Settings:
     out: str = "results/run"
     limit: int | None = None
     threads: int = 0
+    jobs: int = 0
+    executor: Executor = "local"
+    shard: tuple[int, int] | None = None
     dry_run: bool = False
     fail_fast: bool = False
     force: bool = False
@@ -80,12 +85,12 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
         if key not in known:
             raise SettingsError(f"{file}: unknown setting {key!r}; {nearest(key, known)}")
     settings = Settings(**{key: _convert(key, value) for key, value in values.items()})
-    for key, kind in (("rules", Rules), ("select", Select), ("precision", Precision)):
+    for key, kind in (("rules", Rules), ("select", Select), ("precision", Precision), ("executor", Executor)):
         _one_of(key, getattr(settings, key), get_args(kind))
     _one_of("preset", settings.preset, PRESETS)
     if any(seed < 0 for seed in settings.seeds):
         raise SettingsError(f"--seeds: a seed is 0 or larger, not {min(settings.seeds)}")
-    for key in ("limit", "threads"):
+    for key in ("limit", "threads", "jobs"):
         if (value := getattr(settings, key)) is not None and value < (1 if key == "limit" else 0):
             raise SettingsError(f"--{key} must be positive, not {value}")
     return dataclasses.replace(
@@ -95,17 +100,32 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
         protocols=_names("protocols", settings.protocols),
         seeds=tuple(dict.fromkeys(settings.seeds)),
         limit=settings.limit if settings.limit is not None else settings.budget.limit,
-        threads=settings.threads or default_threads(),
     )
 
 
-def default_threads() -> int:
-    """``OMP_NUM_THREADS`` if set, else the physical cores this process may use."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdigit() and int(given) > 0:
-        return int(given)
+def cores() -> int:
+    """The physical cores this process may use."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(psutil.cpu_count(logical=False) or 1, allowed))
+
+
+def spread(settings: Settings, *, weights_mib: float = 0, gpus: int = 0) -> Settings:
+    """The settings with ``jobs`` and ``threads`` filled in from the machine.
+
+    Small models train fastest on one thread each, so ``jobs`` becomes the number of cores, or of GPUs where the run is
+    on them, as far as memory reaches: a worker needs a GiB and six times the backbone's weights (trained copy,
+    gradients, two moments, best copy so far). ``threads`` becomes ``OMP_NUM_THREADS`` if set, else what is left of the
+    cores for each job. Only what a machine has counts, never what is free just now, so a sweep that goes on has the
+    threads, and with them the last digits, that it began with.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    threads = settings.threads or (int(given) if given.isdigit() else 0)
+    jobs = settings.jobs
+    if not jobs:
+        need = 1024 + 6 * weights_mib
+        room = int(psutil.virtual_memory().total / 2**20 * 0.75 / need)
+        jobs = max(1, gpus or min(cores() // (threads or 1), room))
+    return dataclasses.replace(settings, jobs=jobs, threads=threads or max(1, cores() // jobs))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -209,10 +229,16 @@ def _convert(key: str, value: Any) -> Any:
             if not names:
                 raise ValueError
             return names
-        if key in ("limit", "threads"):
+        if key in ("limit", "threads", "jobs"):
             return int(value)
+        if key == "shard":
+            number, _, count = value.partition("/")
+            if not 1 <= int(number) <= int(count):
+                raise ValueError
+            return int(number), int(count)
     except (TypeError, ValueError, AttributeError):
-        raise SettingsError(f"--{key.replace('_', '-')}: cannot read {value!r}") from None
+        hint = "; write I/N with I from 1 to N, e.g. 2/4" if key == "shard" else ""
+        raise SettingsError(f"--{key.replace('_', '-')}: cannot read {value!r}{hint}") from None
     if isinstance(default, bool) and not isinstance(value, bool):
         raise SettingsError(f"{key} is true or false, not {value!r}")
     return value if isinstance(default, bool) or value is None else str(value)

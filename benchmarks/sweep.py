@@ -211,6 +211,40 @@ def search_inputs(group: FitGroup) -> dict[str, Any]:
     return {**kept, "fit_id": group.fit_id, "rules": inputs["task"]["rules"]}
 
 
+def search_key(group: FitGroup) -> str | None:
+    """Names the learning-rate search that a group needs; the same for all seeds. None if it needs none."""
+    return content_key(search_inputs(group)) if len(group.learning_rates) > 1 else None
+
+
+def shard(plan: Plan, number: int, count: int) -> Plan:
+    """Shard ``number`` (from 1) of ``count``: the same part for the same command on every machine.
+
+    Groups are told apart by content. Cells of one fitted model, seeds of one learning-rate search and the groups of a
+    method that shares its encoded pictures stay together. The units of each method and data set are dealt out in turn,
+    so the shards cost about the same. What cannot be planned is reported by every shard.
+    """
+    units: dict[tuple[str, str], dict[str, list[FitGroup]]] = {}
+    for group in plan.groups:
+        units.setdefault((group.dataset, group.method), {}).setdefault(unit_key(group), []).append(group)
+    mine: set[int] = set()
+    for owner, of_owner in units.items():
+        first = int(content_key({"owner": owner}), 16)
+        for place, key in enumerate(sorted(of_owner)):
+            if (first + place) % count == number - 1:
+                mine |= {id(group) for group in of_owner[key]}
+    return dataclasses.replace(plan, groups=tuple(group for group in plan.groups if id(group) in mine))
+
+
+def unit_key(group: FitGroup) -> str:
+    """Names the groups that are better done in one place: by search, or by method and seed where nothing is trained."""
+    if (search := search_key(group)) is not None:
+        return search
+    inputs = group.cells[0].inputs
+    kept = {name: inputs[name] for name in ("method", "backbone", "dataset", "select", "seed")}
+    trained = METHODS.get(group.method).trained
+    return content_key({**kept, "rules": inputs["task"]["rules"], "fit_id": group.fit_id if trained else ""})
+
+
 def classification_metrics(question: Classification) -> tuple[str, ...]:
     """The metrics that lead a classification's tables: accuracy, or the harmonic mean and its two parts."""
     return ("accuracy[image]",) if question.seen is None else ("h[image]", "seen[image]", "unseen[image]")

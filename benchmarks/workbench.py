@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,17 +16,19 @@ import torch
 from torch import Tensor
 
 from benchmarks import backbones
-from benchmarks.datasets.base import Dataset
+from benchmarks.datasets.base import Dataset, DatasetError
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.protocols.task import Classification, Retrieval, Task
-from benchmarks.settings import Settings, SettingsError
+from benchmarks.settings import Settings, SettingsError, spread
 from methods.interface import Pictures, WithheldError
+from methods.registry import METHODS, Registry
 
 if TYPE_CHECKING:
     from methods.parts.backbone import Backbone
 
-#: Decoded pictures are kept in memory while they take at most this share of what is free at the start.
+#: Decoded pictures are kept in memory while they take at most this share of what is free at the start, all jobs' caches
+#: together.
 CACHE_SHARE = 0.25
 
 
@@ -46,6 +50,19 @@ class Workbench:
             return backbones.load(settings.backbone, device=self.device, precision=settings.precision)
         except ValueError as error:  # BackboneError is one
             raise SettingsError(f"--backbone: {error}") from error
+
+    def spread(self) -> Settings:
+        """The settings with jobs and threads shared out over this machine (:func:`benchmarks.settings.spread`).
+
+        One job, unless more are asked for, where something was registered that only this process has.
+        """
+        weights = sum(value.numel() * value.element_size() for value in self.backbone.model.parameters())
+        settings, gpus = self.settings, 0
+        if not settings.jobs and unnamed(settings):
+            settings = dataclasses.replace(settings, jobs=1)
+        if self.device.startswith("cuda"):
+            gpus = torch.cuda.device_count() if self.device == "cuda" else 1
+        return spread(settings, weights_mib=weights / 2**20, gpus=gpus)
 
     def dataset(self, name: str) -> Dataset:
         """A checked data set; raises DatasetError if it is not there or breaks a promise."""
@@ -74,7 +91,8 @@ class Workbench:
     def pixels(self, dataset: str) -> PixelCache:
         """The data set's pictures at the backbone's size."""
         if dataset not in self._pixels:
-            self._pixels[dataset] = PixelCache(self.dataset(dataset), self.backbone.image_size)
+            share = CACHE_SHARE / max(1, self.settings.jobs)
+            self._pixels[dataset] = PixelCache(self.dataset(dataset), self.backbone.image_size, share)
         return self._pixels[dataset]
 
 
@@ -84,11 +102,11 @@ class PixelCache:
     Pictures are held as 8-bit RGB whether cached or not, so what is cached never changes a number.
     """
 
-    def __init__(self, dataset: Dataset, size: int) -> None:
+    def __init__(self, dataset: Dataset, size: int, share: float = CACHE_SHARE) -> None:
         self.dataset = dataset
         self.size = size
         count = len(dataset.table)
-        fits = count * 3 * size * size <= CACHE_SHARE * psutil.virtual_memory().available
+        fits = count * 3 * size * size <= share * psutil.virtual_memory().available
         self._kept = np.empty((count, 3, size, size), dtype=np.uint8) if fits else None
         self._known = np.zeros(count, dtype=bool)
 
@@ -103,8 +121,28 @@ class PixelCache:
         return torch.from_numpy(self._kept[rows]).float().div_(255)
 
     def _decode(self, rows: np.ndarray) -> np.ndarray:
-        decoded: np.ndarray = self.dataset.pixels(rows, self.size).mul(255).round_().to(torch.uint8).numpy()
+        try:
+            pixels = self.dataset.pixels(rows, self.size)
+        except Exception as error:
+            raise self._broken(rows, error) from error
+        decoded: np.ndarray = pixels.mul(255).round_().to(torch.uint8).numpy()
         return decoded
+
+    def _broken(self, rows: np.ndarray, error: Exception) -> Exception:
+        """The error that names the picture, if one of these cannot be decoded by itself; else the error as it is."""
+        if isinstance(error, DatasetError | MemoryError):
+            return error
+        name, keys = self.dataset.card.name, self.dataset.table["key"].to_numpy()
+        for row in np.unique(rows):
+            try:
+                self.dataset.pixels(np.array([row]), self.size)
+            except Exception as reason:
+                said = " ".join(str(reason).split()) or type(reason).__name__
+                return DatasetError(
+                    f"{name}: the picture {keys[row]!r} cannot be decoded ({said}); put a whole file in its place"
+                    f" (`python -m benchmarks.data verify {name}` checks all)"
+                )
+        return error
 
 
 class DatasetPictures(Pictures):
@@ -133,6 +171,50 @@ class DatasetPictures(Pictures):
         """Content hash of every picture."""
         content, rows = self._hashes()
         return [content[row] for row in rows]
+
+
+REGISTRIES: dict[str, Registry] = {"methods": METHODS, "datasets": DATASETS, "protocols": PROTOCOLS}
+
+
+def named(settings: Settings) -> list[tuple[str, str, str]]:
+    """What another process must know by name to work on this run: (kind, name, ``module:attribute``)."""
+    known = []
+    for kind, registry in REGISTRIES.items():
+        chosen = getattr(settings, kind)
+        for entry in registry.entries():
+            target = entry.target
+            if not isinstance(target, str):
+                module, name = getattr(target, "__module__", "?"), getattr(target, "__qualname__", "?")
+                target = f"{module}:{name}"
+            if entry.name in chosen or chosen == ("all",):
+                known.append((kind, entry.name, target))
+    return known
+
+
+def unnamed(settings: Settings) -> list[str]:
+    """What of it another process could not import: classes made in a notebook, in a function, by ``exec``."""
+    alone = []
+    for _, name, target in named(settings):
+        module, _, path = target.partition(":")
+        origin = getattr(sys.modules.get(module), "__file__", None) if module in sys.modules else find_module(module)
+        if "<locals>" in path or origin is None:
+            alone.append(name)
+    return alone
+
+
+def find_module(name: str) -> object | None:
+    """The spec of a module that is not loaded, or None."""
+    try:
+        return importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+
+
+def register_missing(known: Sequence[tuple[str, str, str]]) -> None:
+    """In another process: register what :func:`named` lists and is not registered here."""
+    for kind, name, target in known:
+        if name not in REGISTRIES[kind].names():
+            REGISTRIES[kind].add(name, target)
 
 
 def dataset_root(data_root: str | None, name: str) -> Path | None:

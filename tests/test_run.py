@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 import benchmarks
 from benchmarks import cli, data, report, run
 from benchmarks.reporting.plots import bars
-from benchmarks.settings import Settings, SettingsError, config_changes, default_threads, parse_set, resolve
+from benchmarks.settings import Settings, SettingsError, config_changes, parse_set, resolve, spread
 from methods.floors import RandomConfig
 from methods.registry import METHODS, UnknownNameError
 from methods.zero_shot import ZeroShotConfig
@@ -31,7 +32,18 @@ def command(tiny_dataset: type, tiny_folder: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("benchmarks.reporting.plots.bars", lambda table, folder: [])
 
     def call(*arguments: str) -> int:
-        fixed = ["--datasets", "tiny", "--backbone", str(tiny_folder), "--threads", "1", "--preset", "full"]
+        fixed = [
+            "--datasets",
+            "tiny",
+            "--backbone",
+            str(tiny_folder),
+            "--threads",
+            "1",
+            "--jobs",
+            "1",
+            "--preset",
+            "full",
+        ]
         return run.main([*fixed, "--out", str(tmp_path / "results"), *arguments])
 
     return call
@@ -263,11 +275,34 @@ def test_seed_zero_is_a_seed_and_all_means_all() -> None:
     assert resolve({"seeds": "2,0,2"}).seeds == (2, 0)
 
 
-def test_threads_default_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert default_threads() == 3
+def test_jobs_and_threads_share_the_machine_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shared(asked: Settings | None = None, **facts: float) -> tuple[int, int]:
+        made = spread(asked or Settings(), **facts)
+        return made.jobs, made.threads
+
+    monkeypatch.setattr("benchmarks.settings.cores", lambda: 8)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=64 * 2**30))
     monkeypatch.setenv("OMP_NUM_THREADS", "")
-    assert default_threads() >= 1
+    assert shared() == (8, 1)
+    assert shared(Settings(jobs=2)) == (2, 4)
+    assert shared(Settings(jobs=16)) == (16, 1)
+    assert shared(Settings(threads=4)) == (2, 4)
+    assert shared(weights_mib=600) == (8, 1)
+    assert shared(weights_mib=1700) == (4, 2), "48 GiB for workers of 11 GiB"
+    assert shared(weights_mib=10**6) == (1, 8)
+    assert shared(gpus=1) == (1, 8)
+    assert shared(gpus=4) == (4, 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert shared() == (2, 3)
+    assert shared(Settings(jobs=1)) == (1, 3)
+    assert shared(Settings(jobs=1, threads=5)) == (1, 5)
+
+
+def test_shards_are_read_or_refused() -> None:
+    assert resolve({"shard": "2/4"}).shard == (2, 4)
+    for wrong in ("0/4", "5/4", "2", "a/b", "2/"):
+        with pytest.raises(SettingsError, match=r"--shard: cannot read .*; write I/N"):
+            resolve({"shard": wrong})
 
 
 def test_set_reaches_the_method(command: Command, tmp_path: Path) -> None:

@@ -1,0 +1,280 @@
+"""``--jobs N``: worker processes on this machine, each with its own models, pictures and threads.
+
+Workers are started afresh (spawn), fit and score, and send every record to this process, which alone writes to the
+store. A worker that dies costs the cells it was working on; it is replaced and the sweep goes on. When this process
+dies, its workers end within moments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import pandas as pd
+import torch
+
+from benchmarks.execution import OUT_OF_MEMORY, FailFast, Outcome, Progress, Runner, explain, prepare_process
+from benchmarks.executors import serial
+from benchmarks.executors.schedule import Schedule, Unit
+from benchmarks.settings import Settings
+from benchmarks.store import CellId, Record, ResultStore, Search
+from benchmarks.sweep import FitGroup, Plan
+from benchmarks.workbench import Workbench, named, register_missing
+
+#: Numbers from inside ``fit`` are passed on at most this often, in seconds.
+EVERY = 0.25
+
+
+@dataclass
+class _Worker:
+    number: int
+    process: BaseProcess
+    connection: Connection
+    progress: Progress
+    unit: Unit | None = None
+    group: FitGroup | None = None
+    kept: set[str] = field(default_factory=set)
+
+
+def execute(plan: Plan, workbench: Workbench, store: ResultStore, progress: Progress) -> Outcome:
+    """Run the plan in up to ``settings.jobs`` processes."""
+    schedule = Schedule(plan, workbench, store, progress)
+    pool = _Pool(schedule)
+    try:
+        schedule.begin()
+        if schedule.waiting > 1:
+            pool.run()
+        else:  # nothing to share out: spare the start of a process
+            prepare_process(workbench.settings.threads)
+            serial.work(schedule, workbench, progress)
+    except FailFast:
+        pass
+    finally:
+        pool.stop()
+    return schedule.outcome
+
+
+class _Pool:
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.workers: list[_Worker] = []
+
+    def run(self) -> None:
+        """Hand out and collect until nothing is left."""
+        while True:
+            self._hand_out()
+            if all(worker.group is None for worker in self.workers):
+                return
+            by_connection = {worker.connection: worker for worker in self.workers}
+            for ready in wait(list(by_connection)):
+                worker = by_connection[ready]  # type: ignore[index]
+                try:
+                    message = worker.connection.recv()
+                except (EOFError, OSError):
+                    self._gone(worker)
+                else:
+                    self._take_in(worker, *message)
+
+    def stop(self) -> None:
+        """End all workers at once; what they have in hand is lost, what is stored is whole."""
+        for worker in self.workers:
+            worker.connection.close()
+            worker.process.kill()
+        for worker in self.workers:
+            worker.process.join()
+        self.workers = []
+
+    def _hand_out(self) -> None:
+        for worker in [worker for worker in self.workers if worker.group is None]:
+            unit, worker.unit = worker.unit, None
+            if unit is not None and unit.groups:
+                self._give(worker, unit)
+            elif unit is not None:
+                self.schedule.give_back(unit)
+        while True:
+            idle = next((worker for worker in self.workers if worker.group is None), None)
+            if idle is None and len(self.workers) >= self.schedule.settings.jobs:
+                return
+            taken = self.schedule.take()
+            if taken is None:
+                return
+            self._give(idle or self._start(), taken)
+
+    def _give(self, worker: _Worker, unit: Unit) -> None:
+        group = unit.groups[0]
+        try:
+            worker.connection.send((group, self.schedule.search(group)))
+        except OSError:  # it died while it had nothing to do
+            self.schedule.give_back(unit)
+            self._dismiss(worker)
+            return
+        unit.groups.popleft()
+        worker.unit, worker.group, worker.kept = unit, group, set()
+
+    def _start(self) -> _Worker:
+        number = next(n for n in range(len(self.workers) + 1) if n not in {worker.number for worker in self.workers})
+        settings = self.schedule.settings
+        settings = dataclasses.replace(settings, device=device_of(self.schedule.workbench.device, number))
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        arguments = (theirs, settings, named(settings))
+        process = context.Process(target=_work, args=arguments, name=f"ucdr-bench worker {number}", daemon=True)
+        with _threads(settings.threads):
+            process.start()
+        theirs.close()
+        view = getattr(self.schedule.progress, "worker", None)  # a watcher may keep a line for each worker
+        worker = _Worker(number, process, ours, view(number) if view else self.schedule.progress)
+        self.workers.append(worker)
+        return worker
+
+    def _take_in(self, worker: _Worker, kind: str, *values: Any) -> None:
+        if kind == "record":
+            record: Record = values[0]
+            worker.kept.add(record.key)
+            self.schedule.keep(record, values[1])
+        elif kind == "search":
+            self.schedule.keep_search(*values)
+        elif kind == "done":
+            worker.group = None
+        elif kind == "error":
+            self._lose(worker, *values)
+        elif kind == "log":
+            worker.progress.log(**values[0])
+        else:
+            getattr(worker.progress, kind)(*values)
+
+    def _gone(self, worker: _Worker) -> None:
+        worker.process.join()
+        self._dismiss(worker)
+        if worker.group is not None:
+            self._lose(worker, f"the worker process {_ending(worker.process.exitcode)}")
+
+    def _dismiss(self, worker: _Worker) -> None:
+        self.workers.remove(worker)
+        worker.connection.close()
+        if worker.unit is not None:
+            self.schedule.give_back(worker.unit)
+
+    def _lose(self, worker: _Worker, reason: str, trace: str = "") -> None:
+        """The cells of a worker's group that it has not answered failed; the rest of its unit waits for another."""
+        assert worker.group is not None
+        cells = [cell for cell in worker.group.cells if cell.key not in worker.kept]
+        worker.group = None
+        self.schedule.lost(cells, reason, trace)
+
+
+def _ending(code: int | None) -> str:
+    again = "the same command tries these cells again"
+    if code is not None and code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        often = f" (often: out of memory; {OUT_OF_MEMORY})" if name == "SIGKILL" else ""
+        return f"was ended by {name}{often}; {again}"
+    return f"ended by itself with exit code {code}; {again}, with --jobs 1 in one process"
+
+
+def device_of(device: str, number: int) -> str:
+    """The device of worker ``number``: the GPUs in turn where none was named."""
+    return f"cuda:{number % torch.cuda.device_count()}" if device == "cuda" else device
+
+
+@contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    """The environment in which a child's numerical libraries start with this many threads."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+class _Sending(Progress):
+    """A worker's progress, sent to the parent; what comes faster than a person reads is left out."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._next = 0.0
+        self._pictures = 0
+
+    def cell(self, cell: CellId, status: str, reason: str = "") -> None:
+        """Never called: the parent learns of cells from their records."""
+
+    def fitting(self, group: FitGroup) -> None:
+        """Say which model is being fitted."""
+        self._connection.send(("fitting", dataclasses.replace(group, cells=group.cells[:1])))
+
+    def log(self, **numbers: Any) -> None:
+        """Say where training stands."""
+        if self._due():
+            plain = {key: value for key, value in numbers.items() if isinstance(value, str | int | float)}
+            self._connection.send(("log", plain))
+
+    def pictures(self, count: int) -> None:
+        """Say how many pictures were encoded."""
+        self._pictures += count
+        if self._due():
+            self._connection.send(("pictures", self._pictures))
+            self._pictures = 0
+
+    def _due(self) -> bool:
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + EVERY
+        return True
+
+
+def _work(connection: Connection, settings: Settings, registered: Sequence[tuple[str, str, str]]) -> None:
+    """A worker's life: groups in, records out, until the parent closes the line or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group of processes; the parent ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    prepare_process(settings.threads)
+    register_missing(registered)
+    workbench = Workbench(settings)
+
+    def keep(record: Record, per_query: pd.DataFrame | None) -> None:
+        connection.send(("record", record, per_query))
+
+    def keep_search(group: FitGroup, search: Search) -> None:
+        connection.send(("search", group, search))
+
+    runner = Runner(workbench, _Sending(connection), keep, keep_search)
+    while True:
+        try:
+            group, search = connection.recv()
+        except EOFError:
+            return
+        try:
+            runner.group(group, search)
+        except BrokenPipeError:
+            return
+        except Exception as error:  # e.g. the data set can no longer be loaded here, so not even a row can be made
+            connection.send(("error", explain(error), "".join(traceback.format_exception(error))))
+        else:
+            connection.send(("done",))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
