@@ -109,6 +109,12 @@ class Dataset(ABC):
         """Fixed UDA and DAZSL settings (empty if the dataset defines none)."""
         return ClosedSet()
 
+    @property
+    def uda_pairs(self) -> tuple[tuple[str, str], ...]:
+        """UDA's transfers (source, target): all ordered pairs of the closed set's domains."""
+        domains = self.closed_set.uda_domains
+        return tuple((source, target) for source in domains for target in domains if source != target)
+
     @cached_property
     def domains(self) -> tuple[str, ...]:
         """Domain names, sorted."""

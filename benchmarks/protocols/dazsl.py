@@ -5,6 +5,7 @@ all class names. Test: target pictures among all class names; the headline is th
 seen and on unseen classes, beside them the accuracy on all and the zero-shot accuracy among unseen classes only.
 Validation looks at the source alone, by class and by picture: source pictures of the validation classes, which are
 never labelled in training, play the unseen ones, and a held-out tenth of the seen classes' pictures the seen ones.
+Where the source has no further classes (I2AwA, I2WebV), validation is the accuracy on that tenth.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Dazsl(Protocol):
         test = rows(of_target, test_names)
         question = Classification("target", test, test_names, seen=closed.seen)
         pretended = np.union1d(held_out, rows(of_source, validation_classes))
-        validation = Classification("validation", pretended, (*closed.seen, *validation_classes), seen=closed.seen)
+        known = closed.seen if validation_classes else None
+        validation = Classification("validation", pretended, (*closed.seen, *validation_classes), seen=known)
         return Task(
             protocol=self.name,
             dataset=dataset.card.name,

@@ -162,9 +162,10 @@ def held_out_tenth(rows: np.ndarray, classes: np.ndarray, keys: np.ndarray) -> t
     ``keys`` the whole table's columns. The rule depends on the keys alone, not on their order.
     """
     held: list[int] = []
-    for name in sorted(set(classes[rows])):
-        of_class = [int(row) for row in rows if classes[row] == name]
-        of_class.sort(key=lambda row: hashlib.sha256(str(keys[row]).encode()).digest())
+    order = rows[np.argsort(classes[rows], kind="stable")]
+    starts = np.unique(classes[order], return_index=True)[1]
+    for part in np.split(order, starts[1:]):
+        of_class = sorted(part.tolist(), key=lambda row: hashlib.sha256(str(keys[row]).encode()).digest())
         held += of_class[: max(1, round(len(of_class) / 10))] if len(of_class) >= 3 else []
     out = np.array(sorted(held), dtype=np.int64)
     return np.setdiff1d(rows, out), out

@@ -3,8 +3,9 @@
 Training sees labelled pictures of the source domain and unlabelled pictures of the target domain; both hold the same
 classes, whose names are known. Test: accuracy on the target pictures, and retrieval from target to source (gallery: the
 source pictures trained on). As the field does, the unlabelled training pictures are the test pictures (transductive);
-``uda_inductive`` splits the target in half, one for training and one for the test. Validation: a held-out tenth of the
-source; target labels are never looked at.
+``uda_inductive`` splits the target in half, one for training and one for the test. Where a data set is published with a
+train and a test part of every domain (column ``part`` of its table), training sees the train parts alone and the test
+is the target's test part. Validation: a held-out tenth of the source; target labels are never looked at.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ARROW = " to "
 
 
 class Uda(Protocol):
-    """All ordered pairs of the data set's UDA domains."""
+    """The data set's transfers: all ordered pairs of its UDA domains, unless it says otherwise."""
 
     name = "uda"
     summary = "labelled source, unlabelled target, closed class set"
@@ -28,9 +29,8 @@ class Uda(Protocol):
     inductive = False
 
     def splits(self, dataset: Dataset) -> list[str]:
-        """``"source to target"`` for every ordered pair of domains (12 for four domains)."""
-        domains = dataset.closed_set.uda_domains
-        return [f"{source}{ARROW}{target}" for source in domains for target in domains if source != target]
+        """``"source to target"`` for every pair (12 for four domains)."""
+        return [f"{source}{ARROW}{target}" for source, target in dataset.uda_pairs]
 
     def task(self, dataset: Dataset, split: str, rules: Rules = "clean") -> Task:
         """The transfer ``split``. The official rules differ in selection alone: they look at the target test set."""
@@ -40,10 +40,14 @@ class Uda(Protocol):
         table, names = dataset.table, dataset.closed_set.uda_classes
         classes, domains, keys = (table[column].to_numpy() for column in ("class", "domain", "key"))
         inside = np.isin(classes, names)
+        parts = table["part"].to_numpy() if "part" in table else None
         labelled = np.flatnonzero(inside & (domains == source)).astype(np.int64)
-        train, held_out = held_out_tenth(labelled, classes, keys)
         test = shown = np.flatnonzero(inside & (domains == target)).astype(np.int64)
-        if self.inductive:
+        if parts is not None:
+            labelled = labelled[parts[labelled] == "train"]
+            shown, test = test[parts[test] == "train"], test[parts[test] == "test"]
+        train, held_out = held_out_tenth(labelled, classes, keys)
+        if self.inductive and parts is None:
             even = np.array([hashlib.sha256(str(keys[row]).encode()).digest()[0] % 2 == 0 for row in test])
             test, shown = test[even], test[~even]
         question = Classification("target", test, names)
@@ -58,7 +62,7 @@ class Uda(Protocol):
             retrievals=(Retrieval("source", test, train),),
             classifications=(question,),
             validation=question if rules == "official" else Classification("validation", held_out, names),
-            transductive=not self.inductive,
+            transductive=not self.inductive and parts is None,
             gallery_trained=True,
             notes=("selected on test",) if rules == "official" else (),
         )
