@@ -1,0 +1,82 @@
+"""Picture folders made for domain adaptation: one closed set of classes in several domains, known by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import pandas as pd
+
+from benchmarks.datasets.base import ClosedSet
+from benchmarks.datasets.folders import (
+    FolderDataset,
+    Listing,
+    Place,
+    canonical_classes,
+    class_splits,
+    held_back,
+    scan,
+)
+
+
+class TransferDataset(FolderDataset):
+    """A folder data set whose domains share the classes ``class_names``: UDA over all of them.
+
+    * ``bases``: folders under the root that may hold the domain folders, as the published archives unpack.
+    * ``aliases``: folder names (letters and digits only) of classes where spelling alone does not tell.
+
+    No class split was published, so the retrieval protocols use the seeded rule of
+    :func:`~benchmarks.datasets.folders.class_splits`. Keys are ``DOMAIN/CLASS FOLDER/FILE`` in every layout.
+    """
+
+    class_names: ClassVar[tuple[str, ...]] = ()
+    aliases: ClassVar[Mapping[str, str]] = {}
+    bases: ClassVar[tuple[str, ...]] = ("",)
+
+    def read(self, root: Path) -> Listing:
+        """The tree under the first base that has a domain's folder."""
+        return plain_keys(scan(root, based(root, self.places, self.bases)))
+
+    def arrange(self, pictures: pd.DataFrame) -> pd.DataFrame:
+        """Give every picture its class, the class's split by rule, and whether it is held back."""
+        found = canonical_classes(self, pictures, self.class_names, self.aliases)
+        return with_splits(found, class_splits(self.class_names), self.card.gallery_domain)
+
+    def classes(self, split: str | None = None) -> tuple[str, ...]:
+        """Class names of a split (all if None), sorted; known without the pictures."""
+        if not self.class_names:
+            return super().classes(split)
+        splits = class_splits(self.class_names)
+        return tuple(sorted(name for name in self.class_names if split in (None, splits[name])))
+
+    @property
+    def closed_set(self) -> ClosedSet:
+        """All domains and all classes."""
+        return ClosedSet(uda_domains=self.domains, uda_classes=self.classes())
+
+
+def based(root: Path, places: tuple[Place, ...], bases: tuple[str, ...]) -> tuple[Place, ...]:
+    """The places under the first base folder that has one of them; under the first base if none has."""
+    base = next(
+        (base for base in bases for place in places for name in place.folders if (root / base / name).is_dir()),
+        bases[0],
+    )
+    prefix = f"{base}/" if base else ""
+    return tuple(replace(place, folders=tuple(prefix + name for name in place.folders)) for place in places)
+
+
+def plain_keys(listing: Listing) -> Listing:
+    """The listing with keys ``DOMAIN/CLASS FOLDER/FILE``, so that keys do not depend on where an archive unpacks."""
+    pictures = listing.pictures
+    names = pictures["key"].str.rpartition("/")[2]
+    pictures = pictures.assign(key=pictures["domain"] + "/" + pictures["class"] + "/" + names)
+    return Listing(pictures.sort_values("key", kind="stable", ignore_index=True), listing.findings)
+
+
+def with_splits(pictures: pd.DataFrame, split_of: Mapping[str, str], gallery_domain: str) -> pd.DataFrame:
+    """``split`` by class, and ``held_back`` in the gallery domain of the train classes."""
+    train = [name for name, split in split_of.items() if split == "train"]
+    held = held_back(pictures, train, gallery_domain)
+    return pictures.assign(split=pictures["class"].map(split_of), held_back=held)

@@ -1,0 +1,30 @@
+"""WordNet ids as ImageNet and its kin write them (``n02084071``: a noun's offset in WordNet 3.0)."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from typing import Any
+
+from benchmarks.datasets.base import DatasetError
+
+
+def synset_of(wnid: str) -> Any:
+    """NLTK's synset of a WordNet id, from the embedded WordNet; raises :class:`DatasetError` if there is none."""
+    from nltk.corpus import wordnet
+
+    found = None
+    if re.fullmatch(r"n\d{8}", wnid):
+        with warnings.catch_warnings(), contextlib.suppress(Exception):  # whatever it finds between two entries
+            warnings.simplefilter("ignore")
+            found = wordnet.synset_from_pos_and_offset("n", int(wnid[1:]))
+    if found is None or found.offset() != int(wnid[1:]):
+        raise DatasetError(f"{wnid} is no noun of WordNet 3.0")
+    return found
+
+
+def synset_name(wnid: str) -> str:
+    """The synset's name, such as ``dog.n.01``."""
+    name: str = synset_of(wnid).name()
+    return name
