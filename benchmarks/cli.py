@@ -13,6 +13,7 @@ for _name, _target, _summary in (
     ("run", "benchmarks.run:main", "plan, run and store a sweep; print its leaderboard"),
     ("report", "benchmarks.report:main", "tables and plots of stored results"),
     ("compare", "benchmarks.compare:main", "paired comparison of two results folders"),
+    ("pack", "benchmarks.pack:main", "a results folder in few small files, fit to commit"),
     ("data", "benchmarks.data:main", "list, describe and check data sets"),
     ("pretrain", "benchmarks.pretrain.__main__:main", "train the small CLIP"),
     ("methods", "benchmarks.catalog:methods", "list methods"),

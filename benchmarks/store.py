@@ -13,6 +13,9 @@ it measured: change one input and the cell is another cell. Files are written to
 and renamed, the per-query file first: a reader never sees half a record, whenever the writer is killed. A record that
 cannot be read counts as absent; it is reported in one line and, when a run wants its place, kept aside as
 ``*.unreadable``.
+
+A folder may also hold a pack (:mod:`benchmarks.packed`): many records in few files, for committing. Loose and packed
+records are read alike; where both have a cell, the loose record counts.
 """
 
 from __future__ import annotations
@@ -32,11 +35,14 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
+
+from benchmarks.packed import Pack, PackError, open_pack
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 SCHEMA = 1
 
@@ -228,11 +234,26 @@ class ResultStore:
     def __init__(self, root: Path | str, report: Callable[[str], None] | None = None) -> None:
         self.root = Path(root)
         self._report = report or (lambda line: None)
+        self._reported = ""
 
     def path(self, cell: CellId, key: str) -> Path:
         """Where the record of a cell lies."""
         folder = self.root / "cells" / safe_name(cell.dataset) / safe_name(cell.protocol)
         return folder / f"{safe_name(cell.method)}-{safe_name(cell.split)}-s{cell.seed}-{key}.json"
+
+    def name(self, cell: CellId, key: str) -> str:
+        """:meth:`path` below this folder, with forward slashes: what a pack calls the record."""
+        return self.path(cell, key).relative_to(self.root).as_posix()
+
+    def pack(self) -> Pack | None:
+        """The pack in this folder, or None; a damaged one is reported once and counts as absent."""
+        try:
+            return open_pack(self.root)
+        except PackError as error:
+            if self._reported != str(error):
+                self._reported = str(error)
+                self._report(f"{error}; all records of this pack count as absent: pack again or delete the pack")
+            return None
 
     def read(self, cell: CellId, key: str, *, set_aside: bool = True) -> Record | None:
         """The record of a cell, or None; an unreadable one is reported and counts as absent.
@@ -240,15 +261,24 @@ class ResultStore:
         With ``set_aside`` the unreadable file is renamed to ``*.unreadable``, so that its place is free.
         """
         path = self.path(cell, key)
-        if not path.exists():
+        if path.exists():
+            try:
+                return read_record(path)
+            except RecordError as error:
+                if set_aside:
+                    with contextlib.suppress(OSError):
+                        path.replace(path.with_suffix(".json.unreadable"))
+                self._report(f"{path}: {error}; counts as absent{', kept as *.unreadable' if set_aside else ''}")
+        return self._packed(self.name(cell, key))
+
+    def _packed(self, name: str) -> Record | None:
+        pack = self.pack()
+        if pack is None or name not in pack.records:
             return None
         try:
-            return read_record(path)
+            return Record.from_json(pack.records[name])
         except RecordError as error:
-            if set_aside:
-                with contextlib.suppress(OSError):
-                    path.replace(path.with_suffix(".json.unreadable"))
-            self._report(f"{path}: {error}; counts as absent{', kept as *.unreadable' if set_aside else ''}")
+            self._report(f"{pack.root}: the packed record {name!r}: {error}; counts as absent")
             return None
 
     def finished(self, cell: CellId, key: str, *, set_aside: bool = True) -> Record | None:
@@ -279,8 +309,10 @@ class ResultStore:
     def read_search(self, dataset: str, method: str, key: str) -> Search | None:
         """A learning-rate search's outcome, or None; an unreadable one is reported and counts as absent."""
         path = self._search_path(dataset, method, key)
+        pack = self.pack()
+        packed = pack.searches.get(path.relative_to(self.root).as_posix()) if pack and not path.exists() else None
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(path.read_text(encoding="utf-8") if packed is None else packed)
             if not isinstance(record, dict) or content_key(record["inputs"]) != key:
                 raise RecordError("the key does not belong to the inputs")
             search: Search = _typed(Search, record["search"], "search")
@@ -294,8 +326,20 @@ class ResultStore:
     def _search_path(self, dataset: str, method: str, key: str) -> Path:
         return self.root / "searches" / safe_name(dataset) / f"{safe_name(method)}-{key}.json"
 
+    def searches(self) -> Iterator[tuple[str, str]]:
+        """Path below this folder and JSON text of every search, loose or packed, in a fixed order."""
+        pack = self.pack()
+        found = dict(pack.searches) if pack else {}
+        for path in (self.root / "searches").rglob("*.json"):
+            if not path.name.startswith("."):
+                try:
+                    found[path.relative_to(self.root).as_posix()] = path.read_text(encoding="utf-8")
+                except (OSError, UnicodeDecodeError) as error:
+                    self._report(f"{path}: cannot be read ({error}); skipped")
+        yield from sorted(found.items())
+
     def discard(self, cell: CellId, key: str) -> None:
-        """Remove the record of a cell that no longer exists, if there is one."""
+        """Remove the record of a cell that no longer exists, if there is one; packs are never changed."""
         for suffix in (".json", ".parquet"):
             self.path(cell, key).with_suffix(suffix).unlink(missing_ok=True)
 
@@ -322,28 +366,55 @@ class ResultStore:
         return removed
 
     def paths(self) -> list[Path]:
-        """Files of all records, in a fixed order."""
+        """Files of all loose records, in a fixed order."""
         return sorted(path for path in (self.root / "cells").rglob("*.json") if not path.name.startswith("."))
 
     def records(self) -> Iterator[Record]:
         """All valid records in a fixed order; others are reported and skipped, and stay where they are."""
-        for path in self.paths():
-            try:
-                yield read_record(path)
-            except RecordError as error:
-                self._report(f"{path}: {error}; skipped")
+        pack = self.pack()
+        loose = {path.relative_to(self.root).as_posix(): path for path in self.paths()}
+        for name in sorted({*loose, *(pack.records if pack else ())}, key=lambda name: PurePosixPath(name).parts):
+            record = None
+            if name in loose:
+                try:
+                    record = read_record(loose[name])
+                except RecordError as error:
+                    self._report(f"{loose[name]}: {error}; skipped")
+            record = record or self._packed(name)
+            if record is not None:
+                yield record
 
     def per_query(self, record: Record) -> pd.DataFrame:
-        """The per-query values of a record; raises :class:`RecordError` if they are missing or altered."""
+        """The per-query values of a record; raises :class:`RecordError` if they are missing or altered.
+
+        Those of a lean pack are fewer and rounded (:mod:`benchmarks.packed`).
+        """
+        frame: pd.DataFrame = self.per_query_table(record).to_pandas()
+        return frame
+
+    def per_query_table(self, record: Record) -> pa.Table:
+        """:meth:`per_query` as an Arrow table."""
         import io
 
-        import pandas as pd
+        from pyarrow import parquet
 
         if record.per_query is None:
             raise RecordError(f"the record of {record.cell.method} ({record.status}) has no per-query values")
-        path = self.path(record.cell, record.key).with_name(record.per_query.file)
-        data = _side_file(path, record.per_query)
-        return pd.read_parquet(io.BytesIO(data))
+        path = self.path(record.cell, record.key)
+        try:
+            data = _side_file(path.with_name(record.per_query.file), record.per_query)
+        except RecordError:
+            name, pack = self.name(record.cell, record.key), self.pack()
+            if pack is None or self._packed(name) != record:
+                raise
+            try:
+                packed = pack.per_query(name)
+            except PackError as error:
+                raise RecordError(f"{error}; pack again or delete the pack") from error
+            if packed is None:
+                raise
+            return packed
+        return parquet.read_table(io.BytesIO(data))
 
 
 def read_record(path: Path) -> Record:
@@ -501,13 +572,16 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | bool) else str(value)
 
 
+_type_hints = functools.cache(typing.get_type_hints)
+
+
 def _typed(kind: Any, value: Any, where: str) -> Any:
     """``value`` as ``kind`` (a dataclass, a builtin, a Literal, a union or a container of these), checked."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise RecordError(f"{where} must be an object")
-        types_of = typing.get_type_hints(kind)
+        types_of = _type_hints(kind)
         made = {}
         for one in dataclasses.fields(kind):
             if one.name in value:

@@ -1,0 +1,503 @@
+"""Packs: the same frame and per-query values as the loose store, small, reproducible, and plain when damaged."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from benchmarks import cli, packed
+from benchmarks.pack import main, pack, sample
+from benchmarks.packed import MANIFEST, PER_QUERY, RECORDS, PackError, open_pack
+from benchmarks.store import (
+    CellId,
+    Fit,
+    GalleryScores,
+    Record,
+    RecordError,
+    ResultStore,
+    Search,
+    content_key,
+    load_results,
+)
+
+CLASSES = ("bee", "cat", "dog\n", "../eel", "Fuß", "gnu")
+
+
+@pytest.fixture(autouse=True)
+def _no_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+def frame_of(rng: np.random.Generator, queries: int, *, classified: bool = False) -> pd.DataFrame:
+    """Per-query values as a run stores them: two galleries, or a gallery and a classification."""
+    classes = [CLASSES[i % len(CLASSES)] for i in range(queries)]
+    about = {"query": [f"line/{c}/{i}" for i, c in enumerate(classes)], "class": classes, "domain": "line"}
+    keys = [f"flat/{c}/{i}" for c in CLASSES for i in range(5)]
+
+    def ranked(gallery: str) -> pd.DataFrame:
+        values = {name: rng.random(queries) for name in ("ap@all", "ap@200[trec]", "p@100", "recall@1", "recall@10")}
+        without = rng.random(queries) < 0.1
+        values = {name: np.where(without, np.nan, column) for name, column in values.items()}
+        top = [[str(key) for key in rng.choice(keys, 10, replace=False)] for _ in range(queries)]
+        best = [np.round(np.sort(rng.normal(0, 1, 10))[::-1], 4).tolist() for _ in range(queries)]
+        count = np.where(without, 0, np.arange(queries) % 7 + 1)
+        lists = {"top_keys": top, "top_scores": best}
+        return pd.DataFrame({**about, "gallery": gallery, "n_relevant": count, **values, **lists})
+
+    frames = [ranked("unseen")]
+    if classified:
+        credit = {"credit": (rng.random(queries) < 0.5).astype(float), "zsl_credit": rng.random(queries)}
+        best = [np.round(np.sort(rng.normal(20, 5, 3))[::-1], 4).tolist() for _ in range(queries)]
+        names = [list(CLASSES[:3]) for _ in range(queries)]
+        lists = {"top_keys": names, "top_scores": best}
+        frames.append(pd.DataFrame({**about, "gallery": "target", **credit, "unseen": True, **lists}))
+    else:
+        frames.append(ranked("mixed"))
+    return pd.concat(frames, ignore_index=True)
+
+
+def record(
+    method: str, split: str, seed: int, *, protocol: str = "ucdr", status: str = "ok", value: float = 0.5
+) -> Record:
+    inputs = {"method": method, "split": split, "seed": seed, "protocol": protocol}
+    galleries = {
+        "unseen": ["map@200[trec]"],
+        "target" if protocol == "uda" else "mixed": ["accuracy[image]", "recall@1"],
+    }
+    scores = {
+        name: GalleryScores({"map@all": value / (1 + i), "recall@1": 1 / 3}, 8, 24, "cosine")
+        for i, name in enumerate(galleries)
+    }
+    return Record(
+        key=content_key(inputs),
+        status=status,  # type: ignore[arg-type]
+        cell=CellId(method, "paper", {"steps": 7}, "picto", "tiny", protocol, "clean", split, "val", seed),
+        inputs=inputs,
+        method={"title": method},
+        dataset={"title": "Tiny"},
+        galleries=galleries,
+        scores=scores if status == "ok" else {},
+        fit=Fit("f", 2, 1, [{"step": 0, "loss": 0.1 + value}]),
+        reason="" if status == "ok" else "RuntimeError: boom",
+    )
+
+
+def fill(root: Path, *, methods: int = 3, seeds: tuple[int, ...] = (0, 1), queries: int = 24) -> ResultStore:
+    rng = np.random.default_rng(0)
+    store = ResultStore(root)
+    for protocol, split in (("ucdr", "line"), ("ucdr", "a/b\n"), ("uda", "line to flat")):
+        for method in range(methods):
+            for seed in seeds:
+                frame = frame_of(rng, queries, classified=protocol == "uda")
+                store.write(record(f"m{method}", split, seed, protocol=protocol, value=rng.random()), frame)
+    store.write(record("broken", "line", 0, status="failed"))
+    store.write_card("methods", "m0", {"title": "M0"})
+    store.write_resolved({"seeds": list(seeds)})
+    store.write_search("tiny", "m0", content_key({"search": 1}), {"search": 1}, Search([{"learning_rate": 0.1}], 0.1))
+    return store
+
+
+@pytest.fixture(scope="module")
+def loose(tmp_path_factory: pytest.TempPathFactory) -> ResultStore:
+    return fill(tmp_path_factory.mktemp("loose"))
+
+
+@pytest.fixture(params=["lean", "full"])
+def form(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def only(store: ResultStore, **cell: Any) -> Record:
+    found = [r for r in store.records() if all(getattr(r.cell, name) == value for name, value in cell.items())]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_the_frame_of_results_is_that_of_the_loose_store(loose: ResultStore, tmp_path: Path, form: str) -> None:
+    manifest = pack(loose, tmp_path, form=form)
+    pd.testing.assert_frame_equal(load_results(tmp_path), load_results(loose.root), check_exact=True)
+    lines: list[str] = []
+    store = ResultStore(tmp_path, lines.append)
+    assert list(store.records()) == list(loose.records())
+    assert store.paths() == []
+    assert (manifest.form, manifest.records, manifest.searches) == (form, 19, 1)
+    assert manifest.rows == sum(r.per_query.rows for r in loose.records() if r.per_query)
+    for name in (RECORDS, PER_QUERY):
+        note = json.loads(parquet.read_schema(tmp_path / name).metadata[b"ucdr-bench pack"])
+        assert note["form"] == form
+        assert note["rounding"] == (1e-4 if form == "lean" else 0)
+    assert (tmp_path / "cards/methods/m0.json").read_bytes() == (loose.root / "cards/methods/m0.json").read_bytes()
+    assert (tmp_path / "resolved.json").read_bytes() == (loose.root / "resolved.json").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [MANIFEST, RECORDS, PER_QUERY, "cards", "resolved.json"]
+    )
+    assert not lines
+
+
+def test_cells_and_searches_are_found_in_a_pack(loose: ResultStore, tmp_path: Path, form: str) -> None:
+    pack(loose, tmp_path, form=form)
+    store = ResultStore(tmp_path)
+    for one in loose.records():
+        assert store.read(one.cell, one.key) == one
+        assert (store.finished(one.cell, one.key) == one) == (one.status == "ok")
+    assert store.read(only(loose, method="broken").cell, "0" * 32) is None
+    assert store.read_search("tiny", "m0", content_key({"search": 1})) == Search([{"learning_rate": 0.1}], 0.1)
+    assert store.read_search("tiny", "m0", content_key({"search": 2})) is None
+    with pytest.raises(RecordError, match="has no per-query values"):
+        store.per_query(only(store, method="broken"))
+
+
+def test_full_keeps_every_value(loose: ResultStore, tmp_path: Path) -> None:
+    pack(loose, tmp_path, form="full")
+    store = ResultStore(tmp_path)
+    for one in loose.records():
+        if one.per_query:
+            pd.testing.assert_frame_equal(store.per_query(one), loose.per_query(one), check_exact=True)
+
+
+def test_lean_keeps_what_reports_show(loose: ResultStore, tmp_path: Path) -> None:
+    pack(loose, tmp_path, form="lean", top=4)
+    store = ResultStore(tmp_path)
+    shown: dict[tuple[str, str, str], set[str]] = {}
+    for one in loose.records():
+        if one.per_query is None:
+            continue
+        exact, lean = loose.per_query(one), store.per_query(one)
+        kept = ["query", "class", "domain", "gallery", "n_relevant", "ap@all", "ap@200[trec]", "recall@1"]
+        kept += ["credit", "unseen"] if one.cell.protocol == "uda" else []
+        assert sorted(lean.columns) == sorted([*kept, "top_keys", "top_scores"])
+        pd.testing.assert_frame_equal(lean[kept], exact[kept], check_exact=False, rtol=0, atol=0.5001e-4)
+        exactly = [name for name in kept if exact[name].dtype != float or name == "n_relevant"]
+        pd.testing.assert_frame_equal(lean[exactly], exact[exactly], check_exact=True)
+        rounded = lean["ap@all"].dropna()
+        assert (rounded == (rounded * 1e4).round() / 1e4).all()
+        there = lean["top_keys"].notna()
+        assert (there == lean["top_scores"].notna()).all()
+        if one.cell.seed != 0:
+            assert not there.any()
+            continue
+        assert lean[there].groupby("gallery").size().tolist() == [4, 4]
+        assert lean[there].groupby("gallery")["class"].nunique().tolist() == [4, 4], "spread over classes"
+        for name in ("top_keys", "top_scores"):
+            assert [list(v) for v in lean.loc[there, name]] == [list(v) for v in exact.loc[there, name]]
+        for gallery, part in lean[there].groupby("gallery"):
+            place = (one.cell.protocol, one.cell.split, str(gallery))
+            assert shown.setdefault(place, set(part["query"])) == set(part["query"]), "the same under every method"
+    assert len(shown) == 6
+
+
+def test_the_lowest_seed_there_is_keeps_its_pictures(tmp_path: Path) -> None:
+    pack(fill(tmp_path / "loose", methods=1, seeds=(5, 3)), tmp_path / "pack")
+    store = ResultStore(tmp_path / "pack")
+    kept = {r.cell.seed: store.per_query(r)["top_keys"].notna().any() for r in store.records() if r.per_query}
+    assert kept == {3: True, 5: False}
+
+
+def test_the_same_records_give_the_same_bytes(loose: ResultStore, tmp_path: Path, form: str) -> None:
+    for name in "ab":
+        pack(loose, tmp_path / name, form=form)
+    for name in (MANIFEST, RECORDS, PER_QUERY):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    for again in ("c", "c"):  # a pack of a pack is that pack, over a former one too
+        pack(ResultStore(tmp_path / "a"), tmp_path / again, form=form)
+    for name in (MANIFEST, RECORDS, PER_QUERY):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
+
+
+def test_a_loose_record_wins_over_a_packed_one(loose: ResultStore, tmp_path: Path) -> None:
+    pack(loose, tmp_path, form="full")
+    store = ResultStore(tmp_path)
+    old = only(store, method="m1", split="line", seed=1)
+    frame = frame_of(np.random.default_rng(9), 24)
+    mine = store.write(dataclasses.replace(old, notes=["again"]), frame)
+    other = store.write(record("m9", "line", 0), frame)
+    assert only(store, method="m1", split="line", seed=1) == mine
+    assert store.read(mine.cell, mine.key) == mine
+    assert store.per_query(mine)["ap@all"].equals(frame["ap@all"])
+    assert len(list(store.records())) == 20
+    names = [store.name(r.cell, r.key) for r in store.records()]
+    assert names == sorted(names, key=lambda name: Path(name).parts), "one order for both kinds"
+    assert store.per_query(old)["ap@all"].equals(loose.per_query(old)["ap@all"]), "each record has its own values"
+    both = tmp_path / "both"
+    pack(store, both, form="full")
+    assert only(ResultStore(both), method="m1", split="line", seed=1) == mine
+    assert ResultStore(both).per_query(other)["ap@all"].equals(frame["ap@all"])
+
+
+def test_an_unreadable_loose_record_uncovers_the_packed_one(loose: ResultStore, tmp_path: Path) -> None:
+    pack(loose, tmp_path, form="full")
+    lines: list[str] = []
+    store = ResultStore(tmp_path, lines.append)
+    old = only(store, method="m1", split="line", seed=1)
+    store.write(old, loose.per_query(old))
+    path = store.path(old.cell, old.key)
+    path.write_text("{")
+    path.with_suffix(".parquet").unlink()
+    assert len(list(store.records())) == 19
+    assert store.read(old.cell, old.key) == old
+    pd.testing.assert_frame_equal(store.per_query(old), loose.per_query(old))
+    assert [line.split(": ")[0] for line in lines] == [str(path)] * 2
+
+
+def damage(folder: Path, kind: str) -> str:
+    """Damage a pack; returns the name of the file that a line must name."""
+    name = {"r": RECORDS, "v": PER_QUERY, "m": MANIFEST}[kind[0]]
+    path = folder / name
+    match kind.partition(" ")[2]:
+        case "cut":
+            path.write_bytes(path.read_bytes()[:100])
+        case "bit":
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+        case "gone":
+            path.unlink()
+        case "folder":
+            path.unlink()
+            path.mkdir()
+        case "binary":
+            path.write_bytes(b"\xff\xfe\x00\x01")
+        case "foreign":
+            path.write_text("[1, 2]")
+        case "newer":
+            path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 2}))
+        case "other":  # a well-formed pack whose table is not a pack's
+            pd.DataFrame({"x": [1]}).to_parquet(path)
+            manifest = json.loads((folder / MANIFEST).read_text())
+            manifest["files"][name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            (folder / MANIFEST).write_text(json.dumps(manifest))
+    return name
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(f"{file} {how}" for file in ("records", "values") for how in ("cut", "bit", "gone", "folder", "binary")),
+        *(f"manifest {how}" for how in ("cut", "gone", "folder", "binary", "foreign", "newer")),
+        "records other",
+    ],
+)
+def test_a_damaged_pack_is_one_line_and_counts_as_absent(loose: ResultStore, tmp_path: Path, kind: str) -> None:
+    pack(loose, tmp_path)
+    one = only(ResultStore(tmp_path), method="m0", split="line", seed=0)
+    name = damage(tmp_path, kind)
+    lines: list[str] = []
+    store = ResultStore(tmp_path, lines.append)
+    assert list(store.records()) == []
+    assert store.read(one.cell, one.key) is None
+    assert store.read_search("tiny", "m0", content_key({"search": 1})) is None
+    with pytest.raises(RecordError, match="cannot be read"):
+        store.per_query(one)
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{tmp_path / name}: ")
+    assert "\n" not in lines[0]
+    assert lines[0].endswith("pack again or delete the pack")
+    assert ("upgrade ucdr-bench" in lines[0]) == (kind == "manifest newer")
+    warned: list[str] = []
+    assert load_results(tmp_path, warned.append).empty
+    assert warned == lines
+    store.write(record("m9", "line", 0), frame_of(np.random.default_rng(1), 6))
+    assert [r.cell.method for r in store.records()] == ["m9"], "loose records beside it stay readable"
+
+
+def test_values_of_another_kind_of_table_are_one_line(loose: ResultStore, tmp_path: Path) -> None:
+    pack(loose, tmp_path)
+    one = only(ResultStore(tmp_path), method="m0", split="line", seed=0)
+    damage(tmp_path, "values other")
+    with pytest.raises(RecordError, match=rf"{PER_QUERY}: not a pack's table .*pack again"):
+        ResultStore(tmp_path).per_query(one)
+
+
+def test_files_are_read_and_checked_once(loose: ResultStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack(loose, tmp_path)
+    read: list[str] = []
+    real = packed.Pack._checked
+    monkeypatch.setattr(packed.Pack, "_checked", lambda self, name: read.append(name) or real(self, name))
+    for _ in range(3):
+        store = ResultStore(tmp_path)
+        for one in store.records():
+            if one.per_query:
+                store.per_query(one)
+    assert sorted(read) == sorted([RECORDS, PER_QUERY, PER_QUERY])
+    first = open_pack(tmp_path)
+    assert open_pack(tmp_path) is first
+    pack(loose, tmp_path, top=1)
+    assert open_pack(tmp_path) is not first, "a new pack in the same place is seen"
+
+
+@pytest.mark.parametrize("stop", [PER_QUERY, RECORDS, MANIFEST])
+def test_a_writer_that_fails_leaves_no_half_pack(
+    loose: ResultStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: str
+) -> None:
+    real = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if Path(target).name == stop:
+            raise OSError(28, "No space left on device")
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(OSError, match="No space"):
+            pack(loose, tmp_path)
+    lines: list[str] = []
+    assert list(ResultStore(tmp_path, lines.append).records()) == []
+    assert len(lines) == (stop == MANIFEST), "records without a manifest are reported"
+    assert not list(tmp_path.rglob("*.tmp"))
+    pack(loose, tmp_path)
+    assert len(list(ResultStore(tmp_path).records())) == 19
+
+
+def test_what_cannot_be_packed_is_refused_in_one_line(
+    loose: ResultStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*arguments: str) -> str:
+        assert main(list(arguments)) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert err.startswith("benchmarks.pack: ")
+        return err
+
+    lean = str(tmp_path / "lean")
+    assert main([str(loose.root), "--out", lean, "--top", "2"]) == 0
+    assert "lean, 19 records" in capsys.readouterr().out
+    assert "not a results folder" in refused(str(tmp_path / "nowhere"), "--out", str(tmp_path / "x"))
+    (tmp_path / "empty").mkdir()
+    assert "no readable record" in refused(str(tmp_path / "empty"), "--out", str(tmp_path / "x"))
+    assert "into itself" in refused(str(loose.root), "--out", str(loose.root))
+    shutil.copytree(loose.root, tmp_path / "other")
+    assert "holds loose records" in refused(str(loose.root), "--out", str(tmp_path / "other"))
+    assert "rounded" in refused(lean, "--out", str(tmp_path / "x"), "--per-query", "full")
+    assert "cannot give --top 3" in refused(lean, "--out", str(tmp_path / "x"), "--top", "3")
+    assert "--top takes" in refused(str(loose.root), "--out", str(tmp_path / "x"), "--top", "-1")
+    assert "--top takes" in refused(str(loose.root), "--out", str(tmp_path / "x"), "--per-query", "full", "--top", "3")
+    assert not (tmp_path / "x").exists()
+
+
+def test_unreadable_records_are_left_out_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = fill(tmp_path / "loose", methods=1, seeds=(0,))
+    one = only(store, split="line", method="m0")
+    store.path(one.cell, one.key).write_text("{")
+    assert cli.main(["pack", str(store.root), "--out", str(tmp_path / "pack")]) == 1
+    assert str(store.path(one.cell, one.key)) in capsys.readouterr().err
+    assert len(list(ResultStore(tmp_path / "pack").records())) == 3
+
+
+def test_a_column_that_a_pack_cannot_hold_is_named(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path / "loose")
+    frame = frame_of(np.random.default_rng(0), 6)
+    store.write(record("m0", "line", 0), frame.assign(record="mine"))
+    with pytest.raises(PackError, match="'record'"):
+        pack(store, tmp_path / "pack")
+
+
+def test_cards_of_a_former_pack_go(loose: ResultStore, tmp_path: Path) -> None:
+    pack(loose, tmp_path)
+    (tmp_path / "cards/methods/old.json").write_text("{}")
+    pack(loose, tmp_path)
+    assert [p.name for p in (tmp_path / "cards/methods").iterdir()] == ["m0.json"]
+
+
+def test_help_loads_nothing_heavy() -> None:
+    program = "import sys, benchmarks.pack as p\ntry: p.main(['--help'])\nexcept SystemExit: print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True
+    )
+    assert "--per-query" in done.stdout
+    assert not {"torch", "pandas", "pyarrow", "numpy"} & set(done.stdout.split())
+
+
+def test_a_store_of_realistic_shape_is_small(tmp_path: Path) -> None:
+    """45 cells with independent random values, which compress worst, still take a sixth of the loose files."""
+    store = fill(tmp_path / "loose", methods=5, seeds=(0, 1, 2), queries=80)
+    manifest = pack(store, tmp_path / "pack", top=10)
+    before = sum(file.stat().st_size for file in (store.root / "cells").rglob("*.*"))
+    after = sum((tmp_path / "pack" / name).stat().st_size for name in (RECORDS, PER_QUERY))
+    assert manifest.rows == 3 * 5 * 3 * 2 * 80
+    assert after < 12 * manifest.rows
+    assert after < before / 6
+
+
+names = st.text(max_size=6)
+values = st.one_of(st.just(float("nan")), st.floats(0, 1), st.floats(-1e9, 1e9))
+
+
+@st.composite
+def frames(draw: st.DrawFn) -> pd.DataFrame:
+    rows = draw(st.integers(1, 7))
+
+    def column(what: st.SearchStrategy[Any]) -> list[Any]:
+        return draw(st.lists(what, min_size=rows, max_size=rows))
+
+    lists = st.lists(names, max_size=3)
+    made = {
+        "query": column(names),
+        "class": column(names),
+        "gallery": column(st.sampled_from(("unseen", "mixed"))),
+        "n_relevant": column(st.integers(0, 2**40)),
+        "ap@all": pd.array(column(values), dtype="float64"),
+        "p@100": pd.array(column(values), dtype="float64"),
+        "top_keys": column(lists),
+        "top_scores": column(st.lists(st.floats(-100, 100, width=32), max_size=3)),
+    }
+    dropped = draw(st.sets(st.sampled_from(("class", "gallery", "p@100", "n_relevant", "top_scores"))))
+    return pd.DataFrame({name: made[name] for name in made if name not in dropped})
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(frames(), min_size=1, max_size=4), st.integers(0, 5), st.booleans())
+def test_whatever_is_packed_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, made: list[pd.DataFrame], top: int, same: bool
+) -> None:
+    root = tmp_path_factory.mktemp("law")
+    store = ResultStore(root / "loose")
+    for number, frame in enumerate(made):
+        store.write(record(f"m{number}", "line", 0), made[0] if same else frame)
+    pack(store, root / "full", form="full")
+    pack(store, root / "lean", form="lean", top=top)
+    pack(ResultStore(root / "lean"), root / "again", form="lean", top=top)
+    assert (root / "lean" / PER_QUERY).read_bytes() == (root / "again" / PER_QUERY).read_bytes()
+    for one in store.records():
+        exact = store.per_query(one)
+        pd.testing.assert_frame_equal(ResultStore(root / "full").per_query(one), exact, check_exact=True)
+        lean = ResultStore(root / "lean").per_query(one)
+        assert len(lean) == len(exact)
+        assert "p@100" not in lean
+        plain = [name for name in lean if name in ("query", "class", "gallery", "n_relevant")]
+        assert lean[plain].equals(exact[plain])
+        difference = (lean["ap@all"] - exact["ap@all"]).abs()
+        assert (lean["ap@all"].isna() == exact["ap@all"].isna()).all()
+        assert not (difference > 0.5001e-4).any()
+
+
+@given(st.lists(st.tuples(names, names, st.sampled_from("ab")), max_size=20), st.integers(0, 8), st.randoms())
+def test_the_sample_follows_from_the_names(rows: list[tuple[str, str, str]], top: int, order: Any) -> None:
+    rows = list(dict.fromkeys(rows))
+    columns = list(zip(*rows, strict=True)) or [(), (), ()]
+    taken = {row for row, took in zip(rows, sample(*columns, top), strict=True) if took}
+    shuffled = rows.copy()
+    order.shuffle(shuffled)
+    columns = list(zip(*shuffled, strict=True)) or [(), (), ()]
+    assert {row for row, took in zip(shuffled, sample(*columns, top), strict=True) if took} == taken
+    more = {row for row, took in zip(shuffled, sample(*columns, top + 1), strict=True) if took}
+    assert taken <= more
+    for gallery in "ab":
+        mine = [row for row in rows if row[2] == gallery]
+        chosen = [row for row in taken if row[2] == gallery]
+        assert len(chosen) == min(top, len(mine))
+        count = [sum(row[1] == name for row in chosen) for name in {row[1] for row in mine}]
+        left = [sum(row[1] == name for row in mine) for name in {row[1] for row in mine}]
+        assert all(c == n or c >= max(count) - 1 for c, n in zip(count, left, strict=True)), "spread over classes"
