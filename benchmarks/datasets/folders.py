@@ -190,6 +190,7 @@ class _Reader:
         self._real: set[str] = set()
         self._links: list[tuple[str, str, str, bool]] = []  # path, class, domain, whether at the place of a folder
         self._folders: dict[str, str] = {}
+        self._parents: dict[str, Path] = {}
 
     def place(self, folder: str, place: Place) -> None:
         """Read one place."""
@@ -209,17 +210,24 @@ class _Reader:
 
     def named(self, path: str, domain: str, name: str) -> None:
         """Take one picture that a list names."""
-        full = self.root / path
-        if Path(path).is_absolute() or ".." in Path(path).parts:
+        folder, _, file = path.rpartition("/")
+        if path.startswith("/") or Path(path).is_absolute() or ".." in path.split("/"):
             self._find("missing", path, "the list names a file outside the data set's folder")
-        elif full.is_symlink():
-            self._links.append((path, name, domain, False))
-        elif not full.is_file():
+            return
+        if folder not in self._parents:
+            self._parents[folder] = (self.root / folder).resolve()
+        parent = self._parents[folder]
+        try:
+            about = os.lstat(parent / file)
+        except OSError:
             self._find("missing", path, "named in a list, but not there")
-        elif not str(full.resolve()).startswith(f"{self.root}{os.sep}"):
+            return
+        if stat.S_ISLNK(about.st_mode):
+            self._links.append((path, name, domain, False))
+        elif not parent.is_relative_to(self.root):
             self._find("link", path, "lies behind a link that leaves the data set's folder; not followed")
         else:
-            self._take(path, name, domain, full.stat())
+            self._take(path, name, domain, about, f"{parent}{os.sep}{file}")
 
     def listing(self) -> Listing:
         """Everything read so far."""
@@ -240,7 +248,8 @@ class _Reader:
         return f" ({self.findings[0]}; {len(self.findings)} such)" if self.findings else ""
 
     def _pictures(self, folder: str, name: str, domain: str) -> None:
-        self._folders[str((self.root / folder).resolve())] = folder
+        real = str((self.root / folder).resolve())
+        self._folders[real] = folder
         before = len(self.rows) + len(self._links)
         for entry in self._entries(folder):
             path = f"{folder}/{entry.name}"
@@ -250,7 +259,7 @@ class _Reader:
             elif entry.is_symlink():
                 self._links.append((path, name, domain, False))
             else:
-                self._take(path, name, domain, entry.stat())
+                self._take(path, name, domain, entry.stat(), f"{real}{os.sep}{entry.name}")
         if len(self.rows) + len(self._links) == before:
             self._find("empty", folder, "holds no pictures")
 
@@ -312,7 +321,7 @@ class _Reader:
         elif str(real) in self._real:
             self._find("link", path, f"a link to {real.relative_to(self.root).as_posix()}, which is listed already")
         else:
-            self._take(path, name, domain, real.stat())
+            self._take(path, name, domain, real.stat(), str(real))
 
     def _real_path(self, path: str) -> Path | None:
         try:
@@ -322,13 +331,15 @@ class _Reader:
             self._find("link", path, "a link to nothing" if nothing else "a link that leads to itself")
             return None
 
-    def _take(self, path: str, name: str, domain: str, about: os.stat_result) -> None:
+    def _take(self, path: str, name: str, domain: str, about: os.stat_result, real: str) -> None:
         if not stat.S_ISREG(about.st_mode):
             self._find("skipped", path, "not a plain file")
             return
-        real = str((self.root / path).resolve()) if self._behind_link(path) else str(self.root / path)
         if real in self._real:
-            self._find("link", path, "lies behind a link to a folder that is listed already")
+            twice = self._spelling.get(unicodedata.normalize("NFC", path)) == path
+            self._find(
+                "link", path, "named twice; read once" if twice else "a link to a picture that is listed already"
+            )
             return
         key = unicodedata.normalize("NFC", path)
         if key in self._spelling:
@@ -339,13 +350,6 @@ class _Reader:
         self._real.add(real)
         name = unicodedata.normalize("NFC", name)
         self.rows.append((key, name, domain, path, about.st_size, about.st_mtime_ns))
-
-    def _behind_link(self, path: str) -> bool:
-        folder = path.rpartition("/")[0]
-        if folder != getattr(self, "_last_folder", None):
-            self._last_folder = folder
-            self._last_linked = (self.root / folder).resolve() != self.root / folder
-        return self._last_linked or (self.root / path).is_symlink()
 
     def _is_picture(self, name: str) -> bool:
         return name.lower().endswith(self.suffixes)

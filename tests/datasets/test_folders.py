@@ -187,6 +187,14 @@ def test_published_lists(root: Path, tmp_path: Path) -> None:
         ("missing", "../secret.jpg"),
         ("missing", "photos/hot dog/1.jpg"),
     ]
+    (root / "far").symlink_to(tmp_path)
+    (root / "near").symlink_to("photos")
+    odd = list_files(root, ["photos/ant/1.jpg", "far/list.txt", *["near/ant/0002.jpg"] * 2], domain="photo")
+    assert [str(one) for one in odd.findings] == [
+        "far/list.txt: lies behind a link that leaves the data set's folder; not followed",
+        "near/ant/0002.jpg: named twice; read once",
+        "photos/ant/1.jpg: named in a list, but not there",
+    ]
     other = list_files(root, ["photos/ant/0001.jpg"], domain="photo", classes=["x"])
     assert join_listings([listing, other]).pictures["class"].tolist() == ["ant", "x"]
     with pytest.raises(DatasetError, match=r"photos/ant/0000\.jpg is listed twice"):
