@@ -30,13 +30,18 @@ def wordnet() -> Any:
     """nltk's WordNet reader.
 
     Raises:
-        WordNetError: WordNet's files are nowhere on nltk's path.
+        WordNetError: WordNet's files are nowhere on nltk's path, or in a folder that others may write to.
     """
     from nltk.corpus import wordnet as reader
 
     try:
         reader.ensure_loaded()
-    except LookupError:
+    except LookupError as error:
+        if refused := re.search(r"chmod go-w '(.+?)'", str(error)):
+            raise WordNetError(
+                "NLTK refuses WordNet's files, because other accounts may write to their folder: run"
+                f" chmod -R go-w '{refused[1]}'"
+            ) from None
         raise WordNetError(
             "WordNet is not found: `import benchmarks` brings the nouns shipped with this suite, or set NLTK_DATA to a"
             " folder that holds corpora/wordnet"

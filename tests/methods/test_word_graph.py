@@ -137,6 +137,21 @@ def test_missing_wordnet_names_the_mend(monkeypatch: pytest.MonkeyPatch) -> None
     assert "\n" not in str(error.value)
 
 
+def test_refused_wordnet_names_the_folder_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NLTK from 3.10 on reads nothing from a folder that others may write to, e.g. one made under umask 002."""
+
+    class Refused:
+        def ensure_loaded(self) -> None:
+            raise LookupError(
+                "Refused, writable by other accounts\n    - '/data/nltk'\ne.g.:\n    chmod go-w '/data/nltk'\n"
+            )
+
+    monkeypatch.setattr(nltk.corpus, "wordnet", Refused())
+    with pytest.raises(WordNetError, match="chmod -R go-w '/data/nltk'") as error:
+        wordnet()
+    assert "\n" not in str(error.value)
+
+
 # --- one more class --------------------------------------------------------------------------------------------------
 
 
