@@ -120,7 +120,11 @@ def pack(store: ResultStore, out: Path, *, form: str = "lean", top: int = TOP) -
             table = _lean(table, record, top if shown[name] else 0)
         table, columns[name] = _typed(table, name)
         blocks.add((record.cell.dataset, record.cell.protocol, record.cell.split), name, table)
-    note = {"form": form, "top": top if form == "lean" else None, "rounding": 1 / SCALE if form == "lean" else 0.0}
+    note: dict[str, Any] = {
+        "form": form,
+        "top": top if form == "lean" else None,
+        "rounding": 1 / SCALE if form == "lean" else 0.0,
+    }
     texts = {name: record.to_json() for name, record in records.items()} | searches
     data = {
         PER_QUERY: _per_query_file(blocks, form, note),
@@ -206,12 +210,13 @@ def _lean(table: pa.Table, record: Record, top: int) -> pa.Table:
         or not (pa.types.is_floating(field.type) or pa.types.is_nested(field.type))
     ]
     table = table.select(kept)
-    names = [
+    queries, classes, galleries = (
         [str(value) for value in table[name].to_pylist()] if name in kept else [""] * len(table)
         for name in ("query", "class", "gallery")
-    ]
+    )
     rows = np.arange(len(table))
-    places = pa.array(rows, mask=~sample(*names, top) if top else np.ones(len(rows), bool))
+    taken = sample(queries, classes, galleries, top) if top else np.zeros(len(rows), bool)
+    places = pa.array(rows, mask=~taken)
     for name in LISTS:
         if name in kept:
             table = table.set_column(kept.index(name), name, table[name].take(places))

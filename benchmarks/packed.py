@@ -239,7 +239,9 @@ def _manifest(path: Path) -> Manifest:
             raise ValueError("no form or no files")
     except PackError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except OSError as error:
+        raise PackError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         text = " ".join(str(error).split())
         raise PackError(f"{path}: not a pack's manifest ({type(error).__name__}: {text})") from error
     return manifest

@@ -33,7 +33,7 @@ import re
 import time
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
@@ -62,7 +62,7 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class CellId:
-    """Which cell of the sweep a record is, in words."""
+    """Which cell of the sweep a record is, in words; ``ablation`` names the switched factor of an ablation's row."""
 
     method: str
     variant: str
@@ -75,6 +75,7 @@ class CellId:
     select: str
     seed: int
     limit: int | None = None
+    ablation: str = ""
 
 
 @dataclass(frozen=True)
@@ -572,7 +573,9 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | bool) else str(value)
 
 
-_type_hints = functools.cache(typing.get_type_hints)
+@functools.cache
+def _type_hints(kind: Hashable) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _typed(kind: Any, value: Any, where: str) -> Any:
@@ -581,7 +584,7 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise RecordError(f"{where} must be an object")
-        types_of = _type_hints(kind)
+        types_of = _type_hints(typing.cast(Hashable, kind))
         made = {}
         for one in dataclasses.fields(kind):
             if one.name in value:
@@ -598,6 +601,8 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
             raise RecordError(f"{where} is {value!r}, not one of {', '.join(arguments)}")
         return value
     if origin is dict and isinstance(value, dict):
+        if arguments[1] is Any:
+            return value
         return {key: _typed(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is list and isinstance(value, list):
         return [_typed(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
