@@ -281,7 +281,8 @@ def _verify_folder(dataset: FolderDataset, size: int | None, write_broken: bool,
         whole = np.flatnonzero(~np.isin(keys, list(broken)))
         for start in range(0, len(whole), 4096):
             dataset.store(size).pixels(whole[start : start + 4096])
-        print(f"{dataset.store(size).filled()} pictures are kept decoded at {size} x {size} pixels")
+        kept = dataset.store(size)
+        print(f"{kept.filled()} pictures are kept decoded at {size} x {size} pixels in {kept.folder}")
     print(f"content hash {content.hexdigest()}")
     return trouble
 

@@ -4,8 +4,10 @@ A picture is opened with Pillow, laid on white where it is transparent, turned t
 resized with bicubic interpolation (CLIP's evaluation preprocessing without the normalisation). EXIF orientation is not
 applied, as in the published loaders. A picture that cannot be decoded is reported by name and never replaced.
 
-The cache is a sparse file of 8-bit pixels, one slot a picture, and a small table that says which slots are filled and
-from which file state; what is filled is never decoded again, whatever happened to the process that filled it. It lies
+The cache is a sparse file of 8-bit pixels, one slot a picture, and a small table that says which slots are filled, from
+which file state, with which checksum; what is filled is never decoded again, whatever happened to the process that
+filled it, and a slot whose checksum does not fit (the machine went down) is filled anew. Several processes may share
+it. It lies
 in ``$UCDR_BENCH_CACHE`` (``off``: none), else in the user's cache folder. ``$UCDR_BENCH_WORKERS`` sets the number of
 worker processes. Nothing here imports torch or pandas, so that workers start quickly.
 """
@@ -21,6 +23,7 @@ import os
 import shutil
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -31,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: Raised when the way from file to pixels changes; part of every cache key.
-RECIPE = "fit-bicubic-white-1"
+RECIPE = "fit-bicubic-white-2"
 
 #: Fewer pictures than this are decoded in the calling process.
 POOL_FROM = 24
@@ -52,11 +55,13 @@ class PictureError(ValueError):
 
 @dataclass(frozen=True)
 class Checked:
-    """What decoding said about one picture: its number, the sha256 of its file, and why it is broken ("" if whole)."""
+    """What decoding said about one picture: its number, the sha256 of its file, and why it is broken ("" if whole);
+    ``checksum``: CRC-32 of the pixels where they were stored."""
 
     row: int
     sha256: str
     reason: str
+    checksum: int = 0
 
 
 def decode(data: bytes, size: int | None = None) -> NDArray[np.uint8]:
@@ -140,7 +145,7 @@ def _work(job: _Job) -> _Answer:
     slots = os.open(job.slots, os.O_WRONLY | getattr(os, "O_BINARY", 0)) if job.slots is not None else None
     try:
         for place, (row, file) in enumerate(zip(job.rows, job.files, strict=True)):
-            digest, reason = "", ""
+            digest, reason, checksum = "", "", 0
             try:
                 data = Path(file).read_bytes()
                 digest = hashlib.sha256(data).hexdigest() if job.hashes else ""
@@ -153,8 +158,10 @@ def _work(job: _Job) -> _Answer:
                 if pixels is not None:
                     pixels[place] = decoded
                 elif slots is not None:
-                    _write(slots, decoded.tobytes(), row * decoded.nbytes)
-            checked.append(Checked(row, digest, reason))
+                    raw = decoded.tobytes()
+                    checksum = zlib.crc32(raw)
+                    _write(slots, raw, row * len(raw))
+            checked.append(Checked(row, digest, reason, checksum))
     finally:
         if slots is not None:
             os.close(slots)
@@ -263,6 +270,7 @@ class PictureStore:
         self._stamps = np.asarray(stamps, dtype=np.int64).reshape(len(files), 2)
         self._folder = None
         self._warned = False
+        self._trusted = np.zeros(len(files), dtype=bool)
         if folder is not None and len(files):
             key = hashlib.sha256(f"{RECIPE}\n{identity}\n{size}".encode()).hexdigest()[:32]
             self._folder = folder / "pictures" / key
@@ -270,6 +278,11 @@ class PictureStore:
                 self._open(self._folder)
             except OSError as error:
                 self._without(f"the picture cache {self._folder} cannot be used ({error.strerror or error})")
+
+    @property
+    def folder(self) -> Path | None:
+        """This store's folder in the cache; None where nothing is kept."""
+        return self._folder
 
     @property
     def slot_bytes(self) -> int:
@@ -284,7 +297,7 @@ class PictureStore:
         rows = np.asarray(rows, dtype=np.int64)
         wanted = np.unique(rows)
         if self._folder is not None:
-            missing = wanted[~self._filled(wanted)]
+            missing = wanted[~self._whole(wanted)]
             if not len(missing) or self._room(len(missing)):
                 self._fill(missing)
                 out: NDArray[np.uint8] = self._slots[rows]
@@ -309,7 +322,9 @@ class PictureStore:
             for answer in _run(_jobs(rows, self.files.__getitem__, self.size, self._slots_file), len(rows)):
                 whole = [one.row for one in answer.checked if not one.reason]
                 self._state["stamp"][whole] = self._stamps[whole]
+                self._state["checksum"][whole] = [one.checksum for one in answer.checked if not one.reason]
                 self._state["filled"][whole] = 1
+                self._trusted[whole] = True
                 broken += [one for one in answer.checked if one.reason]
                 self.decoded += len(answer.checked)
                 advance(len(answer.checked))
@@ -320,14 +335,22 @@ class PictureStore:
         out: NDArray[np.bool_] = (state["filled"] == 1) & (state["stamp"] == self._stamps[rows]).all(axis=1)
         return out
 
+    def _whole(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Filled, and with the checksum it was filled with (looked at once a process)."""
+        whole = self._filled(rows)
+        for place in np.flatnonzero(whole & ~self._trusted[rows]):
+            row = rows[place]
+            whole[place] = self._trusted[row] = zlib.crc32(self._slots[row]) == self._state["checksum"][row]
+        return whole
+
     def _open(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         count = len(self.files)
         self._slots_file, state_file = folder / "pixels.u8", folder / "state.bin"
-        kind = np.dtype([("filled", "u1"), ("stamp", "<i8", (2,))])
+        kind = np.dtype([("filled", "u1"), ("checksum", "<u4"), ("stamp", "<i8", (2,))])
         for file, length in ((self._slots_file, count * self.slot_bytes), (state_file, count * kind.itemsize)):
             if not file.exists() or file.stat().st_size != length:
-                with file.open("wb") as new:
+                with file.open("ab") as new:  # never cuts off what another process has written already
                     new.truncate(length)
         about = {"recipe": RECIPE, "pictures": count, "size": self.size, "first": self.files[0]}
         (folder / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")

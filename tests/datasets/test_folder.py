@@ -122,6 +122,19 @@ def test_every_protocol_runs_on_a_tree_with_names_that_are_not_ascii(
     assert {record["status"] for record in records} == {"ok"}
 
 
+def test_a_broken_picture_fails_the_cell_with_one_line_that_names_the_mend(
+    root: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.reporting.plots.bars", lambda table, folder: [])
+    (root / "photo" / Folder(root).classes("test")[0] / "0000.jpg").write_bytes(b"not a picture")
+    arguments = ["--methods", "zero_shot", "--datasets", "folder", "--data-root", str(root.parent), "--preset", "smoke"]
+    arguments += ["--protocols", "ucdr", "--backbone", str(tiny_folder), "--threads", "1"]
+    assert run.main([*arguments, "--out", str(tmp_path / "results")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "0000.jpg is broken: not a picture that Pillow can read" in line
+    assert f"python -m benchmarks.data verify folder --root {root} (--write-broken leaves them out)" in line
+
+
 def test_verify_names_what_is_wrong_and_can_leave_it_out(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture, picture_cache: Path
 ) -> None:

@@ -324,6 +324,19 @@ def test_a_changed_file_is_decoded_again(root: Path) -> None:
     assert torch.equal((pixels[0] * 255).round().to(torch.uint8), torch.from_numpy(pictures.decode(replaced, 8)))
 
 
+def test_a_slot_that_was_not_written_whole_is_filled_anew(root: Path) -> None:
+    dataset = Small(root)
+    pixels = dataset.pixels(np.arange(24), 8)
+    folder = dataset.store(8).folder
+    assert folder is not None
+    with (folder / "pixels.u8").open("r+b") as file:
+        file.seek(7 * dataset.store(8).slot_bytes)
+        file.write(b"\0" * 40)
+    again = Small(root)
+    assert torch.equal(again.pixels(np.arange(24), 8), pixels)
+    assert again.store(8).decoded == 1
+
+
 def test_worker_processes_give_the_same_pixels(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = Small(root).pixels(np.arange(24), 8)
     monkeypatch.setenv("UCDR_BENCH_WORKERS", "2")

@@ -183,7 +183,7 @@ def test_both_sketchy_splits_read_one_folder(data_root: Path) -> None:
     assert second.folder == data_root / "sketchy"
     assert first.table["key"].tolist() == second.table["key"].tolist()
     assert first.data_hash != second.data_hash
-    assert first.store(8)._folder == second.store(8)._folder, "one cache for both"
+    assert first.store(8).folder == second.store(8).folder, "one cache for both"
 
 
 @pytest.mark.parametrize(
