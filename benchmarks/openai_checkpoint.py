@@ -174,7 +174,8 @@ class _Interpreter:
         """What the instructions describe."""
         constants = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
         values = ("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINFLOAT")
-        for code, argument, _ in pickletools.genops(data):
+        for code, given, _ in pickletools.genops(data):
+            argument: Any = given
             name = code.name
             if name in values:
                 self._stack.append(argument)

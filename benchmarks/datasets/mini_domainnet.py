@@ -50,7 +50,8 @@ class MiniDomainNet(TransferDataset):
 
     def read(self, root: Path) -> Listing:
         """The pictures that the eight lists name, with their ``part``."""
-        listings, classes = [], {}
+        listings: list[Listing] = []
+        classes: dict[str, int] = {}
         for domain in DOMAINS:
             for part in ("train", "test"):
                 file = root / LISTS / f"{domain}_{part}.txt"

@@ -61,7 +61,7 @@ class VisDA(TransferDataset):
         layout="ROOT/{train,validation}/CLASS/* with ROOT/{train,validation}/image_list.txt",
     )
     places = (Place("synthetic", ("train",)), Place("real", ("validation",)))
-    also_named: ClassVar = ("visda17", "visda2017", "VisDA2017", "visda-2017", "VisDA-C")
+    also_named: ClassVar[tuple[str, ...]] = ("visda17", "visda2017", "VisDA2017", "visda-2017", "VisDA-C")
     class_names = CLASSES
     published_counts: ClassVar = {"synthetic": 152397, "real": 55388}
 

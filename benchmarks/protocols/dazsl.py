@@ -38,7 +38,7 @@ class Dazsl(Protocol):
         of_source, of_target = domains == source, domains == target
 
         def rows(mask: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-            return np.flatnonzero(mask & np.isin(classes, names)).astype(np.int64)
+            return np.flatnonzero(mask & table["class"].isin(names).to_numpy()).astype(np.int64)
 
         validation_classes = tuple(
             name for name in dataset.classes("val") if name not in (*closed.seen, *closed.unseen)

@@ -39,7 +39,7 @@ class Uda(Protocol):
             raise DatasetError(f"{dataset.card.name} has no UDA transfer {split!r}; choose from {self.splits(dataset)}")
         table, names = dataset.table, dataset.closed_set.uda_classes
         classes, domains, keys = (table[column].to_numpy() for column in ("class", "domain", "key"))
-        inside = np.isin(classes, names)
+        inside = table["class"].isin(names).to_numpy()
         parts = table["part"].to_numpy() if "part" in table else None
         labelled = np.flatnonzero(inside & (domains == source)).astype(np.int64)
         test = shown = np.flatnonzero(inside & (domains == target)).astype(np.int64)

@@ -188,42 +188,42 @@ def figures(path: Path = PUBLISHED) -> pd.DataFrame:
     ``value`` is a fraction; ``std`` a published standard deviation of it, where there is one. Empty words are what the
     suite has no counterpart of; ``obstacle`` then says what stands in the way.
     """
-    raw = read(path)
+    raw: list[dict[Any, Any]] = read(path).to_dict("records")
     deviations = {
-        (row.paper, row.dataset, row.setting, row.method): _fraction(row.value, row.metric)
-        for row in raw.itertuples()
-        if row.metric == "std of average"
+        (row["paper"], row["dataset"], row["setting"], row["method"]): _fraction(row["value"], row["metric"])
+        for row in raw
+        if row["metric"] == "std of average"
     }
     rows = []
-    for row in raw.itertuples():
-        if row.protocol not in PROTOCOLS or row.metric not in METRICS:
+    for row in raw:
+        if row["protocol"] not in PROTOCOLS or row["metric"] not in METRICS:
             continue
-        protocol = PROTOCOLS[row.protocol]
-        dataset = DATASETS.get((row.dataset, row.metric), "")
-        setting = _setting(protocol, dataset, row.setting)
-        metric = METRICS[row.metric]
+        protocol = PROTOCOLS[row["protocol"]]
+        dataset = DATASETS.get((row["dataset"], row["metric"]), "")
+        setting = _setting(protocol, dataset, row["setting"])
+        metric = METRICS[row["metric"]]
         if dataset == "visda" and setting.split == MEAN:
             metric = "accuracy[class]"  # VisDA's average is over its twelve classes
-        method = METHODS.get(row.method, "")
+        method = METHODS.get(row["method"], "")
         rows.append(
             {
-                "paper": row.paper,
-                "table": row.table,
+                "paper": row["paper"],
+                "table": row["table"],
                 "protocol": protocol,
-                "dataset": dataset or row.dataset,
+                "dataset": dataset or row["dataset"],
                 "backbone": setting.backbone,
                 "split": setting.split,
                 "gallery": setting.gallery,
                 "metric": metric,
                 "method": method,
-                "published_method": row.method,
-                "published_metric": row.metric,
-                "setting": row.setting,
-                "value": _fraction(row.value, row.metric),
-                "std": deviations.get((row.paper, row.dataset, row.setting, row.method)),
-                "obstacle": _obstacle(row.method, method, dataset, metric, setting),
-                "source": row.source,
-                "confidence": row.confidence,
+                "published_method": row["method"],
+                "published_metric": row["metric"],
+                "setting": row["setting"],
+                "value": _fraction(row["value"], row["metric"]),
+                "std": deviations.get((row["paper"], row["dataset"], row["setting"], row["method"])),
+                "obstacle": _obstacle(row["method"], method, dataset, metric, setting),
+                "source": row["source"],
+                "confidence": row["confidence"],
             }
         )
     return pd.DataFrame(rows, columns=list(FIGURE_COLUMNS))

@@ -541,7 +541,7 @@ def test_a_method_learns_and_is_scored_on_a_generated_tree(
 
     monkeypatch.setattr("benchmarks.reporting.write.write_report", lambda *_, **__: [tmp_path, tmp_path])
     arguments = ["--methods", "zero_shot,coop", "--datasets", "i2awa,visda", "--data-root", str(trees)]
-    arguments += ["--protocols", "uda,dazsl", "--preset", "smoke", "--backbone", str(tiny_folder)]
+    arguments += ["--protocols", "uda,dazsl", "--preset", "smoke", "--backbone", str(tiny_folder), "--jobs", "1"]
     code = main([*arguments, "--out", str(tmp_path / "out")])
     frame = load_results(tmp_path / "out")
     assert code == 0, capsys.readouterr()
