@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from benchmarks.presets import PRESETS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from benchmarks.ablation import Ablation
     from benchmarks.settings import Settings
     from benchmarks.store import ResultStore
-    from benchmarks.sweep import Plan
+    from benchmarks.sweep import FitGroup, Plan
 
 EXAMPLES = """examples:
   python -m benchmarks.run --methods all
@@ -78,7 +79,11 @@ def build_parser(prog: str = "benchmarks.run") -> argparse.ArgumentParser:
     run.add_argument(
         "--shard", metavar="I/N", help="part I (from 1) of N; the parts may share --out or be copied together"
     )
-    run.add_argument("--dry-run", action="store_true", help="list the cells and which are cached, write nothing")
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="list the cells, which are cached and how long the rest may take; write nothing",
+    )
     run.add_argument("--force", action="store_true", help="run cells again that are finished")
     run.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
     return parser
@@ -87,6 +92,17 @@ def build_parser(prog: str = "benchmarks.run") -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.run") -> int:
     """Run the command; returns the exit code."""
     arguments = vars(build_parser(prog).parse_args(argv))
+    given = sys.argv[1:] if argv is None else argv
+    return perform(arguments, prog, shlex.join(["python", "-m", "benchmarks.run", *given]))
+
+
+def perform(
+    arguments: dict[str, Any], prog: str, command: str, choose: Callable[[Settings], Ablation] | None = None
+) -> int:
+    """Resolve the options, plan, run and report; returns the exit code.
+
+    ``choose`` makes the run an ablation; ``command`` is what the report says it was made by.
+    """
     from benchmarks.settings import SettingsError, parse_set, resolve
     from methods.registry import UnknownNameError
 
@@ -96,12 +112,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.run") -> int
         if "set" in arguments:
             arguments["set"] = parse_set(arguments["set"])
         settings = resolve(arguments, file)
-        return _run(
-            settings,
-            out,
-            err,
-            command=shlex.join(["python", "-m", "benchmarks.run", *(sys.argv[1:] if argv is None else argv)]),
-        )
+        return _run(settings, out, err, command, choose(settings) if choose else None)
     except (SettingsError, UnknownNameError) as error:
         err.print(f"{prog}: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
@@ -118,7 +129,8 @@ def consoles() -> tuple[Console, Console]:
     return (out if out.is_terminal else Console(width=160)), err
 
 
-def _run(settings: Settings, out: Console, err: Console, command: str) -> int:
+def _run(settings: Settings, out: Console, err: Console, command: str, ablation: Ablation | None) -> int:
+    from benchmarks.ablation import print_ablations
     from benchmarks.execution import execute
     from benchmarks.progress import RunProgress
     from benchmarks.reporting.leaderboard import print_tables
@@ -132,18 +144,18 @@ def _run(settings: Settings, out: Console, err: Console, command: str) -> int:
         err.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     workbench = Workbench(settings)
-    planned = plan(settings, workbench)
+    planned = plan(settings, workbench, ablation.arms if ablation else None)
     if settings.shard is not None:
         planned = shard(planned, *settings.shard)
     workbench.settings = settings = workbench.spread()
     resolved = settings.as_dict() | {"backbone": workbench.backbone.name, "device": workbench.device}
     shown = ", ".join(f"{key}={_short(value)}" for key, value in resolved.items() if value not in (None, False, [], {}))
     out.print(shown, style="dim", markup=False, highlight=False, soft_wrap=True)
-    for name, reason in planned.skipped.items():
+    for name, reason in {**planned.skipped, **(ablation.skipped if ablation else {})}.items():
         warn(f"skipped: {name}: {reason}")
     store = ResultStore(settings.out, warn)
     if settings.dry_run:
-        _list(planned, store, out)
+        _list(planned, settings, store, out)
         return 0
     try:
         store.clean()
@@ -158,19 +170,23 @@ def _run(settings: Settings, out: Console, err: Console, command: str) -> int:
     keys = {cell.key for cell in planned.cells} | {broken.cell.key for broken in planned.broken}
     frame = load_results(settings.out, warn)
     mine = frame[frame["key"].isin(keys)] if len(frame) else frame
-    print_tables(out, mine)
+    if ablation:
+        print_ablations(out, mine)
+    else:
+        print_tables(out, mine)
     folder = Path(settings.out) / "report"
     counts = ", ".join(f"{count} {status}" for status, count in sorted(outcome.counts.items())) or "no cells"
     lines = [f"cells: {counts}", f"records: {Path(settings.out) / 'cells'}"]
+    code = 1 if outcome.failed else 0
     try:
         files = write_report(frame, folder, command=command, report=warn)
         lines += [f"leaderboard: {files[0]}, {files[1]}", f"plots: {folder / 'plots'}"]
     except OSError as error:
         warn(f"{folder}: cannot be written ({error.strerror or error}); free space there, then the same command again")
-        outcome.add("failed")
+        code = 1
     for line in lines:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
-    return 1 if outcome.failed else 0
+    return code
 
 
 def _write_cards(planned: Plan, store: ResultStore) -> None:
@@ -187,24 +203,58 @@ def _write_cards(planned: Plan, store: ResultStore) -> None:
             store.write_card(kind, name, dataclasses.asdict(registry.get(name).card))
 
 
-def _list(planned: Plan, store: ResultStore, out: Console) -> None:
-    cached, fits = 0, 0
+#: Where the records lie that the reference run committed; a dry run takes their seconds too.
+REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
+
+
+def _list(planned: Plan, settings: Settings, store: ResultStore, out: Console) -> None:
+    import dataclasses
+
+    cached = 0
+    left = []
     for group in planned.groups:
-        before = cached
+        to_run = []
         for cell in group.cells:
-            done = store.finished(cell.id, cell.key, set_aside=False) is not None
+            done = not settings.force and store.finished(cell.id, cell.key, set_aside=False) is not None
             cached += done
+            to_run += [] if done else [cell]
             one = cell.id
             where = f"{one.dataset}  {one.protocol}  {one.split}  {one.method}  s{one.seed}  fit {cell.fit_id}"
             out.print(f"{'cached' if done else 'to run'}  {where}", markup=False, highlight=False, soft_wrap=True)
-        fits += cached - before < len(group.cells)
+        if to_run:
+            left.append(dataclasses.replace(group, cells=tuple(to_run)))
     for broken in planned.broken:
         one = broken.cell.id
         line = f"broken  {one.dataset}  {one.protocol}  *  {one.method}: {broken.reason}"
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     out.print(
-        f"{len(planned.cells)} cells, {cached} cached, {fits} fits to do, {len(planned.broken)} cannot be planned"
+        f"{len(planned.cells)} cells, {cached} cached, {len(left)} fits to do, {len(planned.broken)} cannot be planned"
     )
+    for line in _estimated(left, settings, store):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _estimated(left: list[FitGroup], settings: Settings, store: ResultStore) -> Iterator[str]:
+    """The time that the rest may take: a line a method, and one for all."""
+    from benchmarks.estimate import PastCosts, duration, estimate
+    from benchmarks.store import ResultStore
+
+    if not left:
+        return
+    stores = [store] if store.root.resolve() == REFERENCE else [store, ResultStore(REFERENCE)]
+    past = PastCosts.of(record for one in stores for record in one.records())
+    methods = estimate(left, past, store)
+    for one in methods:
+        known = duration(one.seconds) if one.unknown < one.cells else "unknown"
+        some = f", {one.unknown} cells unknown" if 0 < one.unknown < one.cells else ""
+        yield f"time    {one.method}: {known} ({one.fits} fits, {one.cells} cells{some})"
+    seconds, unknown = sum(one.seconds for one in methods), sum(one.unknown for one in methods)
+    if unknown == sum(one.cells for one in methods):
+        yield "time: unknown, there is no record of such work yet"
+        return
+    jobs = min(settings.jobs, len(left))
+    rest = f", and {unknown} cells of unknown length" if unknown else ""
+    yield f"time: about {duration(seconds / jobs)} with --jobs {settings.jobs}, as past records say{rest}"
 
 
 def _short(value: object) -> str:

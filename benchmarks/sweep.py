@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -86,6 +86,15 @@ class Plan:
         return [cell for group in self.groups for cell in group.cells]
 
 
+@dataclass(frozen=True)
+class Arm:
+    """One row of an ablation: the switched factor's name, what it changes, and the protocols (None: the run's)."""
+
+    name: str = ""
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    protocols: tuple[str, ...] | None = None
+
+
 def make_config(method: type[Method], settings: Settings, changes: Mapping[str, Any]) -> Any:
     """A method's config: the paper's defaults, then the named variant, then the preset's budget, then ``--set``."""
     values = {
@@ -96,24 +105,24 @@ def make_config(method: type[Method], settings: Settings, changes: Mapping[str, 
     return method.Config(**values)
 
 
-def plan(settings: Settings, workbench: Workbench) -> Plan:
-    """Plan a run.
+def plan(settings: Settings, workbench: Workbench, arms: Mapping[str, Sequence[Arm]] | None = None) -> Plan:
+    """Plan a run: each method as configured, or, where ``arms`` has it, once for each of its arms.
 
     Raises :class:`~benchmarks.settings.SettingsError` for a ``--set`` or ``--variant`` that fits no method, or a
     backbone that cannot be loaded. A data set or method that cannot be used becomes :class:`Broken` cells instead.
     """
     methods, unusable = _methods(settings)
     changes = config_changes(settings, {name: method.Config for name, method in methods.items()})
-    configs = {name: make_config(method, settings, changes[name]) for name, method in methods.items()}
-    rates = {
-        name: settings.budget.learning_rates
-        if has_field(method.Config, "learning_rate") and "learning_rate" not in changes[name]
-        else ()
-        for name, method in methods.items()
-    }
+    runs: list[tuple[str, Arm, Any, tuple[float, ...]]] = []
+    for name, method in methods.items():
+        for arm in (arms or {}).get(name, (Arm(),)):
+            config = make_config(method, settings, {**changes[name], **arm.changes})
+            fixed = "learning_rate" in changes[name] or "learning_rate" in arm.changes
+            searched = has_field(method.Config, "learning_rate") and not fixed
+            runs.append((name, arm, config, settings.budget.learning_rates if searched else ()))
     broken: list[Broken] = []
     skipped: dict[str, str] = {}
-    groups: dict[tuple[str, str, int, str], list[Cell]] = {}
+    groups: dict[tuple[str, int, int, str], list[Cell]] = {}
     for dataset in DATASETS.names() if settings.datasets == ("all",) else settings.datasets:
         try:
             workbench.dataset(dataset)
@@ -135,17 +144,19 @@ def plan(settings: Settings, workbench: Workbench) -> Plan:
             except Exception as error:
                 broken += [_broken(settings, name, dataset, protocol, error) for name in methods]
                 continue
-            for name, seed, task in ((n, s, t) for n in methods for s in settings.seeds for t in tasks):
-                cell = make_cell(
-                    settings, workbench, methods[name], name, configs[name], rates[name], dataset, task, seed
-                )
-                groups.setdefault((dataset, name, seed, cell.fit_id), []).append(cell)
-    order = list(methods)
+            for number, (name, arm, config, rates) in enumerate(runs):
+                if arm.protocols is not None and protocol not in arm.protocols:
+                    continue
+                for seed in settings.seeds:
+                    for task in tasks:
+                        cell = make_cell(
+                            settings, workbench, methods[name], name, config, rates, dataset, task, seed, arm.name
+                        )
+                        groups.setdefault((dataset, number, seed, cell.fit_id), []).append(cell)
     fits = [
-        FitGroup(name, configs[name], rates[name], dataset, seed, fit_id, tuple(cells))
-        for (dataset, name, seed, fit_id), cells in groups.items()
+        FitGroup(runs[number][0], *runs[number][2:], dataset, seed, fit_id, tuple(cells))
+        for (dataset, number, seed, fit_id), cells in sorted(groups.items(), key=lambda item: item[0][:3])
     ]
-    fits.sort(key=lambda group: (group.dataset, order.index(group.method), group.seed))
     return Plan(tuple(fits), tuple(broken), skipped)
 
 
@@ -159,6 +170,7 @@ def make_cell(
     dataset: str,
     task: Task,
     seed: int,
+    ablation: str = "",
 ) -> Cell:
     """The cell of a method's config (registered as ``name``) on a task of a data set."""
     backbone, source = workbench.backbone, workbench.dataset(dataset)
@@ -178,6 +190,7 @@ def make_cell(
         select=settings.select,
         seed=seed,
         limit=settings.limit,
+        ablation=ablation,
     )
     inputs = {
         "scoring": SCORING,

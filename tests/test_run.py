@@ -184,7 +184,7 @@ def test_an_interrupt_says_how_to_go_on(
     ("arguments", "message"),
     [
         (["--methods", "zeroshot"], "unknown method 'zeroshot'; did you mean zero_shot?"),
-        (["--datasets", "picto_domain"], "unknown dataset 'picto_domain'; did you mean picto_domains?"),
+        (["--datasets", "picto_domain"], "unknown dataset 'picto_domain'; did you mean picto_domains"),
         (["--protocols", "udcd"], "unknown protocol 'udcd'; did you mean udcdr"),
         (["--preset", "quik"], "--preset 'quik' is unknown; did you mean quick?"),
         (["--rules", "oficial"], "--rules 'oficial' is unknown; did you mean official?"),
@@ -198,7 +198,10 @@ def test_an_interrupt_says_how_to_go_on(
         (["--set", "tempalte=x"], "did you mean"),
         (["--config", "nowhere.toml"], "--config nowhere.toml: No such file"),
         (["--backbone", "./nowhere"], "--backbone: backbone folder ./nowhere does not exist"),
-        (["--jobs", "2"], "unrecognized arguments: --jobs 2"),
+        (["--jobs", "-1"], "--jobs must be positive"),
+        (["--shard", "3/2"], "--shard: cannot read '3/2'; write I/N"),
+        (["--executor", "dask"], "--executor 'dask' is unknown; choose from: local, ray"),
+        (["--worker", "2"], "unrecognized arguments: --worker 2"),
         (["--method", "all"], "unrecognized arguments: --method all"),
     ],
 )

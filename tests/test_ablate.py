@@ -1,0 +1,178 @@
+"""Ablations: one factor at a time around the default, as ordinary records; and the estimate of a dry run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import benchmarks
+from benchmarks import ablate, cli, run
+from benchmarks.ablation import Ablation, ablation, ablation_tables
+from benchmarks.estimate import PastCosts, duration, estimate
+from benchmarks.presets import PRESETS, Preset
+from benchmarks.settings import Settings, SettingsError, resolve
+from benchmarks.store import Cost, Record, ResultStore
+from benchmarks.sweep import plan
+from benchmarks.workbench import Workbench
+from methods.registry import METHODS
+from tests.support.every import METHOD_NAMES
+from tests.support.learners import learners
+
+Command = Callable[..., int]
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    with learners():
+        yield
+
+
+@pytest.fixture
+def options(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr("benchmarks.reporting.plots.bars", lambda table, folder: [])
+    fixed = ["--backbone", str(tiny_folder), "--datasets", "tiny", "--preset", "full", "--jobs", "1", "--threads", "1"]
+    return [*fixed, "--out", str(tmp_path / "results")]
+
+
+def test_one_factor_at_a_time_around_the_default(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options += ["--methods", "learner,random", "--protocols", "ucdr"]
+    assert run.main(options) == 0
+    capsys.readouterr()
+    assert ablate.main([*options, "--grid", "learning_rate=0.25,0.5"]) == 0
+    printed = capsys.readouterr()
+    assert "skipped: random: nothing to switch" in printed.err
+    assert "cells: 3 cached, 9 ok" in printed.out, "the default's row was there, 0.5 is the default"
+    frame = benchmarks.load_results(tmp_path / "results")
+    frame = frame[(frame["method"] == "learner") & (frame["metric"] == "map@all") & (frame["gallery"] == "unseen")]
+    assert frame.groupby("ablation").size().to_dict() == {"": 3, "still": 3, "centred": 3, "learning_rate=0.25": 3}
+    configs = {name: json.loads(part["config"].iloc[0]) for name, part in frame.groupby("ablation")}
+    usual = configs.pop("")
+    for name, changed in (("still", {"learning_rate": 0.0}), ("centred", {"centre": True})):
+        assert configs[name] == usual | changed
+    means = frame.groupby("ablation")["value"].mean() * 100
+    row = f"centred {means['centred']:.1f} ({means['centred'] - means['']:+.1f})".split()
+    lines = [line.split() for line in printed.out.splitlines()]
+    assert any(line[: len(row)] == row for line in lines)
+    assert any(line[:2] == ["default", f"{means['']:.1f}"] for line in lines)
+    assert ablate.main([*options, "--factors", "still"]) == 0
+    assert "cells: 6 cached" in capsys.readouterr().out
+    assert cli.main(["ablate", *options, "--factors", "none", "--grid", "learner.steps=5", "--dry-run"]) == 0
+    assert "6 cells, 3 cached, 3 fits to do" in capsys.readouterr().out
+
+
+def test_a_failed_arm_is_shown_and_never_averaged(tmp_path: Path, options: list[str], monkeypatch: Any) -> None:
+    from tests.support.learners import Learner
+
+    real = Learner.fit
+
+    def failing(self: Learner, data: Any, *, seed: int, log: Any) -> Any:
+        if self.config.centre and "line" not in data.domain_names:
+            raise RuntimeError("planted")
+        return real(self, data, seed=seed, log=log)
+
+    monkeypatch.setattr(Learner, "fit", failing)
+    assert ablate.main([*options, "--methods", "learner", "--protocols", "ucdr"]) == 1
+    (table,) = ablation_tables(benchmarks.load_results(tmp_path / "results"))
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert next(iter(rows)) == "default"
+    assert "(" in rows["still"][0]
+    assert rows["centred"][0] == "incomplete"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--factors", "stil"], "--factors: no method of this run has 'stil'; did you mean still?"),
+        (["--grid", "steps"], "--grid steps: write KEY=V1,V2"),
+        (["--grid", "setps=1,2"], "did you mean steps"),
+        (["--grid", "steps=few"], "takes int"),
+    ],
+)
+def test_a_wrong_factor_is_one_line(
+    options: list[str], capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
+    assert ablate.main([*options, "--methods", "learner", *arguments]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize("preset", ["quick", "standard", "full"])
+def test_every_table_of_every_method_makes_configs(preset: str) -> None:
+    """Each factor of the shipped methods changes something under each preset, and by default runs where it should."""
+    made: Ablation = ablation(resolve({"methods": ",".join(METHOD_NAMES), "preset": preset}), own_protocols=True)
+    for name in METHOD_NAMES:
+        table = getattr(METHODS.get(name), "ablations", {})
+        assert [arm.name for arm in made.arms[name]] == (["", *table] if table else [])
+        assert (name in made.skipped) == (not table)
+    protocols = {name: set(arms[0].protocols or ()) for name, arms in made.arms.items() if arms}
+    assert {"ucdr", "uccdr", "udcdr"} <= protocols["pros"]
+    assert "dazsl" not in protocols["pros"]
+    assert "uda" in protocols["ad_clip"]
+    assert protocols["sre_clip"] & {"ucdr", "uda", "dazsl"} == {"dazsl"}
+    with pytest.raises(SettingsError, match="no method of this run"):
+        ablation(resolve({"methods": "pros"}), ["no_gcn"])
+
+
+def test_old_records_have_no_ablation(options: list[str], tmp_path: Path) -> None:
+    assert run.main([*options, "--methods", "random", "--protocols", "ucdr"]) == 0
+    store = ResultStore(tmp_path / "results")
+    for path in store.paths():
+        data = json.loads(path.read_text())
+        assert data["cell"].pop("ablation") == ""
+        path.write_text(json.dumps(data))
+    assert {record.cell.ablation for record in store.records()} == {""}
+    assert set(benchmarks.load_results(store.root)["ablation"]) == {""}
+
+
+def test_a_dry_run_says_how_long_it_may_take(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    options += ["--methods", "learner,faulty", "--protocols", "ucdr", "--seeds"]
+    assert run.main([*options, "0", "--dry-run"]) == 0
+    assert "time: unknown, there is no record of such work yet" in capsys.readouterr().out
+    assert run.main([*options[:-1], "--methods", "learner"]) == 0
+    capsys.readouterr()
+    assert run.main([*options, "0,1", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "time    learner: 1 s (3 fits, 3 cells)" in printed
+    assert "time    faulty: unknown (6 fits, 6 cells)" in printed
+    assert "with --jobs 1, as past records say, and 6 cells of unknown length" in printed
+
+
+def test_an_estimate_counts_fits_and_searches_once(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "grid", Preset("grid", "two rates", 3, learning_rates=(0.125, 0.75)))  # type: ignore[call-overload]
+    settings = Settings(
+        methods=("learner",),
+        datasets=("tiny",),
+        protocols=("ucdr", "udcdr"),
+        preset="grid",
+        backbone=str(tiny_folder),
+        device="cpu",
+        seeds=(0, 1, 2),
+    )
+    planned = plan(settings, Workbench(settings))
+    assert (len(planned.groups), len(planned.cells)) == (9, 18)
+    store = ResultStore(tmp_path)
+
+    def record(cell: Any, **seconds: float) -> Record:
+        return Record(cell.key, "ok", cell.id, dict(cell.inputs), {}, {}, {}, cost=Cost(seconds))
+
+    cells = [cell for cell in planned.cells if cell.id.protocol == "ucdr"][:3]
+    records = [record(c, fit=f, search=20.0, encode=1.0, rank=0.5) for c, f in zip(cells, (1, 10, 100), strict=True)]
+    (one,) = estimate(planned.groups, PastCosts.of(records), store)
+    assert (one.cells, one.fits, one.unknown) == (18, 9, 9), "nothing is known of udcdr"
+    assert one.seconds == pytest.approx(9 * 1.5 + 3 * 20 + 6 * 10), "seed 0's fit is one of its search's trainings"
+    other = dataclasses.replace(cells[0], id=dataclasses.replace(cells[0].id, config={"steps": 3, "learning_rate": 9}))
+    (like,) = estimate(planned.groups, PastCosts.of([record(other, fit=7.0, rank=0.25)]), store)
+    assert like.seconds == pytest.approx(9 * 0.25 + 6 * 7), "as many steps: taken for the same work"
+    longer = dataclasses.replace(other, id=dataclasses.replace(other.id, config={"steps": 4}))
+    (none,) = estimate(planned.groups, PastCosts.of([record(longer, fit=7.0)]), store)
+    assert (none.unknown, none.seconds) == (18, 0)
+    assert [duration(s) for s in (0.2, 40, 100, 5000, 9000)] == ["1 s", "40 s", "2 min", "83 min", "2.5 h"]
