@@ -1,20 +1,26 @@
-"""Methods for sweep tests that other processes can import: one that learns, one whose process dies, one that fails."""
+"""Methods for sweep tests that other processes can import: one learns, one loses its process, one goes wrong.
+
+Run as a module, this file is ``benchmarks.run`` with these methods and the tiny data set.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from methods.interface import FitReport, Log, Method, MethodCard, NotApplicableError, TrainingData
+from methods.parts.training import run_stage
 from methods.registry import METHODS
 
 #: The folder in which a test leaves word for methods in other processes.
@@ -73,13 +79,50 @@ class Mortal(Learner):
         return super().fit(data, seed=seed, log=log)
 
 
+@dataclass(frozen=True)
+class FaultyConfig:
+    """``fault``: what goes wrong where ``line`` is held out."""
+
+    fault: str = "none"
+
+
+class Faulty(Learner):
+    """Goes wrong in the way it is told to, where ``line`` is held out; elsewhere it trains one weight by descent."""
+
+    card = dataclasses.replace(Learner.card, name="faulty")
+    Config = FaultyConfig
+
+    def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
+        fault = self.config.fault if "line" not in data.domain_names else "none"
+        if fault == "memory":
+            np.ones(2**58, dtype=np.uint8)
+        elif fault == "torch_memory":
+            torch.ones(2**58, dtype=torch.uint8)
+        elif fault == "gpu_memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        weight = torch.nn.Parameter(torch.ones(()))
+        self.mean, self.shift = torch.zeros(64), torch.zeros(64)
+        report = FitReport(trainable_parameters=1)
+        run_stage(
+            self,
+            data,
+            report,
+            log,
+            stage="one",
+            steps=3,
+            optimizers=[torch.optim.SGD([weight], lr=0.1)],
+            loss=lambda step: weight**2 if fault != "diverges" or step < 2 else weight * float("nan"),
+        )
+        return report
+
+
 @contextmanager
 def learners() -> Iterator[None]:
     """The methods of this file and the tiny data set, registered."""
     from benchmarks.datasets.registry import DATASETS
     from tests.support.tiny_dataset import TinyShapes
 
-    methods = (Learner, Mortal)
+    methods = (Learner, Mortal, Faulty)
     for method in methods:
         METHODS.add(method.card.name, method)
     DATASETS.add("tiny", TinyShapes)
@@ -89,3 +132,10 @@ def learners() -> Iterator[None]:
         for method in methods:
             METHODS.remove(method.card.name)
         DATASETS.remove("tiny")
+
+
+if __name__ == "__main__":
+    from benchmarks.run import main
+
+    with learners():
+        sys.exit(main())
