@@ -69,8 +69,11 @@ def load(name_or_folder: str, *, device: str, precision: Literal["float32", "bf1
     try:
         backbone = Backbone.load(source, device=device, precision=precision)
     except BackboneError as error:
+        convert = "`python -m benchmarks.convert FOLDER OUT` converts a folder whose weights are only pickled"
+        if "only pickled weights" in str(error):
+            raise BackboneError(f"{error}; {convert}") from error
         if "a Hub name needs the network" not in str(error):
             raise
-        raise BackboneError(f"{error}; `hf download {source}` fetches it") from error
+        raise BackboneError(f"{error}; `hf download {source}` fetches it, {convert}") from error
     backbone.name = name or backbone.name
     return backbone

@@ -198,6 +198,8 @@ def test_a_hugging_face_folder_with_pickled_weights(tiny_folder: Path, tmp_path:
         if file.suffix != ".safetensors":
             (source / file.name).write_bytes(file.read_bytes())
     torch.save(load_file(tiny_folder / "model.safetensors"), source / "pytorch_model.bin")
+    with pytest.raises(BackboneError, match=r"only pickled weights.*`python -m benchmarks\.convert FOLDER OUT`"):
+        backbones.load(str(source), device="cpu", precision="float32")
     converted = Backbone.load(convert(source, tmp_path / "out"))
     original = Backbone.load(tiny_folder)
     assert converted.weights_hash == original.weights_hash
