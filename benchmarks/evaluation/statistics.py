@@ -215,6 +215,7 @@ def paired_tests(
     pairs: Sequence[tuple[str, str]] | None = None,
     *,
     resamples: int | None = None,
+    draws: int | None = None,
     alpha: float = ALPHA,
     confidence: float = CONFIDENCE,
     seed: int = 0,
@@ -224,7 +225,8 @@ def paired_tests(
     Args:
         totals: from `class_totals`.
         pairs: names of the methods to compare; None: every pair, in the order of the methods.
-        resamples: random swaps and draws; None: `resamples_for` the number of pairs.
+        resamples: random swaps; None: `resamples_for` the number of pairs.
+        draws: of the bootstrap; None: as many, but at most 10 000.
         alpha: level the p values will be held against after correction; only sets the default of ``resamples``.
         confidence: of the intervals.
         seed: of the random numbers, the same for all pairs.
@@ -238,12 +240,13 @@ def paired_tests(
     if not names:
         return []
     resamples = resamples_for(len(names), alpha) if resamples is None else resamples
-    if resamples < 1:
-        raise ValueError(f"resamples={resamples} is too few; 10000 is usual")
+    draws = min(resamples, RESAMPLES) if draws is None else draws
+    if min(resamples, draws) < 1:
+        raise ValueError(f"{min(resamples, draws)} resamples are too few; 10000 are usual")
     number = {name: place for place, name in enumerate(totals.methods)}
     index = np.array([(number[a], number[b]) for a, b in names])
     p, exact = _randomisation(totals, index, resamples, seed)
-    low, high = _bootstrap(totals, index, resamples, confidence, seed)
+    low, high = _bootstrap(totals, index, draws, confidence, seed)
     value = totals.estimates()
     return [
         PairedTest(
@@ -460,9 +463,7 @@ def _random_signs(n: int, resamples: int, seed: int) -> Iterator[Float64]:
         yield (1 - 2 * rng.integers(0, 2, size=size, dtype=np.int8)).astype(np.float64)
 
 
-def _bootstrap(
-    totals: ClassTotals, pairs: Int64, resamples: int, confidence: float, seed: int
-) -> tuple[Float64, Float64]:
+def _bootstrap(totals: ClassTotals, pairs: Int64, draws: int, confidence: float, seed: int) -> tuple[Float64, Float64]:
     """Percentile interval [P] of each pair's difference over draws of whole classes.
 
     Classes are drawn within their groups (seen among seen), so that no draw lacks one. Draws that miss every class of
@@ -474,9 +475,9 @@ def _bootstrap(
     counts = totals.counts.reshape(j * g, c).T
     _, stratum = np.unique(totals.counts.any(0).T, axis=0, return_inverse=True)  # which groups a class occurs in
     strata = [np.flatnonzero(stratum.ravel() == s) for s in np.unique(stratum)]
-    metrics = np.empty((resamples, m))
-    for start in range(0, resamples, _CHUNK):
-        n = min(_CHUNK, resamples - start)
+    metrics = np.empty((draws, m))
+    for start in range(0, draws, _CHUNK):
+        n = min(_CHUNK, draws - start)
         times = np.zeros((n, c))
         for members in strata:
             k = len(members)

@@ -96,7 +96,7 @@ def compare_methods(
         metrics: names; None: the leading metrics of each gallery.
         alpha: level of the tests behind the groups.
         confidence: of all intervals.
-        resamples: of tests and bootstraps; None: 10 000, more where many methods are compared.
+        resamples: of tests; None: 10 000, more where many methods are compared. Bootstraps take at most 10 000.
         seed: of the resampling.
         report: gets one line for each record whose per-query values cannot be used.
     """

@@ -152,7 +152,7 @@ def test_bad_options_are_refused():
     totals = class_totals({"a": [0.1, 0.2], "b": [0.3, 0.2]}, list("xy"))
     with pytest.raises(ValueError, match="confidence=0"):
         paired_tests(totals, confidence=0)
-    with pytest.raises(ValueError, match="resamples=0"):
+    with pytest.raises(ValueError, match="0 resamples are too few"):
         paired_tests(totals, resamples=0)
     with pytest.raises(KeyError, match="nobody"):
         paired_tests(totals, [("a", "nobody")])
@@ -297,7 +297,7 @@ def test_bootstrap_equals_scipy_where_a_class_is_a_query():
         (a, b), lambda x, y, axis: x.mean(axis) - y.mean(axis), paired=True, method="percentile",
         n_resamples=20_000, rng=1,
     ).confidence_interval  # fmt: skip
-    got = pair(a, b, np.arange(40), resamples=20_000)
+    got = pair(a, b, np.arange(40), draws=20_000)
     width = reference.high - reference.low
     assert (got.low, got.high) == pytest.approx((reference.low, reference.high), abs=0.02 * width)
 
@@ -317,7 +317,7 @@ def test_bootstrap_of_a_ratio_by_full_enumeration():
     rows = [np.flatnonzero(classes == c) for c in range(3)]
     draws = [np.concatenate([rows[c] for c in drawn]) for drawn in itertools.product(range(3), repeat=3)]
     expected = np.quantile([(a - b)[drawn].mean() for drawn in draws], [0.2, 0.8], method="inverted_cdf")
-    got = pair(a, b, classes, confidence=0.6, resamples=40_000)
+    got = pair(a, b, classes, confidence=0.6, draws=40_000)
     assert (got.low, got.high) == pytest.approx(tuple(expected), abs=1e-9)
 
 
@@ -327,8 +327,16 @@ def test_bootstrap_keeps_seen_and_unseen_classes_apart():
     a, b = rng.random(24), rng.random(24)
     got = pair(a, b, classes, groups=classes == 5)  # one unseen class: a draw without it would have no harmonic mean
     assert got.low < got.difference < got.high
-    alone = pair(a, b, classes, groups=classes >= 3, weighting="class")
-    assert alone.low < alone.difference < alone.high
+    seen, unseen, classes = [0, 1], [2, 3], np.arange(4)
+    a, b = np.array([0.9, 0.3, 0.8, 0.1]), np.array([0.5, 0.6, 0.2, 0.4])
+    drawn = [
+        harmonic_mean(a[list(s)].mean(), a[list(u)].mean()) - harmonic_mean(b[list(s)].mean(), b[list(u)].mean())
+        for s in itertools.product(seen, repeat=2)
+        for u in itertools.product(unseen, repeat=2)
+    ]
+    expected = np.quantile(drawn, [0.22, 0.78], method="inverted_cdf")
+    got = pair(a, b, classes, groups=classes >= 2, confidence=0.56, draws=40_000)
+    assert (got.low, got.high) == pytest.approx(tuple(expected), abs=1e-9)
 
 
 def test_bootstrap_interval_covers():
@@ -452,6 +460,10 @@ def test_questions_of_one_cell_count_as_one():
     }
     assert [row.rank for row in mean_ranks(scores, cell_of=lambda question: question[0])] == [1.5, 1.5]
     assert [row.rank for row in mean_ranks(scores)] == [pytest.approx(4 / 3), pytest.approx(5 / 3)]
+
+
+def test_scores_that_differ_by_rounding_only_are_equal():
+    assert [row.rank for row in mean_ranks({"a": {1: 0.1 + 0.2}, "b": {1: 0.3}})] == [1.5, 1.5]
 
 
 def test_one_cell_has_no_interval():
