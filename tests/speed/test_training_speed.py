@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from methods.registry import METHODS
 from tests.support.tiny_clip import tiny_clip_folder
 
 SMALL = ["--classes", "6", "--batch-size", "5", "--steps", "1", "--device", "cpu", "--precision", "float32"]
+PAUSE = 0.02  # seconds that the probe below prepares itself
 STAGES = {"pros": 2, "ucdr_adapter": 2}
 
 
@@ -48,6 +50,7 @@ class Probe(Method):
         fit["cached"] = process_cache().misses
         fit["features"] = image_features(self.backbone, data.images)
         fit["target"] = data.target.pixels(torch.arange(len(data.target)))
+        time.sleep(PAUSE)
         self.seen.append(fit)
         value, report = nn.Parameter(torch.ones(())), FitReport()
 
@@ -126,8 +129,11 @@ def test_text_side_of_ad_clip_is_the_smaller_part_of_its_step(backbone):
     assert text["work_ratio"] > step["work_ratio"] > 1
 
 
-def test_both_paths_get_the_same_inputs_in_turn_and_cold_caches(backbone, probe):
-    assert training.main(["--methods", "probe", "--backbones", backbone, *SMALL, "--repeats", "3"]) == 0
+def test_both_paths_get_the_same_inputs_in_turn_and_cold_caches(backbone, probe, tmp_path):
+    out = ["--json", str(tmp_path / "training.json")]
+    assert training.main(["--methods", "probe", "--backbones", backbone, *SMALL, "--repeats", "3", *out]) == 0
+    (row,) = json.loads((tmp_path / "training.json").read_text())["rows"]
+    assert min(row["preparation_s"].values()) >= PAUSE
     assert [fit["fast"] for fit in probe.seen] == [False, True, True, False, False, True]
     assert {fit["cached"] for fit in probe.seen} == {0}
     first = probe.seen[0]
