@@ -449,7 +449,7 @@ class FolderDataset(Dataset):
     @cached_property
     def folder(self) -> Path:
         """The folder in use; raises :class:`DatasetError` (one line, with the mend) if there is none."""
-        name, layout = self.card.name, self.card.layout
+        name, layout = self.card.name, f"{self.card.layout} (source: {self.card.source})"
         if self.root is None:
             raise DatasetError(f"{name} is not shipped: say --data-root FOLDER where FOLDER/{name} is {layout}")
         for root in (self.root, *(self.root.parent / other for other in self.also_named)):

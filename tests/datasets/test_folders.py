@@ -129,7 +129,9 @@ def test_what_cannot_be_used_fails_with_one_line(root: Path, break_it: object, l
 def test_no_root_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"^small is not shipped: say --data-root FOLDER where FOLDER/small is ROOT"):
         Small(None).check()
-    with pytest.raises(DatasetError, match=r"^small: .*/nowhere does not exist; the layout is ROOT"):
+    with pytest.raises(
+        DatasetError, match=r"^small: .*/nowhere does not exist; the layout is ROOT/.* \(source: here\)$"
+    ):
         Small(tmp_path / "nowhere").check()
     (tmp_path / "file").write_text("")
     with pytest.raises(DatasetError, match=r"^small: .*/file is a file; give the folder that holds the pictures$"):
