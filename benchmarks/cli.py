@@ -16,6 +16,7 @@ for _name, _target, _summary in (
     ("compare", "benchmarks.compare:main", "paired comparison of two results folders"),
     ("pack", "benchmarks.pack:main", "a results folder in few small files, fit to commit"),
     ("data", "benchmarks.data:main", "list, describe and check data sets"),
+    ("convert", "benchmarks.convert:main", "OpenAI's CLIP files as folders for --backbone"),
     ("pretrain", "benchmarks.pretrain.__main__:main", "train the small CLIP"),
     ("methods", "benchmarks.catalog:methods", "list methods"),
     ("datasets", "benchmarks.catalog:datasets", "list data sets"),

@@ -40,7 +40,7 @@ class Preset:
 
     def changes(self, config: type) -> dict[str, Any]:
         """What the preset changes in this ``Config`` class."""
-        own = {field.name: field.default for field in dataclasses.fields(config)}
+        own: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config)}
         wanted: dict[str, Any] = {"steps": self.steps}
         if self.batch_size:
             wanted |= {name: min(own.get(name, 0), self.batch_size) for name in ("batch_size", "stage1_batch_size")}
