@@ -21,6 +21,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import warnings
 import zlib
@@ -138,6 +139,10 @@ class _Answer:
     pixels: NDArray[np.uint8] | None
 
 
+def _leave_interrupts_to_the_caller() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _work(job: _Job) -> _Answer:
     checked: list[Checked] = []
     keep = job.size is not None and job.slots is None
@@ -190,7 +195,9 @@ def _run(jobs: Iterable[_Job], count: int) -> Iterator[_Answer]:
         yield from map(_work, jobs)
         return
     if _pool is None:
-        _pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+        _pool = ProcessPoolExecutor(
+            workers, mp_context=multiprocessing.get_context("spawn"), initializer=_leave_interrupts_to_the_caller
+        )
     queue = iter(jobs)
     running: dict[Future[_Answer], _Job] = {}
     try:
