@@ -64,7 +64,7 @@ class Swept:
 def sweep(folder: Path, backbone: Path, **changes: Any) -> Swept:
     """Run ``--preset smoke`` on the tiny data set."""
     asked = {"methods": METHOD_NAMES, "protocols": PROTOCOL_NAMES, "datasets": "tiny", "preset": "smoke"}
-    fixed = {"backbone": str(backbone), "out": str(folder), "device": "cpu", "threads": 1}
+    fixed = {"backbone": str(backbone), "out": str(folder), "device": "cpu", "threads": 1, "jobs": 1}
     workbench = Workbench(resolve({**asked, **fixed, **changes}))
     swept, store, watcher = Swept(workbench), ResultStore(folder), Keeper()
     with pytest.MonkeyPatch.context() as patch:
