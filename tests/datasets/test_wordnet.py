@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.datasets import wordnet_build
-from benchmarks.datasets.wordnet import NLTK_DATA
+from benchmarks.datasets.wordnet import NLTK_DATA, _is_private
 
 ROOT = Path(__file__).parents[2]
 ARCHIVE = NLTK_DATA / "corpora" / "wordnet.zip"
@@ -52,6 +53,11 @@ def run_python(code, tmp_path, python=sys.executable, **environment):
     return done.stdout
 
 
+#: In a checkout that others may write to (umask 002), a private copy is offered instead of the folder itself.
+in_place = pytest.mark.skipif(not _is_private(NLTK_DATA), reason="others may write to this checkout")
+
+
+@in_place
 @pytest.mark.parametrize("first", ["benchmarks", "nltk"])
 def test_nltk_reads_it_offline(first, tmp_path):
     imports = "import nltk.data\nimport benchmarks\n" if first == "nltk" else "import benchmarks\n"
@@ -76,6 +82,7 @@ for synset in nouns:
     run_python(code, tmp_path, PYTHONPATH=str(ROOT))
 
 
+@in_place
 def test_importing_benchmarks_leaves_nltk_and_other_folders_alone(tmp_path):
     code = "import sys, os, benchmarks\nassert 'nltk' not in sys.modules\nprint(os.environ['NLTK_DATA'])"
     other = os.pathsep.join(["/some/folder", "/another"])
@@ -192,3 +199,21 @@ def test_plain_nltk_finds_it_after_an_install(editable, tmp_path):
     subprocess.run(install, check=True, capture_output=True)
     printed = run_python("from nltk.corpus import wordnet\n" + USE + "print(wordnet.root)", tmp_path, python)
     assert str(tmp_path / "venv" / "share" / "nltk_data") in printed
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes")
+def test_files_that_others_may_write_to_are_offered_as_a_private_copy(tmp_path: Path) -> None:
+    """As in a checkout made under umask 002: NLTK refuses to read from such a folder."""
+    shared = tmp_path / "shared"
+    shutil.copytree(NLTK_DATA, shared)
+    for path in (shared, *shared.rglob("*")):
+        path.chmod(path.stat().st_mode | 0o020)
+    code = (
+        "import os\nfrom pathlib import Path\nimport benchmarks.datasets.wordnet as ours\n"
+        f"ours.NLTK_DATA = Path({str(shared)!r})\nos.environ['NLTK_DATA'] = ''\nours.offer_to_nltk()\n"
+        "from nltk.corpus import wordnet\n"
+        "wordnet.synset('dog.n.01').hypernyms()\nprint(os.environ['NLTK_DATA'])"
+    )
+    offered = Path(run_python(code, tmp_path, PYTHONPATH=str(ROOT)).strip())
+    assert offered.name.startswith("ucdr-bench-nltk-")
+    assert not offered.exists(), "removed at the end"
