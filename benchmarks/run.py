@@ -252,9 +252,9 @@ def _estimated(left: list[FitGroup], settings: Settings, store: ResultStore) -> 
     if unknown == sum(one.cells for one in methods):
         yield "time: unknown, there is no record of such work yet"
         return
-    jobs = min(settings.jobs, len(left))
+    jobs = max(1, min(settings.jobs, len(left)))
     rest = f", and {unknown} cells of unknown length" if unknown else ""
-    yield f"time: about {duration(seconds / jobs)} with --jobs {settings.jobs}, as past records say{rest}"
+    yield f"time: about {duration(seconds / jobs)} with --jobs {max(1, settings.jobs)}, as past records say{rest}"
 
 
 def _short(value: object) -> str:

@@ -116,10 +116,13 @@ def spread(settings: Settings, *, weights_mib: float = 0, gpus: int = 0) -> Sett
     on them, as far as memory reaches: a worker needs a GiB and six times the backbone's weights (trained copy,
     gradients, two moments, best copy so far). ``threads`` becomes ``OMP_NUM_THREADS`` if set, else what is left of the
     cores for each job. Only what a machine has counts, never what is free just now, so a sweep that goes on has the
-    threads, and with them the last digits, that it began with.
+    threads, and with them the last digits, that it began with. On a Ray cluster ``jobs`` is the cluster's business and
+    a fit has one thread unless told otherwise.
     """
     given = os.environ.get("OMP_NUM_THREADS", "")
     threads = settings.threads or (int(given) if given.isdigit() else 0)
+    if settings.executor == "ray":
+        return dataclasses.replace(settings, threads=threads or 1)
     jobs = settings.jobs
     if not jobs:
         need = 1024 + 6 * weights_mib

@@ -23,7 +23,7 @@ from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.reporting.leaderboard import csv_text
 from benchmarks.store import Record, ResultStore, load_results, read_record
-from tests.support.learners import learners
+from tests.support.learners import PAUSE, learners
 from tests.support.tiny_dataset import TinyShapes
 
 ROOT = Path(__file__).parents[1]
@@ -225,7 +225,7 @@ def started() -> Iterator[list[subprocess.Popen]]:
     yield processes
     for process in processes:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 @pytest.mark.slow
@@ -235,11 +235,11 @@ def test_killed_at_any_moment_a_sweep_goes_on_and_ends_the_same(
 ) -> None:
     """Real processes and real kills: of the whole, of a worker, with one job and with two, at seeded random moments."""
     results = tmp_path / "results"
-    options = ["--methods", "random,learner", "--datasets", "tiny", "--protocols", "ucdr,udcdr", "--seeds", "0,1"]
-    options += ["--preset", "standard", "--backbone", str(tiny_folder), "--threads", "1"]
-    environment = {**os.environ, "UCDR_BENCH_TEST_WORD": str(tmp_path)}
+    options = ["--methods", "learner,random", "--datasets", "tiny", "--protocols", "ucdr,udcdr", "--seeds", "0,1,2"]
+    options += ["--preset", "standard", "--set", "learner.steps=3", "--backbone", str(tiny_folder), "--threads", "1"]
 
-    def start(jobs: int, out: Path) -> subprocess.Popen:
+    def start(jobs: int, out: Path, pause: float = 0.0) -> subprocess.Popen:
+        environment = {**os.environ, PAUSE: str(pause)}
         call = [sys.executable, "-m", "tests.support.learners", *options, "--jobs", str(jobs), "--out", str(out)]
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         started.append(subprocess.Popen(call, cwd=ROOT, env=environment, **streams))  # type: ignore[call-overload]
@@ -251,15 +251,15 @@ def test_killed_at_any_moment_a_sweep_goes_on_and_ends_the_same(
     undisturbed = start(1, tmp_path / "undisturbed")
     moments = random.Random(7)
     finished: dict[Path, int] = {}
-    for jobs, victim in ((1, "all"), (2, "worker"), (2, "all")):
-        sweep = start(jobs, results)
-        target = len(finished) + moments.randint(1, 5)
+    for jobs, victim in ((1, "all"), (2, "all"), (2, "worker")):
+        sweep = start(jobs, results, pause=0.3)
+        target = len(finished) + moments.randint(1, 4)
         while len(stored()) < target and sweep.poll() is None:
             time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.2))
+        time.sleep(moments.uniform(0, 1))
         assert sweep.poll() is None, sweep.communicate()[0].decode()
         workers = [child for child in psutil.Process(sweep.pid).children() if "spawn_main" in " ".join(child.cmdline())]
-        assert len(workers) == (jobs if jobs > 1 else 0)
+        assert len(workers) == (jobs if jobs > 1 else 0), (len(stored()), target, psutil.Process(sweep.pid).children())
         if victim == "worker":
             workers[0].send_signal(signal.SIGKILL)
             printed = sweep.communicate(timeout=600)[0].decode()

@@ -26,7 +26,8 @@ import torch
 
 from benchmarks.execution import OUT_OF_MEMORY, FailFast, Outcome, Progress, Runner, explain, prepare_process
 from benchmarks.executors import serial
-from benchmarks.executors.schedule import Schedule, Unit
+from benchmarks.executors.pool import Pool, Worker
+from benchmarks.executors.schedule import Schedule
 from benchmarks.settings import Settings
 from benchmarks.store import CellId, Record, ResultStore, Search
 from benchmarks.sweep import FitGroup, Plan
@@ -36,15 +37,10 @@ from benchmarks.workbench import Workbench, named, register_missing
 EVERY = 0.25
 
 
-@dataclass
-class _Worker:
-    number: int
-    process: BaseProcess
-    connection: Connection
-    progress: Progress
-    unit: Unit | None = None
-    group: FitGroup | None = None
-    kept: set[str] = field(default_factory=set)
+@dataclass(eq=False)
+class _Process(Worker):
+    process: BaseProcess = field(kw_only=True)
+    connection: Connection = field(kw_only=True)
 
 
 def execute(plan: Plan, workbench: Workbench, store: ResultStore, progress: Progress) -> Outcome:
@@ -65,65 +61,13 @@ def execute(plan: Plan, workbench: Workbench, store: ResultStore, progress: Prog
     return schedule.outcome
 
 
-class _Pool:
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
-        self.workers: list[_Worker] = []
+class _Pool(Pool[_Process]):
+    def limit(self) -> int:
+        """As ``--jobs`` says."""
+        return self.schedule.settings.jobs
 
-    def run(self) -> None:
-        """Hand out and collect until nothing is left."""
-        while True:
-            self._hand_out()
-            if all(worker.group is None for worker in self.workers):
-                return
-            by_connection = {worker.connection: worker for worker in self.workers}
-            for ready in wait(list(by_connection)):
-                worker = by_connection[ready]  # type: ignore[index]
-                try:
-                    message = worker.connection.recv()
-                except (EOFError, OSError):
-                    self._gone(worker)
-                else:
-                    self._take_in(worker, *message)
-
-    def stop(self) -> None:
-        """End all workers at once; what they have in hand is lost, what is stored is whole."""
-        for worker in self.workers:
-            worker.connection.close()
-            worker.process.kill()
-        for worker in self.workers:
-            worker.process.join()
-        self.workers = []
-
-    def _hand_out(self) -> None:
-        for worker in [worker for worker in self.workers if worker.group is None]:
-            unit, worker.unit = worker.unit, None
-            if unit is not None and unit.groups:
-                self._give(worker, unit)
-            elif unit is not None:
-                self.schedule.give_back(unit)
-        while True:
-            idle = next((worker for worker in self.workers if worker.group is None), None)
-            if idle is None and len(self.workers) >= self.schedule.settings.jobs:
-                return
-            taken = self.schedule.take()
-            if taken is None:
-                return
-            self._give(idle or self._start(), taken)
-
-    def _give(self, worker: _Worker, unit: Unit) -> None:
-        group = unit.groups[0]
-        try:
-            worker.connection.send((group, self.schedule.search(group)))
-        except OSError:  # it died while it had nothing to do
-            self.schedule.give_back(unit)
-            self._dismiss(worker)
-            return
-        unit.groups.popleft()
-        worker.unit, worker.group, worker.kept = unit, group, set()
-
-    def _start(self) -> _Worker:
-        number = next(n for n in range(len(self.workers) + 1) if n not in {worker.number for worker in self.workers})
+    def start(self, number: int, progress: Progress) -> _Process:
+        """Start a process."""
         settings = self.schedule.settings
         settings = dataclasses.replace(settings, device=device_of(self.schedule.workbench.device, number))
         context = multiprocessing.get_context("spawn")
@@ -133,45 +77,34 @@ class _Pool:
         with _threads(settings.threads):
             process.start()
         theirs.close()
-        view = getattr(self.schedule.progress, "worker", None)  # a watcher may keep a line for each worker
-        worker = _Worker(number, process, ours, view(number) if view else self.schedule.progress)
-        self.workers.append(worker)
-        return worker
+        return _Process(number, progress, process=process, connection=ours)
 
-    def _take_in(self, worker: _Worker, kind: str, *values: Any) -> None:
-        if kind == "record":
-            record: Record = values[0]
-            worker.kept.add(record.key)
-            self.schedule.keep(record, values[1])
-        elif kind == "search":
-            self.schedule.keep_search(*values)
-        elif kind == "done":
-            worker.group = None
-        elif kind == "error":
-            self._lose(worker, *values)
-        elif kind == "log":
-            worker.progress.log(**values[0])
-        else:
-            getattr(worker.progress, kind)(*values)
+    def send(self, worker: _Process, group: FitGroup, search: Search | None) -> bool:
+        """Through its pipe."""
+        try:
+            worker.connection.send((group, search))
+        except OSError:
+            return False
+        return True
 
-    def _gone(self, worker: _Worker) -> None:
-        worker.process.join()
-        self._dismiss(worker)
-        if worker.group is not None:
-            self._lose(worker, f"the worker process {_ending(worker.process.exitcode)}")
-
-    def _dismiss(self, worker: _Worker) -> None:
-        self.workers.remove(worker)
+    def end(self, worker: _Process) -> None:
+        """Kill it."""
         worker.connection.close()
-        if worker.unit is not None:
-            self.schedule.give_back(worker.unit)
+        worker.process.kill()
+        worker.process.join()
 
-    def _lose(self, worker: _Worker, reason: str, trace: str = "") -> None:
-        """The cells of a worker's group that it has not answered failed; the rest of its unit waits for another."""
-        assert worker.group is not None
-        cells = [cell for cell in worker.group.cells if cell.key not in worker.kept]
-        worker.group = None
-        self.schedule.lost(cells, reason, trace)
+    def collect(self) -> None:
+        """Messages that are there, or that the line is cut."""
+        by_connection = {worker.connection: worker for worker in self.workers}
+        for ready in wait(list(by_connection)):
+            worker = by_connection[ready]  # type: ignore[index]
+            try:
+                message = worker.connection.recv()
+            except (EOFError, OSError):
+                worker.process.join()
+                self.gone(worker, f"the worker process {_ending(worker.process.exitcode)}")
+            else:
+                self.take_in(worker, *message)
 
 
 def _ending(code: int | None) -> str:

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from methods.registry import METHODS
 
 #: The folder in which a test leaves word for methods in other processes.
 WORD = "UCDR_BENCH_TEST_WORD"
+
+#: Seconds that a step of :class:`Learner` sleeps, so that a test can act in the midst of it.
+PAUSE = "UCDR_BENCH_TEST_PAUSE"
 
 
 def told(word: str) -> bool:
@@ -53,6 +57,7 @@ class Learner(Method):
         self.shift = self.config.learning_rate * torch.rand(64) + pixels.std()
         self.mean = self.small(pixels).mean(dim=0) if self.config.centre else torch.zeros(64)
         for step in range(self.config.steps):
+            time.sleep(float(os.environ.get(PAUSE, "0")))
             log(stage="one", step=step + 1, loss=1.0 / (step + 1))
         score = data.validate(self)
         return FitReport(steps=self.config.steps, trainable_parameters=64, validation=[{"step": 3, "score": score}])
@@ -77,6 +82,23 @@ class Mortal(Learner):
         if "line" not in data.domain_names and told("die"):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().fit(data, seed=seed, log=log)
+
+
+class Located(Learner):
+    """Says in its loss curve on which node of a Ray cluster it was trained; if told to, waits for a second node."""
+
+    card = dataclasses.replace(Learner.card, name="located")
+
+    def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
+        report = super().fit(data, seed=seed, log=log)
+        ray = sys.modules.get("ray")
+        node = ray.get_runtime_context().get_node_id() if ray is not None and ray.is_initialized() else "here"
+        word = Path(os.environ[WORD])
+        (word / f"node-{node}").touch()
+        begun = time.monotonic()
+        while told("meet") and len(list(word.glob("node-*"))) < 2 and time.monotonic() - begun < 600:
+            time.sleep(0.05)
+        return dataclasses.replace(report, losses=[{"stage": node, "step": 0, "loss": 1.0}])
 
 
 @dataclass(frozen=True)
@@ -122,7 +144,7 @@ def learners() -> Iterator[None]:
     from benchmarks.datasets.registry import DATASETS
     from tests.support.tiny_dataset import TinyShapes
 
-    methods = (Learner, Mortal, Faulty)
+    methods = (Learner, Mortal, Located, Faulty)
     for method in methods:
         METHODS.add(method.card.name, method)
     DATASETS.add("tiny", TinyShapes)
