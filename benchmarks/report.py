@@ -1,4 +1,4 @@
-"""``python -m benchmarks.report RESULTS --out FOLDER``: everything printable from stored results."""
+"""``python -m benchmarks.report RESULTS --out FOLDER``: tables, plots and one HTML page from stored results."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ def build_parser(prog: str = "benchmarks.report") -> argparse.ArgumentParser:
     parser = OneLineParser(prog=prog, description="Print the leaderboard of stored results; write tables and plots.")
     parser.add_argument("results", nargs="?", default="results/run", help="results folder (default: results/run)")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: RESULTS/report)")
+    parser.add_argument(
+        "--resamples", metavar="N", type=int, help="of the tests between methods (default: 10000 or more)"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> int:
-    """Run the command; exit code 0, or 2 if there are no results."""
+    """Run the command; exit code 0, or 2 if there are no results or --out cannot be written."""
     arguments = build_parser(prog).parse_args(argv)
     from benchmarks.reporting.leaderboard import print_tables
-    from benchmarks.reporting.write import write_report
-    from benchmarks.store import load_results
+    from benchmarks.reporting.write import PAGE, write_report
+    from benchmarks.store import ResultStore, load_results
 
     out, err = consoles()
 
@@ -44,8 +47,19 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> 
     print_tables(out, frame)
     folder = Path(arguments.out) if arguments.out else Path(arguments.results) / "report"
     command = shlex.join(["python", "-m", "benchmarks.report", *(sys.argv[1:] if argv is None else argv)])
-    for path in write_report(frame, folder, command=command, report=warn):
-        out.print(str(path), markup=False, highlight=False, soft_wrap=True)
+    try:
+        files = write_report(
+            frame, folder, store=ResultStore(arguments.results), command=command, report=warn,
+            resamples=arguments.resamples,
+            pictures={"data_root": arguments.data_root} if arguments.pictures else None,
+        )  # fmt: skip
+    except OSError as error:
+        reason = error.strerror or error
+        err.print(f"{prog}: {folder}: cannot be written ({reason})", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    for path in files:
+        name = "page: " if path.name == PAGE else ""
+        out.print(f"{name}{path}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

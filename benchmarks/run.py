@@ -134,7 +134,7 @@ def _run(settings: Settings, out: Console, err: Console, command: str, ablation:
     from benchmarks.execution import execute
     from benchmarks.progress import RunProgress
     from benchmarks.reporting.leaderboard import print_tables
-    from benchmarks.reporting.write import write_report
+    from benchmarks.reporting.write import PAGE, write_report
     from benchmarks.settings import SettingsError
     from benchmarks.store import ResultStore, load_results
     from benchmarks.sweep import plan, shard, unplanned_cells
@@ -179,8 +179,9 @@ def _run(settings: Settings, out: Console, err: Console, command: str, ablation:
     lines = [f"cells: {counts}", f"records: {Path(settings.out) / 'cells'}"]
     code = 1 if outcome.failed else 0
     try:
-        files = write_report(frame, folder, command=command, report=warn)
+        files = write_report(frame, folder, store=store, command=command, report=warn)
         lines += [f"leaderboard: {files[0]}, {files[1]}", f"plots: {folder / 'plots'}"]
+        lines += [f"page: {path}" for path in files if path.name == PAGE]
     except OSError as error:
         warn(f"{folder}: cannot be written ({error.strerror or error}); free space there, then the same command again")
         code = 1

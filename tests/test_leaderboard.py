@@ -217,7 +217,8 @@ def test_what_is_not_comparable_never_shares_a_table(store: ResultStore, change:
     settings = leaderboard.settings_of(frame)
     assert len(settings) == 2
     made = [leaderboard.tables(frame, setting, ["map@all"]) for setting in settings]
-    folders = {path.parent.name for path in write_report(frame, store.root / "page") if path.suffix == ".png"}
+    files = write_report(frame, store.root / "page", store=store, resamples=50)
+    folders = {path.parent.name for path in files if path.suffix == ".png"}
     assert folders == {"setting-1", "setting-2"}
     assert sorted(tables[0].rows[0].scores["line"].value or 0 for tables in made) == [0.5, 0.9]
     assert sum(mark in setting.title() for setting in settings) == 1
@@ -257,7 +258,7 @@ def test_hostile_names_come_out_as_text(store: ResultStore, tmp_path: Path) -> N
     assert "[bold]`*" in console.export_text()
     assert next(csv.DictReader(io.StringIO(leaderboard.csv_text(frame))))["method"] == name
     problems: list[str] = []
-    files = write_report(frame, tmp_path / "page", report=problems.append)
+    files = write_report(frame, tmp_path / "page", store=store, report=problems.append)
     assert not problems
     assert all(path.resolve().is_relative_to((tmp_path / "page").resolve()) for path in files)
 
@@ -280,15 +281,17 @@ def test_plots_are_written_and_legible(store: ResultStore, tmp_path: Path) -> No
 def test_one_failing_plot_costs_no_table(store: ResultStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(store)
 
-    def broken(table: leaderboard.Table, folder: Path) -> list[Path]:
+    def broken(table: leaderboard.Table, folder: Path, intervals: object) -> list[Path]:
         raise RuntimeError("no fonts")
 
     monkeypatch.setattr(plots, "bars", broken)
     lines: list[str] = []
-    files = write_report(frame_of(store), tmp_path / "page", report=lines.append)
-    assert [path.name for path in files] == ["leaderboard.md", "leaderboard.csv"]
-    assert len(lines) == 2
-    assert "no fonts" in lines[0]
+    files = write_report(frame_of(store), tmp_path / "page", store=store, report=lines.append)
+    assert {"leaderboard.md", "leaderboard.csv", "leaderboard.tex", "index.html"} <= {path.name for path in files}
+    assert [line for line in lines if "no fonts" in line] == [
+        "plot of UCDR unseen: map@all left out: RuntimeError: no fonts"
+    ]
+    assert "This plot could not be drawn: RuntimeError: no fonts" in files[-1].read_text()
 
 
 def test_an_empty_store_has_an_empty_leaderboard(tmp_path: Path) -> None:

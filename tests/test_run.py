@@ -13,14 +13,15 @@ import pytest
 
 import benchmarks
 from benchmarks import cli, data, report, run
-from benchmarks.reporting.plots import bars
+from benchmarks.reporting.figures import draw
+from benchmarks.reporting.page import Drawn
 from benchmarks.settings import Settings, SettingsError, config_changes, parse_set, resolve, spread
 from methods.floors import RandomConfig
 from methods.registry import METHODS, UnknownNameError
 from methods.zero_shot import ZeroShotConfig
 
 Command = Callable[..., int]
-BARS = bars
+DRAW = draw
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def command(tiny_dataset: type, tiny_folder: Path, tmp_path: Path, monkeypatch: 
 
     Plots, the slowest part, are left out unless a test asks for the fixture ``plots`` as well.
     """
-    monkeypatch.setattr("benchmarks.reporting.plots.bars", lambda table, folder: [])
+    monkeypatch.setattr("benchmarks.reporting.figures.draw", lambda *_: Drawn())
 
     def call(*arguments: str) -> int:
         fixed = [
@@ -52,7 +53,7 @@ def command(tiny_dataset: type, tiny_folder: Path, tmp_path: Path, monkeypatch: 
 @pytest.fixture
 def plots(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     """Draw plots after all."""
-    monkeypatch.setattr("benchmarks.reporting.plots.bars", BARS)
+    monkeypatch.setattr("benchmarks.reporting.figures.draw", DRAW)
 
 
 def test_one_command_gives_records_and_a_leaderboard(
@@ -78,6 +79,7 @@ def test_one_command_gives_records_and_a_leaderboard(
     text = (results / "report" / "leaderboard.md").read_text()
     assert "| map@all | glyph | line | sketch | mean |" in text
     assert (results / "report" / "plots" / "ucdr-unseen-map_all.png").stat().st_size > 5000
+    assert f"page: {results / 'report' / 'index.html'}" in printed.out
     frame = benchmarks.load_results(results)
     values = frame[(frame["metric"] == "map@all") & (frame["protocol"] == "ucdr")].groupby("method")["value"].mean()
     assert values["random"] < values["zero_shot"]

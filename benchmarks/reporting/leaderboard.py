@@ -132,7 +132,7 @@ class Table:
 
 def settings_of(frame: pd.DataFrame) -> list[Setting]:
     """The settings in a frame of results, clean ones first."""
-    plain = _usable(frame)
+    plain = usable(frame)
     found: list[dict[str, Any]] = plain[list(SETTING)].drop_duplicates().to_dict("records")  # type: ignore[assignment]
     made = [Setting(**{**one, "limit": None if _absent(one["limit"]) else int(one["limit"])}) for one in found]
     return sorted(made, key=lambda s: (s.rules != "clean", s.select == "oracle", *map(str, vars(s).values())))
@@ -140,7 +140,7 @@ def settings_of(frame: pd.DataFrame) -> list[Setting]:
 
 def tables(frame: pd.DataFrame, setting: Setting, metrics: Iterable[str] | None = None) -> list[Table]:
     """All tables of a setting: by protocol and gallery in the order stored, each of the leading metrics."""
-    mine = _of_setting(_usable(frame), setting)
+    mine = _of_setting(usable(frame), setting)[[name for name in _COLUMNS if name not in SETTING]]
     labels = row_labels(mine)
     made = []
     for (protocol, gallery), part in mine.groupby(["protocol", "gallery"], sort=False):
@@ -307,7 +307,8 @@ def grid(table: Table) -> tuple[list[str], list[list[str]]]:
 
 
 def _row(label: str, rows: pd.DataFrame, columns: tuple[str, ...], metric: str) -> Row:
-    scores = {column: _score(rows[rows["split"] == column], metric) for column in columns}
+    by_split = dict(iter(rows.groupby("split", sort=False)))
+    scores = {column: _score(by_split.get(column), metric) for column in columns}
     values = [score.value for score in scores.values()]
     known = [value for value in values if value is not None]
     complete = len(known) == len(columns) and len({score.seeds for score in scores.values()}) == 1
@@ -319,12 +320,12 @@ def _row(label: str, rows: pd.DataFrame, columns: tuple[str, ...], metric: str) 
     return Row(label, str(rows["method"].iloc[0]), bool(rows["floor"].any()), scores, mean, extension)
 
 
-def _score(rows: pd.DataFrame, metric: str) -> Score:
+def _score(rows: pd.DataFrame | None, metric: str) -> Score:
     """Mean over seeds if every seed that was run has the figure; else the worst status and how many seeds have it."""
-    if rows.empty:
+    if rows is None:
         return Score(None, status="missing")
-    bad = rows[rows["status"] != "ok"]
-    if len(bad):
+    if (rows["status"] != "ok").any():
+        bad = rows[rows["status"] != "ok"]
         seeds, failed = rows["seed"].nunique(), bad["seed"].nunique()
         status = SHOWN[str(bad["status"].iloc[0])]
         return Score(None, status=str(bad["status"].iloc[0]) if seeds == failed else f"{status} {failed}/{seeds}")
@@ -332,7 +333,7 @@ def _score(rows: pd.DataFrame, metric: str) -> Score:
     return Score(math.fsum(values) / len(values), len(values)) if values else Score(None, status="missing")
 
 
-def _usable(frame: pd.DataFrame) -> pd.DataFrame:
+def usable(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows of cells that were planned; stand-ins of what could not be (no data hash) only show among the failures."""
     return (
         frame[(frame["data_hash"] != "") & (frame["split"] != "*")] if len(frame) else frame.reindex(columns=_COLUMNS)

@@ -1,12 +1,30 @@
-"""Plots from stored scores. Colours are Okabe and Ito's, told apart by shape as well; sizes fit one text column."""
+"""Plots from stored scores. Colours are Okabe and Ito's, told apart by shape as well; sizes fit one text column.
+
+Every function draws one figure and writes it as SVG and PNG into a folder; it returns the files. The same scores give
+the same files.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from benchmarks.reporting.leaderboard import Table, protocol_title
 from benchmarks.store import safe_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from benchmarks.reporting.ablations import Ablation
+    from benchmarks.reporting.errors import QuestionErrors, WordNet
+    from benchmarks.reporting.grids import Cost
+    from benchmarks.store import Record
 
 #: Okabe and Ito's colour-blind-safe colours (without yellow, too faint on white) and a shape for each.
 MARKS = (
@@ -20,38 +38,100 @@ MARKS = (
     ("#666666", "<"),
     ("#0072B2", ">"),
     ("#D55E00", "p"),
+    ("#009E73", "h"),
+    ("#CC79A7", "*"),
+    ("#E69F00", "d"),
+    ("#56B4E9", "8"),
 )
+
+#: Dash patterns, so that lines differ by more than colour.
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 
 #: Width of a text column in inches.
 COLUMN = 3.5
 
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 8,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "svg.hashsalt": "ucdr-bench",
+}
 
-def bars(table: Table, folder: Path) -> list[Path]:
-    """A bar a method (mean over query domains) with a mark for each domain; written as SVG and PNG.
 
-    A method without a mean gets no bar, its status in words, and the marks it has. Returns the files.
-    """
+@contextlib.contextmanager
+def _figure(
+    folder: Path, name: str, files: list[Path], height: float, rows: int = 1, columns: int = 1
+) -> Iterator[Any]:
+    """A figure and its axes ``[rows, columns]``; saved as ``name`` where the block ends without an error."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    with pyplot.rc_context(STYLE):
+        figure, axes = pyplot.subplots(rows, columns, figsize=(COLUMN, height), layout="constrained", squeeze=False)
+        try:
+            yield figure, axes
+            folder.mkdir(parents=True, exist_ok=True)
+            files += [folder / f"{name}.{kind}" for kind in ("svg", "png")]
+            figure.savefig(files[-2], metadata={"Date": None})
+            figure.savefig(files[-1], dpi=200)
+        finally:
+            pyplot.close(figure)
+
+
+def _name(kind: str, *parts: str) -> str:
+    return "-".join(safe_name(part) for part in (kind, *parts) if part)
+
+
+def _title(table: Table) -> str:
+    return plain(f"{protocol_title(table.protocol)}, {table.gallery}{_mark(table)}")
+
+
+def _legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=columns, handletextpad=0.3, columnspacing=1, handlelength=1.8
+    )
+
+
+def _marks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and shape of each method; the same labels get the same marks."""
+    return {label: MARKS[place % len(MARKS)] for place, label in enumerate(sorted(labels))}
+
+
+def bars(table: Table, folder: Path, intervals: Mapping[str, tuple[float, float]] | None = None) -> list[Path]:
+    """A bar a method (mean over query domains) with a mark for each domain; written as SVG and PNG.
+
+    ``intervals`` bounds the means of some labels (fractions); drawn as error bars. A method without a mean gets no bar,
+    its status in words, and the marks it has. Returns the files.
+    """
     rows = list(reversed(table.rows))
-    style: dict[Any, Any] = {
-        "font.size": 8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "svg.hashsalt": "ucdr-bench",
-    }
-    with pyplot.rc_context(style):
-        legend_rows = -(-len(table.columns) // 3)
-        height = 0.75 + 0.26 * len(rows) + 0.17 * legend_rows
-        figure, axes = pyplot.subplots(figsize=(COLUMN, height), layout="constrained")
+    files: list[Path] = []
+    legend_rows = -(-len(table.columns) // 3)
+    height = 0.75 + 0.26 * len(rows) + 0.17 * legend_rows
+    name = "-".join(safe_name(part) for part in (table.protocol, table.gallery, table.metric))
+    with _figure(folder, name, files, height) as (figure, [[axes]]):
         for place, row in enumerate(rows):
             if row.mean.value is not None:
                 colour = "#e4e4e4" if row.floor else "#bcd3e6"
                 axes.barh(place, 100 * row.mean.value, height=0.62, color=colour, zorder=1)
                 axes.plot([100 * row.mean.value] * 2, [place - 0.31, place + 0.31], color="#333333", lw=1.2, zorder=2)
+                if intervals and row.label in intervals:
+                    low, high = intervals[row.label]
+                    axes.plot([100 * low, 100 * high], [place - 0.38] * 2, color="#333333", lw=1.2, zorder=4)
+                    axes.plot([100 * low, 100 * high], [place - 0.38] * 2, "|", color="#333333", ms=3.5, zorder=4)
             else:
                 text = axes.text(0, place, f" {row.mean.text()}", va="center", fontsize=7, style="italic", zorder=4)
                 text.set_parse_math(False)
@@ -64,34 +144,301 @@ def bars(table: Table, folder: Path) -> list[Path]:
             axes.scatter(
                 [100 * value for _, value in known if value is not None],
                 [place + offset for place, _ in known],
-                color=colour,
-                marker=shape,
-                s=11,
-                linewidths=0.4,
-                edgecolors="white",
-                zorder=3,
-                label=plain(column),
-            )
-        axes.set_yticks(range(len(rows)), [plain(shorten(row.label)) for row in rows])
+                color=colour, marker=shape, s=11, linewidths=0.4, edgecolors="white", zorder=3, label=plain(column),
+            )  # fmt: skip
+        axes.set_yticks(range(len(rows)), [plain(shorten(row.label)) for row in rows], fontsize=8)
         axes.set_ylim(-0.55, len(rows) - 0.45)
         axes.set_xlim(left=0)
-        axes.grid(axis="x", color="#dddddd", lw=0.5, zorder=0)
-        axes.set_axisbelow(True)
+        axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(plain(f"{table.metric} (%); bar: mean (grey: floor)"), fontsize=7)
-        axes.set_title(
-            plain(f"{protocol_title(table.protocol)}, {table.gallery}{_mark(table)}"), loc="left", fontsize=8
-        )
-        figure.legend(
-            loc="outside lower center", ncols=3, fontsize=7, frameon=False, handletextpad=0.1, columnspacing=1
-        )
-        name = "-".join(safe_name(part) for part in (table.protocol, table.gallery, table.metric))
-        folder.mkdir(parents=True, exist_ok=True)
-        files = [folder / f"{name}.{kind}" for kind in ("svg", "png")]
-        figure.savefig(files[0], metadata={"Date": None})
-        figure.savefig(files[1], dpi=200)
-        pyplot.close(figure)
+        line = "; line: 95 % interval over seeds" if intervals else ""
+        axes.set_xlabel(plain(f"{table.metric} (%); bar: mean (grey: floor){line}"))
+        axes.set_title(_title(table))
+        _legend(figure, axes)
     return files
+
+
+def heat_map(table: Table, folder: Path) -> list[Path]:
+    """Methods by query domains (or transfers): the score in each cell, dark is high; missing cells are hatched."""
+    files: list[Path] = []
+    values = np.array(
+        [[math.nan if (v := row.scores[c].value) is None else 100 * v for c in table.columns] for row in table.rows]
+    )
+    height = 0.9 + 0.22 * len(table.rows)
+    with _figure(folder, _name("heat", table.protocol, table.gallery, table.metric), files, height) as (_, [[axes]]):
+        import matplotlib
+
+        colours = matplotlib.colormaps["cividis_r"].copy()
+        top = float(np.nanmax(values)) if np.isfinite(values).any() else 1.0
+        axes.set_facecolor("#ffffff")
+        axes.imshow(values, aspect="auto", cmap=colours, vmin=0, vmax=top)
+        small = len(table.columns) > 8
+        for i, j in np.ndindex(*values.shape):
+            known = np.isfinite(values[i, j])
+            text = f"{values[i, j]:.0f}" if known and small else f"{values[i, j]:.1f}" if known else "–"
+            colour = "#ffffff" if known and values[i, j] > 0.55 * top else "#000000"
+            axes.text(j, i, text, ha="center", va="center", fontsize=6 if small else 7, color=colour)
+        axes.set_xticks(
+            range(len(table.columns)), [plain(shorten(c, 20)) for c in table.columns], rotation=45, ha="right"
+        )
+        axes.set_yticks(range(len(table.rows)), [plain(shorten(row.label)) for row in table.rows])
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        for side in axes.spines.values():
+            side.set_visible(False)
+        axes.set_title(plain(f"{protocol_title(table.protocol)}, {table.gallery}: {table.metric} (%){_mark(table)}"))
+    return files
+
+
+def cost_against_score(table: Table, costs: Sequence[Cost], folder: Path) -> list[Path]:
+    """Mean score against seconds of training, and against trainable parameters; methods that train nothing at left."""
+    by_label = {one.label: one for one in costs}
+    rows = [row for row in table.rows if row.mean.value is not None and row.label in by_label]
+    marks = _marks([row.label for row in table.rows])
+    files: list[Path] = []
+    height = 2.9 + 0.17 * -(-len(rows) // 3)
+    with _figure(folder, _name("cost", table.protocol, table.gallery, table.metric), files, height, 2) as (
+        figure,
+        axes,
+    ):
+        panels = (
+            (axes[0, 0], [by_label[row.label].training_seconds for row in rows], "seconds to train (search and fit)"),
+            (axes[1, 0], [float(by_label[row.label].trainable or 0) for row in rows], "trainable parameters"),
+        )
+        for place, values, name in panels:
+            positive = [value for value in values if value > 0]
+            least = 10 ** math.floor(math.log10(min(positive, default=1)))
+            for row, value in zip(rows, values, strict=True):
+                colour, shape = marks[row.label]
+                x = value if value > 0 else least / 6
+                place.scatter(x, 100 * (row.mean.value or 0), color=colour, marker=shape, s=22, linewidths=0.4,
+                              edgecolors="white", zorder=3, label=plain(shorten(row.label)))  # fmt: skip
+            place.set_xscale("log")
+            ticks = [
+                10.0**n for n in range(int(math.log10(least)), math.ceil(math.log10(max(positive, default=10))) + 1)
+            ]
+            place.set_xlim(least / 12, ticks[-1] * 1.6)
+            place.set_xticks([least / 6, *ticks], ["none", *(_power(tick) for tick in ticks)])
+            place.minorticks_off()
+            place.axvline(least / 2.5, color="#999999", lw=0.6, ls=":")
+            place.set_ylim(bottom=0)
+            place.set_xlabel(name)
+            place.set_ylabel(plain(f"{table.metric} (%)"))
+        axes[0, 0].set_title(_title(table))
+        _legend(figure, axes[0, 0])
+    return files
+
+
+def seen_against_unseen(seen: Table, unseen: Table, folder: Path) -> list[Path]:
+    """Accuracy on seen classes against unseen ones, with lines of equal harmonic mean (DAZSL)."""
+    others = {row.label: row for row in unseen.rows}
+    rows = [(row, others[row.label]) for row in seen.rows if row.label in others]
+    known = [(a, b) for a, b in rows if a.mean.value is not None and b.mean.value is not None]
+    marks = _marks([row.label for row in seen.rows])
+    files: list[Path] = []
+    height = 2.8 + 0.17 * -(-len(known) // 3)
+    with _figure(folder, _name("seen-unseen", seen.protocol, seen.gallery), files, height) as (figure, [[axes]]):
+        top = max((100 * max(a.mean.value or 0, b.mean.value or 0) for a, b in known), default=100.0) * 1.12
+        grid = np.linspace(0.5, top, 200)
+        x, y = np.meshgrid(grid, grid)
+        lines = axes.contour(x, y, 2 * x * y / (x + y), levels=range(10, 100, 10), colors="#bbbbbb", linewidths=0.6)
+        axes.clabel(lines, fmt="H %d", fontsize=6)
+        axes.plot([0, top], [0, top], color="#999999", lw=0.6, ls=":")
+        for a, b in known:
+            colour, shape = marks[a.label]
+            axes.scatter(100 * (a.mean.value or 0), 100 * (b.mean.value or 0), color=colour, marker=shape, s=24,
+                         linewidths=0.4, edgecolors="white", zorder=3, label=plain(shorten(a.label)))  # fmt: skip
+        axes.set_xlim(0, top)
+        axes.set_ylim(0, top)
+        axes.set_xlabel(plain(f"{seen.metric} (%)"))
+        axes.set_ylabel(plain(f"{unseen.metric} (%)"))
+        axes.set_title(_title(seen))
+        _legend(figure, axes)
+    return files
+
+
+def precision_curves(question: QuestionErrors, folder: Path) -> list[Path]:
+    """Precision after each of the first ranks, and precision against recall over them and the stored cuts beyond."""
+    shown = [one for one in question.methods if one.curve is not None]
+    marks = _marks([one.label for one in shown])
+    files: list[Path] = []
+    height = 3.6 + 0.17 * -(-len(shown) // 3)
+    with _figure(folder, _name("precision", question.protocol, question.gallery), files, height, 2) as (figure, axes):
+        for number, one in enumerate(shown):
+            assert one.curve is not None
+            colour, shape = marks[one.label]
+            style: dict[str, Any] = {"color": colour, "marker": shape, "ms": 3, "lw": 1, "mec": "white", "mew": 0.3,
+                                     "ls": DASHES[number % len(DASHES)]}  # fmt: skip
+            ranks = np.arange(1, len(one.curve.precision) + 1)
+            axes[0, 0].plot(ranks, 100 * one.curve.precision, label=plain(shorten(one.label)), **style)
+            precision = [*one.curve.precision, *(p for p, _ in one.curve.cuts.values())]
+            recall = [*one.curve.recall, *(r for _, r in one.curve.cuts.values())]
+            axes[1, 0].plot(100 * np.array(recall), 100 * np.array(precision), **style)
+        axes[0, 0].set_xlabel("rank k")
+        axes[0, 0].set_ylabel("precision@k (%)")
+        axes[0, 0].set_ylim(bottom=0)
+        cuts = next((list(one.curve.cuts) for one in shown if one.curve is not None), [])
+        ranks_shown = len(shown[0].curve.precision) if shown and shown[0].curve is not None else 0
+        at = ", ".join(map(str, [f"1 to {ranks_shown}", *cuts]))
+        axes[1, 0].set_xlabel(plain(f"recall (%), after ranks {at}"))
+        axes[1, 0].set_ylabel("precision (%)")
+        axes[1, 0].set_ylim(bottom=0)
+        axes[0, 0].set_title(plain(question.title))
+        _legend(figure, axes[0, 0])
+    return files
+
+
+def ablation_bars(ablation: Ablation, question: str, folder: Path) -> list[Path]:
+    """A bar for each switched factor and a line at the default's score."""
+    from benchmarks.reporting.ablations import DEFAULT
+
+    arms = [arm for arm in reversed(list(ablation.scores)) if arm != DEFAULT and question in ablation.scores[arm]]
+    usual = ablation.scores.get(DEFAULT, {}).get(question)
+    files: list[Path] = []
+    height = 0.85 + 0.24 * max(1, len(arms))
+    with _figure(folder, _name("ablation", ablation.method, question), files, height) as (_, [[axes]]):
+        for place, arm in enumerate(arms):
+            score = ablation.scores[arm][question]
+            if score.value is None:
+                axes.text(0, place, f" {score.text()}", va="center", fontsize=7, style="italic")
+                continue
+            less = usual is not None and usual.value is not None and score.value < usual.value
+            axes.barh(place, 100 * score.value, height=0.62, color="#f0c7a8" if less else "#bcd3e6", zorder=1)
+            difference = ablation.difference(arm, question)
+            text = score.text() + ("" if difference is None else f" ({100 * difference:+.1f})")
+            axes.text(100 * score.value, place, f" {text}", va="center", fontsize=7)
+        if usual is not None and usual.value is not None:
+            axes.axvline(100 * usual.value, color="#000000", lw=1, ls="--", zorder=2)
+        known = [
+            s.value for a in ablation.scores.values() if (s := a.get(question)) is not None and s.value is not None
+        ]
+        axes.set_xlim(0, 135 * max(known, default=1.0) or 1)
+        axes.set_yticks(range(len(arms)), [plain(shorten(arm)) for arm in arms])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(plain(f"{question} (%); dashed: default"))
+        axes.set_title(plain(ablation.method))
+    return files
+
+
+def loss_curves(records: Mapping[str, Sequence[Record]], folder: Path) -> list[Path]:
+    """Training loss by step, a panel a method, a line a fit; stages follow each other."""
+    curves = {label: lines for label, own in records.items() if (lines := [c for one in own if (c := _losses(one))])}
+    if not curves:
+        return []
+    files: list[Path] = []
+    rows = -(-len(curves) // 2)
+    with _figure(folder, "loss", files, 0.2 + 1.15 * rows, rows, 2) as (_, axes):
+        for place, (label, lines) in zip(axes.flat, sorted(curves.items()), strict=False):
+            for line in lines:
+                place.plot(line, lw=0.6, color=MARKS[0][0], alpha=max(0.25, 1 / len(lines) ** 0.5))
+            place.set_title(plain(shorten(label, 24)))
+            place.set_ylim(bottom=min(0.0, min(float(np.nanmin(line)) for line in lines)))
+        for place in list(axes.flat)[len(curves) :]:
+            place.set_visible(False)
+        for place in axes[:, 0]:
+            place.set_ylabel("loss")
+        for place in axes[-1]:
+            place.set_xlabel("step")
+    return files
+
+
+def _losses(record: Record) -> list[float]:
+    """A fit's losses in the order made, in at most 200 means over neighbouring steps."""
+    values = [
+        float(v) for one in record.fit.losses if isinstance(v := one.get("loss"), int | float) and math.isfinite(v)
+    ]
+    if len(values) < 2:
+        return []
+    return [float(part.mean()) for part in np.array_split(np.array(values), min(200, len(values)))]
+
+
+def seconds_by_phase(costs: Sequence[Cost], folder: Path) -> list[Path]:
+    """Seconds by phase, a bar a method: one fit and its search, and one cell's encoding, ranking and answering."""
+    phases = (("search", MARKS[5][0], ""), ("fit", MARKS[0][0], "////"), ("encode", MARKS[4][0], "...."),
+              ("rank", MARKS[2][0], "xxxx"), ("classify", MARKS[3][0], "||||"))  # fmt: skip
+    rows = sorted(costs, key=lambda one: sum(one.seconds.values()))
+    files: list[Path] = []
+    with _figure(folder, "seconds", files, 0.85 + 0.2 * len(rows)) as (figure, [[axes]]):
+        left = np.zeros(len(rows))
+        for phase, colour, hatch in phases:
+            values = np.array(
+                [
+                    one.seconds.get(phase, 0.0) if one.trainable or phase not in ("fit", "search") else 0.0
+                    for one in rows
+                ]
+            )
+            if values.any():
+                axes.barh(range(len(rows)), values, left=left, color=colour, hatch=hatch, edgecolor="white", lw=0.3,
+                          height=0.66, label=phase)  # fmt: skip
+            left += values
+        for place, total in enumerate(left):
+            axes.text(total, place, f" {total:.3g}", va="center", fontsize=6)
+        axes.set_yticks(range(len(rows)), [plain(shorten(one.label)) for one in rows])
+        axes.set_xlim(0, max(left.max(initial=0.0), 1e-9) * 1.15)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("seconds: mean of a fit and search, of a cell's other phases")
+        _legend(figure, axes, 5)
+    return files
+
+
+def error_distances(question: QuestionErrors, wordnet: WordNet, folder: Path) -> list[Path]:
+    """Share of all queries whose first answer is wrong and at most so many WordNet edges from the true class."""
+    from benchmarks.reporting.errors import distances
+
+    found = {one.label: distances(one, wordnet) for one in question.methods}
+    queries = {one.label: one.queries for one in question.methods}
+    if not any(found.values()):
+        return []
+    marks = _marks(list(found))
+    files: list[Path] = []
+    height = 2.2 + 0.17 * -(-len(found) // 3)
+    with _figure(folder, _name("wordnet", question.protocol, question.gallery), files, height) as (figure, [[axes]]):
+        longest = max(max(by, default=0) for by in found.values())
+        at = np.arange(1, longest + 1)
+        for number, (label, by) in enumerate(found.items()):
+            colour, shape = marks[label]
+            share = np.cumsum([100 * by.get(int(d), 0) / queries[label] for d in at])
+            axes.plot(at, share, color=colour, marker=shape, ms=3, lw=1, mec="white", mew=0.3,
+                      ls=DASHES[number % len(DASHES)], label=plain(shorten(label)))  # fmt: skip
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("WordNet distance from the true class, at most (edges)")
+        axes.set_ylabel("wrong queries (% of all)")
+        axes.set_title(plain(question.title))
+        _legend(figure, axes)
+    return files
+
+
+def embedding_points(
+    points: np.ndarray, classes: Sequence[str], domains: Sequence[str], share: float, folder: Path
+) -> list[Path]:
+    """Points [N, 2]: colour is the class, shape the domain; ``share`` of the variance lies on the two axes."""
+    colours = {name: MARKS[n % 8][0] for n, name in enumerate(dict.fromkeys(classes))}
+    shapes = {name: MARKS[n % len(MARKS)][1] for n, name in enumerate(sorted(set(domains)))}
+    files: list[Path] = []
+    with _figure(folder, "embeddings", files, 4.4) as (figure, [[axes]]):
+        from matplotlib.lines import Line2D
+
+        for (x, y), name, domain in zip(points, classes, domains, strict=True):
+            axes.scatter(x, y, color=colours[name], marker=shapes[domain], s=12, linewidths=0.3, edgecolors="white")
+        axes.set_xlabel(f"first two principal components: {100 * share:.0f} % of the variance")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        handles = [Line2D([], [], color=c, marker="s", ls="", ms=4, label=plain(n)) for n, c in colours.items()]
+        handles += [
+            Line2D([], [], color="#444444", marker=m, ls="", ms=4, mfc="none", label=plain(n))
+            for n, m in shapes.items()
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, handletextpad=0.1, columnspacing=1)
+    return files
+
+
+def _power(value: float) -> str:
+    """A power of ten in few characters."""
+    if value >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
 
 
 def plain(text: str) -> str:

@@ -1,39 +1,105 @@
-"""Write everything printable from a results folder."""
+"""Write everything printable from a results folder: leaderboards, plots and the page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from benchmarks.reporting import leaderboard
-from benchmarks.store import write_atomically
+from benchmarks.store import ResultStore, write_atomically
+
+#: Name of the page among the files of a report.
+PAGE = "index.html"
 
 
 def write_report(
-    frame: pd.DataFrame, folder: Path, *, command: str = "", report: Callable[[str], None] | None = None
+    frame: pd.DataFrame,
+    folder: Path,
+    *,
+    store: ResultStore,
+    command: str = "",
+    report: Callable[[str], None] | None = None,
+    resamples: int | None = None,
+    pictures: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """Write ``leaderboard.md``, ``leaderboard.csv`` and ``plots/`` for the results in a frame; returns the files.
+    """Write ``leaderboard.{md,csv,tex}``, ``plots/`` and the page `PAGE`; returns the files, the Markdown first.
 
-    A plot that fails is left out and reported in one line; it never costs the tables.
+    Args:
+        frame: rows of `benchmarks.store.load_results` of ``store``.
+        folder: where to write.
+        store: where per-query values, loss curves and cards are read from.
+        command: the command line that made this, shown in the files.
+        report: gets one line for each plot, section or file that could not be used; none of them costs the tables.
+        resamples: of the tests between methods; None: as `benchmarks.reporting.comparison` chooses.
+        pictures: ``data_root`` of the data sets, for galleries and the map of embeddings; None: neither.
     """
-    files = {
-        folder / "leaderboard.md": leaderboard.markdown(frame, command),
-        folder / "leaderboard.csv": leaderboard.csv_text(frame),
-    }
-    for path, text in files.items():
-        write_atomically(path, text.encode())
-    made = list(files)
-    settings = leaderboard.settings_of(frame)
-    for number, setting in enumerate(settings, start=1):
-        plots_folder = folder / "plots" if len(settings) == 1 else folder / "plots" / f"setting-{number}"
-        for table in leaderboard.tables(frame, setting):
-            try:
-                from benchmarks.reporting import plots
+    from benchmarks.reporting.ablations import is_ablated
+    from benchmarks.reporting.comparison import Comparison, compare_methods, newest
+    from benchmarks.reporting.figures import Easel, draw
+    from benchmarks.reporting.latex import latex
+    from benchmarks.reporting.page import Drawn, Material, write_page
 
-                made += plots.bars(table, plots_folder)
-            except Exception as error:
-                line = f"plot of {table.title()} left out: {type(error).__name__}: {error}"
-                (report or (lambda text: None))(line)
-    return made
+    problems: list[str] = []
+
+    def warn(line: str) -> None:
+        problems.append(line)
+        (report or (lambda text: None))(line)
+
+    everything = newest(store, frame)
+    broken = frame[~frame.index.isin(everything.index) & ((frame["data_hash"] == "") | (frame["split"] == "*"))]
+    own = everything[~is_ablated(everything)]
+    listed = pd.concat([own, broken]).sort_index() if len(broken) else own
+    comparison: Comparison | None = _attempt(
+        "tests between methods", warn, lambda: compare_methods(store, own, resamples=resamples, report=warn)
+    )
+    records = {record.key: record for record in store.records()}
+    texts: dict[str, Callable[[], str]] = {
+        "leaderboard.md": lambda: leaderboard.markdown(listed, command),
+        "leaderboard.csv": lambda: leaderboard.csv_text(listed),
+        "leaderboard.tex": lambda: latex(own, comparison, command),
+    }
+    if len(own) < len(everything):
+        texts["ablations.csv"] = lambda: leaderboard.csv_text(everything)
+    files = []
+    for name, make in texts.items():
+        text = make()
+        write_atomically(folder / name, text.encode())
+        files.append(folder / name)
+    drawn: dict[leaderboard.Setting, Drawn] = {}
+    settings = leaderboard.settings_of(own)
+    for number, setting in enumerate(settings, start=1):
+        place = folder / "plots" if len(settings) == 1 else folder / "plots" / f"setting-{number}"
+        drawn[setting] = draw(store, own, everything, setting, comparison, records, place, warn)
+        files += [path for plot in drawn[setting].plots for path in plot.files]
+    shown = None
+    if pictures is not None:
+        from benchmarks.reporting.pictures import embedding_map, galleries
+
+        shown = _attempt("retrieval galleries", warn, lambda: galleries(store, own, records, warn, **pictures))
+        if settings:
+            easel = Easel(warn)
+            title, caption = "Embeddings of the frozen backbone", "Colour: class; shape: domain."
+            place = folder / "plots"
+            easel.draw(partial(embedding_map, own, place, **pictures), "embeddings", title, caption)
+            of_first = drawn[settings[0]]
+            drawn[settings[0]] = replace(of_first, plots=(*of_first.plots, *easel.plots))
+            files += [path for plot in easel.plots for path in plot.files]
+    material = Material(store, everything, listed, records, comparison, drawn, shown, command, tuple(problems))
+    page = _attempt("the page", warn, lambda: write_page(material, folder / PAGE))
+    return files if page is None else [*files, page]
+
+
+def _attempt(what: str, warn: Callable[[str], None], make: Callable[[], Any]) -> Any:
+    """What ``make`` returns; if it fails, None and a line that says so. Disk errors are the caller's."""
+    try:
+        return make()
+    except OSError:
+        raise
+    except Exception as error:
+        warn(f"{what} left out: {type(error).__name__}: {error}")
+        return None

@@ -1,0 +1,300 @@
+"""What methods get wrong, from the lists of best answers in the store: precision by rank, confusions, WordNet distance.
+
+A retrieval's list holds keys of gallery pictures. Their classes are not stored: they are read off the key (a query
+with this key has a class; else a folder of the key names one) and the whole question is left out if the classes so
+found contradict the stored recall@1 anywhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.reporting.grids import Cell, Grid, Row, number, percent
+from benchmarks.reporting.leaderboard import Table, protocol_title
+from benchmarks.store import Record, RecordError, ResultStore
+
+#: Most confused pairs shown for each method.
+PAIRS = 8
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Precision and recall after each of the first ranks [K], and at the cuts that the store has beyond them."""
+
+    precision: np.ndarray
+    recall: np.ndarray
+    cuts: Mapping[int, tuple[float, float]]
+    queries: int
+
+
+@dataclass(frozen=True)
+class MethodErrors:
+    """First answers of one method: how many queries, and how often (true class, answered class) where they differ."""
+
+    label: str
+    method: str
+    queries: int
+    confused: Counter[tuple[str, str]]
+    per_class: Counter[str]
+    curve: Curve | None = None
+
+    @property
+    def wrong(self) -> int:
+        """Queries whose first answer is of another class."""
+        return self.confused.total()
+
+
+@dataclass(frozen=True)
+class QuestionErrors:
+    """All methods' first answers to one question (lowest seed, all query domains together)."""
+
+    protocol: str
+    gallery: str
+    retrieval: bool
+    methods: tuple[MethodErrors, ...] = ()
+    problem: str = ""
+
+    @property
+    def title(self) -> str:
+        """Protocol and gallery."""
+        return f"{protocol_title(self.protocol)}, {self.gallery}"
+
+
+@dataclass
+class WordNet:
+    """Distances between classes in the embedded WordNet: edges of the shortest way over hypernyms.
+
+    ``given`` are synset names that the data set states; any other class counts as its name's first noun sense.
+    """
+
+    given: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._above: dict[str, dict[Any, int]] = {}
+        self._synset = functools.cache(self._find)
+
+    def distance(self, one: str, other: str) -> int | None:
+        """Number of edges between two classes; None if WordNet lacks one of them."""
+        above, below = self._ancestors(one), self._ancestors(other)
+        return min((above[s] + below[s] for s in above.keys() & below.keys()), default=None)
+
+    def common(self, one: str, other: str) -> str:
+        """Name of the nearest common hypernym, or ""."""
+        above, below = self._ancestors(one), self._ancestors(other)
+        shared = min(above.keys() & below.keys(), key=lambda s: (above[s] + below[s], str(s)), default=None)
+        return "" if shared is None else str(shared.lemma_names()[0]).replace("_", " ")
+
+    def _find(self, name: str) -> Any:
+        from nltk.corpus import wordnet
+
+        if name in self.given:
+            return wordnet.synset(self.given[name])
+        senses = wordnet.synsets(re.sub(r"[\s_-]+", "_", name.strip()), pos="n")
+        return senses[0] if senses else None
+
+    def _ancestors(self, name: str) -> dict[Any, int]:
+        if name not in self._above:
+            synset = self._synset(name)
+            found: dict[Any, int] = {} if synset is None else {synset: 0}
+            edge = list(found)
+            while edge:
+                edge = [
+                    (found.setdefault(above, found[one] + 1), above)[1]
+                    for one in edge
+                    for above in (*one.hypernyms(), *one.instance_hypernyms())
+                    if above not in found
+                ]
+            self._above[name] = found
+        return self._above[name]
+
+
+def synsets_of(dataset: str) -> Mapping[str, str]:
+    """The synsets a data set states for its classes; none if it cannot be opened here."""
+    from benchmarks.datasets.registry import DATASETS
+
+    try:
+        found: Mapping[str, str] = DATASETS.get(dataset)().synsets
+    except Exception:  # the data are not here: names then stand for their first sense
+        return {}
+    return found
+
+
+def question_errors(
+    store: ResultStore,
+    tables: Sequence[Table],
+    rows: pd.DataFrame,
+    labels: Mapping[Any, str],
+    records: Mapping[str, Record],
+    report: Callable[[str], None],
+) -> list[QuestionErrors]:
+    """First answers to the first gallery of every protocol; the lowest seed of each method."""
+    made = []
+    asked: dict[str, Table] = {}
+    for table in tables:
+        if table.leads:
+            asked.setdefault(table.protocol, table)
+    ok = rows[rows["status"] == "ok"]
+    for table in asked.values():
+        own = ok[(ok["protocol"] == table.protocol) & (ok["gallery"] == table.gallery)]
+        read: dict[str, tuple[str, list[pd.DataFrame]]] = {}
+        for identity, of_method in own.groupby(["method", "variant", "config"], sort=False):
+            lowest = of_method[of_method["seed"] == of_method["seed"].min()]
+            frames = []
+            for key in dict.fromkeys(lowest["key"]):
+                try:
+                    one = store.per_query(records[key])
+                except (RecordError, KeyError) as error:
+                    report(f"{labels[identity]} on {table.protocol}: {error.args[0]}; its errors are not shown")
+                    continue
+                one = one[one["gallery"] == table.gallery]
+                if "top_keys" in one.columns:
+                    frames.append(one[one["top_keys"].notna()])
+            frames = [frame for frame in frames if len(frame)]
+            if frames:
+                read[labels[identity]] = (str(identity[0]), frames)
+        made.append(_question(table, read))
+    return [one for one in made if one.methods or one.problem]
+
+
+def _question(table: Table, read: Mapping[str, tuple[str, list[pd.DataFrame]]]) -> QuestionErrors:
+    everything = [frame for _, frames in read.values() for frame in frames]
+    retrieval = any(frame["recall@1"].notna().any() for frame in everything if "recall@1" in frame.columns)
+    class_of: Callable[[str], str | None] = _classes(everything) if retrieval else str
+    methods = []
+    for label, (method, frames) in read.items():
+        confused: Counter[tuple[str, str]] = Counter()
+        per_class: Counter[str] = Counter()
+        for frame in frames:
+            first = [class_of(keys[0]) for keys in frame["top_keys"]]
+            true = frame["class"].tolist()
+            if retrieval:
+                hit = frame["recall@1"].to_numpy()  # between 0 and 1 where several pictures share the first rank
+                if any(
+                    one is None or (r in (0.0, 1.0) and (one == own) != bool(r))
+                    for one, own, r in zip(first, true, hit, strict=True)
+                ):
+                    problem = "the classes of its gallery pictures cannot be read off their keys"
+                    return QuestionErrors(table.protocol, table.gallery, retrieval, (), problem)
+            per_class.update(true)
+            confused.update((own, str(one)) for own, one in zip(true, first, strict=True) if one != own)
+        whole = len(frames) == len(table.columns)  # curves over fewer domains compare with no other
+        curve = _curve(frames, class_of) if retrieval and whole else None
+        methods.append(MethodErrors(label, method, sum(map(len, frames)), confused, per_class, curve))
+    return QuestionErrors(table.protocol, table.gallery, retrieval, tuple(methods))
+
+
+def _classes(frames: Iterable[pd.DataFrame]) -> Callable[[str], str | None]:
+    """A function from a picture's key to its class, or None."""
+    known: dict[str, str] = {}
+    for frame in frames:
+        known.update(zip(frame["query"], frame["class"], strict=True))
+    by_name = {_slug(name): name for name in known.values()}
+
+    @functools.cache
+    def class_of(key: str) -> str | None:
+        if key in known:
+            return known[key]
+        parts = key.split("/")[1:-1]
+        named = next((by_name[_slug(part)] for part in parts if _slug(part) in by_name), None)
+        return named or (parts[0].replace("-", " ").replace("_", " ") if parts else None)
+
+    return class_of
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[\W_]+", " ", name).strip().lower()
+
+
+def _curve(frames: Sequence[pd.DataFrame], class_of: Callable[[str], str | None]) -> Curve | None:
+    """Mean over query domains of each query's precision and recall after rank 1, 2, ..."""
+    precision, recall, cuts = [], [], []
+    for frame in frames:
+        found = frame[frame["n_relevant"] > 0] if "n_relevant" in frame.columns else frame.iloc[:0]
+        if found.empty:
+            return None
+        lists = found["top_keys"].tolist()
+        k = min(map(len, lists))
+        hits = np.array(
+            [[class_of(key) == own for key in keys[:k]] for keys, own in zip(lists, found["class"], strict=True)]
+        )
+        after = np.cumsum(hits, axis=1)
+        relevant = found["n_relevant"].to_numpy(dtype=float)
+        precision.append((after / np.arange(1, k + 1)).mean(0))
+        recall.append((after / relevant[:, None]).mean(0))
+        own_cuts = {}
+        for name in found.columns:
+            at = re.fullmatch(r"p@(\d+)", name)
+            if at and int(at[1]) > k and found[name].notna().all():
+                values = found[name].to_numpy(dtype=float)
+                own_cuts[int(at[1])] = (values.mean(), (values * int(at[1]) / relevant).mean())
+        cuts.append(own_cuts)
+    ranks = min(map(len, precision))
+    shared = sorted(set.intersection(*(set(one) for one in cuts)))
+    return Curve(
+        np.mean([one[:ranks] for one in precision], axis=0),
+        np.mean([one[:ranks] for one in recall], axis=0),
+        {at: (float(np.mean([c[at][0] for c in cuts])), float(np.mean([c[at][1] for c in cuts]))) for at in shared},
+        sum(map(len, frames)),
+    )
+
+
+def distances(one: MethodErrors, wordnet: WordNet) -> Counter[int]:
+    """How many wrong first answers lie at each WordNet distance from the true class."""
+    found: Counter[int] = Counter()
+    for (true, answered), times in one.confused.items():
+        distance = wordnet.distance(true, answered)
+        if distance is not None:
+            found[distance] += times
+    return found
+
+
+def error_grids(questions: Sequence[QuestionErrors], wordnet: WordNet) -> list[Grid]:
+    """For each question a table of how far errors lie, and one of the most confused pairs of classes."""
+    made = []
+    for question in questions:
+        if not question.methods:
+            continue
+        far, pairs = [], []
+        for one in question.methods:
+            by = distances(one, wordnet)
+            total = by.total()
+            mean = sum(d * n for d, n in by.items()) / total if total else float("nan")
+            near = sum(n for d, n in by.items() if d <= 4) / total if total else float("nan")
+            wrong = one.wrong / one.queries
+            cells = (
+                Cell(one.label), Cell(f"{one.queries:,}", one.queries), Cell(percent(wrong), 100 * wrong),
+                number(mean), Cell(percent(near), None if total == 0 else 100 * near),
+            )  # fmt: skip
+            far.append(Row(cells, one.method))
+            for (true, answered), times in sorted(one.confused.items(), key=lambda kv: (-kv[1], kv[0]))[:PAIRS]:
+                share = times / one.per_class[true]
+                distance = wordnet.distance(true, answered)
+                line = (
+                    Cell(one.label), Cell(true), Cell(answered), Cell(str(times), times, "number"),
+                    Cell(f"{percent(share)} of {one.per_class[true]}", 100 * share, "number"),
+                    Cell("-" if distance is None else str(distance), distance, "number"),
+                    Cell(wordnet.common(true, answered)),
+                )  # fmt: skip
+                pairs.append(Row(line, one.method))
+        what = "first picture retrieved" if question.retrieval else "class answered"
+        made.append(
+            Grid(
+                f"{question.title}: how far the {what} lies from the true class when it is wrong",
+                ("method", "queries", "wrong (%)", "mean WordNet distance of errors", "errors within 4 edges (%)"),
+                tuple(far),
+                notes=("Distance: edges on the shortest way over hypernyms; 2 is a sibling. Lowest seed.",),
+            )
+        )
+        head = ("method", "true class", "answered", "times", "share of the class's queries", "WordNet distance",
+                "nearest common hypernym")  # fmt: skip
+        title = f"{question.title}: most confused pairs of classes, {PAIRS} a method"
+        made.append(Grid(title, head, tuple(pairs), "texts", search=True))
+    return made

@@ -1,0 +1,301 @@
+"""The report as one HTML file: every table, plot and picture is in it, and nothing is fetched when it opens.
+
+`write_page` reads a store and writes ``index.html``. It needs neither weights nor data nor a GPU, pictures aside
+(`benchmarks.reporting.pictures`). All names pass the template's escaping; filters work on numbers, not on names.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from benchmarks.reporting import ablations, grids, leaderboard
+from benchmarks.reporting import published as published_figures
+from benchmarks.reporting.comparison import Comparison
+from benchmarks.reporting.grids import Grid, Scores, numbered
+from benchmarks.reporting.leaderboard import Setting, protocol_title
+from benchmarks.store import Record, ResultStore, write_atomically
+
+if TYPE_CHECKING:
+    from benchmarks.reporting.pictures import Galleries
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawn figure: its files, or why there is none. ``kind`` and ``protocol`` serve the page's filters."""
+
+    title: str
+    caption: str = ""
+    kind: str = ""
+    protocol: str = ""
+    files: tuple[Path, ...] = ()
+    failed: str = ""
+    on_page: bool = True
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """All plots of a setting, and what could not be drawn for want of data."""
+
+    plots: tuple[Plot, ...] = ()
+    notes: tuple[str, ...] = ()
+    errors: tuple[Grid, ...] = ()
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the page is made from: the store, its newest records, and what others computed of them.
+
+    ``everything`` are rows of `benchmarks.store.load_results`, ``frame`` those of them that are no ablations.
+    """
+
+    store: ResultStore
+    everything: pd.DataFrame
+    frame: pd.DataFrame
+    records: Mapping[str, Record]
+    comparison: Comparison | None = None
+    drawn: Mapping[Setting, Drawn] = field(default_factory=dict)
+    galleries: Galleries | None = None
+    command: str = ""
+    problems: tuple[str, ...] = ()
+
+
+def write_page(material: Material, path: Path) -> Path:
+    """Write the page; returns its path. Raises ``OSError`` if it cannot be written."""
+    write_atomically(path, render(material).encode())
+    return path
+
+
+def render(material: Material) -> str:
+    """The page's HTML."""
+    import jinja2
+    from markupsafe import Markup
+
+    def safe_json(value: Any) -> Markup:
+        text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+        return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.filters["safe_json"] = safe_json
+    text = {name: (ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")}
+    template = environment.get_template("page.html.jinja")
+    return template.render(page=_page(material), css=text["page.css"], js=text["page.js"])
+
+
+def read_cards(store: ResultStore, kind: str, report: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Cards of ``methods`` or ``datasets``, by file name; what is not a card is reported and left out."""
+    cards = []
+    for path in sorted((store.root / "cards" / kind).glob("*.json")):
+        try:
+            card = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            report(f"{path}: cannot be read ({error}); left out")
+            continue
+        if isinstance(card, dict):
+            cards.append({"name": path.stem} | card)
+        else:
+            report(f"{path}: not a card; left out")
+    return cards
+
+
+def _page(material: Material) -> dict[str, Any]:
+    frame = material.frame
+    problems = list(material.problems)
+    records = list(material.records.values())
+    methods = read_cards(material.store, "methods", problems.append)
+    datasets = read_cards(material.store, "datasets", problems.append)
+    settings = leaderboard.settings_of(frame)
+    shown = [_setting(material, setting, number) for number, setting in enumerate(settings)]
+    beside = published_figures.beside(frame)
+    galleries = material.galleries
+    page: dict[str, Any] = {
+        "title": _title(records),
+        "summary": _summary(records),
+        "command": material.command,
+        "failed": _failed(records),
+        "backbones": ", ".join(sorted({record.cell.backbone for record in records})),
+        "settings": shown,
+        "published": grids.published(beside) if len(beside) else [],
+        "failures": grids.failures(material.everything),
+        "methods": grids.method_cards(methods),
+        "deviations": grids.deviations(methods),
+        "datasets": grids.dataset_cards(datasets),
+        "bibtex": grids.bibtex([*methods, *datasets]),
+        "settings_tables": grids.settings_tables(records, _resolved(material.store, problems.append)),
+        "problems": problems,
+        "galleries": [], "gallery_notes": [], "gallery_questions": [], "gallery_domains": [], "gallery_classes": [],
+        "first_question": "", "pictures": {}, "picture_side": 0,
+    }  # fmt: skip
+    if galleries is not None:
+        page |= _galleries(galleries)
+    page["sections"] = _sections(page)
+    return page
+
+
+def _setting(material: Material, setting: Setting, number: int) -> dict[str, Any]:
+    tables = leaderboard.tables(material.frame, setting)
+    rows = grids.of_setting(leaderboard.usable(material.frame), setting)
+    labels = leaderboard.row_labels(rows)
+    scores = Scores(material.comparison, setting)
+    protocols = numbered(table.protocol for table in tables)
+    galleries = numbered(table.gallery for table in tables)
+    metrics = numbered(["", *(table.metric for table in tables)])
+    splits = numbered(sorted({column for table in tables for column in table.columns}, key=lambda s: (" to " in s, s)))
+    drawn = material.drawn.get(setting, Drawn())
+    plots = [plot for plot in drawn.plots if plot.on_page]
+    kinds = numbered(plot.kind for plot in plots)
+    plot_protocols = numbered(plot.protocol for plot in plots if plot.protocol)
+
+    def data(table: leaderboard.Table) -> dict[str, str]:
+        metric = metrics[table.metric]
+        return {
+            "protocol": protocols[table.protocol], "gallery": galleries[table.gallery],
+            "metric": f"{metrics['']}|{metric}" if table.leads else metric,
+        }  # fmt: skip
+
+    title = setting.title().split("; ")
+    return {
+        "number": str(number),
+        "title": title[0] if setting.rules == "clean" else f"{title[0]}, {setting.rules} rules",
+        "warnings": title[1:],
+        "overview": grids.overview(tables, scores),
+        "by_protocol": [grids.by_protocol(table, scores, data(table)) for table in tables],
+        "protocols": [(value, protocol_title(name)) for name, value in protocols.items()],
+        "galleries": [(value, name) for name, value in galleries.items()],
+        "metrics": [(value, name or "leading metrics") for name, value in metrics.items()],
+        "first_metric": metrics[""],
+        "by_domain": [grids.by_domain(tables, split, scores, {"split": value}) for split, value in splits.items()],
+        "splits": [(value, name) for name, value in splits.items()],
+        "first_split": next(iter(splits.values()), ""),
+        "tests": grids.tests(tables, scores, material.comparison, setting),
+        "plots": [
+            {
+                "title": plot.title, "caption": plot.caption, "failed": plot.failed, "source": _inline(plot.files),
+                "data": {"kind": kinds[plot.kind]}
+                | ({"protocol": plot_protocols[plot.protocol]} if plot.protocol else {}),
+            }
+            for plot in plots
+        ],
+        "plot_kinds": [(value, name) for name, value in kinds.items()],
+        "plot_protocols": [(value, protocol_title(name)) for name, value in plot_protocols.items()],
+        "plot_notes": drawn.notes,
+        "ablations": ablations.ablation_grids(material.everything, setting),
+        "errors": drawn.errors,
+        "cost": grids.cost_grid(grids.costs(rows, labels, material.records)),
+        "extensions": grids.extensions(tables),
+    }  # fmt: skip
+
+
+def _galleries(galleries: Galleries) -> dict[str, Any]:
+    questions = numbered(one.title for one in galleries.queries)
+    domains = numbered(sorted({one.domain for one in galleries.queries}))
+    classes = numbered(sorted({one.class_name for one in galleries.queries}))
+    pictures = numbered(galleries.pictures)
+    return {
+        "galleries": [
+            {
+                "question": questions[one.title], "title": one.title, "domain": domains[one.domain],
+                "class": classes[one.class_name], "domain_name": one.domain, "class_name": one.class_name,
+                "picture": pictures[one.key],
+                "rows": [
+                    {
+                        "label": row.label, "method": row.method, "score": grids.percent(row.score),
+                        "hits": [
+                            {"picture": pictures[hit.key], "right": hit.right, "class_name": hit.class_name}
+                            for hit in row.hits
+                        ],
+                    }
+                    for row in one.rows
+                ],
+            }
+            for one in galleries.queries
+        ],
+        "gallery_notes": galleries.notes,
+        "gallery_questions": [(value, name) for name, value in questions.items()],
+        "gallery_domains": [(value, name) for name, value in domains.items()],
+        "gallery_classes": [(value, name) for name, value in classes.items()],
+        "first_question": next(iter(questions.values()), ""),
+        "pictures": {value: galleries.pictures[key] for key, value in pictures.items()},
+        "picture_side": galleries.side,
+    }  # fmt: skip
+
+
+def _sections(page: Mapping[str, Any]) -> list[tuple[str, str]]:
+    first = page["settings"][0] if page["settings"] else {}
+    asked = [
+        ("overview", "Overview", bool(first)), ("protocols", "Protocols", bool(first)),
+        ("domains", "Domains", bool(first)), ("tests", "Tests", bool(first.get("tests"))),
+        ("plots", "Plots", bool(first.get("plots"))), ("ablations", "Ablations", bool(first.get("ablations"))),
+        ("errors", "Errors", bool(first.get("errors"))), ("cost", "Cost", bool(first)),
+        ("galleries", "Galleries", bool(page["galleries"])), ("published", "Published", bool(page["published"])),
+        ("failures", "Failures", True), ("cards", "Methods", True),
+        ("deviations", "Paper and code", page["deviations"] is not None), ("datasets", "Data", True),
+        ("bibtex", "BibTeX", bool(page["bibtex"])), ("settings", "Settings", True),
+        ("problems", "Problems", bool(page["problems"])),
+    ]  # fmt: skip
+    return [(anchor, text) for anchor, text, there in asked if there]
+
+
+def _title(records: Sequence[Record]) -> str:
+    names = list(dict.fromkeys(record.cell.dataset for record in records))
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def _summary(records: Sequence[Record]) -> str:
+    def some(count: int, name: str, names: str = "") -> str:
+        return f"{count} {name if count == 1 else names or name + 's'}"
+
+    count = functools.partial(_distinct, records)
+    made = max((record.created for record in records), default="")[:10]
+    parts = [
+        some(count("method"), "method"), some(count("protocol"), "protocol"), some(count("dataset"), "data set"),
+        some(count("backbone"), "backbone"), some(count("seed"), "seed"), some(len(records), "cell"),
+    ]  # fmt: skip
+    return ", ".join(parts) + (f"; last record of {made}" if made else "")
+
+
+def _distinct(records: Sequence[Record], name: str) -> int:
+    return len({getattr(record.cell, name) for record in records})
+
+
+def _failed(records: Sequence[Record]) -> str:
+    words = {"failed": "failed", "skipped": "were skipped"}
+    parts = []
+    for status, word in words.items():
+        n = sum(record.status == status for record in records)
+        if n:
+            parts.append(f"{n} of {len(records)} cells {word}")
+    return "; ".join(parts) + "." if parts else ""
+
+
+def _resolved(store: ResultStore, report: Callable[[str], None]) -> dict[str, Any]:
+    path = store.root / "resolved.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        report(f"{path}: cannot be read ({error}); left out")
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _inline(files: Sequence[Path]) -> str:
+    """A picture file as a data URI: of its kinds the smallest."""
+    kinds = {".svg": "image/svg+xml", ".png": "image/png", ".webp": "image/webp"}
+    known = [file for file in files if file.suffix in kinds]
+    if not known:
+        return ""
+    file = next((one for one in known if one.suffix == ".svg" and one.stat().st_size < 120_000), known[-1])
+    return f"data:{kinds[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
