@@ -123,7 +123,7 @@ def plan(settings: Settings, workbench: Workbench, arms: Mapping[str, Sequence[A
     broken: list[Broken] = []
     skipped: dict[str, str] = {}
     groups: dict[tuple[str, int, int, str], list[Cell]] = {}
-    for dataset in DATASETS.names() if settings.datasets == ("all",) else settings.datasets:
+    for dataset in DATASETS.defaults() if settings.datasets == ("all",) else settings.datasets:
         try:
             workbench.dataset(dataset)
         except Exception as error:

@@ -183,6 +183,11 @@ def test_class_splits_never_mix(store: ResultStore) -> None:
     adapter = table[(table["published_method"] == "UCDR-Adapter") & table["ours"].notna()]
     assert set(adapter["rules"]) == {"clean"}, "its release trains on the train classes alone"
     assert set(adapter["split"]) == {published.MEAN}
+    for split in ("clipart", "infograph", "painting", "quickdraw", "sketch"):
+        add(store, scores, "unseen", method="ucdr_adapter", dataset="domainnet_245", rules="official", split=split)
+    table = published.beside(load_results(store.root))
+    adapter = table[(table["published_method"] == "UCDR-Adapter") & table["ours"].notna()]
+    assert set(adapter["rules"]) == {"clean", "official"}, "official figures of the data set with its class list"
 
 
 @pytest.mark.parametrize(

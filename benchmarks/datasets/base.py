@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True)
+class ReleasedListing:
+    """How the released code of the UCDR papers lists a data set's pictures; ``--rules official`` follows it.
+
+    * ``mixed_gallery``: 92 % of the gallery domain's pictures of a training class are trained on and the rest stands in
+      the mixed gallery (DomainNet). False: all of them are trained on, and there is no mixed gallery.
+    * ``trains_on_validation``: the validation classes are part of the training classes.
+    """
+
+    mixed_gallery: bool = True
+    trains_on_validation: bool = True
+
+
 class DatasetError(RuntimeError):
     """A dataset cannot be used; one line that names the file or folder and the mend."""
 
@@ -81,6 +94,7 @@ class Dataset(ABC):
     """
 
     card: ClassVar[DatasetCard]
+    released: ClassVar[ReleasedListing] = ReleasedListing()
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.datasets.base import DatasetCard, RetrievalCut
+from benchmarks.datasets.base import DatasetCard, ReleasedListing, RetrievalCut
 from benchmarks.datasets.folders import Finding, Listing, Place, read_image_list
 from benchmarks.datasets.listed import ListedDataset
 
@@ -42,7 +43,7 @@ class DomainNet(ListedDataset):
         layout="ROOT/{clipart,infograph,painting,quickdraw,real,sketch}/CLASS/* (optional: ROOT/DOMAIN_train.txt)",
     )
     places = tuple(Place(domain, (domain,)) for domain in DOMAINS)
-    also_named = ("DomainNet",)
+    also_named: ClassVar[tuple[str, ...]] = ("DomainNet",)
     lists = "domainnet"
     published_counts: ClassVar = {  # the cleaned archives, as the download page states
         "clipart": 48129,
@@ -66,3 +67,24 @@ class DomainNet(ListedDataset):
             if path not in there
         ]
         return Listing(listing.pictures, (*listing.findings, *missing))
+
+
+class DomainNet245(DomainNet):
+    """DomainNet as UCDR-Adapter's code lists it: 245 training classes, where ProS's code trains on 300.
+
+    The same folder and the same pictures as ``domainnet``, and under the clean rules the same tasks. A data set of its
+    own, so that no table sets one class split beside the other.
+    """
+
+    card = dataclasses.replace(
+        DomainNet.card,
+        name="domainnet_245",
+        title="DomainNet, official rules with 245 training classes (UCDR-Adapter's code)",
+        known_problems=(
+            "its official rules leave the validation classes out, so their figures and those of domainnet (300 classes)"
+            " are not like for like",
+            *DomainNet.card.known_problems,
+        ),
+    )
+    also_named = ("domainnet", "DomainNet")
+    released = ReleasedListing(trains_on_validation=False)

@@ -28,3 +28,9 @@ DATASETS.add(
     summary="VisDA-2017 with the challenge's test pictures as target (by name only)",
     by_default=False,
 )
+DATASETS.add(
+    "domainnet_245",
+    "benchmarks.datasets.domainnet:DomainNet245",
+    summary="DomainNet whose official rules train on 245 classes, as UCDR-Adapter's code (by name only)",
+    by_default=False,
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from benchmarks.datasets.base import DatasetCard, RetrievalCut
+from benchmarks.datasets.base import DatasetCard, ReleasedListing, RetrievalCut
 from benchmarks.datasets.folders import Place
 from benchmarks.datasets.listed import ListedDataset
 
@@ -54,6 +54,7 @@ class Sketchy(ListedDataset):
     )
     also_named: ClassVar[tuple[str, ...]] = ("Sketchy",)
     lists = "sketchy_eccv2018"
+    released = ReleasedListing(mixed_gallery=False)
     published_counts: ClassVar = {"sketch": 75471, "photo": 73002}
 
 

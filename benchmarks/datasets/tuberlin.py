@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from benchmarks.datasets.base import DatasetCard, RetrievalCut
+from benchmarks.datasets.base import DatasetCard, ReleasedListing, RetrievalCut
 from benchmarks.datasets.folders import Place
 from benchmarks.datasets.listed import ListedDataset
 
@@ -46,6 +46,7 @@ class TUBerlin(ListedDataset):
     places = (Place("sketch", ("png", "sketches")), Place("photo", ("ImageResized", "images")))
     also_named = ("TUBerlin", "TU-Berlin")
     lists = "tuberlin"
+    released = ReleasedListing(mixed_gallery=False)
     aliases: ClassVar = {  # the photo archive's own spellings
         "chandeler": "chandelier",
         "diamod": "diamond",

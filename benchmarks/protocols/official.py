@@ -33,6 +33,12 @@ def generalised(files_by_class: Sequence[Sequence[int]]) -> tuple[list[int], lis
     return training, rest
 
 
+def plain(files_by_class: Sequence[Sequence[int]]) -> list[int]:
+    """All files of the classes, class by class: the listing of training domains, and of the gallery domain of data sets
+    without a mixed gallery."""
+    return [row for files in files_by_class for row in files]
+
+
 def udcdr_share(held_out_domain: str) -> float:
     """Share of a class's files in the UdCDR sample: 10 % when quickdraw is held out, else 25 %."""
     return 0.1 if held_out_domain == "quickdraw" else 0.25

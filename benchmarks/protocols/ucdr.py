@@ -23,11 +23,16 @@ def clean_training(rows: Rows, held_out: str | None, dataset: Dataset) -> np.nda
 
 
 class OfficialListing:
-    """The released code's lists for one dataset: training classes are train then validation classes."""
+    """The released code's lists for one dataset, as its :class:`~benchmarks.datasets.base.ReleasedListing` says.
+
+    Training classes are the train classes, then in most cases the validation classes.
+    """
 
     def __init__(self, dataset: Dataset, rows: Rows) -> None:
         self.rows = rows
-        self.class_names = (*dataset.classes("train"), *dataset.classes("val"))
+        self.released = dataset.released
+        validation = dataset.classes("val") if self.released.trains_on_validation else ()
+        self.class_names = (*dataset.classes("train"), *validation)
         self.test_classes = dataset.classes("test")
         self._files = {key: np.sort(rows) for key, rows in dataset.table.groupby(["domain", "class"]).indices.items()}
 
@@ -37,18 +42,21 @@ class OfficialListing:
         return [self._files.get((domain, name), none).tolist() for name in classes]
 
     def training(self, held_out: str | None, domains: Sequence[str]) -> np.ndarray:
-        """92 % of the gallery domain, all of the other seen domains."""
-        parts = official.generalised(self.files(self.rows.gallery, self.class_names))[0]
+        """92 % of the gallery domain (all of it where there is no mixed gallery), all of the other seen domains."""
+        files = self.files(self.rows.gallery, self.class_names)
+        parts = official.generalised(files)[0] if self.released.mixed_gallery else official.plain(files)
         for domain in domains:
             if domain not in (held_out, self.rows.gallery):
-                parts += [row for files in self.files(domain, self.class_names) for row in files]
+                parts += official.plain(self.files(domain, self.class_names))
         return np.array(sorted(parts), dtype=np.int64)
 
-    def galleries(self) -> tuple[np.ndarray, np.ndarray]:
-        """``(unseen, mixed)`` gallery rows."""
-        unseen = [row for files in self.files(self.rows.gallery, self.test_classes) for row in files]
-        seen = official.generalised(self.files(self.rows.gallery, self.class_names))[1]
-        return np.array(sorted(unseen), dtype=np.int64), np.array(sorted(seen + unseen), dtype=np.int64)
+    def galleries(self) -> dict[str, np.ndarray]:
+        """Gallery rows by name: ``unseen``, and ``mixed`` where the released code has it."""
+        unseen = official.plain(self.files(self.rows.gallery, self.test_classes))
+        found = {"unseen": unseen}
+        if self.released.mixed_gallery:
+            found["mixed"] = official.generalised(self.files(self.rows.gallery, self.class_names))[1] + unseen
+        return {name: np.array(sorted(rows), dtype=np.int64) for name, rows in found.items()}
 
 
 def unseen_class_task(protocol: str, dataset: Dataset, query_domain: str, rules: Rules, held_out: str | None) -> Task:
@@ -57,13 +65,15 @@ def unseen_class_task(protocol: str, dataset: Dataset, query_domain: str, rules:
     queries = rows.of("test", domains=(query_domain,))
     if rules == "official":
         listing = OfficialListing(dataset, rows)
-        unseen, mixed = listing.galleries()
+        galleries = listing.galleries()
         train, class_names = listing.training(held_out, dataset.domains), listing.class_names
-        validation: Retrieval | None = Retrieval("test data (official rules)", queries, unseen)
-        notes: tuple[str, ...] = ("selected on test", "validation classes are trained on")
+        validation: Retrieval | None = Retrieval("test data (official rules)", queries, galleries["unseen"])
+        merged = ("validation classes are trained on",) if listing.released.trains_on_validation else ()
+        notes: tuple[str, ...] = ("selected on test", *merged)
     else:
         unseen = rows.of("test", domains=(rows.gallery,))
-        mixed = np.union1d(unseen, rows.of("train", domains=(rows.gallery,), held_back=True))
+        held_back = rows.of("train", domains=(rows.gallery,), held_back=True)
+        galleries = {"unseen": unseen, "mixed": np.union1d(unseen, held_back)}
         train, class_names = clean_training(rows, held_out, dataset), dataset.classes("train")
         validation = rows.validation(tuple(domain for domain in dataset.domains if domain != held_out))
         notes = ()
@@ -74,7 +84,7 @@ def unseen_class_task(protocol: str, dataset: Dataset, query_domain: str, rules:
         split=query_domain,
         train=train,
         class_names=class_names,
-        retrievals=(Retrieval("unseen", queries, unseen), Retrieval("mixed", queries, mixed)),
+        retrievals=tuple(Retrieval(name, queries, gallery) for name, gallery in galleries.items()),
         validation=validation,
         notes=notes,
     )

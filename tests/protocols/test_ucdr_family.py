@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.datasets.base import Dataset, DatasetCard, DatasetError
+from benchmarks.datasets.base import Dataset, DatasetCard, DatasetError, ReleasedListing
 from benchmarks.datasets.picto_domains import PictoDomains, pack_path
 from benchmarks.protocols import official, uccdr, ucdr, udcdr
 from benchmarks.protocols.task import Retrieval, Task
@@ -325,6 +325,50 @@ def test_the_full_training_list_is_the_released_one(listing: Listing, golden_spl
             rows += [row for files in listing.files(domain, names) for row in files]
         assert len(rows) == values["full_train_files_count"]
         assert sha(listing.paths(rows)) == values["full_train_files_sha256"]
+
+
+class Golden245(GoldenTree):
+    """The tree as UCDR-Adapter's code lists DomainNet."""
+
+    released = ReleasedListing(trains_on_validation=False)
+
+
+class GoldenPlain(GoldenTree):
+    """The tree as the released code lists Sketchy and TU-Berlin."""
+
+    released = ReleasedListing(mixed_gallery=False)
+
+
+@pytest.mark.golden
+def test_official_tasks_without_the_validation_classes(golden_splits: dict[str, Any]) -> None:
+    """UCDR-Adapter's code: the same test, trained on 245 classes instead of 300."""
+    expected, dataset = golden_splits["expected"]["ucdra_variant"], Golden245(golden_splits)
+    task, usual = (ucdr.PROTOCOL.task(tree, "quickdraw", "official") for tree in (dataset, GoldenTree(golden_splits)))
+    assert list(task.class_names) == expected["full_train_classes"] == golden_splits["train_classes"]
+    assert len(task.train) == expected["full_train_files_count"]
+    domains = facts(dataset, task.train)["domain"].value_counts()
+    assert {name: int(domains.get(name, 0)) for name in dataset.domains} == expected["full_train_domain_counts"]
+    assert task.notes == ("selected on test",), "validation classes are neither trained on nor asked for"
+    assert np.array_equal(task.retrievals[0].gallery, usual.retrievals[0].gallery)
+    assert set(task.retrievals[1].gallery) < set(usual.retrievals[1].gallery), "no pictures of validation classes"
+    assert task.fit_id != usual.fit_id
+    clean, clean_usual = (ucdr.PROTOCOL.task(tree, "quickdraw") for tree in (dataset, GoldenTree(golden_splits)))
+    assert np.array_equal(clean.train, clean_usual.train)
+
+
+@pytest.mark.golden
+def test_official_tasks_without_a_mixed_gallery(golden_splits: dict[str, Any]) -> None:
+    """The released code's plain listing: every picture of a training class is trained on, and the gallery is unseen."""
+    expected, dataset = golden_splits["expected"], GoldenPlain(golden_splits)
+    for protocol in (ucdr.PROTOCOL, uccdr.PROTOCOL):
+        task = protocol.task(dataset, "quickdraw", "official")
+        task.check(dataset)
+        assert [one.name for one in task.retrievals] == ["unseen"]
+        assert len(task.retrievals[0].gallery) == expected["gallery_plain_test_count"]
+        trained = facts(dataset, task.train)
+        assert int((trained["domain"] == "real").sum()) == expected["gallery_plain_train_count"]
+        assert list(task.class_names) == expected["full_train_classes"]
+    assert [one.name for one in ucdr.PROTOCOL.task(dataset, "quickdraw").retrievals] == ["unseen", "mixed"], "clean"
 
 
 @pytest.mark.golden
