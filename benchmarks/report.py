@@ -17,6 +17,12 @@ def build_parser(prog: str = "benchmarks.report") -> argparse.ArgumentParser:
     parser.add_argument("results", nargs="?", default="results/run", help="results folder (default: results/run)")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: RESULTS/report)")
     parser.add_argument(
+        "--pictures",
+        action="store_true",
+        help="also retrieval galleries and a map of embeddings; needs the data set, the map the backbone too",
+    )
+    parser.add_argument("--data-root", metavar="FOLDER", help="where data sets lie, for --pictures")
+    parser.add_argument(
         "--resamples", metavar="N", type=int, help="of the tests between methods (default: 10000 or more)"
     )
     return parser

@@ -51,7 +51,8 @@ def write_report(
         (report or (lambda text: None))(line)
 
     everything = newest(store, frame)
-    broken = frame[~frame.index.isin(everything.index) & ((frame["data_hash"] == "") | (frame["split"] == "*"))]
+    broken = frame[~frame["key"].isin(everything["key"])] if len(frame) else frame
+    broken = broken[(broken["data_hash"] == "") | (broken["split"] == "*")] if len(broken) else broken
     own = everything[~is_ablated(everything)]
     listed = pd.concat([own, broken]).sort_index() if len(broken) else own
     comparison: Comparison | None = _attempt(
