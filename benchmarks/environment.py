@@ -12,13 +12,15 @@ from typing import Any
 import psutil
 
 from benchmarks.store import Environment
+from methods.parts.parallel import launched
 
 PACKAGES = ("ucdr-bench", "torch", "transformers", "tokenizers", "peft", "numpy", "pandas", "torch_geometric", "nltk")
 
 
 def environment(device: str, threads: int) -> Environment:
-    """The environment of this process."""
-    return Environment(_packages(), _git(), _hardware(device), device, threads)
+    """The environment of this process; ``processes`` stands in its hardware where several train together."""
+    together = {"processes": launched()} if launched() > 1 else {}
+    return Environment(_packages(), _git(), _hardware(device) | together, device, threads)
 
 
 @functools.cache

@@ -468,6 +468,7 @@ class AdClip(Method):
         },
     )
     Config = AdClipConfig
+    one_process = "its loss takes means over the two halves of a batch"
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": OFFICIAL}
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "no_ce": {"ce_weight": 0.0},

@@ -32,6 +32,7 @@ from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Statistics
 from methods.parts.feature_cache import image_features
 from methods.parts.losses import TEMPERATURE, image_text_loss
+from methods.parts.parallel import share
 from methods.parts.prompt_units import decayed_rate, new_context, released_batches, released_epoch
 from methods.parts.prompts import PromptTemplate, encode_prompts
 from methods.parts.training import batches, budget, count_parameters, run_stage, seeded
@@ -133,6 +134,7 @@ class CoOp(Method):
         extensions=dict.fromkeys(("uda", "dazsl"), "source only: target pictures are not used"),
     )
     Config = CoOpConfig
+    one_process = ""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "official": {
             "temperature": 0.0,
@@ -214,7 +216,7 @@ class CoOp(Method):
             known = image_features(self.backbone, data.images, statistics=config.train_statistics).to(self.device)
 
         def loss(step: int) -> Tensor:
-            index = next(stream)
+            index = share(next(stream))
             if known is not None:
                 images = known[index]
             else:

@@ -25,6 +25,7 @@ from methods.interface import Deviation, FitReport, Log, Method, MethodCard, Tra
 from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics
 from methods.parts.losses import TEMPERATURE, cosine_similarities
+from methods.parts.parallel import share
 from methods.parts.prompt_units import read_image, released_batches, released_epoch
 from methods.parts.prompts import PromptTemplate, encode_prompts
 from methods.parts.training import batches, budget, count_parameters, run_stage, seeded
@@ -127,6 +128,7 @@ class FullFinetune(Method):
         extensions=dict.fromkeys(("uda", "dazsl"), "source only: target pictures are not used"),
     )
     Config = FullFinetuneConfig
+    one_process = ""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "official": {
             "temperature": 0.0,
@@ -201,7 +203,7 @@ class FullFinetune(Method):
             stream = batches(data, config.batch_size, seeded(seed, _BATCHES), balanced="domain")
 
         def loss(step: int) -> Tensor:
-            index = next(stream)
+            index = share(next(stream))
             pixels = augment(data.images.pixels(index), augmentation, seeded(seed, _AUGMENT, step))
             images = self.image_features(self.backbone.normalize(pixels.to(self.device), config.train_statistics))
             known = self.text_features(prompts) if texts is None else texts

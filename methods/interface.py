@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from methods.parts.parallel import agree, processes
+
 if TYPE_CHECKING:
     from methods.parts.backbone import Backbone
 
@@ -181,8 +183,12 @@ class TrainingData:
         return names
 
     def validate(self, method: Method) -> float:
-        """Validation score of the method as it stands, higher is better; NaN if the task has no validation data."""
-        return float("nan") if self._validate is None else self._validate(method)
+        """Validation score of the method as it stands, higher is better; NaN if the task has no validation data.
+
+        Processes that train together get the first one's.
+        """
+        score = float("nan") if self._validate is None else self._validate(method)
+        return score if processes() == 1 else agree(score, method.device)
 
 
 @dataclass
@@ -210,6 +216,8 @@ class Method(ABC):
     * ``trained = False`` when the embedding of a picture does not depend on the training data, so that encoded pictures
       are shared between tasks (``fit`` still runs once a task: a floor averages its class means there);
     * ``variants``: named changes to the defaults, e.g. ``{"official": {"mask": False}}``; ``paper`` is the defaults;
+    * ``one_process``: why its training cannot be spread over several processes, "" if it can: its loss is a mean over
+      the pictures of a batch, of which each process takes :func:`methods.parts.parallel.share`;
     * ``version``: raise it when a change of the code changes scores, so that stored scores are not taken for new ones.
     """
 
@@ -217,6 +225,7 @@ class Method(ABC):
     Config: ClassVar[type] = NoConfig
     trained: ClassVar[bool] = True
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    one_process: ClassVar[str] = "it does not say that its loss is a mean over the pictures of a batch"
     version: ClassVar[int] = 1
 
     def __init__(self, backbone: Backbone, config: Any = None, device: str | torch.device = "cpu") -> None:

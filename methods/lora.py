@@ -31,6 +31,7 @@ from methods.interface import FitReport, Log, Method, MethodCard, TrainingData
 from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics
 from methods.parts.losses import TEMPERATURE, image_text_loss
+from methods.parts.parallel import share
 from methods.parts.prompt_units import read_image
 from methods.parts.prompts import PromptTemplate, encode_prompts
 from methods.parts.training import batches, budget, count_parameters, run_stage, seeded
@@ -109,6 +110,7 @@ class LoRA(Method):
 }""",
     )
     Config = LoRAConfig
+    one_process = ""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     ablations: ClassVar[dict[str, dict[str, Any]]] = {
         "vision_only": {"text": False},
@@ -181,7 +183,7 @@ class LoRA(Method):
         stream = batches(data, config.batch_size, seeded(seed, _BATCHES), balanced="domain")
 
         def loss(step: int) -> Tensor:
-            index = next(stream)
+            index = share(next(stream))
             pixels = augment(data.images.pixels(index), augmentation, seeded(seed, _AUGMENT, step))
             images = self.image_features(self.backbone.normalize(pixels.to(self.device), config.train_statistics))
             known = self.text_features(prompts) if texts is None else texts

@@ -33,6 +33,7 @@ from methods.interface import Deviation, FitReport, Log, Method, MethodCard, Tra
 from methods.parts.augment import Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics, VisionTower
 from methods.parts.losses import TEMPERATURE, image_text_loss
+from methods.parts.parallel import rank, share
 from methods.parts.prompt_units import (
     TEXT_TEMPLATE,
     ReadOut,
@@ -373,6 +374,7 @@ class ProS(Method):
         ),
     )
     Config = ProSConfig
+    one_process = ""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": OFFICIAL}
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "no_units": {"units": "none"},
@@ -466,12 +468,13 @@ class ProS(Method):
             stream = self._batches(data, stage, seed)
 
             def loss(step: int, stage: Literal[1, 2] = stage, stream: Iterator[Tensor] = stream) -> Tensor:
-                index = next(stream)
+                index = share(next(stream))
                 pixels = data.images.pixels(index).to(self.device)
                 pixels = augment(pixels, config.augmentation, seeded(seed, _AUGMENT, stage, step))
                 pixels = self.backbone.normalize(pixels, config.train_statistics)
                 own = {"domain": own_domain[index].to(self.device), "class": own_class[index].to(self.device)}
-                dropout = torch.Generator(self.device).manual_seed(seeded(seed, _DROPOUT, step).initial_seed())
+                mine = (rank(),) if rank() else ()  # processes that train together drop other values
+                dropout = torch.Generator(self.device).manual_seed(seeded(seed, _DROPOUT, step, *mine).initial_seed())
                 return self.loss(stage, pixels, own, prompts, dropout)
 
             def rate(step: int, number: int = number) -> float:

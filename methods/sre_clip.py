@@ -597,6 +597,7 @@ class SreClip(Method):
         },
     )
     Config = SreClipConfig
+    one_process = "its pictures attend to all others of their batch, and train on stored features in minutes"
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": OFFICIAL}
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "no_gcn": {"gcn": False},

@@ -36,6 +36,7 @@ from methods.parts.augment import Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics
 from methods.parts.feature_cache import FeatureScope, process_cache
 from methods.parts.losses import TEMPERATURE, image_text_loss, triplet_hinge
+from methods.parts.parallel import gather, share
 from methods.parts.prompt_units import (
     TEXT_TEMPLATE,
     ReadOut,
@@ -466,6 +467,7 @@ class UCDRAdapter(Method):
         ),
     )
     Config = UCDRAdapterConfig
+    one_process = ""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": OFFICIAL}
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "no_ltst": {"context_tokens": 0},
@@ -585,11 +587,14 @@ class UCDRAdapter(Method):
         return Terms(loss, loss, None, images, texts, self._momentum_step(encode, own[1]) if idle else None)
 
     def _momentum_step(self, encode: Callable[[ImageBranch], Tensor], labels: Tensor) -> Tensor:
-        """Update the momentum copy, encode the batch with it, queue the features; normalised features [B, E]."""
+        """Update the momentum copy, encode the batch with it, queue the features; normalised features [B, E].
+
+        Processes that train together queue the features of the whole batch.
+        """
         follow(self.momentum, self.branch, self.config.momentum)
         with torch.set_grad_enabled(not self.config.fast):
             features = encode(self.momentum).detach()
-        self.queues.push(features, labels)
+        self.queues.push(gather(features), gather(labels))
         return features
 
     def triplet(self, images: Tensor, labels: Tensor, uniforms: Tensor) -> Tensor:
@@ -616,7 +621,8 @@ class UCDRAdapter(Method):
                     texts = self.text_features()
 
             def loss(step: int, phase: int = phase, texts: Tensor | None = texts) -> Tensor:
-                index = next(streams[phase])
+                everyone = next(streams[phase])
+                index = share(everyone)
                 pixels = data.images.pixels(index).to(self.device)
                 pixels = augment(pixels, config.augmentation, seeded(seed, _AUGMENT, phase, step))
                 pixels = self.backbone.normalize(pixels, config.train_statistics)
@@ -625,7 +631,7 @@ class UCDRAdapter(Method):
                     if phase == 2:
                         h = None if contexts is None else contexts[index].to(self.device)
                         return self.phase2(pixels, own, texts=texts, h=h).loss
-                    uniforms = torch.rand(len(index), DRAWS, 2, generator=seeded(seed, _TRIPLETS, step))
+                    uniforms = share(torch.rand(len(everyone), DRAWS, 2, generator=seeded(seed, _TRIPLETS, step)))
                     return self.phase1(pixels, own, uniforms.to(self.device), texts=texts).loss
 
             epochs = config.stage1_epochs if phase == 1 else config.epochs

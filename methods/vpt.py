@@ -30,6 +30,7 @@ from methods.interface import Deviation, FitReport, Log, Method, MethodCard, Tra
 from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Statistics
 from methods.parts.losses import TEMPERATURE, image_text_loss
+from methods.parts.parallel import share
 from methods.parts.prompt_units import decayed_rate, new_units, prompted_tokens, released_batches, released_epoch
 from methods.parts.prompts import PromptTemplate, encode_prompts
 from methods.parts.training import batches, budget, count_parameters, run_stage, seeded
@@ -132,6 +133,7 @@ class VPTShallow(Method):
         ),
     )
     Config = VPTConfig
+    one_process = ""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "official": {
             "temperature": 0.0,
@@ -214,7 +216,7 @@ class VPTShallow(Method):
             stream = batches(data, config.batch_size, seeded(seed, _BATCHES), balanced="domain")
 
         def loss(step: int) -> Tensor:
-            index = next(stream)
+            index = share(next(stream))
             pixels = augment(data.images.pixels(index), augmentation, seeded(seed, _AUGMENT, step))
             images = self.image_features(self.backbone.normalize(pixels.to(self.device), config.train_statistics))
             known = self.text_features(names) if texts is None else texts

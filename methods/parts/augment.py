@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from methods.parts import parallel
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -35,11 +37,14 @@ PLAIN = Augmentation(crop=1.0, flip=False, jitter=0.0)
 
 
 def augment(pixels: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Augmented copies of pictures ``[B, 3, H, W]`` in [0, 1], one draw a picture; same shape and range."""
+    """Augmented copies of pictures ``[B, 3, H, W]`` in [0, 1], one draw a picture; same shape and range.
+
+    Processes that train together draw each for itself.
+    """
     if not augmentation.active:
         return pixels
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)) + parallel.rank())
         return _pipeline(augmentation, pixels.shape[-1])(pixels).clamp(0, 1)
 
 

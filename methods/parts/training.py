@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.interface import FitReport, Log, Method, TrainingData
+from methods.parts import parallel
 
 #: Points kept of a loss curve.
 CURVE_POINTS = 200
@@ -98,9 +99,18 @@ def run_stage(
       with ``method.tensors()`` as they stand; unless ``data.select`` is ``last``, the best weights are put back at the
       end, and training stops after ``patience`` scores without gain (0: never).
     * gradient clipping is off unless ``clip_norm`` is positive.
+    * where several processes train together (:mod:`methods.parts.parallel`), ``loss`` is that of this process's share
+      of the batch; gradients and the loss curve are means over the processes.
 
-    Raises :class:`TrainingError` when the loss is not finite.
+    Raises :class:`TrainingError` when the loss is not finite, and :class:`~methods.parts.parallel.ParallelError` where
+    the method cannot be spread over several processes.
     """
+    parameters = [p for o in optimizers for g in o.param_groups for p in g["params"]]
+    if parallel.processes() > 1 and method.one_process:
+        raise parallel.ParallelError(
+            f"{method.card.name} trains in one process: {method.one_process}; run it without accelerate launch"
+        )
+    parallel.same_start(parameters)
     select = validate_every > 0 and data.select != "last"
     best_score, best_step, waited = -math.inf, 0, 0
     best: dict[str, Tensor] = {}
@@ -112,7 +122,7 @@ def run_stage(
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step) * group.get("scale", 1.0)
         value = loss(step)
-        number = float(value.detach())
+        number = parallel.average(float(value.detach()), method.device)
         if not math.isfinite(number):
             raise TrainingError(
                 f"{method.card.name}: loss is {number} at step {step} of {stage}; lower the learning rate with"
@@ -121,10 +131,9 @@ def run_stage(
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         value.backward()
+        parallel.average_gradients(parameters)
         if clip_norm > 0:
-            torch.nn.utils.clip_grad_norm_(
-                [p for o in optimizers for g in o.param_groups for p in g["params"]], clip_norm
-            )
+            torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
         for optimizer in optimizers:
             optimizer.step()
         if after_step is not None:

@@ -1,0 +1,145 @@
+"""Data-parallel training: processes that share a batch have the gradients of one process that has all of it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.protocols import ucdr
+from benchmarks.protocols.training import training_data
+from benchmarks.workbench import PixelCache
+from methods.ad_clip import AdClip
+from methods.interface import Method
+from methods.parts import parallel, training
+from methods.parts.backbone import Backbone
+from methods.registry import METHODS
+from tests.support.tiny_dataset import TinyShapes
+
+PLAIN = {"crop": 1.0, "flip": False, "jitter": 0.0}
+#: No augmentation and no dropout, which each process draws for itself; so small a rate that no step moves the weights.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "pros": {**PLAIN, "dropout": 0.0, "stage1_batch_size": 12, "batch_size": 12, "steps": 4, "stage1_share": 0.5},
+    "ucdr_adapter": {**PLAIN, "stage1_batch_size": 12, "batch_size": 12, "steps": 4, "stage1_share": 0.5},
+    "coop": {"batch_size": 12, "steps": 2},
+    "vpt_deep": {"augment": False, "batch_size": 12, "steps": 2},
+    "full_finetune": {"augment": False, "batch_size": 12, "steps": 2},
+    "lora": {"augment": False, "batch_size": 12, "steps": 2},
+}
+
+
+def gradients(name: str, backbone: Backbone) -> list[list[Tensor | None]]:
+    """The gradients that every optimiser step of a small fit sees."""
+    dataset = TinyShapes()
+    data = training_data(
+        ucdr.PROTOCOL.task(dataset, "line"), PixelCache(dataset, backbone.image_size), lambda *_: 0.0, select="last"
+    )
+    seen: list[list[Tensor | None]] = []
+    average = parallel.average_gradients
+
+    def spy(parameters: Any) -> None:
+        average(parameters)
+        seen.append([None if p.grad is None else p.grad.clone() for p in parameters])
+
+    kind: type[Method] = METHODS.get(name)
+    method = kind(backbone, kind.Config(**CONFIGS[name], learning_rate=1e-9))
+    parallel.average_gradients = spy
+    try:
+        method.fit(data, seed=0, log=lambda **_: None)
+    finally:
+        parallel.average_gradients = average
+    return seen
+
+
+def one_of_two(rank: int, meeting: Path, names: list[str], backbone: Backbone, out: Path) -> None:
+    """A process of two: meets the other through a file, stores the gradients it ends up with."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    torch.save({name: gradients(name, backbone) for name in names}, out / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="starts its processes by fork")
+def test_two_processes_have_the_gradients_of_one(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    pair = [
+        fork.Process(target=one_of_two, args=(rank, tmp_path / "meeting", list(CONFIGS), tiny_backbone, tmp_path))
+        for rank in range(2)
+    ]
+    for process in pair:
+        process.start()
+    alone = {name: gradients(name, tiny_backbone) for name in CONFIGS}
+    for process in pair:
+        process.join(timeout=120)
+        assert process.exitcode == 0
+    for rank in range(2):
+        both = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, steps in alone.items():
+            assert len(steps) == CONFIGS[name]["steps"] == len(both[name])
+            for one, two in zip(steps, both[name], strict=True):
+                assert any(gradient is not None and gradient.abs().max() > 0 for gradient in one), name
+                for expected, found in zip(one, two, strict=True):
+                    assert (expected is None) == (found is None), name
+                    if expected is not None:
+                        size = float(expected.norm())
+                        assert float((expected - found).norm()) <= 1e-4 * size + 1e-7, name
+
+
+def test_what_cannot_be_shared_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, tiny_backbone: Backbone) -> None:
+    monkeypatch.setattr(parallel, "processes", lambda: 4)
+    monkeypatch.setattr(parallel, "rank", lambda: 1)
+    assert parallel.share(torch.arange(8)).tolist() == [1, 5]
+    with pytest.raises(parallel.ParallelError, match=r"^a batch of 10 pictures cannot be shared out evenly over 4 pro"):
+        parallel.share(torch.arange(10))
+    method = AdClip(tiny_backbone)
+    with pytest.raises(parallel.ParallelError, match=r"^ad_clip trains in one process: its loss takes means over the "):
+        training.run_stage(
+            method,
+            None,  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
+            lambda **_: None,
+            stage="one",
+            steps=1,
+            optimizers=[method.optimizer()],
+            loss=lambda step: torch.zeros(()),
+        )
+
+
+def test_every_method_says_whether_it_can_be_spread() -> None:
+    trained = {name for name in METHODS.names() if METHODS.get(name).trained and not METHODS.get(name).card.floor}
+    alone = {name for name in trained if METHODS.get(name).one_process}
+    assert alone == {"ad_clip", "sre_clip"}
+    assert not {name for name in trained if METHODS.get(name).one_process == Method.one_process}
+
+
+@pytest.mark.slow
+def test_a_run_under_accelerate_launch(tiny_folder: Path, tmp_path: Path) -> None:
+    """Two CPU processes: the first one writes the records, whose scores are those of one process."""
+    given = ["--methods", "coop,ad_clip", "--datasets", "tiny", "--protocols", "ucdr", "--backbone", str(tiny_folder)]
+    given += ["--preset", "smoke", "--device", "cpu", "--threads", "1"]
+    module = ["-m", "tests.support.learners"]
+    two = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    two += ["--mixed_precision", "no", "--dynamo_backend", "no", *module]
+    found = {}
+    for name, start in (("one", [sys.executable, *module]), ("two", two)):
+        out = tmp_path / name
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+        done = subprocess.run([*start, *given, "--out", str(out)], capture_output=True, text=True, env=environment)
+        records = [json.loads(file.read_text()) for file in (out / "cells").rglob("*.json")]
+        assert records, done.stderr
+        found[name] = {record["cell"]["method"]: record for record in records}
+    one, two_ = found["one"]["coop"], found["two"]["coop"]
+    assert (one["key"], one["status"], two_["status"]) == (two_["key"], "ok", "ok")
+    assert two_["environment"]["hardware"]["processes"] == 2
+    for gallery, scores in one["scores"].items():
+        assert two_["scores"][gallery]["metrics"] == pytest.approx(scores["metrics"], abs=1e-6)
+    assert found["one"]["ad_clip"]["status"] == "ok"
+    assert found["two"]["ad_clip"]["reason"].startswith("ParallelError: ad_clip trains in one process: ")
