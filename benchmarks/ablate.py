@@ -34,8 +34,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.ablate") -> 
     arguments = vars(parser.parse_args(argv))
     factors = [name.strip() for name in arguments.pop("factors", "all").split(",") if name.strip()]
     grid = arguments.pop("grid", [])
-    own_protocols = "protocols" not in arguments and "config" not in arguments
-    if "config" not in arguments:
+    filed = "config" in arguments or "recipe" in arguments
+    own_protocols = "protocols" not in arguments and not filed
+    if not filed:
         arguments.setdefault("out", "results/ablation")
 
     def choose(settings: Settings) -> Ablation:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from benchmarks.presets import PRESETS
+from benchmarks.settings import recipes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,7 +72,11 @@ def build_parser(prog: str = "benchmarks.run") -> argparse.ArgumentParser:
         type=int,
         help="CPU threads of each fit (default: OMP_NUM_THREADS, or cores / jobs); changes last digits",
     )
-    how.add_argument("--config", metavar="FILE", type=Path, help="TOML file with these options; the command line wins")
+    files = how.add_mutually_exclusive_group()
+    files.add_argument(
+        "--config", metavar="FILE", type=Path, help="TOML file with these options; the command line wins"
+    )
+    files.add_argument("--recipe", metavar="NAME", help=f"a paper's table, as --config: {', '.join(recipes())}")
     run = parser.add_argument_group("the run")
     run.add_argument("--out", metavar="FOLDER", help="results folder (default: results/run)")
     run.add_argument("--jobs", metavar="N", type=int, help="fits at the same time (default: the cores, or GPUs, allow)")
@@ -103,12 +108,14 @@ def perform(
 
     ``choose`` makes the run an ablation; ``command`` is what the report says it was made by.
     """
-    from benchmarks.settings import SettingsError, parse_set, resolve
+    from benchmarks.settings import SettingsError, parse_set, recipe_file, resolve
     from methods.registry import UnknownNameError
 
     out, err = consoles()
-    file = arguments.pop("config", None)
+    file, recipe = arguments.pop("config", None), arguments.pop("recipe", None)
     try:
+        if recipe is not None:
+            file = recipe_file(recipe)
         if "set" in arguments:
             arguments["set"] = parse_set(arguments["set"])
         settings = resolve(arguments, file)
@@ -138,22 +145,27 @@ def _run(settings: Settings, out: Console, err: Console, command: str, ablation:
     from benchmarks.settings import SettingsError
     from benchmarks.store import ResultStore, load_results
     from benchmarks.sweep import plan, shard, unplanned_cells
+    from benchmarks.together import Onlooker, join
     from benchmarks.workbench import Workbench
+    from methods.parts.parallel import rank
 
     def warn(line: str) -> None:
         err.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
+    settings = join(settings)
+    out.quiet = err.quiet = rank() > 0
     workbench = Workbench(settings)
     planned = plan(settings, workbench, ablation.arms if ablation else None)
     if settings.shard is not None:
         planned = shard(planned, *settings.shard)
     workbench.settings = settings = workbench.spread()
     resolved = settings.as_dict() | {"backbone": workbench.backbone.name, "device": workbench.device}
-    shown = ", ".join(f"{key}={_short(value)}" for key, value in resolved.items() if value not in (None, False, [], {}))
+    told = {key: value for key, value in resolved.items() if key != "gpu_hours_basis"}  # a dry run prints that
+    shown = ", ".join(f"{key}={_short(value)}" for key, value in told.items() if value not in (None, False, [], {}))
     out.print(shown, style="dim", markup=False, highlight=False, soft_wrap=True)
     for name, reason in {**planned.skipped, **(ablation.skipped if ablation else {})}.items():
         warn(f"skipped: {name}: {reason}")
-    store = ResultStore(settings.out, warn)
+    store = (Onlooker if rank() else ResultStore)(settings.out, warn)
     if settings.dry_run:
         _list(planned, settings, store, out)
         return 0
@@ -167,6 +179,8 @@ def _run(settings: Settings, out: Console, err: Console, command: str, ablation:
         store.discard(cell.id, cell.key)
     with RunProgress(err, len(planned.cells) + len(planned.broken)) as progress:
         outcome = execute(planned, workbench, store, progress)
+    if rank():  # the first process reports
+        return 1 if outcome.failed else 0
     keys = {cell.key for cell in planned.cells} | {broken.cell.key for broken in planned.broken}
     frame = load_results(settings.out, warn)
     mine = frame[frame["key"].isin(keys)] if len(frame) else frame
@@ -232,6 +246,10 @@ def _list(planned: Plan, settings: Settings, store: ResultStore, out: Console) -
         f"{len(planned.cells)} cells, {cached} cached, {len(left)} fits to do, {len(planned.broken)} cannot be planned"
     )
     for line in _estimated(left, settings, store):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    if settings.gpu_hours_each_fit and settings.preset == "full" and settings.limit is None:
+        hours, fits = settings.gpu_hours_each_fit, len(left)
+        line = f"expected: {hours * fits:.3g} GPU hours ({fits} fits of {hours:g}); {settings.gpu_hours_basis}"
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -36,7 +36,8 @@ class Settings:
     plan finds them. ``set`` holds the ``--set`` changes as ``("method.field" or "field", value)``; ``limit`` is the
     effective one (the preset's unless given); ``device`` stays ``auto`` until
     :class:`~benchmarks.workbench.Workbench` picks one; ``jobs`` and ``threads`` stay 0 until :func:`spread` shares the
-    machine out. ``shard`` is (number from 1, of how many).
+    machine out. ``shard`` is (number from 1, of how many). ``gpu_hours_each_fit`` and ``gpu_hours_basis`` are what a
+    recipe's file expects of one fit, and why; a dry run prints them.
     """
 
     methods: tuple[str, ...] = ("all",)
@@ -61,6 +62,8 @@ class Settings:
     dry_run: bool = False
     fail_fast: bool = False
     force: bool = False
+    gpu_hours_each_fit: float = 0.0
+    gpu_hours_basis: str = ""
 
     @property
     def budget(self) -> Preset:
@@ -79,7 +82,10 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
     Raises :class:`SettingsError` for an unknown key or value, or :class:`~methods.registry.UnknownNameError` for an
     unknown method, dataset or protocol; both name the nearest valid one.
     """
-    values = {**(_read(file) if file else {}), **command_line}
+    stated = _read(file) if file else {}
+    values = {**stated, **command_line}
+    if "set" in stated and "set" in command_line:
+        values["set"] = (*stated["set"], *command_line["set"])
     known = {field.name for field in dataclasses.fields(Settings)}
     for key in values:
         if key not in known:
@@ -90,6 +96,8 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
     _one_of("preset", settings.preset, PRESETS)
     if any(seed < 0 for seed in settings.seeds):
         raise SettingsError(f"--seeds: a seed is 0 or larger, not {min(settings.seeds)}")
+    if not 0 <= settings.gpu_hours_each_fit < float("inf"):
+        raise SettingsError(f"{file}: gpu_hours_each_fit must be 0 or more, not {settings.gpu_hours_each_fit}")
     for key in ("limit", "threads", "jobs"):
         if (value := getattr(settings, key)) is not None and value < (1 if key == "limit" else 0):
             raise SettingsError(f"--{key} must be positive, not {value}")
@@ -101,6 +109,22 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
         seeds=tuple(dict.fromkeys(settings.seeds)),
         limit=settings.limit if settings.limit is not None else settings.budget.limit,
     )
+
+
+#: Folder of the recipes: a settings file for each table of the papers.
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def recipes() -> list[str]:
+    """Names of the packaged recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def recipe_file(name: str) -> Path:
+    """The settings file of a packaged recipe; raises :class:`SettingsError` for a name that is none."""
+    if name not in recipes():
+        raise SettingsError(f"--recipe {name!r} is unknown; {nearest(name, recipes())}")
+    return RECIPES / f"{name}.toml"
 
 
 def cores() -> int:
@@ -234,6 +258,8 @@ def _convert(key: str, value: Any) -> Any:
             return names
         if key in ("limit", "threads", "jobs"):
             return int(value)
+        if isinstance(default, float):
+            return float(value)
         if key == "shard":
             number, _, count = value.partition("/")
             if not 1 <= int(number) <= int(count):

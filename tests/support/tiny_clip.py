@@ -72,18 +72,21 @@ def tiny_model(seed: int = 0, config: CLIPConfig | None = None) -> CLIPModel:
     return model.eval()
 
 
-def tiny_clip_folder(path: Path, *, seed: int = 0) -> Path:
-    """Write the tiny checkpoint (config, safetensors, tokenizer, image processor) into ``path`` and return it."""
+def tiny_clip_folder(path: Path, *, seed: int = 0, config: CLIPConfig | None = None) -> Path:
+    """Write a checkpoint (config, safetensors, tokenizer, image processor) into ``path`` and return it: the tiny one,
+    or random weights of another ``config``."""
     path.mkdir(parents=True, exist_ok=True)
-    tiny_model(seed).save_pretrained(path)
+    model = tiny_model(seed, config)
+    model.save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
+    size = model.config.vision_config.image_size
     processor = {
         "image_processor_type": "CLIPImageProcessor",
         "image_mean": [0.6, 0.5, 0.4],
         "image_std": [0.25, 0.3, 0.2],
         "resample": 2,
-        "size": {"shortest_edge": 32},
-        "crop_size": {"height": 32, "width": 32},
+        "size": {"shortest_edge": size},
+        "crop_size": {"height": size, "width": size},
     }
     (path / "preprocessor_config.json").write_text(json.dumps(processor))
     return path
