@@ -439,6 +439,13 @@ def _side_file(path: Path, expected: PerQuery) -> bytes:
     return data
 
 
+#: What a frame without a single record has beside the cell's columns, so that readers find them empty, not missing.
+_MORE_COLUMNS = (
+    *("gallery", "metric", "value", "status", "reason", "title", "floor", "headline", "key", "fit_id"),
+    *("dataset_version", "gallery_domain", "data_hash", "weights_hash", "precision", "scoring"),
+)
+
+
 def load_results(path: Path | str, report: Callable[[str], None] | None = None) -> pd.DataFrame:
     """All records under a results folder as a frame: one row a cell, gallery and metric.
 
@@ -496,7 +503,7 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
             for metric, value in scores.metrics.items():
                 rows.append({**common, **counts, "metric": metric, "value": value})
     columns = [f.name for f in dataclasses.fields(CellId)]
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*columns, "gallery", "metric", "value", "status"])
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*columns, *_MORE_COLUMNS])
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -15,6 +15,7 @@ from benchmarks import ablate, cli, run
 from benchmarks.ablation import Ablation, ablation, ablation_tables
 from benchmarks.estimate import PastCosts, duration, estimate
 from benchmarks.presets import PRESETS, Preset
+from benchmarks.reporting.page import Drawn
 from benchmarks.settings import Settings, SettingsError, resolve
 from benchmarks.store import Cost, Record, ResultStore
 from benchmarks.sweep import plan
@@ -34,7 +35,7 @@ def _registered() -> Iterator[None]:
 
 @pytest.fixture
 def options(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr("benchmarks.reporting.plots.bars", lambda table, folder: [])
+    monkeypatch.setattr("benchmarks.reporting.figures.draw", lambda *_: Drawn())
     fixed = ["--backbone", str(tiny_folder), "--datasets", "tiny", "--preset", "full", "--jobs", "1", "--threads", "1"]
     return [*fixed, "--out", str(tmp_path / "results")]
 

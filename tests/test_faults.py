@@ -21,7 +21,9 @@ import pytest
 from benchmarks import run, store
 from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.registry import DATASETS
+from benchmarks.reporting import write
 from benchmarks.reporting.leaderboard import csv_text
+from benchmarks.reporting.page import Drawn
 from benchmarks.store import Record, ResultStore, load_results, read_record
 from tests.support.learners import PAUSE, learners
 from tests.support.tiny_dataset import TinyShapes
@@ -41,7 +43,7 @@ def _registered() -> Iterator[None]:
 @pytest.fixture
 def command(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """``command("--methods", "learner")``: the run command in this process, results in ``tmp_path/results``."""
-    monkeypatch.setattr("benchmarks.reporting.plots.bars", lambda table, folder: [])
+    monkeypatch.setattr("benchmarks.reporting.figures.draw", lambda *_: Drawn())
 
     def call(*arguments: str) -> int:
         fixed = ["--backbone", str(tiny_folder), "--protocols", "ucdr", "--preset", "full", "--threads", "1"]
@@ -106,7 +108,7 @@ def test_a_broken_picture(
         tmp_path, capsys.readouterr(), *said, "put a whole file in its place", "benchmarks.data verify tiny"
     )
     monkeypatch.undo()
-    monkeypatch.setattr("benchmarks.reporting.plots.bars", lambda table, folder: [])
+    monkeypatch.setattr("benchmarks.reporting.figures.draw", lambda *_: Drawn())
     assert command(*arguments) == 0
     assert "cells: 2 cached, 1 ok" in capsys.readouterr().out
 
@@ -168,7 +170,7 @@ def test_a_disk_with_room_for_nothing(
         assert f"--out {tmp_path}/results: cannot be written (No space left on device)" in capsys.readouterr().err
         patch.setattr(ResultStore, "write_resolved", lambda self, settings: self.root.mkdir())
         patch.setattr(ResultStore, "write_card", lambda *_: None)
-        patch.setattr("benchmarks.reporting.write.write_atomically", full)
+        patch.setattr(write, "write_atomically", full)
         assert command(*arguments) == 1
     printed = capsys.readouterr()
     assert "cells: 3 failed" in printed.out
