@@ -160,7 +160,8 @@ def question_errors(
             frames = [frame for frame in frames if len(frame)]
             if frames:
                 read[labels[identity]] = (str(identity[0]), frames)
-        made.append(_question(table, read))
+        order = {row.label: place for place, row in enumerate(table.rows)}
+        made.append(_question(table, dict(sorted(read.items(), key=lambda one: order[one[0]]))))
     return [one for one in made if one.methods or one.problem]
 
 

@@ -86,7 +86,7 @@ def draw(
         easel.draw(
             partial(plots.cost_against_score, table, costs, folder), "cost",
             f"{grids.question_title(table)}: accuracy against the cost of training",
-            "Methods that train nothing stand at the left.", table.protocol,
+            "What trains nothing stands at the left; no floors; scores do not begin at zero.", table.protocol,
         )  # fmt: skip
     easel.draw(
         partial(plots.seconds_by_phase, costs, folder), "cost", "Seconds by phase",

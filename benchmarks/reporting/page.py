@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -292,10 +293,13 @@ def _resolved(store: ResultStore, report: Callable[[str], None]) -> dict[str, An
 
 
 def _inline(files: Sequence[Path]) -> str:
-    """A picture file as a data URI: of its kinds the smallest."""
-    kinds = {".svg": "image/svg+xml", ".png": "image/png", ".webp": "image/webp"}
-    known = [file for file in files if file.suffix in kinds]
-    if not known:
+    """A plot as a data URI: its PNG, stored smaller without loss; the SVG lies beside the page."""
+    from PIL import Image
+
+    file = next((one for one in files if one.suffix == ".png"), None)
+    if file is None:
         return ""
-    file = next((one for one in known if one.suffix == ".svg" and one.stat().st_size < 120_000), known[-1])
-    return f"data:{kinds[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
+    buffer = io.BytesIO()
+    with Image.open(file) as picture:
+        picture.convert("RGB").save(buffer, "WEBP", lossless=True, method=2)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -191,9 +191,14 @@ def heat_map(table: Table, folder: Path) -> list[Path]:
 
 
 def cost_against_score(table: Table, costs: Sequence[Cost], folder: Path) -> list[Path]:
-    """Mean score against seconds of training, and against trainable parameters; methods that train nothing at left."""
+    """Mean score against seconds of training, and against trainable parameters; methods that train nothing at left.
+
+    Floors are left out, so that the axis can show the differences between the others; it does not begin at zero.
+    """
     by_label = {one.label: one for one in costs}
-    rows = [row for row in table.rows if row.mean.value is not None and row.label in by_label]
+    rows = [row for row in table.rows if row.mean.value is not None and row.label in by_label and not row.floor]
+    if not rows:
+        return []
     marks = _marks([row.label for row in table.rows])
     files: list[Path] = []
     height = 2.9 + 0.17 * -(-len(rows) // 3)
@@ -221,7 +226,7 @@ def cost_against_score(table: Table, costs: Sequence[Cost], folder: Path) -> lis
             place.set_xticks([least / 6, *ticks], ["none", *(_power(tick) for tick in ticks)])
             place.minorticks_off()
             place.axvline(least / 2.5, color="#999999", lw=0.6, ls=":")
-            place.set_ylim(bottom=0)
+            place.margins(y=0.15)
             place.set_xlabel(name)
             place.set_ylabel(plain(f"{table.metric} (%)"))
         axes[0, 0].set_title(_title(table))
