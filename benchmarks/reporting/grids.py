@@ -475,12 +475,13 @@ def dataset_cards(cards: Sequence[Mapping[str, Any]]) -> list[Grid]:
         lines: list[tuple[str, Any]] = [(key, card.get(key)) for key in ("title", "version", "source", "licence")]
         lines += [("gallery domain", card.get("gallery_domain")), ("layout", card.get("layout"))]
         if isinstance(headline, Mapping):
-            cut = ", ".join(f"{key.replace('_', ' ')} {'all' if v is None else v}" for key, v in headline.items())
+            at, precision = headline.get("map_at"), headline.get("precision_at")
+            cut = f"map@{'all' if at is None else at}, {'recall@1' if precision is None else f'p@{precision}'}"
             lines.append(("leading figures", cut))
         problems = card.get("known_problems")
         lines.append(("known problems", "; ".join(map(str, problems)) if isinstance(problems, list) else problems))
         rows = tuple(Row((Cell(key), Cell(str(value)))) for key, value in lines if value)
-        made.append(Grid(f"Data set card: {_text(card, 'name')}", ("", ""), rows, "texts"))
+        made.append(Grid(f"Data set card: {_text(card, 'name')}", ("about", "value"), rows, "texts"))
     return made
 
 

@@ -30,7 +30,7 @@ SIDE = 64
 LIMIT = 3_000_000
 
 #: Results shown for a query, queries shown for a question and query domain, and classes of the map.
-TOP, QUERIES, MAP_CLASSES, MAP_PICTURES = 10, 3, 7, 6
+TOP, QUERIES, MAP_CLASSES, MAP_PICTURES = 10, 2, 7, 6
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,10 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Query:
-    """A query under every method; ``title`` names the question."""
+    """A query under every method; ``title`` names the question.
+
+    ``score`` is the mean AP over methods that are no floors, ``spread`` the difference between their best and worst.
+    """
 
     key: str
     class_name: str
@@ -62,6 +65,7 @@ class Query:
     title: str
     score: float
     rows: tuple[Ranked, ...]
+    spread: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ def galleries(
 ) -> Galleries:
     """Galleries of the first ranked setting: for each protocol's first gallery the hardest queries of every domain.
 
+    To each domain's hardest comes one query that the methods disagree on.
+
     Args:
         store: where the lists are read from.
         frame: results without ablations.
@@ -95,7 +101,7 @@ def galleries(
         data_root: folder of the data sets; None: the embedded one.
         side: of a picture in pixels.
         limit: bytes of all pictures together.
-        queries: of each question and domain.
+        queries: the hardest ones of each question and domain.
 
     Raises:
         DatasetError: the data set is not there.
@@ -120,10 +126,9 @@ def galleries(
     for table in first.values():
         by_domain: dict[str, list[Query]] = {}
         for query in _hardest(store, rows, labels, records, table, class_of, report):
-            own = by_domain.setdefault(query.domain, [])
-            if len(own) < queries and all(query.class_name != other.class_name for other in own):
-                own.append(query)
-        asked += [[own[n] for own in by_domain.values() if n < len(own)] for n in range(queries)]
+            by_domain.setdefault(query.domain, []).append(query)
+        chosen = [_chosen(own, queries) for own in by_domain.values()]
+        asked += [[own[n] for own in chosen if n < len(own)] for n in range(queries + 1)]
     pictures: dict[str, str] = {}
     shown: list[Query] = []
     used, left_out = 0, 0
@@ -140,13 +145,26 @@ def galleries(
         shown.append(query)
     order = {title: n for n, title in enumerate(dict.fromkeys(query.title for query in shown))}
     shown.sort(key=lambda query: (order[query.title], query.score))
-    notes = [f"{setting.title()}. The {queries} hardest queries of each domain, one a class, of the lowest seed."]
+    notes = [
+        f"{setting.title()}. Of each domain the {queries} hardest queries, one a class, and one that "
+        "methods disagree on; lowest seed."
+    ]
     if left_out:
         notes.append(f"{left_out} more queries are left out: pictures may take {limit / 1e6:g} MB of this page.")
     missing = {hit.key for query in shown for row in query.rows for hit in row.hits} - pictures.keys()
     if missing:
         notes.append(f"{len(missing)} pictures are not in this copy of the data set.")
     return Galleries(tuple(shown), pictures | dict.fromkeys(missing, ""), tuple(notes), side)
+
+
+def _chosen(hardest: Sequence[Query], number: int) -> list[Query]:
+    """The hardest, one a class, and of the others the one that methods disagree most on."""
+    chosen: list[Query] = []
+    for query in hardest:
+        if len(chosen) < number and all(query.class_name != other.class_name for other in chosen):
+            chosen.append(query)
+    rest = [query for query in hardest if query not in chosen and query.spread > 0]
+    return [*chosen, max(rest, key=lambda query: query.spread)] if rest else chosen
 
 
 def _in_turn(rounds: Sequence[Sequence[Query]]) -> Iterator[Query]:
@@ -209,7 +227,8 @@ def _hardest(
         judged = [one.score for one in ranked if one.label not in floors] or [one.score for one in ranked]
         name, domain = about[split, key]
         title = f"{protocol_title(table.protocol)} {table.gallery}" + (f", {split}" if " to " in split else "")
-        queries.append(Query(key, name, domain, title, float(np.mean(judged)), tuple(ranked)))
+        spread = max(judged) - min(judged)
+        queries.append(Query(key, name, domain, title, float(np.mean(judged)), tuple(ranked), spread))
     queries.sort(key=lambda query: (query.score, query.domain, query.key, query.title))
     if any(" to " in query.title for query in queries):  # of many transfers, each query once, under its hardest
         queries = list({query.key: query for query in reversed(queries)}.values())[::-1]

@@ -62,7 +62,9 @@ def test_the_hardest_queries_come_first_under_every_method(shown: ResultStore) -
     found = make(shown, queries=2)
     assert [(query.domain, query.class_name) for query in found.queries] == [
         ("line", "one_ring"), ("sketch", "one_ring"), ("line", "two_box"), ("sketch", "two_box"),
+        ("line", "one_cross"), ("sketch", "one_cross"),
     ]  # fmt: skip
+    assert [query.spread for query in found.queries[-2:]] == [0.5, 0.5], "the methods disagree most on these"
     first = found.queries[0]
     assert {row.label for row in first.rows} == {"good", "fair", "random"}
     good = next(row for row in first.rows if row.label == "good")
