@@ -90,6 +90,7 @@ def test_scores_do_not_depend_on_the_executor(settings: Settings, tmp_path: Path
     assert {record.environment.threads for record in parallel.records()} == {1}
 
 
+@pytest.mark.slow
 def test_a_dead_worker_costs_its_cells_and_the_sweep_goes_on(settings: Settings, tmp_path: Path) -> None:
     settings = dataclasses.replace(settings, methods=("mortal",), preset="full", jobs=2)
     word = tmp_path / "die"
