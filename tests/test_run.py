@@ -231,7 +231,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     assert (settings.methods, settings.seeds, settings.preset, settings.limit) == (("zero_shot",), (7,), "standard", 5)
     assert settings.fail_fast
     assert settings.select == "val"
-    assert dict(settings.set) == {"random.width": 9}, "--set replaces the file's whole table"
+    assert dict(settings.set) == {"zero_shot.template": "a {}", "random.width": 9}, "--set wins setting by setting"
     assert dict(resolve({}, file).set) == {"zero_shot.template": "a {}", "random.width": 8}
     assert resolve({}) == resolve({"methods": "all", "datasets": "picto_domains"})
 
