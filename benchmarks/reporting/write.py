@@ -47,6 +47,7 @@ def write_report(
     problems: list[str] = []
 
     def warn(line: str) -> None:
+        line = " ".join(line.split())  # names may hold line breaks
         problems.append(line)
         (report or (lambda text: None))(line)
 
