@@ -139,6 +139,7 @@ def test_a_paper_runs_end_to_end(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_pros_runs_end_to_end_with_a_vit_b_32(data_root: Path, tmp_path: Path) -> None:
     """Random weights in the full size of ViT-B/32."""
     wide = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
