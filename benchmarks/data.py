@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.data") -> in
 
 
 def _root(arguments: argparse.Namespace) -> Path | None:
-    from benchmarks.workbench import dataset_root
+    from benchmarks.datasets.base import dataset_root
 
     if arguments.root is not None:
         return Path(arguments.root).expanduser()
@@ -115,9 +115,8 @@ def listing(data_root: str | None) -> int:
 
 
 def _there(name: str, data_root: str) -> str:
-    from benchmarks.datasets.base import DatasetError
+    from benchmarks.datasets.base import DatasetError, dataset_root
     from benchmarks.datasets.folders import FolderDataset
-    from benchmarks.workbench import dataset_root
 
     kind = DATASETS.get(name)
     if not (isinstance(kind, type) and issubclass(kind, FolderDataset)):

@@ -7,7 +7,6 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import backbones
-from benchmarks.datasets.base import Dataset, DatasetError
+from benchmarks.datasets.base import Dataset, DatasetError, dataset_root
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.protocols.task import Classification, Retrieval, Task
@@ -215,14 +214,6 @@ def register_missing(known: Sequence[tuple[str, str, str]]) -> None:
     for kind, name, target in known:
         if name not in REGISTRIES[kind].names():
             REGISTRIES[kind].add(name, target)
-
-
-def dataset_root(data_root: str | None, name: str) -> Path | None:
-    """Where a data set lies under the data root: ``NAME.parquet`` or the folder ``NAME``; None without a data root."""
-    if data_root is None:
-        return None
-    file = Path(data_root).expanduser() / f"{name}.parquet"
-    return file if file.is_file() else file.with_suffix("")
 
 
 def pick_device(name: str) -> str:

@@ -172,3 +172,11 @@ class BrokenPictures:
     """Pictures that could not be decoded, by key and reason; never replaced silently."""
 
     reasons: dict[str, str] = field(default_factory=dict)
+
+
+def dataset_root(data_root: str | None, name: str) -> Path | None:
+    """Where a data set lies under the data root: ``NAME.parquet`` or the folder ``NAME``; None without a data root."""
+    if data_root is None:
+        return None
+    file = Path(data_root).expanduser() / f"{name}.parquet"
+    return file if file.is_file() else file.with_suffix("")

@@ -106,8 +106,8 @@ def galleries(
     Raises:
         DatasetError: the data set is not there.
     """
+    from benchmarks.datasets.base import dataset_root
     from benchmarks.datasets.registry import DATASETS
-    from benchmarks.workbench import dataset_root
 
     settings = [one for one in leaderboard.settings_of(frame) if one.select != "oracle"]
     if not settings:
@@ -267,9 +267,9 @@ def embedding_map(
     import torch
 
     from benchmarks import backbones
+    from benchmarks.datasets.base import dataset_root
     from benchmarks.datasets.registry import DATASETS
     from benchmarks.reporting import plots
-    from benchmarks.workbench import dataset_root
 
     setting = leaderboard.settings_of(frame)[0]
     dataset: Dataset = DATASETS.get(setting.dataset)(dataset_root(data_root, setting.dataset))

@@ -113,7 +113,7 @@ def test_the_closed_set_follows_the_rule(root: Path) -> None:
 def test_every_protocol_runs_on_a_tree_with_names_that_are_not_ascii(
     root: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.reporting.plots.bars", lambda table, folder: [])
+    monkeypatch.setattr("benchmarks.reporting.plots.bars", lambda table, folder, *more: [])
     arguments = ["--methods", "zero_shot", "--datasets", "folder", "--data-root", str(root.parent), "--preset", "smoke"]
     arguments += ["--backbone", str(tiny_folder), "--threads", "1", "--out", str(tmp_path / "results")]
     assert run.main(arguments) == 0
@@ -125,7 +125,7 @@ def test_every_protocol_runs_on_a_tree_with_names_that_are_not_ascii(
 def test_a_broken_picture_fails_the_cell_with_one_line_that_names_the_mend(
     root: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.reporting.plots.bars", lambda table, folder: [])
+    monkeypatch.setattr("benchmarks.reporting.plots.bars", lambda table, folder, *more: [])
     (root / "photo" / Folder(root).classes("test")[0] / "0000.jpg").write_bytes(b"not a picture")
     arguments = ["--methods", "zero_shot", "--datasets", "folder", "--data-root", str(root.parent), "--preset", "smoke"]
     arguments += ["--protocols", "ucdr", "--backbone", str(tiny_folder), "--threads", "1"]

@@ -290,7 +290,7 @@ def test_cards_tell_source_licence_and_layout_without_the_data(capsys: pytest.Ca
 
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.reporting.plots.bars", lambda table, folder: [])
+    monkeypatch.setattr("benchmarks.reporting.plots.bars", lambda table, folder, *more: [])
 
 
 @pytest.mark.usefixtures("quiet")
