@@ -428,10 +428,12 @@ def _columns_by_class(
     q, g = _labels(query_labels, n_queries, "query"), _labels(gallery_labels, n, "gallery")
     if (q.dtype.kind in "iub") != (g.dtype.kind in "iub"):
         raise ValueError(f"query labels are {q.dtype} and gallery labels {g.dtype}; use the same class ids for both")
-    classes, codes = np.unique(np.concatenate([q, g]), return_inverse=True)
+    number_of: dict[Any, int] = {}  # no sorting of names: a million of them would take as much memory as their scores
+    numbers = (number_of.setdefault(label, len(number_of)) for label in itertools.chain(q, g))
+    codes = np.fromiter(numbers, np.intp, n_queries + n)
     q_codes, g_codes = codes[:n_queries], codes[n_queries:]
     order = np.argsort(g_codes, kind="stable")
-    bounds = np.searchsorted(g_codes[order], np.arange(len(classes) + 1))
+    bounds = np.searchsorted(g_codes[order], np.arange(len(number_of) + 1))
     return [order[a:b] for a, b in itertools.pairwise(bounds)], q_codes
 
 
@@ -585,6 +587,4 @@ def _labels(labels: Any, n: int, name: str) -> NDArray[Any]:
     labels = np.asarray(labels)
     if labels.shape != (n,):
         raise ValueError(f"{name} has {n} rows but labels of shape {tuple(labels.shape)}; give one label a row")
-    if labels.dtype == object:
-        labels = labels.astype(str)
     return labels

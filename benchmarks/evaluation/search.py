@@ -3,7 +3,8 @@
 faiss scans the gallery (``IndexFlatIP`` or ``IndexFlatL2``, no approximation) in float32. A few more candidates than
 asked for are then scored again in float64 and put in order: the same scores and the same order as
 `benchmarks.evaluation.ranking.rank` with ``top=k``, equal scores by gallery position. The figures of a ranking come
-from `rank`; this is for neighbours, pictures and everything that never looks below the first k.
+from `rank`; this is for neighbours, pictures and everything that never looks below the first k. Beside the inputs, it
+holds one float32 copy of the gallery (faiss's) and a few blocks of fixed size.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ SPARE = 32
 float32 rounding (about 1e-7) of the k-th best score."""
 
 _CANDIDATE_BYTES = 64 * 2**20
+
+_SLAB = 16384
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +73,8 @@ def search(
     k = min(k, n)
     wanted = min(k + SPARE, n)
     index = faiss.IndexFlatIP(d) if similarity == "cosine" else faiss.IndexFlatL2(d)
-    index.add(_scanned(g, similarity))
+    for start in range(0, n, _SLAB):
+        index.add(_scanned(g[start : start + _SLAB], similarity))
     ids, scores = np.empty((len(q), k), np.int64), np.empty((len(q), k))
     step = max(1, _CANDIDATE_BYTES // (8 * wanted * d))
     for start in range(0, len(q), step):

@@ -393,6 +393,21 @@ def test_memory_ceiling(classes, similarity):
     assert peak < 16 + 3, f"peak {peak:.1f} MiB"  # 3 MiB: labels, results and progress of the call itself
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "sqeuclidean"])
+def test_memory_ceiling_of_a_large_gallery_with_long_class_names(similarity):
+    """As fixed-width text the names alone would be 57 MiB; the grid of the gallery 18 MiB, or 37 MiB with two parts."""
+    q, g, ql, gl = clouds(16, 3, 300_000, d=8, classes=40)
+    names = np.array([f"class number {number:02d} of a data set whose names are long" for number in range(40)], object)
+    tracemalloc.start()
+    try:
+        got = rank(q, g, names[ql], names[gl], similarity=similarity, memory_mib=32)
+        peak = tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        tracemalloc.stop()
+    assert peak < 32, f"peak {peak:.1f} MiB"
+    assert got.means() == rank(q, g, ql, gl, similarity=similarity).means()
+
+
 def test_progress_counts_every_query():
     seen = []
     q, g, ql, gl = clouds(15, 50, 3000)
