@@ -1,7 +1,7 @@
 """Frozen features, computed once a picture (METHODS.md, "Exact speed", 3).
 
 What a frozen tower says about a picture depends on the weights, the preprocessing, the precision and the picture, and
-on nothing else; those four make the key. Values are kept in memory and, with a folder, in safetensors files as well.
+on nothing else; those four make the key. Values are kept in memory, those of large sets in memory-mapped files.
 
 Pictures are always computed in batches of one fixed size (the last one is filled up), so that the last bits of a
 feature do not depend on which other pictures were asked for, or were in the cache already.
@@ -10,20 +10,22 @@ feature do not depend on which other pictures were asked for, or were in the cac
 import functools
 import hashlib
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from methods.parts.backbone import Backbone, Statistics, token_statistics
+from methods.parts.row_files import RowFiles
+
+#: Pictures computed between two writes to files, all that a killed process loses: a multiple of every batch size in
+#: use, so that batches are the same as without files.
+CHUNK = 4096
 
 Row = dict[str, Tensor]  # one picture's values by name, on the CPU
 
@@ -68,10 +70,12 @@ class FeatureScope:
 
 
 class FeatureCache:
-    """Values by (scope, picture content), in memory up to ``limit`` bytes (the oldest go first), and in ``folder``.
+    """Values by (scope, picture content), in memory up to ``limit`` bytes (the oldest go first).
 
-    Files are written atomically, one for each call that computed something; a file that cannot be read is passed over
-    with a warning and its values are computed again.
+    With a ``folder``, values of a set of pictures that take more than a quarter of ``limit`` go to memory-mapped files
+    there (:class:`~methods.parts.row_files.RowFiles`), :data:`CHUNK` pictures at a time: they are then never held in
+    memory as a whole, and a process that was killed goes on where it stopped. Without room on that disk they are kept
+    in memory, with a warning.
     """
 
     def __init__(self, folder: Path | str | None = None, *, limit: int = 1 << 30) -> None:
@@ -81,18 +85,31 @@ class FeatureCache:
         self.misses = 0
         self._rows: dict[tuple[str, str], Row] = {}
         self._bytes = 0
-        self._read: set[str] = set()
 
     def lookup(
         self, scope: FeatureScope, content: Sequence[str], compute: Callable[[Tensor], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """Values of N pictures by their content hashes, each tensor [N, ...] on the CPU.
+        """Values of N pictures by their content hashes, each tensor [N, ...] on the CPU (large ones over a file).
 
-        ``compute`` gets the positions [M] (in ``content``) of the pictures that are not known, each distinct picture
-        once, and returns tensors [M, ...].
+        ``compute`` gets the positions [M] (in ``content``) of pictures that are not known, at most :data:`CHUNK` at a
+        time, and returns tensors [M, ...]; in memory each distinct picture is computed once.
         """
-        key = scope.key
-        self._read_folder(key)
+        if self.folder is not None and len(content) > CHUNK:
+            files = self._files(scope, content)
+            if files.begun or self._large(compute(torch.zeros(1, dtype=torch.long)), len(content)):
+                found = self._from_files(files, compute)
+                if found is not None:
+                    return found
+        return self._from_memory(scope.key, content, compute)
+
+    def clear(self) -> None:
+        """Forget what is in memory; files stay."""
+        self._rows.clear()
+        self._bytes = self.hits = self.misses = 0
+
+    def _from_memory(
+        self, key: str, content: Sequence[str], compute: Callable[[Tensor], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
         rows: dict[str, Row] = {}
         missing: dict[str, int] = {}
         for position, picture in enumerate(content):
@@ -103,25 +120,15 @@ class FeatureCache:
                 rows[picture] = known
         self.hits += len(content) - len(missing)
         self.misses += len(missing)
-        if missing:
-            computed = {
-                name: value.detach().cpu().contiguous()
-                for name, value in compute(torch.tensor(list(missing.values()))).items()
-            }
-            fresh = _split(missing, computed)
-            rows.update(fresh)
-            self._keep(key, fresh)
-            self._write(scope, list(missing), computed)
+        names = list(missing)
+        for start in range(0, len(names), CHUNK):
+            part = names[start : start + CHUNK]
+            computed = compute(torch.tensor([missing[picture] for picture in part]))
+            rows.update(_split(part, {name: value.detach().cpu() for name, value in computed.items()}))
+        self._keep(key, {picture: rows[picture] for picture in names})
         if not rows:
             return {name: value.cpu() for name, value in compute(torch.zeros(0, dtype=torch.long)).items()}
-        names = next(iter(rows.values()))
-        return {name: torch.stack([rows[picture][name] for picture in content]) for name in names}
-
-    def clear(self) -> None:
-        """Forget what is in memory; files stay."""
-        self._rows.clear()
-        self._read.clear()
-        self._bytes = self.hits = self.misses = 0
+        return {name: torch.stack([rows[picture][name] for picture in content]) for name in next(iter(rows.values()))}
 
     def _keep(self, key: str, rows: dict[str, Row]) -> None:
         for picture, row in rows.items():
@@ -131,40 +138,36 @@ class FeatureCache:
         while self._bytes > self.limit and self._rows:
             self._bytes -= _size(self._rows.pop(next(iter(self._rows))))
 
-    def _read_folder(self, key: str) -> None:
-        """Bring a scope's files into memory, once."""
-        if self.folder is None or key in self._read:
-            return
-        self._read.add(key)
-        for file in sorted((self.folder / key).glob("*.safetensors")):
+    def _from_files(self, files: RowFiles, compute: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor] | None:
+        """Compute what the files lack; None if they cannot be written."""
+        missing = np.flatnonzero(~files.filled)
+        self.hits += files.count - len(missing)
+        self.misses += len(missing)
+        for start in range(0, len(missing), CHUNK):
+            rows = missing[start : start + CHUNK]
+            computed = compute(torch.from_numpy(rows))
             try:
-                with safe_open(file, framework="pt") as stored:
-                    content = json.loads(stored.metadata()["content"])
-                    values = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-                warnings.warn(f"feature cache file {file} cannot be read ({error}): delete it", stacklevel=3)
-                continue
-            self._keep(key, _split(content, values))
+                files.write(rows, {name: value.detach().cpu() for name, value in computed.items()})
+            except OSError as error:
+                what = f"features cannot be kept in {files.folder} ({error.strerror or error})"
+                warnings.warn(f"{what}: they are held in memory", RuntimeWarning, stacklevel=4)
+                return None
+        return files.tensors()
 
-    def _write(self, scope: FeatureScope, content: list[str], values: dict[str, Tensor]) -> None:
-        if self.folder is None:
-            return
-        folder = self.folder / scope.key
-        folder.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256("\n".join(content).encode()).hexdigest()[:32]
-        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
-        os.close(handle)
-        try:
-            metadata = {"content": json.dumps(content), "scope": json.dumps(asdict(scope), sort_keys=True)}
-            save_file(values, temporary, metadata=metadata)
-            Path(temporary).replace(folder / f"{name}.safetensors")
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+    def _files(self, scope: FeatureScope, content: Sequence[str]) -> RowFiles:
+        assert self.folder is not None
+        pictures = hashlib.sha256()
+        for picture in content:
+            pictures.update(picture.encode() + b"\n")
+        return RowFiles(self.folder / scope.key[:32] / pictures.hexdigest()[:32], len(content))
+
+    def _large(self, one: dict[str, Tensor], count: int) -> bool:
+        return _size(one) * count > self.limit // 4
 
 
 @functools.cache
 def process_cache() -> FeatureCache:
-    """The cache that the methods of one process share, in memory."""
+    """The cache that the methods of one process share; give it a ``folder`` for sets too large for memory."""
     return FeatureCache()
 
 

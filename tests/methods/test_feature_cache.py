@@ -1,7 +1,9 @@
 """The feature cache: right values, and a miss whenever anything that matters changes."""
 
 import hashlib
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from methods.parts import feature_cache, row_files
 from methods.parts.backbone import Backbone, token_statistics
 from methods.parts.feature_cache import FeatureCache, FeatureScope, image_features, layer_statistics
 from tests.support.tiny_clip import tiny_model
@@ -101,32 +104,107 @@ def test_every_part_of_the_key_matters(tiny_backbone: Backbone, tiny_folder: Pat
     assert len(keys | {scope.key}) == 1 + len(fields(scope))
 
 
-def test_a_folder_outlives_the_process(tiny_backbone: Backbone, tmp_path: Path) -> None:
-    first = image_features(tiny_backbone, album(), cache=FeatureCache(tmp_path))
-    again = FeatureCache(tmp_path)
-    pictures = album()
-    assert torch.equal(image_features(tiny_backbone, pictures, cache=again), first)
-    assert pictures.asked == 0
-    more = Album(torch.cat([album().all, album(5, seed=1).all]))
-    image_features(tiny_backbone, more, cache=again)
-    assert more.asked == 5
-    last = FeatureCache(tmp_path)
-    image_features(tiny_backbone, more, cache=last)
-    assert last.misses == 0
-    files = list(tmp_path.rglob("*.*"))
-    assert len(files) == 2
-    assert {file.suffix for file in files} == {".safetensors"}
+@pytest.fixture
+def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], FeatureCache]:
+    """Makes caches over one folder that keep more than four pictures there, four at a time."""
+    monkeypatch.setattr(feature_cache, "CHUNK", 4)
+    monkeypatch.setattr(row_files, "SPARE", 0)
+    return lambda: FeatureCache(tmp_path, limit=4 * 4 * 24 * 4)
 
 
-def test_a_broken_file_is_reported_and_computed_again(tiny_backbone: Backbone, tmp_path: Path) -> None:
-    first = image_features(tiny_backbone, album(), cache=FeatureCache(tmp_path))
-    (file,) = tmp_path.rglob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.warns(UserWarning, match=f"{file.name} cannot be read"):
-        assert torch.equal(image_features(tiny_backbone, album(), cache=FeatureCache(tmp_path)), first)
-    repaired = FeatureCache(tmp_path)
-    image_features(tiny_backbone, album(), cache=repaired)
-    assert repaired.misses == 0
+def test_a_large_set_lies_in_files_and_outlives_the_process(
+    tiny_backbone: Backbone, tmp_path: Path, on_disk: Callable[[], FeatureCache]
+) -> None:
+    expected = image_features(tiny_backbone, album(), cache=FeatureCache(), batch_size=4)
+    cache = on_disk()
+    assert torch.equal(image_features(tiny_backbone, album(), cache=cache, batch_size=4), expected)
+    assert (cache._rows, cache.misses) == ({}, 10), "nothing of it is held in memory"
+    again, pictures = on_disk(), album()
+    assert torch.equal(image_features(tiny_backbone, pictures, cache=again, batch_size=4), expected)
+    assert (pictures.asked, again.hits) == (0, 10)
+    assert {file.name for file in tmp_path.rglob("*.*")} == {"about.json", "features.bin", "filled.bin"}
+    image_features(tiny_backbone, album(10, seed=1), cache=again, batch_size=4)
+    assert again.misses == 10, "another set of pictures has its own files"
+    image_features(tiny_backbone, album(4, seed=2), cache=again, batch_size=4)
+    assert len(again._rows) == 4, "a small set stays in memory"
+    styles = layer_statistics(tiny_backbone, album(), cache=on_disk(), batch_size=4)
+    for name, value in layer_statistics(tiny_backbone, album(), cache=FeatureCache(), batch_size=4).items():
+        assert torch.equal(styles[name], value)
+
+
+def test_a_killed_computation_goes_on_where_it_stopped(
+    tiny_backbone: Backbone, on_disk: Callable[[], FeatureCache]
+) -> None:
+    class Dies(Album):
+        def pixels(self, index: Tensor) -> Tensor:
+            if self.asked > 5:  # one picture that tells the size, four of the first write, killed in the third
+                raise KeyboardInterrupt
+            return super().pixels(index)
+
+    with pytest.raises(KeyboardInterrupt):
+        image_features(tiny_backbone, Dies(album().all), cache=on_disk(), batch_size=4)
+    pictures, cache = album(), on_disk()
+    features = image_features(tiny_backbone, pictures, cache=cache, batch_size=4)
+    assert (pictures.asked, cache.hits, cache.misses) == (2, 8, 2)
+    assert torch.equal(features, image_features(tiny_backbone, album(), cache=FeatureCache(), batch_size=4))
+
+
+@pytest.mark.parametrize("name", ["about.json", "features.bin", "filled.bin"])
+def test_damaged_files_are_begun_anew(
+    tiny_backbone: Backbone, tmp_path: Path, on_disk: Callable[[], FeatureCache], name: str
+) -> None:
+    expected = image_features(tiny_backbone, album(), cache=on_disk(), batch_size=4).clone()
+    (file,) = tmp_path.rglob(name)
+    file.write_bytes(file.read_bytes()[:9])
+    cache = on_disk()
+    assert torch.equal(image_features(tiny_backbone, album(), cache=cache, batch_size=4), expected)
+    assert cache.misses == 10
+    again = on_disk()
+    image_features(tiny_backbone, album(), cache=again, batch_size=4)
+    assert again.misses == 0
+
+
+def test_without_room_on_the_disk_features_are_held_in_memory(
+    tiny_backbone: Backbone, on_disk: Callable[[], FeatureCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_files, "SPARE", 1 << 60)
+    expected = image_features(tiny_backbone, album(), cache=FeatureCache(), batch_size=4)
+    with pytest.warns(RuntimeWarning, match=r"features cannot be kept in .* \(No space left on device for 0\.0 GiB\)"):
+        found = image_features(tiny_backbone, album(), cache=on_disk(), batch_size=4)
+    assert torch.equal(found, expected)
+
+
+def test_a_large_set_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    """64 MiB of values in chunks of 2 MiB; anonymous memory alone counts, since pages of files can be dropped."""
+    script = """
+import sys
+from pathlib import Path
+import torch
+from methods.parts.feature_cache import FeatureCache, FeatureScope
+import methods.parts.row_files as row_files
+
+def anonymous():
+    return int(next(x for x in Path("/proc/self/status").read_text().splitlines() if x[:7] == "RssAnon").split()[1])
+
+row_files.SPARE = 0
+peak = []
+def compute(index):
+    peak.append(anonymous())
+    return {"x": index[:, None].float().expand(-1, 128).clone()}
+
+content = [str(number) for number in range(1 << 17)]
+cache = FeatureCache(Path(sys.argv[1]), limit=1 << 20)
+compute(torch.arange(4096))
+before = anonymous()
+found = cache.lookup(FeatureScope("x", "", "", ""), content, compute)["x"]
+assert found.shape == (1 << 17, 128) and all(torch.equal(found[i], torch.full((128,), float(i))) for i in (0, 99999))
+print(max(*peak, anonymous()) - before)
+"""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("/proc tells the memory")
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) / 1024 < 16, f"{int(done.stdout) / 1024:.0f} MiB more than before"
 
 
 def test_memory_is_bounded_and_the_oldest_go_first(tiny_backbone: Backbone) -> None:

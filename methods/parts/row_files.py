@@ -1,0 +1,136 @@
+"""Tensors with one row a picture, in memory-mapped files that are filled bit by bit and survive the process.
+
+For values of so many pictures that they should not be held in memory: the system keeps in memory what is in use, and
+whoever is killed goes on with the rows that are not filled yet. ``FOLDER/about.json`` says names, shapes and types,
+``NAME.bin`` holds the rows one after the other, ``filled.bin`` a byte a row, which is written after the row's values
+have reached the disk. Several processes may fill the same files if they write the same values.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Room on the disk that these files leave alone, in bytes.
+SPARE = 1 << 30
+
+
+class RowFiles:
+    """``count`` rows of some tensors in ``folder``.
+
+    Nothing is created before the first :meth:`write`. Files that are damaged or do not fit ``count`` are deleted.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder = folder
+        self.count = count
+        self._kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+        if (folder / "about.json").exists():  # it is written last, so that files that do not fit it are damaged
+            self._kinds = self._read()
+            if not self._kinds:
+                self.remove()
+
+    @property
+    def begun(self) -> bool:
+        """Whether there are files to go on with."""
+        return bool(self._kinds)
+
+    @property
+    def filled(self) -> np.ndarray:
+        """Which rows are there: bool ``[count]``."""
+        if not self.begun:
+            return np.zeros(self.count, dtype=bool)
+        return np.fromfile(self._marks, dtype=np.uint8).astype(bool)
+
+    def write(self, rows: np.ndarray, values: Mapping[str, Tensor]) -> None:
+        """Store the values ``[len(rows), ...]`` of rows (sorted, each once).
+
+        Raises ``OSError`` (no space left) before anything is written if the files would fill the disk.
+        """
+        if not self.begun:
+            self._begin({name: (value.dtype, tuple(value.shape[1:])) for name, value in values.items()})
+        runs = np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1)
+        for name, value in values.items():
+            kind = (value.dtype, tuple(value.shape[1:]))
+            if kind != self._kinds[name]:
+                raise ValueError(f"{self._file(name)} holds {self._kinds[name]} a row, not {kind}")
+            raw = value.contiguous().reshape(len(rows), -1).view(torch.uint8).numpy()
+            self._put(self._file(name), [(int(rows[run[0]]) * raw.shape[1], raw[run[0] : run[-1] + 1]) for run in runs])
+        ones = np.ones(len(rows), dtype=np.uint8)
+        self._put(self._marks, [(int(rows[run[0]]), ones[: len(run)]) for run in runs])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors ``[count, ...]`` over the files: rows are read when they are used. Rows not filled are 0.
+
+        The mapping is for reading: changing such a tensor in place is a segmentation fault.
+        """
+        found = {}
+        for name, (dtype, shape) in self._kinds.items():
+            raw = np.memmap(self._file(name), dtype=np.uint8, mode="r", shape=(self.count, row_bytes(dtype, shape)))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch wishes arrays to be writable
+                found[name] = torch.from_numpy(raw).view(dtype).view(self.count, *shape)
+        return found
+
+    def remove(self) -> None:
+        """Delete the files; tensors over them stay valid."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._kinds = {}
+
+    def _read(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        try:
+            about = json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
+            kinds = {name: (getattr(torch, dtype), tuple(shape)) for name, (dtype, shape) in about["tensors"].items()}
+            sizes = {self._file(name): self.count * row_bytes(*kind) for name, kind in kinds.items()}
+            sizes[self._marks] = self.count
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+        return kinds if all(file.is_file() and file.stat().st_size == size for file, size in sizes.items()) else {}
+
+    @property
+    def _marks(self) -> Path:
+        return self.folder / "filled.bin"
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.bin"
+
+    def _begin(self, kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        needed = self.count * sum(row_bytes(*kind) for kind in kinds.values())
+        if shutil.disk_usage(self.folder).free < needed + SPARE:
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} for {needed / 2**30:.1f} GiB", str(self.folder))
+        for name, kind in kinds.items():
+            with self._file(name).open("ab") as file:  # another process may have begun them: nothing is cut off
+                file.truncate(self.count * row_bytes(*kind))
+        with self._marks.open("ab") as file:
+            file.truncate(self.count)
+        tensors = {name: (str(dtype).removeprefix("torch."), shape) for name, (dtype, shape) in kinds.items()}
+        temporary = self.folder / f"about.{os.getpid()}.part"
+        temporary.write_text(json.dumps({"tensors": tensors}), encoding="utf-8")
+        temporary.replace(self.folder / "about.json")
+        self._kinds = dict(kinds)
+
+    @staticmethod
+    def _put(path: Path, pieces: list[tuple[int, np.ndarray]]) -> None:
+        """Plain writes, not a mapping: a full disk is then an error and not a dead process."""
+        with path.open("r+b", buffering=0) as file:
+            for offset, data in pieces:
+                file.seek(offset)
+                view = np.ascontiguousarray(data).data.cast("B")
+                while view:
+                    view = view[file.write(view) :]
+            os.fsync(file.fileno())
+
+
+def row_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    """Bytes of one row."""
+    return int(torch.empty(0, dtype=dtype).element_size() * np.prod(shape, dtype=np.int64))
