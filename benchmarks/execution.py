@@ -9,14 +9,17 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import gc
+import hashlib
 import math
 import os
 import random
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,20 +27,34 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from benchmarks.datasets.pictures import cache_folder
 from benchmarks.environment import PeakMemory, environment
 from benchmarks.evaluation.classification import ClassificationScores, classify, classify_zero_shot
 from benchmarks.evaluation.ranking import RULES, RetrievalScores, rank
 from benchmarks.protocols.task import Classification, Retrieval, Task
 from benchmarks.protocols.training import Question, training_data
-from benchmarks.store import CellId, Cost, Fit, GalleryScores, Record, ResultStore, Search, Status
+from benchmarks.store import CellId, Cost, Fit, GalleryScores, Record, ResultStore, Search, Status, content_key
 from benchmarks.sweep import Cell, FitGroup, Plan, describe
 from benchmarks.workbench import PixelCache, Workbench
 from methods.interface import FitReport, Method, NotApplicableError, TrainingData
+from methods.parts.row_files import RowFiles
 from methods.registry import METHODS
 
 #: Pictures encoded at once. Every batch has this size (the last is filled up), so that a picture's embedding does not
 #: depend on which other pictures a run, or a resumed part of it, needed.
 BATCH = 64
+
+#: Pictures encoded between two writes to files: all that a killed process loses.
+CHUNK = 64 * BATCH
+
+#: Embeddings of a data set that take more bytes than this lie in files, not in memory.
+LARGE = 1 << 28
+
+#: No embedding is expected to be wider; smaller data sets are not prepared for files.
+MAX_WIDTH = 4096
+
+#: Logits held at a time (64 MiB).
+LOGITS = 1 << 24
 
 #: Seed of the trainings that pick a learning rate, whatever the seeds of the run: all seeds of a method and training
 #: data then have the rate that one search picked.
@@ -115,46 +132,106 @@ def seed_everything(seed: int) -> None:
 class EncodedPictures:
     """Retrieval embeddings of a data set's pictures under one method; each picture is encoded when first needed.
 
-    ``seconds`` is the time spent in the method, ``count`` the pictures that went through it (fillers included).
+    With a ``folder``, embeddings that take more than :data:`LARGE` bytes lie in memory-mapped files there, and those
+    that an earlier process left are used. ``seconds`` is the time spent in the method, ``count`` the pictures that went
+    through it (fillers included).
     """
 
-    def __init__(self, encode: Callable[[Tensor], Tensor], pixels: PixelCache, on_pictures: Callable[[int], None]):
+    def __init__(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        pixels: PixelCache,
+        on_pictures: Callable[[int], None],
+        folder: Path | None = None,
+    ) -> None:
         self._encode = encode
         self.pixels = pixels
         self._on_pictures = on_pictures
-        self._place = np.full(len(pixels.dataset.table), -1, dtype=np.int64)
-        self._parts: list[Tensor] = []
+        total = len(pixels.dataset.table)
+        self._files = None if folder is None else RowFiles(folder, total)
+        self._known = np.zeros(total, dtype=bool) if self._files is None else self._files.filled
+        self._kept: Tensor | None = None
         self.count = 0
         self.seconds = 0.0
 
     def __getitem__(self, rows: np.ndarray) -> Tensor:
         """Embeddings ``[len(rows), D]`` of table rows, float32 on the CPU."""
-        missing = np.unique(rows[self._place[rows] < 0])
-        for start in range(0, len(missing), BATCH):
-            batch = missing[start : start + BATCH]
-            filled = np.concatenate([batch, np.repeat(batch[-1:], BATCH - len(batch))])
-            pixels = self.pixels[filled]
-            begun = time.perf_counter()
-            with torch.no_grad():
-                embeddings = self._encode(pixels).float().cpu()
-            self.seconds += time.perf_counter() - begun
-            if embeddings.shape[0] != BATCH or embeddings.ndim != 2:
-                raise ValueError(
-                    f"embeddings of {BATCH} pictures have shape {tuple(embeddings.shape)}, not [{BATCH}, D]"
-                )
-            known = sum(len(part) for part in self._parts)
-            self._place[batch] = known + np.arange(len(batch))
-            self._parts.append(embeddings[: len(batch)].clone())
-            self.count += BATCH
-            self._on_pictures(len(batch))
-        if len(self._parts) > 1:
-            self._parts = [torch.cat(self._parts)]
-        return self._parts[0][torch.from_numpy(self._place[rows])]
+        self.encode(rows)
+        if self._kept is None:
+            assert self._files is not None
+            return self._files.tensors()["embedding"][torch.from_numpy(rows)]
+        return self._kept[torch.from_numpy(rows)]
+
+    def encode(self, rows: np.ndarray) -> None:
+        """Encode those of the table rows that are not encoded yet."""
+        missing = np.unique(rows[~self._known[rows]])
+        for start in range(0, len(missing), CHUNK):
+            chunk = missing[start : start + CHUNK]
+            self._keep(
+                chunk, torch.cat([self._batch(batch) for batch in np.split(chunk, range(BATCH, len(chunk), BATCH))])
+            )
+            self._known[chunk] = True
+
+    def discard(self) -> None:
+        """Delete the files, if there are any."""
+        if self._files is not None:
+            self._files.remove()
+
+    def _batch(self, batch: np.ndarray) -> Tensor:
+        filled = np.concatenate([batch, np.repeat(batch[-1:], BATCH - len(batch))])
+        pixels = self.pixels[filled]
+        begun = time.perf_counter()
+        with torch.no_grad():
+            embeddings = self._encode(pixels).float().cpu()
+        self.seconds += time.perf_counter() - begun
+        if embeddings.shape[0] != BATCH or embeddings.ndim != 2:
+            raise ValueError(f"embeddings of {BATCH} pictures have shape {tuple(embeddings.shape)}, not [{BATCH}, D]")
+        self.count += BATCH
+        self._on_pictures(len(batch))
+        return embeddings[: len(batch)]
+
+    def _keep(self, rows: np.ndarray, embeddings: Tensor) -> None:
+        total, width = len(self._known), embeddings.shape[1]
+        if self._kept is None and self._files is not None and (self._files.begun or 4 * total * width > LARGE):
+            try:
+                self._files.write(rows, {"embedding": embeddings})
+                return
+            except OSError as error:
+                what = f"embeddings cannot be kept in {self._files.folder} ({error.strerror or error})"
+                warnings.warn(f"{what}: they are held in memory", RuntimeWarning, stacklevel=4)
+        if self._kept is None:
+            self._kept = torch.empty(total, width)  # the system gives memory to the rows that are used
+            if self._files is not None and self._files.begun:
+                known = torch.from_numpy(np.flatnonzero(self._known))
+                self._kept[known] = self._files.tensors()["embedding"][known]
+        self._kept[torch.from_numpy(rows)] = embeddings
 
 
 def encode_as(method: Method, rules: str) -> Callable[[Tensor], Tensor]:
     """The call whose output is ranked: raw features under the official rules."""
     return method.encode_raw if rules == "official" else method.encode_images
+
+
+def embedding_folder(group: FitGroup, method: Method, pixels: PixelCache) -> Path | None:
+    """Where a fitted model's embeddings lie if they are many: named by all that determines them.
+
+    That is what was fitted on what (the cell's inputs), what came of it (the learned tensors) and the pictures; for a
+    method that is not trained, the training data do not count. None where ``UCDR_BENCH_CACHE`` is off.
+    """
+    root = cache_folder()
+    if root is None or 4 * len(pixels.dataset.table) <= LARGE // MAX_WIDTH:
+        return None
+    inputs = group.cells[0].inputs
+    digest = hashlib.sha256()
+    for name, tensor in sorted(method.tensors().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for picture in pixels.dataset.content:
+        digest.update(picture.encode())
+    facts = {name: inputs[name] for name in ("scoring", "method", "backbone", "dataset", "select", "seed")}
+    facts |= {"rules": inputs["task"]["rules"], "fit_id": group.fit_id if method.trained else ""}
+    facts |= {"size": pixels.size, "device": str(method.device), "model and pictures": digest.hexdigest()}
+    return root / "embeddings" / content_key(facts)
 
 
 def score_retrieval(
@@ -176,28 +253,64 @@ def score_retrieval(
     )
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a method answered to a classification: the accuracy, and of each picture the classes ``best_classes [B, k]``
+    with the highest logits ``best_logits [B, k]``, best first."""
+
+    scores: ClassificationScores
+    best_classes: Tensor
+    best_logits: Tensor
+
+
 def score_classification(
-    method: Method, encoded: EncodedPictures, question: Classification, rules: str
-) -> tuple[ClassificationScores, Tensor]:
-    """Accuracy of a method's answers, and the logits ``[pictures, classes]`` they come from.
+    method: Method, encoded: EncodedPictures, question: Classification, rules: str, *, top: int = 0
+) -> Answers:
+    """Accuracy of a method's answers, and the ``top`` best classes of each picture.
+
+    The logits of all pictures and classes are never held together, only :data:`LOGITS` of them at a time.
+    """
+    number_of = {name: number for number, name in enumerate(question.class_names)}
+    of_picture = encoded.pixels.dataset.table["class"].to_numpy()[question.rows]
+    labels = np.array([number_of[name] for name in of_picture], dtype=np.int64)
+    best: list[tuple[Tensor, Tensor]] = []
+
+    def blocks() -> Iterator[Tensor]:
+        for logits in class_logits(method, encoded, question, rules):
+            values, classes = logits.topk(min(top, logits.shape[1]), dim=1)
+            best.append((classes, values))
+            yield logits
+
+    if question.seen is None:
+        scores = classify(blocks(), labels)
+    else:
+        scores = classify_zero_shot(blocks(), labels, [number_of[name] for name in question.seen])
+    return Answers(scores, *(torch.cat(part) for part in zip(*best, strict=True)))
+
+
+def class_logits(method: Method, encoded: EncodedPictures, question: Classification, rules: str) -> Iterator[Tensor]:
+    """Logits ``[pictures, classes]`` of a question, float32 on the CPU, in blocks of pictures.
 
     A method that classifies as :class:`Method` does (cosine to the class embedding) has its names embedded once and its
     pictures taken from ``encoded``; one with its own ``classify`` is asked batch by batch.
     """
-    names = question.class_names
+    names, rows = question.class_names, question.rows
     with torch.no_grad():
         if type(method).classify is Method.classify and rules == "clean":
-            images = torch.nn.functional.normalize(encoded[question.rows], dim=-1)
-            logits = method.logit_scale() * images @ method.encode_classes(names).float().cpu().T
-        else:
-            parts = [question.rows[start : start + BATCH] for start in range(0, len(question.rows), BATCH)]
-            logits = torch.cat([method.classify(encoded.pixels[part], names).float().cpu() for part in parts])
-    number_of = {name: number for number, name in enumerate(names)}
-    of_picture = encoded.pixels.dataset.table["class"].to_numpy()[question.rows]
-    labels = np.array([number_of[name] for name in of_picture], dtype=np.int64)
-    if question.seen is None:
-        return classify(logits, labels), logits
-    return classify_zero_shot(logits, labels, [number_of[name] for name in question.seen]), logits
+            encoded.encode(rows)
+            classes = method.encode_classes(names).float().cpu().T
+            # about equally many pictures in each block: one left over alone would be rounded otherwise
+            for block in np.array_split(rows, math.ceil(len(rows) * len(names) / LOGITS)):
+                images = torch.nn.functional.normalize(encoded[block], dim=-1)
+                yield method.logit_scale() * images @ classes
+            return
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
+            logits = method.classify(encoded.pixels[batch], names).float().cpu()
+            if logits.shape != (len(batch), len(names)):
+                wanted = [len(batch), len(names)]
+                raise ValueError(f"logits of {len(batch)} pictures have shape {tuple(logits.shape)}, not {wanted}")
+            yield logits
 
 
 @dataclass(frozen=True)
@@ -258,6 +371,8 @@ class Runner:
                 release_memory(error)
                 continue
             self.keep(record, per_query)
+        if fitted.method.trained:
+            fitted.encoded.discard()
 
     def _task(self, cell: Cell) -> Task:
         return self.workbench.task(cell.id.dataset, cell.id.protocol, cell.id.split)
@@ -276,7 +391,7 @@ class Runner:
         def validation_score(method: Method, question: Question) -> float:
             encoded = EncodedPictures(encode_as(method, rules), cache, lambda count: None)
             if isinstance(question, Classification):
-                scores, _ = score_classification(method, encoded, question, rules)
+                scores = score_classification(method, encoded, question, rules).scores
                 return scores.means()["accuracy[image]" if question.seen is None else "h[image]"]
             return score_retrieval(method, encoded, question, rules, ks=()).means()["map@all"]
 
@@ -346,7 +461,8 @@ class Runner:
 
     def _encoded(self, group: FitGroup, method: Method, cache: PixelCache) -> EncodedPictures:
         """Pictures encoded by this model; models whose picture embedding needs no training share them."""
-        fresh = EncodedPictures(encode_as(method, self.settings.rules), cache, self.progress.pictures)
+        folder = None if self.settings.force else embedding_folder(group, method, cache)
+        fresh = EncodedPictures(encode_as(method, self.settings.rules), cache, self.progress.pictures, folder)
         if method.trained:
             self._shared = None
             return fresh
@@ -367,7 +483,7 @@ class Runner:
         with self._measured() as peak:
             started = clock()
             for retrieval in task.retrievals:
-                encoded[np.concatenate([retrieval.query, retrieval.gallery])]
+                encoded.encode(np.concatenate([retrieval.query, retrieval.gallery]))
             encoded_at = clock()
             for retrieval in task.retrievals:
                 result = score_retrieval(fitted.method, encoded, retrieval, self.settings.rules, ks=cuts, top=TOP)
@@ -382,9 +498,10 @@ class Runner:
                 frames.append(self._per_query(cell, retrieval, result))
             ranked_at = clock()
             for question in task.classifications:
-                answers, logits = score_classification(fitted.method, encoded, question, self.settings.rules)
-                scores[question.name] = GalleryScores(answers.means(), len(logits), logits.shape[1], "logits")
-                frames.append(self._per_picture(cell, question, answers, logits))
+                answers = score_classification(fitted.method, encoded, question, self.settings.rules, top=TOP)
+                means = answers.scores.means()
+                scores[question.name] = GalleryScores(means, len(question.rows), len(question.class_names), "logits")
+                frames.append(self._per_picture(cell, question, answers))
             classified_at = clock()
         seconds = {"encode": encoded_at - started, "rank": ranked_at - encoded_at}
         if task.classifications:
@@ -410,16 +527,13 @@ class Runner:
         values["top_scores"] = [np.round(row, 4).tolist() for row in result.top_scores]
         return values
 
-    def _per_picture(
-        self, cell: Cell, question: Classification, answers: ClassificationScores, logits: Tensor
-    ) -> pd.DataFrame:
+    def _per_picture(self, cell: Cell, question: Classification, answers: Answers) -> pd.DataFrame:
         """One row a picture: key, class, domain, question, credit, the classes answered first and their logits."""
-        values = answers.per_image().drop(columns="label")
+        values = answers.scores.per_image().drop(columns="label")
         values = self._about(cell, question.rows, question.name, values)
-        best = logits.topk(min(TOP, logits.shape[1]), dim=1)
         names = np.array(question.class_names, dtype=object)
-        values["top_keys"] = [names[ids].tolist() for ids in best.indices.numpy()]
-        values["top_scores"] = [np.round(row, 4).tolist() for row in best.values.double().numpy()]
+        values["top_keys"] = [names[ids].tolist() for ids in answers.best_classes.numpy()]
+        values["top_scores"] = [np.round(row, 4).tolist() for row in answers.best_logits.double().numpy()]
         return values
 
     def _about(self, cell: Cell, rows: np.ndarray, name: str, values: pd.DataFrame) -> pd.DataFrame:

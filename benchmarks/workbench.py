@@ -16,11 +16,13 @@ from torch import Tensor
 
 from benchmarks import backbones
 from benchmarks.datasets.base import Dataset, DatasetError, dataset_root
+from benchmarks.datasets.pictures import cache_folder
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.protocols.task import Classification, Retrieval, Task
 from benchmarks.settings import Settings, SettingsError, spread
 from methods.interface import Pictures, WithheldError
+from methods.parts.feature_cache import process_cache
 from methods.registry import METHODS, Registry
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ class Workbench:
         self._datasets: dict[str, Dataset] = {}
         self._tasks: dict[tuple[str, str, str], Task] = {}
         self._pixels: dict[str, PixelCache] = {}
+        cache = cache_folder()
+        process_cache().folder = None if cache is None else cache / "features"
 
     @cached_property
     def backbone(self) -> Backbone:

@@ -311,7 +311,7 @@ class Tripwire(PixelCache):
         try:
             encoded = EncodedPictures(method.encode_images, self, lambda count: None)
             if isinstance(question, Classification):
-                scores = score_classification(method, encoded, question, "clean")[0].means()
+                scores = score_classification(method, encoded, question, "clean").scores.means()
                 return scores["accuracy[image]" if question.seen is None else "h[image]"]
             return score_retrieval(method, encoded, question, "clean", ks=()).means()["map@all"]
         finally:

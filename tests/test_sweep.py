@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,11 +19,13 @@ from torch import Tensor
 from benchmarks import execution
 from benchmarks.execution import EncodedPictures, Outcome, execute
 from benchmarks.presets import PRESETS, Preset
+from benchmarks.protocols.task import Classification
 from benchmarks.settings import Settings, SettingsError, resolve
 from benchmarks.store import CellId, Record, ResultStore
 from benchmarks.sweep import Plan, plan
 from benchmarks.workbench import PixelCache, Workbench, limited
 from methods.interface import FitReport, Log, Method, MethodCard, NotApplicableError, TrainingData
+from methods.parts import row_files
 from methods.registry import METHODS
 from methods.zero_shot import ZeroShot
 
@@ -186,6 +190,123 @@ def test_an_embedding_does_not_depend_on_its_batch(settings: Settings) -> None:
     parts = EncodedPictures(method.encode_images, cache, lambda n: None)
     for piece in np.array_split(np.random.default_rng(0).permutation(rows), 7):
         assert torch.equal(parts[piece], whole[piece])
+
+
+class Points(ZeroShot):
+    """Embeddings with a single 1 and class embeddings of whole numbers, so that logits are exact and often equal."""
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(pixels.mean(dim=1).flatten(1)[:, 5::61].argmax(dim=1), 20).float()
+
+    def encode_classes(self, names: Sequence[str]) -> torch.Tensor:
+        return torch.randint(-3, 4, (len(names), 20), generator=torch.Generator().manual_seed(len(names))).float()
+
+    def logit_scale(self) -> float:
+        return 4.0
+
+
+@pytest.mark.parametrize("held", [1, 100, 777])
+def test_logits_in_blocks_give_the_same_answers(
+    settings: Settings, tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch, held: int
+) -> None:
+    workbench = Workbench(settings)
+    pixels, classes = workbench.pixels("tiny"), tiny_dataset().classes()
+    for method in (Points(workbench.backbone), ZeroShot(workbench.backbone)):
+        encoded = EncodedPictures(method.encode_images, pixels, lambda n: None)
+        for rules, seen in (("clean", None), ("clean", classes[:3]), ("official", classes[:3])):
+            question = Classification("all", np.arange(len(pixels.dataset.table)), classes, seen)
+            whole = execution.score_classification(method, encoded, question, rules, top=4)
+            with monkeypatch.context() as patch:
+                patch.setattr(execution, "LOGITS", held)
+                assert rules != "clean" or len(list(execution.class_logits(method, encoded, question, rules))) > 2
+                parts = execution.score_classification(method, encoded, question, rules, top=4)
+            np.testing.assert_array_equal(parts.scores.credit, whole.scores.credit)
+            assert parts.scores.means() == whole.scores.means()
+            if isinstance(method, Points):
+                assert torch.equal(parts.best_logits, whole.best_logits)
+                assert torch.equal(parts.best_classes, whole.best_classes)
+            torch.testing.assert_close(parts.best_logits, whole.best_logits)
+
+
+def test_logits_of_a_wrong_shape_are_refused(settings: Settings, tiny_dataset: Any) -> None:
+    class Wide(ZeroShot):
+        def classify(self, pixels: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+            return torch.zeros(len(pixels), len(names) + 1)
+
+    workbench = Workbench(settings)
+    encoded = EncodedPictures(lambda pixels: pixels.mean(dim=(2, 3)), workbench.pixels("tiny"), lambda n: None)
+    question = Classification("all", np.arange(9), tiny_dataset().classes())
+    with pytest.raises(ValueError, match=r"logits of 9 pictures have shape \(9, 13\), not \[9, 12\]"):
+        execution.score_classification(Wide(workbench.backbone), encoded, question, "clean")
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Every data set counts as large, two batches a write; the cache folder."""
+    monkeypatch.setattr(execution, "LARGE", 0)
+    monkeypatch.setattr(execution, "CHUNK", 2 * execution.BATCH)
+    monkeypatch.setattr(row_files, "SPARE", 0)
+    monkeypatch.setenv("UCDR_BENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_killed_encoding_goes_on_where_it_stopped(settings: Settings, large: Path) -> None:
+    workbench = Workbench(settings)
+    method, pixels = ZeroShot(workbench.backbone), workbench.pixels("tiny")
+    rows, batches = np.arange(len(pixels.dataset.table)), []
+
+    def dies(shown: torch.Tensor) -> torch.Tensor:
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        batches.append(len(shown))
+        return method.encode_images(shown)
+
+    with pytest.raises(KeyboardInterrupt):
+        EncodedPictures(dies, pixels, lambda n: None, large / "x").encode(rows)
+    expected = EncodedPictures(method.encode_images, pixels, lambda n: None)[rows]
+    again = EncodedPictures(method.encode_images, pixels, lambda n: None, large / "x")
+    assert torch.equal(again[rows], expected)
+    assert again.count == -(-(len(rows) - 2 * execution.BATCH) // execution.BATCH) * execution.BATCH
+    last = EncodedPictures(dies, pixels, lambda n: None, large / "x")
+    assert torch.equal(last[rows[::-3].copy()], expected[rows[::-3].copy()])
+    last.discard()
+    assert not (large / "x").exists()
+
+
+def test_without_room_embeddings_are_held_in_memory(
+    settings: Settings, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workbench = Workbench(settings)
+    method, pixels = ZeroShot(workbench.backbone), workbench.pixels("tiny")
+    rows = np.arange(len(pixels.dataset.table))
+    expected = EncodedPictures(method.encode_images, pixels, lambda n: None)[rows]
+    encoded = EncodedPictures(method.encode_images, pixels, lambda n: None, large / "x")
+    encoded.encode(rows[:30])
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(row_files.RowFiles, "write", full)
+    with pytest.warns(RuntimeWarning, match=r"embeddings cannot be kept in .* \(No space left on device\)"):
+        assert torch.equal(encoded[rows], expected)
+
+
+def test_embeddings_in_files_change_no_score(settings: Settings, large: Path) -> None:
+    settings = dataclasses.replace(settings, methods=("zero_shot", "probe"), seeds=(0,))
+    _, outcome, store, _ = run(settings)
+    assert outcome.failed == 0
+    left = list((large / "embeddings").iterdir())
+    assert len(left) == 1, "those of trained models are deleted when their group is done"
+    scores = {record.key: record.scores for record in store.records()}
+    again = dataclasses.replace(settings, out=settings.out + "2", methods=("zero_shot",))
+    _, _, second, watcher = run(again)
+    assert watcher.encoded == 0, "what is not trained is encoded once"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UCDR_BENCH_CACHE", "off")
+        _, _, third, watcher = run(dataclasses.replace(settings, out=settings.out + "3"))
+    assert watcher.encoded > 0
+    assert {record.key: record.scores for record in third.records()} == scores
+    assert {record.key: record.scores for record in second.records()}.items() <= scores.items()
 
 
 def test_a_resumed_sweep_fits_only_what_is_missing(settings: Settings) -> None:
@@ -547,9 +668,9 @@ def test_classification_is_scored_and_kept_picture_by_picture(settings: Settings
     question = workbench.task("tiny", "uda", "flat to glyph").classifications[0]
     slow = method.classify(pixels[question.rows], closed.uda_classes)
     encoded = EncodedPictures(method.encode_images, pixels, lambda count: None)
-    fast = execution.score_classification(method, encoded, question, "clean")[1]
+    fast = torch.cat(list(execution.class_logits(method, encoded, question, "clean")))
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
-    asked = execution.score_classification(method, encoded, question, "official")[1]
+    asked = torch.cat(list(execution.class_logits(method, encoded, question, "official")))
     torch.testing.assert_close(asked, slow, rtol=1e-5, atol=1e-5)
     best = slow.argmax(dim=1)
     assert frame["top_keys"].str[0].tolist() == [closed.uda_classes[i] for i in best]

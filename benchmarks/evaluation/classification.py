@@ -15,11 +15,13 @@ The SRE-CLIP release reports ``h[image]``, the harmonic mean of the two per-imag
 
 Ties: classes whose score lies within `TIE` (relative to the largest magnitude among the allowed ones) of the best
 share the answer, so that a model that cannot tell t classes apart earns 1/t whatever the order of the classes.
+
+Pictures are scored one by one, so memory follows the blocks that are given, not the number of pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,10 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Scores = Any  # a matrix, or an iterator of matrices
+
+_CELLS = 2**21  # scores looked at together: 16 MiB as float64
 
 TIE = 1e-6
 """Relative width of a tie: a few float32 roundings, as matrix products of equal class embeddings differ by them."""
@@ -79,48 +85,33 @@ class ClassificationScores:
         return {int(c): float(self.credit[self.labels == c].mean()) for c in np.unique(self.labels)}
 
 
-def classify(scores: Any, labels: Any) -> ClassificationScores:
+def classify(scores: Scores, labels: Any) -> ClassificationScores:
     """Score class scores on a closed set of classes.
 
     Args:
-        scores: [B, C] logits or probabilities, torch or numpy, higher is better.
+        scores: [B, C] logits or probabilities, torch or numpy, higher is better; or an iterator of such blocks of
+            pictures, in order, which need not be in memory together.
         labels: [B] true columns.
 
     Raises:
         ValueError: shapes that do not fit, NaN in the scores, labels outside the columns, or no pictures.
     """
-    s, y = _check(scores, labels)
-    return ClassificationScores(y, _credit(s, y, np.ones(s.shape[1], bool)))
+    return _classify(scores, labels, None)
 
 
-def classify_zero_shot(scores: Any, labels: Any, seen: Any) -> ClassificationScores:
+def classify_zero_shot(scores: Scores, labels: Any, seen: Any) -> ClassificationScores:
     """Score class scores where some classes were never labelled in training (DAZSL).
 
     Args:
-        scores: [B, C] logits or probabilities of pictures of seen and unseen classes, higher is better.
+        scores: [B, C] logits or probabilities of pictures of seen and unseen classes, higher is better; or blocks, as
+            `classify`.
         labels: [B] true columns.
         seen: ids of the seen classes, or a boolean mask [C].
 
     Raises:
         ValueError: as `classify`, or when pictures of seen or of unseen classes are lacking.
     """
-    s, y = _check(scores, labels)
-    chosen = np.asarray(seen)
-    if chosen.dtype == bool and chosen.shape != (s.shape[1],):
-        raise ValueError(f"the mask of seen classes has shape {chosen.shape}; the scores have {s.shape[1]} classes")
-    if chosen.dtype != bool and (chosen.ndim != 1 or ((chosen < 0) | (chosen >= s.shape[1])).any()):
-        raise ValueError(f"seen classes must be ids from 0 to {s.shape[1] - 1}, got {chosen.tolist()}")
-    unseen = np.ones(s.shape[1], bool)
-    unseen[chosen if chosen.dtype == bool else chosen.astype(np.int64)] = False
-    is_unseen = unseen[y]
-    if not is_unseen.any() or is_unseen.all():
-        raise ValueError(
-            f"seen and unseen accuracy need pictures of both: {(~is_unseen).sum()} of seen classes, "
-            f"{is_unseen.sum()} of unseen ones were given"
-        )
-    zsl = np.full(len(y), np.nan)
-    zsl[is_unseen] = _credit(s[is_unseen], y[is_unseen], unseen)
-    return ClassificationScores(y, _credit(s, y, np.ones(s.shape[1], bool)), zsl, unseen)
+    return _classify(scores, labels, seen)
 
 
 def harmonic_mean(a: float, b: float) -> float:
@@ -143,18 +134,64 @@ def _credit(scores: NDArray[np.float64], labels: NDArray[np.int64], allowed: NDA
     return tied[np.arange(len(labels)), labels] / tied.sum(axis=1)
 
 
-def _check(scores: Any, labels: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    s, y = (x.detach().cpu() if hasattr(x, "detach") else x for x in (scores, labels))
-    s = np.asarray(s.double() if hasattr(s, "double") else s, dtype=np.float64)
-    y = np.asarray(y)
-    if s.ndim != 2 or y.shape != s.shape[:1]:
-        raise ValueError(f"scores must be [pictures, classes] with one label a picture, got {s.shape} and {y.shape}")
-    if len(y) == 0:
+def _classify(scores: Scores, labels: Any, seen: Any) -> ClassificationScores:
+    y = np.asarray(labels.detach().cpu() if hasattr(labels, "detach") else labels)
+    if y.ndim == 1 and len(y) == 0:
         raise ValueError("there are no pictures to classify")
-    if not np.isfinite(s).all():
+    credit, zsl_credit = np.empty(len(y)), np.full(len(y), np.nan)
+    everything, unseen, width = np.ones(0, bool), np.zeros(0, bool), -1
+    done = bad = 0
+    for s in _blocks(scores, y.shape):
+        part = slice(done, done + len(s))
+        done += len(s)
+        if done > len(y) or (width >= 0 and s.shape[1] != width):
+            raise ValueError(f"blocks of scores have {done} or more pictures of {len(y)}, or differ in their classes")
+        if width < 0:
+            width = s.shape[1]
+            if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= width:
+                raise ValueError(f"labels must be columns of the scores, integers from 0 to {width - 1}")
+            y, everything = y.astype(np.int64), np.ones(width, bool)
+            unseen = np.zeros(width, bool) if seen is None else _unseen(seen, width, y)
+        broken = ~np.isfinite(s).all(axis=1)
+        bad += int(broken.sum())
+        if not bad:
+            credit[part] = _credit(s, y[part], everything)
+            of_unseen = unseen[y[part]]
+            zsl_credit[part][of_unseen] = _credit(s[of_unseen], y[part][of_unseen], unseen)
+    if done != len(y):
+        raise ValueError(f"blocks of scores have {done} pictures, not {len(y)}")
+    if bad:
+        raise ValueError(f"class scores of {bad} of {len(y)} pictures are NaN or infinite")
+    return ClassificationScores(y, credit) if seen is None else ClassificationScores(y, credit, zsl_credit, unseen)
+
+
+def _unseen(seen: Any, width: int, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Mask [C] of the unseen classes, checked against the pictures."""
+    chosen = np.asarray(seen)
+    if chosen.dtype == bool and chosen.shape != (width,):
+        raise ValueError(f"the mask of seen classes has shape {chosen.shape}; the scores have {width} classes")
+    if chosen.dtype != bool and (chosen.ndim != 1 or ((chosen < 0) | (chosen >= width)).any()):
+        raise ValueError(f"seen classes must be ids from 0 to {width - 1}, got {chosen.tolist()}")
+    unseen = np.ones(width, bool)
+    unseen[chosen if chosen.dtype == bool else chosen.astype(np.int64)] = False
+    is_unseen = unseen[labels]
+    if not is_unseen.any() or is_unseen.all():
         raise ValueError(
-            f"class scores of {(~np.isfinite(s)).any(axis=1).sum()} of {len(s)} pictures are NaN or infinite"
+            f"seen and unseen accuracy need pictures of both: {(~is_unseen).sum()} of seen classes, "
+            f"{is_unseen.sum()} of unseen ones were given"
         )
-    if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= s.shape[1]:
-        raise ValueError(f"labels must be columns of the scores, integers from 0 to {s.shape[1] - 1}")
-    return s, y.astype(np.int64)
+    return unseen
+
+
+def _blocks(scores: Scores, labels: tuple[int, ...]) -> Iterator[NDArray[np.float64]]:
+    """The scores as float64, a bounded number at a time; ``labels`` is the labels' shape."""
+    for given in scores if isinstance(scores, Iterator) else [scores]:
+        rows = given.detach().cpu() if hasattr(given, "detach") else np.asarray(given)
+        if rows.ndim != 2 or len(labels) != 1 or (given is scores and labels != (len(rows),)):
+            raise ValueError(
+                f"scores must be [pictures, classes] with one label a picture, got {tuple(rows.shape)} and {labels}"
+            )
+        step = max(1, _CELLS // max(1, rows.shape[1]))
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            yield np.asarray(part.double() if hasattr(part, "double") else part, dtype=np.float64)

@@ -1,6 +1,8 @@
 """Accuracy figures against scikit-learn, the released code's numbers, and laws."""
 
+import itertools
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
+from benchmarks.evaluation import classification
 from benchmarks.evaluation.classification import classify, classify_zero_shot, harmonic_mean
 
 GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
@@ -96,6 +99,39 @@ def test_order_of_pictures_and_classes_does_not_matter(seed, random):
         assert low - 1e-12 <= want[f"h[{way}]"] <= high + 1e-12 or want[f"h[{way}]"] == 0
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.lists(st.integers(0, 25), max_size=6), st.sampled_from([1, 30, 10**6]))
+def test_blocks_change_not_a_bit(seed, cuts, cells):
+    """Whatever the blocks, given or made inside: the same credit as all scores at once, ties included."""
+    rng = np.random.default_rng(seed)
+    scores = torch.from_numpy(rng.integers(0, 4, (25, 7)) + rng.choice([0.0, 1e-9], (25, 7))).float()
+    labels = rng.integers(0, 7, 25)
+    labels[:2] = [0, 6]
+    bounds = [0, *sorted(cuts), 25]
+    blocks = [scores[a:b] for a, b in itertools.pairwise(bounds)]
+    whole, whole_zero = classify(scores, labels), classify_zero_shot(scores, labels, range(4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classification, "_CELLS", cells)
+        got, got_zero = classify(iter(blocks), labels), classify_zero_shot(iter(blocks), labels, range(4))
+    np.testing.assert_array_equal(got.credit, whole.credit)
+    np.testing.assert_array_equal(got_zero.credit, whole_zero.credit)
+    np.testing.assert_array_equal(got_zero.zsl_credit, whole_zero.zsl_credit)
+    assert got_zero.means() == whole_zero.means()
+
+
+def test_memory_follows_the_blocks():
+    """40,000 pictures among 200 classes: 61 MiB as float64, and several arrays of that size on the way."""
+    labels = np.arange(40_000) % 200
+    rng = np.random.default_rng(0)
+    tracemalloc.start()
+    try:
+        classify_zero_shot((rng.standard_normal((2000, 200)) for _ in range(20)), labels, range(100))
+        peak = tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        tracemalloc.stop()
+    assert peak < 24, f"peak {peak:.1f} MiB"
+
+
 def test_harmonic_mean():
     assert harmonic_mean(0.0, 0.0) == 0.0
     assert harmonic_mean(1.0, 0.0) == 0.0
@@ -118,6 +154,12 @@ def test_errors_are_one_clear_line():
         classify_zero_shot(scores, labels, [7])
     with pytest.raises(ValueError, match=r"mask of seen classes has shape \(2,\)"):
         classify_zero_shot(scores, labels, [True, False])
+    with pytest.raises(ValueError, match="blocks of scores have 8 pictures, not 10"):
+        classify(iter([scores[:8]]), labels)
+    with pytest.raises(ValueError, match="blocks of scores have 12 or more pictures of 10"):
+        classify(iter([scores[:6], scores[:6]]), labels)
+    with pytest.raises(ValueError, match="differ in their classes"):
+        classify(iter([scores[:5], scores[5:, :3]]), labels)
 
 
 @pytest.mark.golden
