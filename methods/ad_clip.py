@@ -96,6 +96,12 @@ DEVIATIONS = (
         "of probabilities divided by their L2 norm over the batch, which is no distribution",
         "entropy",
     ),
+    Deviation(
+        "style statistics",
+        "not in the abstract",
+        "over all tokens, the class token too; the epsilon is added to the sum of squares, not to their mean",
+        ours="as released in both variants",
+    ),
     Deviation("image tokens", "J different mixes over the layers", "one mix, J times the same token", "shared_mix"),
     Deviation("input of the domain projector", "[mu ; sigma]", "(mu + sigma) / 2", "domain_input"),
     Deviation(
@@ -142,6 +148,12 @@ DEVIATIONS = (
         "as released in both variants",
     ),
     Deviation(
+        "unlabelled target pictures",
+        "not in the abstract",
+        "the test pictures themselves (transductive, as is usual)",
+        ours="a matter of the protocol: `uda` does so, `uda_inductive` splits the target",
+    ),
+    Deviation(
         "choice of the epoch",
         "not in the abstract",
         "the best on the target test set",
@@ -156,7 +168,8 @@ DEVIATIONS = (
     Deviation(
         "precision and scripts",
         "-",
-        "only mixed precision defines a loss; the evaluation script is rejected by the shell",
+        "only mixed precision defines a loss; scripts name folders that are not there, and the shell rejects the one"
+        " for evaluation",
         ours="float32 or bf16; scripts not reproduced",
     ),
 )
@@ -519,7 +532,15 @@ class AdClip(Method):
     # --- training ---
 
     def losses(self, source: View, target: View, labels: Tensor, prompts: PromptTemplate) -> Losses:
-        """The four terms for labelled source pictures (``labels`` [B] index the prompts) and target pictures."""
+        """The four terms for labelled source pictures (``labels`` [B] index the prompts) and target pictures.
+
+        With S, T the text features t_k(x) [B, C, E] of both halves and p the softmax of the logits over the classes:
+
+        * ``ce``: cross-entropy of the source logits (the paper's supervised contrastive loss, prompts as prototypes);
+        * ``smn``: mean squared error between P_v(source) and f_smn(target), batch means;
+        * ``entropy``: mean entropy of p on the target;
+        * ``kl``: KL(softmax of T || softmax of S) over the class axis, batch means.
+        """
         config = self.config
         contexts = self.projectors.training_contexts(source, target)
         texts = self.text_features(prompts, torch.cat(contexts))
@@ -530,15 +551,15 @@ class AdClip(Method):
         style_tokens = self.projectors.style(target if config.smn_input == "target" else source)
         if config.smn_detach:
             domain_tokens = domain_tokens.detach()
-        met = [domain_tokens, style_tokens, source_texts, target_texts]
+        compared = [domain_tokens, style_tokens, source_texts, target_texts]
         if config.pairing == "mean":
-            met = [half.mean(dim=0, keepdim=True) for half in met]
-        domain_tokens, style_tokens, source_met, target_met = met
+            compared = [half.mean(dim=0, keepdim=True) for half in compared]
+        domain_tokens, style_tokens, source_compared, target_compared = compared
         terms = {
             "ce": F.cross_entropy(source_logits, labels),
             "smn": F.mse_loss(style_tokens, domain_tokens),
             "entropy": target_entropy(target_logits, config.entropy),
-            "kl": class_axis_divergence(target_met, source_met),
+            "kl": class_axis_divergence(target_compared, source_compared),
         }
         weights = {
             "ce": config.ce_weight,

@@ -17,7 +17,6 @@ Shapes: B pictures, C classes with labelled pictures, m context tokens, w vision
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,9 +32,18 @@ from methods.parts.backbone import Statistics
 from methods.parts.feature_cache import image_features
 from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import share
-from methods.parts.prompt_units import decayed_rate, new_context, released_batches, released_epoch
+from methods.parts.prompt_units import new_context
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.training import batches, budget, count_parameters, run_stage, seeded
+from methods.parts.released import (
+    BATCHES,
+    EPOCH,
+    NORMALISATION,
+    Sampler,
+    decayed_rate,
+    domain_batches,
+    epoch_pictures,
+)
+from methods.parts.training import restore, run_single_stage, seeded, seen_classes
 
 _INIT, _BATCHES, _AUGMENT = range(3)  # what a random generator is for
 
@@ -77,7 +85,7 @@ class CoOpConfig:
     batch_size: int = 256
     epochs: int = 100
     steps: int = 0
-    sampler: Literal["reshuffled", "released"] = "reshuffled"
+    sampler: Sampler = "reshuffled"
     validate_every: int = 0
     patience: int = 2
     augment: bool = False
@@ -114,21 +122,9 @@ class CoOp(Method):
             Deviation(
                 "augmentation", "none: image features are cached", "random crop, flip and colour jitter", "augment"
             ),
-            Deviation(
-                "pixel normalisation", "CLIP's statistics", "ImageNet's in training, CLIP's at test", "train_statistics"
-            ),
-            Deviation(
-                "batches",
-                "balanced over domains, in random order",
-                "one order for every seed, shuffled once; an epoch ends with the smallest domain",
-                "sampler",
-            ),
-            Deviation(
-                "choice of the epoch",
-                "validation data",
-                "best mAP on the test queries",
-                ours="the protocol's validation task; `--select oracle` selects on test",
-            ),
+            NORMALISATION,
+            BATCHES,
+            EPOCH,
         ),
         notes="Pictures are embedded by frozen CLIP: image-to-image retrieval scores are those of zero_shot.",
         extensions=dict.fromkeys(("uda", "dazsl"), "source only: target pictures are not used"),
@@ -195,21 +191,13 @@ class CoOp(Method):
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
         """Learn the context from the labelled pictures. Target pictures and classes without pictures are not used."""
-        config, report, begun = self.config, FitReport(), time.perf_counter()
+        config, begun = self.config, time.perf_counter()
         self.build(seed)
-        seen, labels = torch.unique(data.labels, return_inverse=True)
+        names, labels = seen_classes(data)
         labels = labels.to(self.device)
-        prompts = self.prompts([data.class_names[int(number)] for number in seen])
+        prompts = self.prompts(names)
         augmentation = Augmentation() if config.augment else PLAIN
-
-        released = config.sampler == "released"
-        pictures = released_epoch(data.domains, config.batch_size) if released else len(data.images)
-        epoch = budget(0, 1, pictures, config.batch_size)
-        steps = budget(config.steps, config.epochs, pictures, config.batch_size)
-        if released:
-            stream = released_batches(data.domains, config.batch_size, config.batch_size)
-        else:
-            stream = batches(data, config.batch_size, seeded(seed, _BATCHES), balanced="domain")
+        stream = domain_batches(data, config.batch_size, seeded(seed, _BATCHES), config.sampler)
 
         known = None
         if config.fast and not augmentation.active and not config.train_projections:
@@ -226,25 +214,19 @@ class CoOp(Method):
                 images, self.text_features(prompts), labels[index], temperature=1 / self.logit_scale()
             )
 
-        def rate(step: int) -> float:
-            return decayed_rate(config.learning_rate, step // epoch)
+        def rate(epoch: int) -> float:
+            return decayed_rate(config.learning_rate, epoch)
 
-        run_stage(
+        report = run_single_stage(
             self,
             data,
-            report,
             log,
             stage="context",
-            steps=steps,
-            optimizers=[
-                torch.optim.Adam(self.trainable().values(), lr=config.learning_rate, weight_decay=config.weight_decay)
-            ],
+            trained=self.trainable(),
             loss=loss,
-            learning_rate=rate if config.schedule == "released" else None,
-            validate_every=config.validate_every or (math.ceil(steps / 10) if config.steps else epoch),
-            patience=config.patience,
+            pictures=epoch_pictures(data, config.sampler, config.batch_size),
+            rate=rate if config.schedule == "released" else None,
         )
-        report.trainable_parameters = count_parameters(self.trainable())
         report.seconds = time.perf_counter() - begun
         return report
 
@@ -278,9 +260,4 @@ class CoOp(Method):
         """Put back what :meth:`tensors` gave."""
         if self.learned is None:
             self.build(seed=0)
-        own = self.trainable()
-        if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in tensors.items()}:
-            raise ValueError("coop: the checkpoint's tensors do not fit this config and backbone")
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(tensors[name])
+        restore(self, self.trainable(), tensors)

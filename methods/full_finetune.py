@@ -11,7 +11,6 @@ Shapes: B pictures, C classes with labelled pictures, E embedding width.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,9 +25,18 @@ from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics
 from methods.parts.losses import TEMPERATURE, cosine_similarities
 from methods.parts.parallel import share
-from methods.parts.prompt_units import read_image, released_batches, released_epoch
+from methods.parts.prompt_units import read_image
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.training import batches, budget, count_parameters, run_stage, seeded
+from methods.parts.released import (
+    BATCHES,
+    EPOCH,
+    NORMALISATION,
+    Sampler,
+    decayed_rate,
+    domain_batches,
+    epoch_pictures,
+)
+from methods.parts.training import run_single_stage, seeded, seen_classes
 
 _BATCHES, _AUGMENT = range(2)  # what a random generator is for
 
@@ -72,7 +80,7 @@ class FullFinetuneConfig:
     batch_size: int = 256
     epochs: int = 100
     steps: int = 0
-    sampler: Literal["reshuffled", "released"] = "reshuffled"
+    sampler: Sampler = "reshuffled"
     validate_every: int = 0
     patience: int = 2
     augment: bool = True
@@ -108,21 +116,9 @@ class FullFinetune(Method):
             ),
             Deviation("temperature", "0.07 (METHODS.md)", "1 / CLIP's logit scale, which is trained", "temperature"),
             Deviation("learning rate", "1e-6", "1e-6, times 10^(-3 epoch / 20), at least 1e-8", "schedule"),
-            Deviation(
-                "pixel normalisation", "CLIP's statistics", "ImageNet's in training, CLIP's at test", "train_statistics"
-            ),
-            Deviation(
-                "batches",
-                "balanced over domains, in random order",
-                "one order for every seed, shuffled once; an epoch ends with the smallest domain",
-                "sampler",
-            ),
-            Deviation(
-                "choice of the epoch",
-                "validation data",
-                "best mAP on the test queries",
-                ours="the protocol's validation task; `--select oracle` selects on test",
-            ),
+            NORMALISATION,
+            BATCHES,
+            EPOCH,
         ),
         notes="The settings are for OpenAI's CLIP; a small CLIP needs a larger learning rate to move at all.",
         extensions=dict.fromkeys(("uda", "dazsl"), "source only: target pictures are not used"),
@@ -182,25 +178,17 @@ class FullFinetune(Method):
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
         """Train on the labelled pictures. Target pictures and classes without labelled pictures are not used."""
-        config, report, begun = self.config, FitReport(), time.perf_counter()
+        config, begun = self.config, time.perf_counter()
         self.tuned = self.backbone.clone()
         trained = self.trainable()
         for value in trained.values():
             value.requires_grad_(True)
-        seen, labels = torch.unique(data.labels, return_inverse=True)
+        names, labels = seen_classes(data)
         labels = labels.to(self.device)
-        prompts = self.prompts([data.class_names[int(number)] for number in seen])
+        prompts = self.prompts(names)
         texts = self.text_features(prompts) if config.fast and not config.train_text else None
         augmentation = Augmentation() if config.augment else PLAIN
-
-        released = config.sampler == "released"
-        pictures = released_epoch(data.domains, config.batch_size) if released else len(data.images)
-        epoch = budget(0, 1, pictures, config.batch_size)
-        steps = budget(config.steps, config.epochs, pictures, config.batch_size)
-        if released:
-            stream = released_batches(data.domains, config.batch_size, config.batch_size)
-        else:
-            stream = batches(data, config.batch_size, seeded(seed, _BATCHES), balanced="domain")
+        stream = domain_batches(data, config.batch_size, seeded(seed, _BATCHES), config.sampler)
 
         def loss(step: int) -> Tensor:
             index = share(next(stream))
@@ -210,23 +198,19 @@ class FullFinetune(Method):
             scale = 1 / config.temperature if config.temperature else self.clip.model.logit_scale.exp()
             return F.cross_entropy(scale * cosine_similarities(images, known), labels[index])
 
-        def rate(step: int) -> float:
-            return max(RATE_FLOOR, config.learning_rate * 10 ** (-3 * (step // epoch) / 20))
+        def rate(epoch: int) -> float:
+            return decayed_rate(config.learning_rate, epoch, RATE_FLOOR)
 
-        run_stage(
+        report = run_single_stage(
             self,
             data,
-            report,
             log,
             stage="vision tower",
-            steps=steps,
-            optimizers=[torch.optim.Adam(trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay)],
+            trained=trained,
             loss=loss,
-            learning_rate=rate if config.schedule == "released" else None,
-            validate_every=config.validate_every or (math.ceil(steps / 10) if config.steps else epoch),
-            patience=config.patience,
+            pictures=epoch_pictures(data, config.sampler, config.batch_size),
+            rate=rate if config.schedule == "released" else None,
         )
-        report.trainable_parameters = count_parameters(trained)
         report.seconds = time.perf_counter() - begun
         return report
 

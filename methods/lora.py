@@ -34,7 +34,7 @@ from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import share
 from methods.parts.prompt_units import read_image
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.training import batches, budget, count_parameters, run_stage, seeded
+from methods.parts.training import batches, restore, run_single_stage, seeded, seen_classes
 
 _INIT, _BATCHES, _AUGMENT = range(3)  # what a random generator is for
 
@@ -171,15 +171,13 @@ class LoRA(Method):
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
         """Train the adapters on the labelled pictures. Target pictures and classes without pictures are not used."""
-        config, report, begun = self.config, FitReport(), time.perf_counter()
+        config, begun = self.config, time.perf_counter()
         self.build(seed)
-        seen, labels = torch.unique(data.labels, return_inverse=True)
+        names, labels = seen_classes(data)
         labels = labels.to(self.device)
-        prompts = self.prompts([data.class_names[int(number)] for number in seen])
+        prompts = self.prompts(names)
         texts = self.text_features(prompts) if config.fast and not config.text else None
         augmentation = Augmentation() if config.augment else PLAIN
-        epoch = budget(0, 1, len(data.images), config.batch_size)
-        steps = budget(config.steps, config.epochs, len(data.images), config.batch_size)
         stream = batches(data, config.batch_size, seeded(seed, _BATCHES), balanced="domain")
 
         def loss(step: int) -> Tensor:
@@ -189,21 +187,15 @@ class LoRA(Method):
             known = self.text_features(prompts) if texts is None else texts
             return image_text_loss(images, known, labels[index], temperature=1 / self.logit_scale())
 
-        run_stage(
+        report = run_single_stage(
             self,
             data,
-            report,
             log,
             stage="adapters",
-            steps=steps,
-            optimizers=[
-                torch.optim.Adam(self.trainable().values(), lr=config.learning_rate, weight_decay=config.weight_decay)
-            ],
+            trained=self.trainable(),
             loss=loss,
-            validate_every=config.validate_every or (math.ceil(steps / 10) if config.steps else epoch),
-            patience=config.patience,
+            pictures=len(data.images),
         )
-        report.trainable_parameters = count_parameters(self.trainable())
         report.seconds = time.perf_counter() - begun
         return report
 
@@ -237,9 +229,4 @@ class LoRA(Method):
         """Put back what :meth:`tensors` gave."""
         if self.adapted is None:
             self.build(seed=0)
-        own = self.trainable()
-        if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in tensors.items()}:
-            raise ValueError("lora: the checkpoint's tensors do not fit this config and backbone")
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(tensors[name])
+        restore(self, self.trainable(), tensors)

@@ -3,12 +3,18 @@
 Idea: learn what every training domain and class looks like as *prompt units*, then train a small transformer to write
 the prompts of a picture whose domain and class it is not shown, as will be the case at test time.
 
-1. **Prompt units learning.** Domain units P_D and semantic units P_S; of each picture only its own two stand in the
-   sequence of the frozen CLIP vision tower ("mask and align").
+1. **Prompt units learning.** Domain units P_D and semantic units P_S; of a picture (x, d, y) only its own two stand in
+   the sequence of the frozen CLIP vision tower ("mask and align"):
+   ``[cls + pos_0 ; P_D[d] ; P_S[y] ; patches + pos_1..P]``, with dropout on the tokens.
 2. **Context-aware simulator learning.** The *simulator*, a small vision transformer, sees the picture, all units but
-   the picture's own two, and two templates t_D, t_S. Its outputs at the templates, the content-aware dynamic prompts
-   (CaDP), take the place of the units in the CLIP tower.
+   the picture's own two, and two templates t_D, t_S:
+   ``[t_D ; t_S ; P_D, row d zero ; P_S, row y zero ; own patches + own pos_1..P]``.
+   Its outputs at the templates, the content-aware dynamic prompts (CaDP), take the place of P_D[d] and P_S[y] in the
+   CLIP tower.
 3. **Inference.** As stage 2 with nothing masked; labels and texts are not needed.
+
+Loss of both stages: cross-entropy over cos(f, g_c) / tau, f the image feature (read at the class token, projected) and
+g_c the text feature of training class c, ``a photo of {c} from X_1 ... X_m domain.`` with learned context X.
 
 Trained: stage 1 the units, the text context and the text projection; stage 2 the simulator, the templates, the text
 context, both projections and the class token. CLIP's blocks stay frozen. Where the released code differs: DEVIATIONS.
@@ -37,16 +43,23 @@ from methods.parts.parallel import rank, share
 from methods.parts.prompt_units import (
     TEXT_TEMPLATE,
     ReadOut,
-    decayed_rate,
     new_context,
     new_units,
     prompted_tokens,
     read_image,
-    released_batches,
-    released_epoch,
 )
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.training import batches, budget, count_parameters, run_stage, seeded
+from methods.parts.released import (
+    BATCHES,
+    EVALUATION,
+    NORMALISATION,
+    RULES,
+    Sampler,
+    decayed_rate,
+    domain_batches,
+    epoch_pictures,
+)
+from methods.parts.training import budget, count_parameters, run_stage, seeded
 
 _INIT, _BATCHES, _AUGMENT, _DROPOUT = range(4)  # what a random generator is for
 
@@ -60,10 +73,9 @@ OFFICIAL: dict[str, Any] = {
     "sampler": "released",
 }
 
-_RULES = "a matter of the protocol: `--rules official`"
 DEVIATIONS = (
     Deviation("read-out token", "the class token", "index 1 of the sequence: the domain prompt", "read_out"),
-    Deviation("pixel normalisation", "CLIP's", "ImageNet's in training, CLIP's at test", "train_statistics"),
+    NORMALISATION,
     Deviation(
         "ablations with one kind of units, or none",
         "the prompt is the simulator's output at its template",
@@ -76,12 +88,7 @@ DEVIATIONS = (
         "fails",
         ours="left out in both variants",
     ),
-    Deviation(
-        "batches",
-        "balanced over domains, in random order",
-        "one order for every seed, shuffled once, then repeated; an epoch ends with the smallest domain",
-        "sampler",
-    ),
+    BATCHES,
     Deviation(
         "stage-1 dropout",
         "in training",
@@ -89,46 +96,31 @@ DEVIATIONS = (
         ours="in training: inference never runs stage 1, so no released figure depends on it",
     ),
     Deviation(
-        "what stage 2 trains",
+        "what is trained",
         "CLIP is frozen",
-        "also its class token and both projections, and two parts of the simulator that nothing uses",
-        ours="class token and projections in both variants; the unused parts are left out (same numbers)",
+        "stage 1 trains CLIP's text projection as well, stage 2 its class token and both projections, and two parts of"
+        " the simulator that nothing uses",
+        ours="as released in both variants; the unused parts are left out (same numbers)",
     ),
     Deviation(
-        "ranking",
-        "by the cosine that training uses",
-        "by squared Euclidean distance of features that are not normalised",
-        ours="by cosine; `--rules official` ranks `encode_raw` by squared distance",
+        "start of the simulator",
+        "not in the abstract",
+        "random weights and a patch embedding of its own; the copy of CLIP is commented out",
+        ours="random in both variants",
     ),
     Deviation(
-        "choice of the epoch",
-        "on validation data",
-        "best and early stop on the test queries",
-        ours="on the validation task; `--select oracle` selects on test",
+        "masked units",
+        "mask and align: not let through",
+        "stage 2 leaves a zero token in the place of a masked unit, which is attended to; at inference there is none",
+        ours="as released in both variants",
     ),
-    Deviation("validation classes", "disjoint from the training classes", "trained on", ours=_RULES),
-    Deviation(
-        "UdCDR",
-        "all training classes, gallery pictures not trained on",
-        "the first 45 classes, every gallery picture trained on; samples depend on the order of files",
-        ours=_RULES,
-    ),
-    Deviation(
-        "AP@200",
-        "divided by the relevant pictures",
-        "divided by the relevant pictures found; galleries under 200 pictures crash",
-        ours="both conventions are reported",
-    ),
-    Deviation(
-        "inverted sketches",
-        "not mentioned",
-        "pictures of domains named sketch or quickdraw; TU-Berlin's are called sketches and are not inverted",
-        ours="a matter of the data set: methods see the pictures that it serves",
-    ),
+    Deviation("validation classes", "disjoint from the training classes", "trained on", ours=RULES),
+    *EVALUATION,
     Deviation(
         "scripts",
         "-",
-        "missing imports, debug mode by default, resuming skips an epoch, the test script reads DomainNet only",
+        "missing imports, debug mode by default, resuming skips an epoch, the test script reads DomainNet only, a"
+        " simulator with one template in all would run as the CLIP tower",
         ours="not reproduced",
     ),
 )
@@ -185,7 +177,7 @@ class ProSConfig:
     simulator_output: Literal["template", "index_1"] = "template"
     train_statistics: Statistics = "clip"
     test_statistics: Statistics = "clip"
-    sampler: Literal["reshuffled", "released"] = "reshuffled"
+    sampler: Sampler = "reshuffled"
     learning_rate: float = 1e-4
     batch_size: int = 50
     epochs: int = 10
@@ -307,7 +299,7 @@ class ProSModel(nn.Module):
             sequence.append(units.flatten(1, 2))
         sequence.append(self.simulator.patch_tokens(pixels) + self.simulator.positions[1:])
         tokens = torch.cat(sequence, dim=1)  # [B, K + L(D + C) + P, w]
-        count = len(config.kinds) * config.prompt_length
+        count = len(config.kinds) * config.prompt_length  # K, the templates' outputs, which lead the sequence
         first = config.prompt_length if config.simulator_output == "index_1" and len(config.kinds) == 1 else 0
         if config.fast:
             outputs = self.simulator.run_leading(tokens, first + count)
@@ -431,7 +423,7 @@ class ProS(Method):
     def stage_steps(self, data: TrainingData) -> dict[Literal[1, 2], int]:
         """Optimiser steps of the stages that run."""
         config = self.config
-        stages: list[tuple[Literal[1, 2], int, int]] = []
+        stages: list[tuple[Literal[1, 2], int, int]] = []  # stage, its epochs, its batch size
         if config.units != "none":
             stages.append((1, config.stage1_epochs, config.stage1_batch_size))
         if config.simulator:
@@ -441,16 +433,13 @@ class ProS(Method):
             first = min(max(1, round(config.stage1_share * config.steps)), config.steps - 1)
             shares = {1: first, 2: config.steps - first}
             return {stage: number for stage, number in shares.items() if number > 0}
-        pictures = len(data.images)
-        if config.sampler == "released":
-            pictures = released_epoch(data.domains, config.batch_size)
+        pictures = epoch_pictures(data, config.sampler, config.batch_size)
         return {stage: budget(shares[stage], epochs, pictures, size) for stage, epochs, size in stages}
 
     def _batches(self, data: TrainingData, stage: int, seed: int) -> Iterator[Tensor]:
-        size = self.config.stage1_batch_size if stage == 1 else self.config.batch_size
-        if self.config.sampler == "released":
-            return released_batches(data.domains, size, self.config.batch_size)
-        return batches(data, size, seeded(seed, _BATCHES, stage), balanced="domain")
+        config, generator = self.config, seeded(seed, _BATCHES, stage)
+        size = config.stage1_batch_size if stage == 1 else config.batch_size
+        return domain_batches(data, size, generator, config.sampler, round_size=config.batch_size)
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
         """Stage 1, then stage 2. Target pictures are not used; classes without labelled pictures get no unit."""

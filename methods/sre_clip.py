@@ -115,6 +115,12 @@ DEVIATIONS = (
         "rows beyond a multiple of the batch are never replaced, and a last batch may overfill it",
         "memory_surplus",
     ),
+    Deviation(
+        "memory during warm-up",
+        "not in the abstract",
+        "filled with features of an untrained adapter; until it is full, memory and balance terms are 0",
+        ours="as released in both variants",
+    ),
     Deviation("memory: bound of 100 on the entropy", "-", "can never act", ours="left out (same numbers)"),
     Deviation(
         "schedule",
@@ -122,6 +128,14 @@ DEVIATIONS = (
         "600 hard-coded, and options for rate, decay and batch size that are ignored",
         ours="warm-up and decay keep their share of the budget; at 3000 steps both are as released",
     ),
+    Deviation("augmentation", "not in the abstract", "none", ours="none in both variants: features are computed once"),
+    Deviation(
+        "unlabelled target pictures",
+        "those of seen and unseen classes",
+        "the test pictures themselves (transductive, as is usual)",
+        ours="as released in both variants",
+    ),
+    Deviation("seed", "not in the abstract", "42 alone", ours="every seed that is asked for"),
     Deviation(
         "choice of the step",
         "on validation data",
@@ -143,7 +157,7 @@ DEVIATIONS = (
     Deviation(
         "I2WebV",
         "5000 classes",
-        "crashes: the structure loss knows 100 of them",
+        "crashes: the structure loss knows 100 of them, and its variant with patches reads other rows",
         ours="all classes",
     ),
 )
@@ -499,7 +513,13 @@ class SreClipModel(nn.Module):
     def source_terms(
         self, features: Tensor, labels: Tensor, prototypes: Tensor, pairs: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Loss terms of labelled pictures, unweighted: features [B, E] (or [B, 1+P, E]), labels [B], W [C, d]."""
+        """Loss terms of labelled pictures, unweighted: features [B, E] (or [B, 1+P, E]), labels [B], W [C, d].
+
+        * ``classification``: cross-entropy of e W^T / tau;
+        * ``structure``: L_pair, or what ``config.structure`` names;
+        * ``srs``: L_srs with each picture's label;
+        * ``align``: L_align, cross-entropy of e(t_c) W^T / tau over all classes c, t_c their text embeddings.
+        """
         config, logits = self.config, self.logits(self.embed(features), prototypes)
         terms = {"classification": F.cross_entropy(logits, labels)}
         if config.structure != "none":
@@ -513,7 +533,13 @@ class SreClipModel(nn.Module):
         return terms
 
     def target_terms(self, features: Tensor, prototypes: Tensor, memory: FeatureMemory) -> dict[str, Tensor]:
-        """Loss terms of unlabelled pictures, unweighted; stores their features."""
+        """Loss terms of unlabelled pictures, unweighted; stores their features. p is the softmax of e W^T / tau.
+
+        * ``entropy``: mean entropy of p, W detached;
+        * ``memory``: minus the entropy of the mean p of the stored features, once the store is full;
+        * ``balance``: m + c^2 / m, m the mean of p's mass on the unseen classes (none: left out), when the store is;
+        * ``target_srs``: L_srs with the arg-max class.
+        """
         config, embedded = self.config, self.embed(features)
         terms = {"entropy": mean_entropy(self.logits(embedded, prototypes.detach()))}
         full = self.remember(embedded, memory)

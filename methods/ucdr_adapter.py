@@ -2,11 +2,15 @@
 
 Idea (METHODS.md, section 2):
 
-1. **Source adapter learning.** Every training domain and class gets prompt tokens for the frozen CLIP vision tower; the
-   texts share a learned context, the learnable textual semantic template (LTST). Dual loss: image-text cross-entropy,
-   and a triplet loss against per-class queues that a momentum copy of the image branch fills.
-2. **Target prompt generation.** What frozen CLIP sees of a picture attends to all those prompts, the picture's own ones
-   masked; the result takes their place. So the picture's domain and class are as good as unseen.
+1. **Source adapter learning.** Every training domain and class gets prompt tokens P_D, P_C for the frozen CLIP vision
+   tower, ``[cls + pos_0 ; P_D[d] ; P_C[y] ; patches + pos]``; the texts share a learned context, the learnable textual
+   semantic template (LTST), ``a photo of {class} from X_1 ... X_m domain.`` Dual loss: cross-entropy over
+   cos(image, text) / tau, and a triplet loss against per-class queues that a momentum copy of the image branch fills.
+2. **Target prompt generation.** What frozen CLIP sees of a picture, h (its class token before the projection), attends
+   to all those prompts, the picture's own ones masked, domains and classes apart:
+   ``a = softmax_k((W_prm P_k . W_img h) / T)``, ``q = sum_k a_k W_prm P_k``, prompt ``(q + LayerNorm(W_o q)) / r``.
+   The two results take the place of P_D[d] and P_C[y]: the picture's domain and class are as good as unseen. Loss: the
+   cross-entropy alone.
 3. **Inference.** As phase 2 with nothing masked; labels and texts are not needed.
 
 Trained: phase 1 the text context, class and domain prompts; phase 2 W_img, W_prm, W_o, its LayerNorm, the class token
@@ -40,16 +44,23 @@ from methods.parts.parallel import gather, share
 from methods.parts.prompt_units import (
     TEXT_TEMPLATE,
     ReadOut,
-    decayed_rate,
     new_context,
     new_units,
     prompted_tokens,
     read_image,
-    released_batches,
-    released_epoch,
 )
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.training import batches, budget, count_parameters, run_stage, seeded
+from methods.parts.released import (
+    BATCHES,
+    EVALUATION,
+    NORMALISATION,
+    RULES,
+    Sampler,
+    decayed_rate,
+    domain_batches,
+    epoch_pictures,
+)
+from methods.parts.training import budget, count_parameters, restore, run_stage, seeded
 
 PLAIN_TEMPLATE = "a photo of a {name}"  # the text of a class without LTST
 DRAWS = 2  # (positive, negative) pairs that each picture draws from the queues
@@ -69,7 +80,6 @@ OFFICIAL: dict[str, Any] = {
     "sampler": "released",
 }
 
-_RULES = "a matter of the protocol: `--rules official`"
 DEVIATIONS = (
     Deviation(
         "mask of the own prompts",
@@ -92,13 +102,32 @@ DEVIATIONS = (
     ),
     Deviation("momentum in phase 2", "none", "goes on, where no loss reads its queues", "momentum_in_phase2"),
     Deviation(
+        "attention over prompts",
+        "not in the abstract",
+        "one W_img, W_prm, W_o and LayerNorm for domains and classes; keys are values; no 1/sqrt(width)",
+        ours="as released in both variants",
+    ),
+    Deviation(
+        "dual losses",
+        "not in the abstract in which phase",
+        "the triplet acts in the one epoch of phase 1, phase 2 has cross-entropy alone",
+        ours="as released in both variants",
+    ),
+    Deviation(
+        "queues",
+        "not in the abstract",
+        "a picture's own momentum feature is among its positives; domains are not told apart",
+        ours="as released in both variants",
+    ),
+    Deviation("text context", "not in the abstract", "trained in phase 1 alone", ours="as released in both variants"),
+    Deviation(
         "triplets",
         "drawn at random",
         "the same; a loss over the hardest ones, and an embedding loss, exist and are not used",
         "triplet",
         "random in both variants",
     ),
-    Deviation("pixel normalisation", "CLIP's", "ImageNet's in training, CLIP's at test", "train_statistics"),
+    NORMALISATION,
     Deviation("learning rate of phase 1", "that of phase 2", "1e-4, whatever is asked for", "stage1_learning_rate"),
     Deviation(
         "learning rate of phase 2",
@@ -106,12 +135,7 @@ DEVIATIONS = (
         "set to the half of it, which the schedule overwrites before the first step",
         ours="1e-4 in both variants: the half never acts",
     ),
-    Deviation(
-        "batches",
-        "balanced over domains, in random order",
-        "one order for every seed, shuffled once, then repeated; an epoch ends with the smallest domain",
-        "sampler",
-    ),
+    BATCHES,
     Deviation("LTST", "16 context tokens", "off by default", "context_tokens", "16 in both variants; 0 is off"),
     Deviation(
         "prompt length",
@@ -121,41 +145,13 @@ DEVIATIONS = (
         "any length in both variants",
     ),
     Deviation("second LayerNorm", "none", "exists, unused", ours="not created (same numbers)"),
-    Deviation("training classes", "ProS's: 300 on DomainNet", "245, without the validation classes", ours=_RULES),
-    Deviation(
-        "ranking",
-        "by the cosine that training uses",
-        "by squared Euclidean distance of features that are not normalised",
-        ours="by cosine; `--rules official` ranks `encode_raw` by squared distance",
-    ),
-    Deviation(
-        "choice of the epoch",
-        "on validation data",
-        "best and early stop on the test queries",
-        ours="on the validation task; `--select oracle` selects on test",
-    ),
-    Deviation(
-        "UdCDR",
-        "all training classes, gallery pictures not trained on",
-        "the first 45 classes, every gallery picture trained on; samples depend on the order of files",
-        ours=_RULES,
-    ),
-    Deviation(
-        "AP@200",
-        "divided by the relevant pictures",
-        "divided by the relevant pictures found; galleries under 200 pictures crash",
-        ours="both conventions are reported",
-    ),
-    Deviation(
-        "inverted sketches",
-        "not mentioned",
-        "pictures of domains named sketch or quickdraw; TU-Berlin's are called sketches and are not inverted",
-        ours="a matter of the data set: methods see the pictures that it serves",
-    ),
+    Deviation("training classes", "ProS's: 300 on DomainNet", "245, without the validation classes", ours=RULES),
+    *EVALUATION,
     Deviation(
         "scripts",
         "-",
-        "options are read but not defined, a private path is fixed, the test script fails after printing",
+        "options are read but not defined or parsed as another type, a private path is fixed, the test script fails"
+        " after printing",
         ours="not reproduced",
     ),
 )
@@ -226,7 +222,7 @@ class UCDRAdapterConfig:
     train_statistics: Statistics = "clip"
     test_statistics: Statistics = "clip"
     stage1_learning_rate: float = 0.0
-    sampler: Literal["reshuffled", "released"] = "reshuffled"
+    sampler: Sampler = "reshuffled"
     learning_rate: float = 1e-4
     batch_size: int = 50
     epochs: int = 10
@@ -667,9 +663,7 @@ class UCDRAdapter(Method):
     def phase_steps(self, data: TrainingData) -> dict[int, int]:
         """Optimiser steps of the phases that run."""
         config = self.config
-        pictures = len(data.images)
-        if config.sampler == "released":
-            pictures = released_epoch(data.domains, config.batch_size)
+        pictures = epoch_pictures(data, config.sampler, config.batch_size)
         steps = {1: budget(config.steps, config.stage1_epochs, pictures, config.stage1_batch_size)}
         if config.generate:
             if config.steps > 0:
@@ -679,11 +673,12 @@ class UCDRAdapter(Method):
 
     def _batches(self, data: TrainingData, seed: int) -> dict[int, Iterator[Tensor]]:
         """Each phase's index batches, balanced over the domains."""
-        sizes = {1: self.config.stage1_batch_size, 2: self.config.batch_size}
-        if self.config.sampler == "released":
-            return {phase: released_batches(data.domains, size, sizes[2]) for phase, size in sizes.items()}
+        config = self.config
+        sizes = {1: config.stage1_batch_size, 2: config.batch_size}
         return {
-            phase: batches(data, size, seeded(seed, _BATCHES, phase), balanced="domain")
+            phase: domain_batches(
+                data, size, seeded(seed, _BATCHES, phase), config.sampler, round_size=config.batch_size
+            )
             for phase, size in sizes.items()
         }
 
@@ -755,9 +750,4 @@ class UCDRAdapter(Method):
         names = tuple(facts["class_names"]), tuple(facts["domain_names"])
         if names != (self.class_names, self.domain_names):
             self.build(*names, seed=0)
-        own = self._parameters()
-        if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in tensors.items()}:
-            raise ValueError(f"{self.card.name}: the checkpoint's tensors do not fit this config and backbone")
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(tensors[name])
+        restore(self, self._parameters(), tensors)

@@ -16,7 +16,6 @@ Shapes: B pictures, C classes with labelled pictures, K prompts, n blocks, w vis
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,9 +30,18 @@ from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Statistics
 from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import share
-from methods.parts.prompt_units import decayed_rate, new_units, prompted_tokens, released_batches, released_epoch
+from methods.parts.prompt_units import new_units, prompted_tokens
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.training import batches, budget, count_parameters, run_stage, seeded
+from methods.parts.released import (
+    BATCHES,
+    EPOCH,
+    NORMALISATION,
+    Sampler,
+    decayed_rate,
+    domain_batches,
+    epoch_pictures,
+)
+from methods.parts.training import restore, run_single_stage, seeded, seen_classes
 
 _INIT, _BATCHES, _AUGMENT = range(3)  # what a random generator is for
 
@@ -75,7 +83,7 @@ class VPTConfig:
     batch_size: int = 256
     epochs: int = 100
     steps: int = 0
-    sampler: Literal["reshuffled", "released"] = "reshuffled"
+    sampler: Sampler = "reshuffled"
     validate_every: int = 0
     patience: int = 2
     augment: bool = True
@@ -115,21 +123,9 @@ class VPTShallow(Method):
             ),
             Deviation("temperature", "0.07 (METHODS.md)", "1 / CLIP's logit scale", "temperature"),
             Deviation("learning rate", "1e-3", "1e-3, times 10^(-3 epoch / 20), at least 1e-6", "schedule"),
-            Deviation(
-                "pixel normalisation", "CLIP's statistics", "ImageNet's in training, CLIP's at test", "train_statistics"
-            ),
-            Deviation(
-                "batches",
-                "balanced over domains, in random order",
-                "one order for every seed, shuffled once; an epoch ends with the smallest domain",
-                "sampler",
-            ),
-            Deviation(
-                "choice of the epoch",
-                "validation data",
-                "best mAP on the test queries",
-                ours="the protocol's validation task; `--select oracle` selects on test",
-            ),
+            NORMALISATION,
+            BATCHES,
+            EPOCH,
         ),
     )
     Config = VPTConfig
@@ -198,22 +194,13 @@ class VPTShallow(Method):
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
         """Learn the prompts from the labelled pictures. Target pictures and classes without pictures are not used."""
-        config, report, begun = self.config, FitReport(), time.perf_counter()
+        config, begun = self.config, time.perf_counter()
         self.build(seed)
-        seen, labels = torch.unique(data.labels, return_inverse=True)
+        names, labels = seen_classes(data)
         labels = labels.to(self.device)
-        names = [data.class_names[int(number)] for number in seen]
         texts = self.text_features(names) if config.fast else None
         augmentation = Augmentation() if config.augment else PLAIN
-
-        released = config.sampler == "released"
-        pictures = released_epoch(data.domains, config.batch_size) if released else len(data.images)
-        epoch = budget(0, 1, pictures, config.batch_size)
-        steps = budget(config.steps, config.epochs, pictures, config.batch_size)
-        if released:
-            stream = released_batches(data.domains, config.batch_size, config.batch_size)
-        else:
-            stream = batches(data, config.batch_size, seeded(seed, _BATCHES), balanced="domain")
+        stream = domain_batches(data, config.batch_size, seeded(seed, _BATCHES), config.sampler)
 
         def loss(step: int) -> Tensor:
             index = share(next(stream))
@@ -222,25 +209,19 @@ class VPTShallow(Method):
             known = self.text_features(names) if texts is None else texts
             return image_text_loss(images, known, labels[index], temperature=1 / self.logit_scale())
 
-        def rate(step: int) -> float:
-            return decayed_rate(config.learning_rate, step // epoch)
+        def rate(epoch: int) -> float:
+            return decayed_rate(config.learning_rate, epoch)
 
-        run_stage(
+        report = run_single_stage(
             self,
             data,
-            report,
             log,
             stage="visual prompts",
-            steps=steps,
-            optimizers=[
-                torch.optim.Adam(self.trainable().values(), lr=config.learning_rate, weight_decay=config.weight_decay)
-            ],
+            trained=self.trainable(),
             loss=loss,
-            learning_rate=rate if config.schedule == "released" else None,
-            validate_every=config.validate_every or (math.ceil(steps / 10) if config.steps else epoch),
-            patience=config.patience,
+            pictures=epoch_pictures(data, config.sampler, config.batch_size),
+            rate=rate if config.schedule == "released" else None,
         )
-        report.trainable_parameters = count_parameters(self.trainable())
         report.seconds = time.perf_counter() - begun
         return report
 
@@ -273,12 +254,7 @@ class VPTShallow(Method):
         """Put back what :meth:`tensors` gave."""
         if self.learned is None:
             self.build(seed=0)
-        own = self.trainable()
-        if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in tensors.items()}:
-            raise ValueError(f"{self.card.name}: the checkpoint's tensors do not fit this config and backbone")
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(tensors[name])
+        restore(self, self.trainable(), tensors)
 
 
 class VPTDeep(VPTShallow):

@@ -8,8 +8,6 @@ Shapes: B pictures, K prompt tokens, P patches, w vision width, E embedding widt
 """
 
 import math
-import random
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -22,9 +20,6 @@ TEXT_TEMPLATE = "a photo of {name} from {context} domain."
 
 #: Standard deviation of the learned text context at the start (that of CoOp).
 CONTEXT_STD = 0.02
-
-#: The lowest learning rate of :func:`decayed_rate`.
-RATE_FLOOR = 1e-6
 
 #: Which token of the image sequence becomes the image feature. ``class_token``: the papers' choice. ``first_prompt``:
 #: index 1, which the released code of both papers reads (the first domain prompt token, where there is one).
@@ -67,39 +62,3 @@ def read_image(
     if plain:
         return backbone.readout(backbone.run_vision(tokens)[:, index], projection=projection)
     return backbone.readout(backbone.run_vision(tokens, read=index), projection=projection)
-
-
-def decayed_rate(learning_rate: float, epoch: float) -> float:
-    """Learning rate of the second stage: ``learning_rate * 10^(-3 epoch / 20)``, epoch from 0, never below 1e-6."""
-    return max(RATE_FLOOR, learning_rate * 10.0 ** (-3.0 * epoch / 20.0))
-
-
-def released_batches(domains: Tensor, batch_size: int, round_size: int) -> Iterator[Tensor]:
-    """Endless index batches of the released sampler (tests/golden/README.md, section 9); ``domains`` [N].
-
-    Rounds of ``round_size // D`` pictures of each of the D domains in turn. The order is shuffled once, with seed 0
-    whatever the run's seed, and repeated; it goes on across epochs. A batch is ``batch_size // round_size`` rounds: the
-    released loader of the first stage (400) reads the rounds of the second (50).
-    """
-    groups = [torch.nonzero(domains == domain).flatten().tolist() for domain in torch.unique(domains)]
-    take = max(1, round_size // len(groups))
-    shuffler = random.Random(0)
-    for group in groups:
-        shuffler.shuffle(group)
-    position = 0
-    while True:
-        batch: list[int] = []
-        for _ in range(max(1, batch_size // round_size)):
-            for number, group in enumerate(groups):
-                while position + take >= len(group):
-                    group = groups[number] = group * 2
-                batch += group[position : position + take]
-            position += take
-        yield torch.tensor(batch)
-
-
-def released_epoch(domains: Tensor, round_size: int) -> int:
-    """Pictures in an epoch of the released sampler: as many rounds as the smallest domain fills (at least one)."""
-    sizes = torch.unique(domains, return_counts=True)[1]
-    take = max(1, round_size // len(sizes))
-    return max(1, int(sizes.min()) // take) * take * len(sizes)

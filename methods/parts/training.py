@@ -69,10 +69,64 @@ def target_batches(pictures: int, batch_size: int, generator: torch.Generator) -
     return _endless(torch.arange(pictures), min(batch_size, pictures), generator)
 
 
+def seen_classes(data: TrainingData) -> tuple[list[str], Tensor]:
+    """Names of the C classes with labelled pictures, and each picture's label among them: [N], 0..C-1."""
+    seen, labels = torch.unique(data.labels, return_inverse=True)
+    return [data.class_names[int(number)] for number in seen], labels
+
+
 def count_parameters(parameters: Sequence[nn.Parameter] | Mapping[str, Tensor]) -> int:
     """Number of trained values."""
     values = parameters.values() if isinstance(parameters, Mapping) else parameters
     return sum(value.numel() for value in values)
+
+
+def restore(method: Method, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy a checkpoint's tensors into the method's ``own`` parameters.
+
+    Raises ``ValueError`` if names or shapes differ.
+    """
+    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in tensors.items()}:
+        raise ValueError(f"{method.card.name}: the checkpoint's tensors do not fit this config and backbone")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
+
+
+def run_single_stage(
+    method: Method,
+    data: TrainingData,
+    log: Log,
+    *,
+    stage: str,
+    trained: Mapping[str, nn.Parameter],
+    loss: Callable[[int], Tensor],
+    pictures: int,
+    rate: Callable[[int], float] | None = None,
+) -> FitReport:
+    """All the training of a method that has one stage: :func:`run_stage` with Adam over ``trained``.
+
+    The method's config gives ``learning_rate``, ``weight_decay``, the budget (``steps``, or ``epochs`` of ``pictures``
+    in batches of ``batch_size``), ``validate_every`` (0: once an epoch, or ten times in ``steps``) and ``patience``.
+    ``rate(epoch)`` is the learning rate of an epoch, where it is not constant.
+    """
+    config, report = method.config, FitReport(trainable_parameters=count_parameters(trained))
+    epoch = budget(0, 1, pictures, config.batch_size)
+    steps = budget(config.steps, config.epochs, pictures, config.batch_size)
+    run_stage(
+        method,
+        data,
+        report,
+        log,
+        stage=stage,
+        steps=steps,
+        optimizers=[torch.optim.Adam(trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay)],
+        loss=loss,
+        learning_rate=None if rate is None else lambda step: rate(step // epoch),
+        validate_every=config.validate_every or (math.ceil(steps / 10) if config.steps else epoch),
+        patience=config.patience,
+    )
+    return report
 
 
 def run_stage(

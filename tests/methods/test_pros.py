@@ -13,8 +13,9 @@ from torch import Tensor
 
 from methods.interface import FitReport, Method, Pictures, TrainingData
 from methods.parts.backbone import Backbone, BackboneError
-from methods.parts.prompt_units import decayed_rate, new_context, new_units, released_batches, released_epoch
+from methods.parts.prompt_units import new_context, new_units
 from methods.parts.prompts import PromptTemplate
+from methods.parts.released import decayed_rate, released_batches, released_epoch
 from methods.parts.training import seeded
 from methods.pros import OFFICIAL, ProS, ProSConfig, ProSModel
 

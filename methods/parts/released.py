@@ -1,0 +1,119 @@
+"""What the code released with ProS does in all its methods.
+
+UCDR-Adapter's released code and the CoOp, VPT and CLIP-Full baselines of the ProS release are built on it: one sampler,
+one schedule of the learning rate, one evaluation. The rows below say where these differ from the papers.
+
+N labelled pictures in D domains.
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from methods.interface import Deviation, TrainingData
+from methods.parts.training import batches
+
+#: How training batches, balanced over domains, are drawn: anew every epoch, or as in the released code.
+Sampler = Literal["reshuffled", "released"]
+
+#: The lowest learning rate of :func:`decayed_rate`.
+RATE_FLOOR = 1e-6
+
+NORMALISATION = Deviation("pixel normalisation", "CLIP's", "ImageNet's in training, CLIP's at test", "train_statistics")
+BATCHES = Deviation(
+    "batches",
+    "balanced over domains, in random order",
+    "one order for every seed, shuffled once, then repeated; an epoch ends with the smallest domain",
+    "sampler",
+)
+EPOCH = Deviation(
+    "choice of the epoch",
+    "on validation data",
+    "best and early stop on the test queries",
+    ours="on the validation task; `--select oracle` selects on test",
+)
+RULES = "a matter of the protocol: `--rules official`"
+EVALUATION = (
+    Deviation(
+        "ranking",
+        "by the cosine that training uses",
+        "by squared Euclidean distance of features that are not normalised",
+        ours="by cosine; `--rules official` ranks `encode_raw` by squared distance",
+    ),
+    EPOCH,
+    Deviation(
+        "UdCDR",
+        "all training classes, gallery pictures not trained on",
+        "the first 45 classes, every gallery picture trained on; samples depend on the order of files",
+        ours=RULES,
+    ),
+    Deviation(
+        "AP@200",
+        "divided by the relevant pictures",
+        "divided by the relevant pictures found; a query without any counts as 0; galleries under 200 pictures crash",
+        ours="both conventions are reported",
+    ),
+    Deviation(
+        "inverted sketches",
+        "not mentioned",
+        "pictures of domains named sketch or quickdraw; TU-Berlin's are called sketches and are not inverted",
+        ours="a matter of the data set: methods see the pictures that it serves",
+    ),
+)
+
+
+def decayed_rate(learning_rate: float, epoch: float, floor: float = RATE_FLOOR) -> float:
+    """Learning rate of the released schedule: ``learning_rate * 10^(-3 epoch / 20)``, epoch from 0, at least floor."""
+    return max(floor, learning_rate * 10.0 ** (-3.0 * epoch / 20.0))
+
+
+def domain_batches(
+    data: TrainingData, batch_size: int, generator: torch.Generator, sampler: Sampler, *, round_size: int = 0
+) -> Iterator[Tensor]:
+    """Endless index batches into ``data.images``, balanced over domains.
+
+    ``reshuffled``: :func:`methods.parts.training.batches` with ``generator``. ``released``: :func:`released_batches`,
+    without it, in rounds of ``round_size`` (0: of ``batch_size``).
+    """
+    if sampler == "released":
+        return released_batches(data.domains, batch_size, round_size or batch_size)
+    return batches(data, batch_size, generator, balanced="domain")
+
+
+def epoch_pictures(data: TrainingData, sampler: Sampler, round_size: int) -> int:
+    """Pictures in an epoch: all N, or those that the released sampler draws in rounds of ``round_size``."""
+    return released_epoch(data.domains, round_size) if sampler == "released" else len(data.images)
+
+
+def released_batches(domains: Tensor, batch_size: int, round_size: int) -> Iterator[Tensor]:
+    """Endless index batches of the released sampler (tests/golden/README.md, section 9); ``domains`` [N].
+
+    Rounds of ``round_size // D`` pictures of each of the D domains in turn. The order is shuffled once, with seed 0
+    whatever the run's seed, and repeated; it goes on across epochs. A batch is ``batch_size // round_size`` rounds: the
+    released loader of the first stage (400) reads the rounds of the second (50).
+    """
+    groups = [torch.nonzero(domains == domain).flatten().tolist() for domain in torch.unique(domains)]
+    take = max(1, round_size // len(groups))
+    shuffler = random.Random(0)
+    for group in groups:
+        shuffler.shuffle(group)
+    position = 0
+    while True:
+        batch: list[int] = []
+        for _ in range(max(1, batch_size // round_size)):
+            for number, group in enumerate(groups):
+                while position + take >= len(group):
+                    group = groups[number] = group * 2
+                batch += group[position : position + take]
+            position += take
+        yield torch.tensor(batch)
+
+
+def released_epoch(domains: Tensor, round_size: int) -> int:
+    """Pictures in an epoch of the released sampler: as many rounds as the smallest domain fills (at least one)."""
+    sizes = torch.unique(domains, return_counts=True)[1]
+    take = max(1, round_size // len(sizes))
+    return max(1, int(sizes.min()) // take) * take * len(sizes)
