@@ -16,7 +16,14 @@ from torch import Tensor
 from methods.ad_clip import AdClip, AdClipConfig, Losses, View, look
 from methods.parts.backbone import Backbone
 from methods.parts.prompts import PromptTemplate
-from tests.support.golden import assert_golden, assert_gradients, assert_step, golden_set
+from tests.support.golden import (
+    Compared,
+    assert_all_compared,
+    assert_golden,
+    assert_gradients,
+    assert_step,
+    golden_set,
+)
 
 pytestmark = pytest.mark.golden
 
@@ -25,20 +32,10 @@ KL_TOLERANCE, TWO_STEPS_TOLERANCE = 1e-3, 1e-2  # section 10
 #: are skipped where the report says so (section 10).
 NOT_COMPARED: dict[str, str] = {}
 
-compared: set[str] = set()
-
-
-class Arrays(dict[str, np.ndarray]):
-    """The golden arrays; remembers which were looked at."""
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        compared.add(name)
-        return super().__getitem__(name)
-
 
 @pytest.fixture(scope="module")
-def arrays() -> Arrays:
-    return Arrays(golden_set().arrays("ad_clip.npz"))
+def arrays() -> Compared:
+    return Compared("ad_clip.npz")
 
 
 # --- names: the fixtures' and ours -----------------------------------------------------------------------------------
@@ -68,7 +65,11 @@ def clip() -> Backbone:
 def filled(**changes: Any) -> AdClip:
     """AD-CLIP with its official settings on the filled CLIP, every parameter filled by rule."""
     golden = golden_set()
-    method = AdClip(clip(), replace(AdClipConfig.official(), statistics="none", **changes))
+    sizes = {
+        f"{module}_hidden": golden.shape("ad_clip.npz", "", f"adclip.{module}.linear1.0.weight")[0]
+        for module in ("domain", "style")
+    }
+    method = AdClip(clip(), replace(AdClipConfig.official(), statistics="none", **sizes, **changes))
     with torch.no_grad():
         for name, value in by_canonical_name(dict(method.projectors.named_parameters())).items():
             assert value is not None
@@ -90,12 +91,12 @@ def view(side: str) -> View:
     return look(clip(), pictures(side))
 
 
-def losses(method: AdClip, arrays: Arrays, target: View | None = None) -> Losses:
+def losses(method: AdClip, arrays: Compared, target: View | None = None) -> Losses:
     labels = torch.from_numpy(arrays["labels"]).long()
     return method.losses(view("source"), target or view("target"), labels, method.prompts(method.class_names))
 
 
-def test_prompts_have_a_slot_for_every_learned_token(arrays: Arrays) -> None:
+def test_prompts_have_a_slot_for_every_learned_token(arrays: Compared) -> None:
     """The fixture's texts ``X ... X <class>.``: 2n + J times the same word X behind the start token."""
     ids, slots = torch.from_numpy(arrays["token_ids"]), filled().projectors.context_tokens
     assert bool((ids[:, : slots + 1] == ids[:1, : slots + 1]).all())
@@ -106,7 +107,7 @@ def test_prompts_have_a_slot_for_every_learned_token(arrays: Arrays) -> None:
 # --- outputs ---------------------------------------------------------------------------------------------------------
 
 
-def test_frozen_tower(arrays: Arrays) -> None:
+def test_frozen_tower(arrays: Compared) -> None:
     backbone = clip()
     with torch.no_grad():
         states = backbone.run_vision_layers(backbone.image_tokens(pictures("source")))
@@ -119,7 +120,7 @@ def test_frozen_tower(arrays: Arrays) -> None:
     assert_golden(view("source").sigma[:, 3], arrays["source_layer3_sigma"], what="sigma")
 
 
-def test_learned_tokens(arrays: Arrays) -> None:
+def test_learned_tokens(arrays: Compared) -> None:
     method = filled()
     with torch.no_grad():
         for side in ("source", "target"):
@@ -132,7 +133,7 @@ def test_learned_tokens(arrays: Arrays) -> None:
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_forward_pass(arrays: Arrays, fast: bool) -> None:
+def test_forward_pass(arrays: Compared, fast: bool) -> None:
     with torch.no_grad():
         out = losses(filled(fast=fast), arrays)
     for side in ("source", "target"):
@@ -146,14 +147,14 @@ def test_forward_pass(arrays: Arrays, fast: bool) -> None:
     assert_golden(accuracy, arrays["term_acc_x"], 1e-6, what="accuracy")
 
 
-def test_predictions_depend_on_the_pairing(arrays: Arrays) -> None:
+def test_predictions_depend_on_the_pairing(arrays: Compared) -> None:
     rolled = view("target")[torch.arange(len(view("target"))).roll(1)]
     with torch.no_grad():
         got = losses(filled(), arrays, rolled).source_logits
     assert_golden(got, arrays["source_logits_target_rolled_by_one"], what="source logits, target rolled")
 
 
-def test_inference(arrays: Arrays) -> None:
+def test_inference(arrays: Compared) -> None:
     method = filled()
     got = method.classify(pictures("target"), method.class_names)
     assert_golden(got, arrays["infer_target_as_both_logits"], what="target given as both")
@@ -162,7 +163,7 @@ def test_inference(arrays: Arrays) -> None:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def test_gradients_and_two_steps(arrays: Arrays) -> None:
+def test_gradients_and_two_steps(arrays: Compared) -> None:
     method = filled()
     optimizer = method.optimizer()
     parameters = dict(method.projectors.named_parameters())
@@ -195,7 +196,7 @@ def test_gradients_and_two_steps(arrays: Arrays) -> None:
     assert_golden(last, arrays["loss_after_two_steps"], TWO_STEPS_TOLERANCE, what="loss after two steps")
 
 
-def test_each_term_trains_what_it_should(arrays: Arrays) -> None:
+def test_each_term_trains_what_it_should(arrays: Compared) -> None:
     method = filled()
     terms = losses(method, arrays).terms
     parameters = dict(method.projectors.named_parameters())
@@ -213,7 +214,7 @@ def test_each_term_trains_what_it_should(arrays: Arrays) -> None:
                 assert norm == pytest.approx(expected[row], rel=tolerance, abs=1e-6 * expected.max()), (term, name)
 
 
-def test_schedule(arrays: Arrays) -> None:
+def test_schedule(arrays: Compared) -> None:
     expected = arrays["lr_by_iteration_first160"]
     method = AdClip(clip(), AdClipConfig.official())
     rates = [method.learning_rate(step, 1000) for step in range(len(expected))]
@@ -231,17 +232,13 @@ def test_schedule(arrays: Arrays) -> None:
         ({"entropy": "posterior"}, "entropy"),
     ],
 )
-def test_the_paper_has_other_numbers(arrays: Arrays, changes: dict[str, Any], term: str) -> None:
+def test_the_paper_has_other_numbers(arrays: Compared, changes: dict[str, Any], term: str) -> None:
     with torch.no_grad():
         paper = float(losses(filled(**changes), arrays).terms[term])
     released = float(arrays[f"term_loss_{term}"])
     assert abs(paper - released) > 1e-3 * abs(released)
 
 
-def test_every_array_was_compared(arrays: Arrays, request: pytest.FixtureRequest) -> None:
+def test_every_array_was_compared(arrays: Compared, request: pytest.FixtureRequest) -> None:
     """Runs last: nothing in the file was left out."""
-    config = request.config
-    if config.getoption("keyword") or any("::" in argument for argument in config.args):
-        pytest.skip("a part of the file was asked for")
-    missing = set(arrays) - compared - set(NOT_COMPARED)
-    assert not missing, f"golden arrays that no test compares: {sorted(missing)}"
+    assert_all_compared(arrays, request, NOT_COMPARED)

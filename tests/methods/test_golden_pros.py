@@ -15,11 +15,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from methods.parts.backbone import VisionTower
 from methods.parts.losses import cosine_similarities
-from methods.parts.prompt_units import decayed_rate, released_batches, released_epoch
 from methods.parts.prompts import PromptTemplate
+from methods.parts.released import decayed_rate, released_batches, released_epoch
 from methods.pros import ProS, ProSConfig
-from tests.support.golden import assert_golden, assert_gradients, assert_step, golden_set
+from tests.support.golden import (
+    Compared,
+    assert_all_compared,
+    assert_golden,
+    assert_gradients,
+    assert_step,
+    golden_set,
+)
 
 pytestmark = pytest.mark.golden
 
@@ -34,20 +42,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 ABSENT = "pros.generator.visual_projection.weight"
 NOT_COMPARED: dict[str, str] = {}
 
-compared: set[str] = set()
-
-
-class Arrays(dict[str, np.ndarray]):
-    """The golden arrays; remembers which were looked at."""
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        compared.add(name)
-        return super().__getitem__(name)
-
 
 @pytest.fixture(scope="module")
-def arrays() -> Arrays:
-    return Arrays(golden_set().arrays("pros.npz"))
+def arrays() -> Compared:
+    return Compared("pros.npz")
 
 
 # --- names: the fixtures' and ours -----------------------------------------------------------------------------------
@@ -119,29 +117,41 @@ def fills() -> dict[str, Tensor]:
     """Every parameter of ProSModel for the fixture's sizes, filled by rule."""
     golden = golden_set()
     backbone = golden.clip(vision_layers=2, text_layers=2)
-    width, text_width = backbone.vision_width, backbone.text_width
-    rows = {
-        "domain_units": ("pros.domain_prompts", len(golden.config["domains"])),
-        "class_units": ("pros.class_prompts", len(golden.arrays("pros.npz")["text_context_start"])),
-        "domain_template": ("pros.domain_template", 1),
-        "class_template": ("pros.class_template", 1),
+
+    def value(stage: int, name: str, kind: str = "vec") -> Tensor:
+        return golden.fill(name, golden.shape("pros.npz", f"s{stage}_", name), kind)
+
+    tensors = {
+        "domain_units": value(1, "pros.domain_prompts")[:, None],
+        "class_units": value(1, "pros.class_prompts")[:, None],
+        "domain_template": value(2, "pros.domain_template")[:, None],
+        "class_template": value(2, "pros.class_template")[:, None],
+        "text_context": value(1, "pros.text_context"),
+        "text_projection": backbone.text_projection.detach(),
+        "vision_projection": backbone.vision_projection.detach(),
+        "class_token": backbone.class_token.detach(),
+        "simulator_out": value(2, "pros.generator_out.weight", "weight"),
     }
-    tensors = {ours: golden.fill(name, (number, width), "vec")[:, None] for ours, (name, number) in rows.items()}
-    tensors["text_context"] = golden.fill("pros.text_context", (ProSConfig().context_tokens, text_width), "vec")
-    tensors["text_projection"] = backbone.text_projection.detach()
-    tensors["vision_projection"] = backbone.vision_projection.detach()
-    tensors["class_token"] = backbone.class_token.detach()
-    tensors["simulator_out"] = golden.fill("pros.generator_out.weight", (width, width), "weight")
-    for name, value in backbone.vision.state_dict().items():
-        tensors[f"simulator.{name}"] = golden.fill(f"pros.generator.{name}", tuple(value.shape))
+    vision = backbone.vision.vision_model.config
+    for name, random in VisionTower.random(vision, layers=simulator_layers(), seed=0).state_dict().items():
+        tensors[f"simulator.{name}"] = golden.fill(f"pros.generator.{name}", tuple(random.shape))
     return tensors
+
+
+def simulator_layers() -> int:
+    """Blocks of the fixture's simulator."""
+    names = [str(name) for name in golden_set().arrays("pros.npz")["s2_param_names"]]
+    return len({name.split(".")[5] for name in names if ".encoder.layers." in name})
 
 
 def filled(**changes: Any) -> ProS:
     """ProS with its official settings on the filled CLIP, every parameter filled by rule."""
     golden = golden_set()
     quiet = {"train_statistics": "none", "test_statistics": "none", "dropout": 0.0}
-    method = ProS(golden.clip(vision_layers=2, text_layers=2), replace(ProSConfig.official(), **{**quiet, **changes}))
+    sizes = {"context_tokens": len(fills()["text_context"]), "simulator_layers": simulator_layers()}
+    method = ProS(
+        golden.clip(vision_layers=2, text_layers=2), replace(ProSConfig.official(), **{**quiet, **sizes, **changes})
+    )
     method.load_tensors(fills(), {"class_names": golden.config["classes"], "domain_names": golden.config["domains"]})
     return method
 
@@ -168,7 +178,7 @@ def texts_of(method: ProS, arrays: Mapping[str, np.ndarray]) -> PromptTemplate:
 
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("stage", STAGES)
-def test_outputs(arrays: Arrays, stage: Literal[1, 2], fast: bool) -> None:
+def test_outputs(arrays: Compared, stage: Literal[1, 2], fast: bool) -> None:
     method = filled(fast=fast)
     pixels, own = batch(arrays)
     template = texts_of(method, arrays)
@@ -186,7 +196,7 @@ def test_outputs(arrays: Arrays, stage: Literal[1, 2], fast: bool) -> None:
     assert_golden(accuracy, arrays[f"s{stage}_acc"], 1e-6, what="accuracy")
 
 
-def test_generated_prompts_and_inference(arrays: Arrays) -> None:
+def test_generated_prompts_and_inference(arrays: Compared) -> None:
     method = filled()
     pixels, own = batch(arrays)
     with torch.no_grad():
@@ -197,7 +207,7 @@ def test_generated_prompts_and_inference(arrays: Arrays) -> None:
     assert_golden(method.encode_raw(pixels), arrays["s4_image_features_raw"], what="inference features")
 
 
-def test_text_without_a_sentence(arrays: Arrays) -> None:
+def test_text_without_a_sentence(arrays: Compared) -> None:
     method = filled(text_template="{context} {name}.")
     with torch.no_grad():
         texts = method.model.text_features(prompts_of(method, arrays["coop_text_token_ids"], 1))
@@ -207,7 +217,7 @@ def test_text_without_a_sentence(arrays: Arrays) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_released_ablations(arrays: Arrays, variant: str) -> None:
+def test_released_ablations(arrays: Compared, variant: str) -> None:
     method = filled(**VARIANTS[variant])
     pixels, own = batch(arrays)
     with torch.no_grad():
@@ -219,7 +229,7 @@ def test_released_ablations(arrays: Arrays, variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["class_only", "domain_only", "none"])
-def test_the_paper_reads_the_template(arrays: Arrays, variant: str) -> None:
+def test_the_paper_reads_the_template(arrays: Compared, variant: str) -> None:
     """With the switch on ``template`` the prompt is another one: the released index is not the template's."""
     pixels, own = batch(arrays)
     with torch.no_grad():
@@ -232,7 +242,7 @@ def test_the_paper_reads_the_template(arrays: Arrays, variant: str) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_gradients_and_one_step(arrays: Arrays, stage: Literal[1, 2]) -> None:
+def test_gradients_and_one_step(arrays: Compared, stage: Literal[1, 2]) -> None:
     prefix = f"s{stage}_"
     method = filled()
     pixels, own = batch(arrays)
@@ -277,7 +287,7 @@ def test_gradients_and_one_step(arrays: Arrays, stage: Literal[1, 2]) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_trained_parameters_are_the_released_ones(arrays: Arrays, stage: Literal[1, 2]) -> None:
+def test_trained_parameters_are_the_released_ones(arrays: Compared, stage: Literal[1, 2]) -> None:
     method = filled()
     released = {name for authors in arrays[f"s{stage}_official_trainable"] for name in canonical(str(authors))}
     assert released == {str(name) for name in arrays[f"s{stage}_param_names"]}
@@ -285,7 +295,7 @@ def test_trained_parameters_are_the_released_ones(arrays: Arrays, stage: Literal
     assert set(method.model.stage_parameters(stage)) == {ours(name) for name in released - idle}
 
 
-def test_schedule(arrays: Arrays) -> None:
+def test_schedule(arrays: Compared) -> None:
     expected = arrays["s2_lr_by_epoch_first60"]
     rates = [decayed_rate(ProSConfig.official().learning_rate, epoch) for epoch in range(len(expected))]
     np.testing.assert_allclose(rates, expected, rtol=1e-9)
@@ -305,10 +315,6 @@ def test_sampler() -> None:
         assert len(got) > len(expected) - rounds * size
 
 
-def test_every_array_was_compared(arrays: Arrays, request: pytest.FixtureRequest) -> None:
+def test_every_array_was_compared(arrays: Compared, request: pytest.FixtureRequest) -> None:
     """Runs last: nothing in the file was left out."""
-    config = request.config
-    if config.getoption("keyword") or any("::" in argument for argument in config.args):
-        pytest.skip("a part of the file was asked for")
-    missing = set(arrays) - compared - set(NOT_COMPARED)
-    assert not missing, f"golden arrays that no test compares: {sorted(missing)}"
+    assert_all_compared(arrays, request, NOT_COMPARED)

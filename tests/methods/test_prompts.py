@@ -179,14 +179,14 @@ def test_golden_text_side(file: str, scope: str, shared_prefix: bool) -> None:
     golden = golden_set()
     arrays, backbone = golden.arrays(file), golden.clip(vision_layers=2, text_layers=2)
     ids, start = torch.from_numpy(arrays["text_token_ids"]), torch.from_numpy(arrays["text_context_start"])
-    context = golden.fill(f"{scope}.text_context", (16, backbone.text_width), "vec")
-    prompts = PromptTemplate.from_ids(backbone, ids, slots(start, 16, len(ids)))
+    context = golden.fill(f"{scope}.text_context", golden.shape(file, "s1_", f"{scope}.text_context"), "vec")
+    prompts = PromptTemplate.from_ids(backbone, ids, slots(start, len(context), len(ids)))
     features = encode_prompts(backbone, prompts, context, shared_prefix=shared_prefix)
     assert_golden(F.normalize(features), arrays["s1_text_features"], what="text features")
     if "coop_text_token_ids" in arrays:
         ids = torch.from_numpy(arrays["coop_text_token_ids"])
-        prompts = PromptTemplate.from_ids(backbone, ids, slots(1, 16, len(ids)))
-        assert prompts.prefix_length >= 17
+        prompts = PromptTemplate.from_ids(backbone, ids, slots(1, len(context), len(ids)))
+        assert prompts.prefix_length >= 1 + len(context)
         features = encode_prompts(backbone, prompts, context, shared_prefix=shared_prefix)
         expected = torch.from_numpy(arrays["coop_text_features"])
         assert_golden(F.normalize(features), F.normalize(expected), what="coop text features")
@@ -201,9 +201,11 @@ def test_golden_prompts_per_picture(shared_prefix: bool) -> None:
     tokens = {
         name: torch.from_numpy(arrays[name]) for name in arrays if name.endswith(("domain_tokens", "image_tokens"))
     }
+    places = int((ids[0] == ids[0, 1]).sum())  # the word X stands for each learned token
     for side in ("source", "target"):
-        domains = [tokens["source_domain_tokens"], tokens["target_domain_tokens"]]
-        context = torch.cat([*domains, tokens[f"{side}_image_tokens"].expand(-1, 4, -1)], dim=1)
+        domains = torch.cat([tokens["source_domain_tokens"], tokens["target_domain_tokens"]], dim=1)
+        image = tokens[f"{side}_image_tokens"].expand(-1, places - domains.shape[1], -1)  # all the same, stored once
+        context = torch.cat([domains, image], dim=1)
         prompts = PromptTemplate.from_ids(backbone, ids, slots(1, context.shape[1], len(ids)))
         features = encode_prompts(backbone, prompts, context, shared_prefix=shared_prefix)
         assert_golden(F.normalize(features, dim=-1), arrays[f"{side}_text_features"], what=f"{side} text features")

@@ -269,8 +269,13 @@ def test_generalised_listing_is_the_released_one(listing: Listing, golden_splits
         seen = official.generalised(listing.files(domain))[1]
         assert len(unseen) == expected[f"{role}_plain_test_count"]
         assert sha(listing.paths(unseen)) == expected[f"{role}_plain_test_sha256_of_newline_join"]
-        assert len(seen + unseen) == expected[f"{role}_generalised_test_count"]
+        assert len(seen + unseen) == expected[f"{role}_generalised_test_count"] == expected[f"full_{role}_va_count"]
         assert sha(listing.paths(seen + unseen)) == expected[f"{role}_generalised_test_sha256_of_newline_join"]
+        of_245 = official.generalised(listing.files(domain, expected["ucdra_variant"]["full_train_classes"]))[1]
+        assert len(of_245 + unseen) == expected["ucdra_variant"][f"full_{role}_va_count"]
+    of_gallery = [row for files in listing.files("real", test_classes) for row in files]
+    assert len(of_gallery) == expected["gallery_generalised_test_unseen_count"]
+    assert sha(listing.paths(of_gallery)) == expected["gallery_generalised_test_unseen_sha256_of_newline_join"]
 
 
 @pytest.mark.golden
@@ -307,6 +312,8 @@ def test_official_tasks_hold_the_released_lists(golden_splits: dict[str, Any]) -
     seen = udcdr.PROTOCOL.task(dataset, "quickdraw", "official").retrievals[0]
     assert set(keys[seen.query]) == set(expected["udcdr_query_quickdraw_p010"])
     assert set(keys[seen.gallery]) == set(expected["udcdr_gallery_real_p010"])
+    assert len(np.intersect1d(seen.query, task.train)) == expected["udcdr_query_also_in_training"]
+    assert len(np.intersect1d(seen.gallery, task.train)) == expected["udcdr_gallery_also_in_training"]
     painting = udcdr.PROTOCOL.task(dataset, "painting", "official").retrievals[0]
     assert set(keys[painting.query]) == set(expected["udcdr_painting_p025"])
 

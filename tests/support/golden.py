@@ -8,12 +8,13 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
@@ -90,6 +91,12 @@ class GoldenSet:
         """The arrays of an .npz file of the set."""
         return _arrays(self.folder / file)
 
+    def shape(self, file: str, report: str, parameter: str) -> tuple[int, ...]:
+        """The shape of a parameter, by the report of that prefix (section 10) in an .npz file of the set."""
+        arrays = self.arrays(file)
+        row = [str(name) for name in arrays[f"{report}param_names"]].index(parameter)
+        return tuple(int(side) for side in str(arrays[f"{report}param_shapes"][row]).split("x") if side)
+
     def json(self, file: str) -> Any:
         """The content of a .json file of the set."""
         return json.loads((self.folder / file).read_text())
@@ -126,6 +133,40 @@ def _filled_clip(folder: Path, vision_layers: int, text_layers: int) -> Backbone
     values = {name: golden.fill(name, tuple(value.shape)) for name, value in model.state_dict().items()}
     model.load_state_dict(values, assign=True)
     return Backbone(model, name=f"golden-{golden.tag}-{vision_layers}-{text_layers}")
+
+
+class Compared(Mapping[str, np.ndarray]):
+    """The arrays of a golden file; remembers which were read, for :func:`assert_all_compared`."""
+
+    def __init__(self, file: str) -> None:
+        self.arrays = golden_set().arrays(file)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        self.read.add(name)
+        return self.arrays[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.arrays
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+
+def assert_all_compared(arrays: Compared, request: pytest.FixtureRequest, left_out: Mapping[str, str]) -> None:
+    """For the last test of a file: every array was read by the tests before it, or is in ``left_out`` with a reason.
+
+    Skips where only a part of the file's tests was asked for, or where another process runs some of them.
+    """
+    here = {item.name.partition("[")[0] for item in request.session.items if item.path == request.path}
+    whole = here == {name for name in vars(request.module) if name.startswith("test_")}
+    if not whole or any("::" in argument for argument in request.config.args) or hasattr(request.config, "workerinput"):
+        pytest.skip("only a part of the file runs here")
+    missing = set(arrays) - arrays.read - set(left_out)
+    assert not missing, f"golden arrays that no test compares: {sorted(missing)}"
 
 
 def _numbers(value: Any) -> np.ndarray:
