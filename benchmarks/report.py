@@ -13,7 +13,11 @@ from benchmarks.run import OneLineParser, consoles
 
 def build_parser(prog: str = "benchmarks.report") -> argparse.ArgumentParser:
     """The options."""
-    parser = OneLineParser(prog=prog, description="Print the leaderboard of stored results; write tables and plots.")
+    parser = OneLineParser(
+        prog=prog,
+        description="Print the leaderboard of stored results; write tables, plots and one page.",
+        epilog="exit code: 0 done, 1 done, but a record could not be read, 2 no results or a wrong option",
+    )
     parser.add_argument("results", nargs="?", default="results/run", help="results folder (default: results/run)")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: RESULTS/report)")
     parser.add_argument(
@@ -29,19 +33,25 @@ def build_parser(prog: str = "benchmarks.report") -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> int:
-    """Run the command; exit code 0, or 2 if there are no results or --out cannot be written."""
+    """Run the command; exit code 0, 1 if a record cannot be read, 2 without results or if --out cannot be written."""
     arguments = build_parser(prog).parse_args(argv)
-    from benchmarks.reporting.leaderboard import print_tables
+    from benchmarks.reporting.ablations import is_ablated, print_ablations
+    from benchmarks.reporting.leaderboard import print_failures, print_tables
     from benchmarks.reporting.write import PAGE, write_report
     from benchmarks.store import ResultStore, load_results
 
     out, err = consoles()
+    unread: list[str] = []
 
     def warn(line: str) -> None:
-        err.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        err.print(" ".join(line.split()), style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def warn_unread(line: str) -> None:
+        unread.append(line)
+        warn(line)
 
     try:
-        frame = load_results(arguments.results, warn)
+        frame = load_results(arguments.results, warn_unread)
     except FileNotFoundError as error:
         err.print(f"{prog}: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
@@ -50,7 +60,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> 
             f"{prog}: {arguments.results} holds no readable record", markup=False, highlight=False, soft_wrap=True
         )
         return 2
-    print_tables(out, frame)
+    ablated = is_ablated(frame)
+    print_tables(out, frame[~ablated])
+    if ablated.any():
+        print_ablations(out, frame)
+        print_failures(out, frame[ablated])
     folder = Path(arguments.out) if arguments.out else Path(arguments.results) / "report"
     command = shlex.join(["python", "-m", "benchmarks.report", *(sys.argv[1:] if argv is None else argv)])
     try:
@@ -66,7 +80,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> 
     for path in files:
         name = "page: " if path.name == PAGE else ""
         out.print(f"{name}{path}", markup=False, highlight=False, soft_wrap=True)
-    return 0
+    if unread:
+        warn(f"{len(unread)} records cannot be read; each is named above")
+    return 1 if unread else 0
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@
 ``<key>`` is a hash over everything that determines the score (:func:`content_key`), so a record is looked up by what
 it measured: change one input and the cell is another cell. Files are written to a temporary name, flushed to the disk
 and renamed, the per-query file first: a reader never sees half a record, whenever the writer is killed. A record that
-cannot be read counts as absent; it is reported in one line and, when a run wants its place, kept aside as
-``*.unreadable``.
+cannot be read is reported in one line and stands among the failures of every report; a run that plans its cell keeps
+the file aside as ``*.unreadable`` and measures the cell again.
 
 A folder may also hold a pack (:mod:`benchmarks.packed`): many records in few files, for committing. Loose and packed
 records are read alike; where both have a cell, the loose record counts.
@@ -38,7 +38,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.packed import Pack, PackError, open_pack
+from benchmarks.packed import MANIFEST, Pack, PackError, open_pack
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -215,6 +215,14 @@ class Record:
         return record
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """What stands in a record's place: its name below the folder, and one line that names file and mend."""
+
+    name: str
+    reason: str
+
+
 def content_key(inputs: Mapping[str, Any]) -> str:
     """32 hexadecimal digits that name these inputs."""
     text = json.dumps(_plain(inputs), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -251,10 +259,13 @@ class ResultStore:
         try:
             return open_pack(self.root)
         except PackError as error:
-            if self._reported != str(error):
-                self._reported = str(error)
-                self._report(f"{error}; all records of this pack count as absent: pack again or delete the pack")
+            self._report_once(_damaged(error))
             return None
+
+    def _report_once(self, line: str) -> None:
+        if line != self._reported:
+            self._reported = line
+            self._report(line)
 
     def read(self, cell: CellId, key: str, *, set_aside: bool = True) -> Record | None:
         """The record of a cell, or None; an unreadable one is reported and counts as absent.
@@ -269,7 +280,8 @@ class ResultStore:
                 if set_aside:
                     with contextlib.suppress(OSError):
                         path.replace(path.with_suffix(".json.unreadable"))
-                self._report(f"{path}: {error}; counts as absent{', kept as *.unreadable' if set_aside else ''}")
+                then = "kept as *.unreadable, its cell is measured again" if set_aside else "its cell counts as absent"
+                self._report(f"{path}: {error}; {then}")
         return self._packed(self.name(cell, key))
 
     def _packed(self, name: str) -> Record | None:
@@ -372,18 +384,36 @@ class ResultStore:
 
     def records(self) -> Iterator[Record]:
         """All valid records in a fixed order; others are reported and skipped, and stay where they are."""
-        pack = self.pack()
+        for entry in self.entries():
+            if isinstance(entry, Record):
+                yield entry
+            else:
+                self._report_once(entry.reason)
+
+    def entries(self) -> Iterator[Record | Unreadable]:
+        """All records in a fixed order, and what cannot be read in its record's place."""
+        try:
+            pack = open_pack(self.root)
+        except PackError as error:
+            pack = None
+            yield Unreadable(MANIFEST, _damaged(error))
         loose = {path.relative_to(self.root).as_posix(): path for path in self.paths()}
         for name in sorted({*loose, *(pack.records if pack else ())}, key=lambda name: PurePosixPath(name).parts):
-            record = None
+            problem = ""
             if name in loose:
                 try:
-                    record = read_record(loose[name])
+                    yield read_record(loose[name])
+                    continue
                 except RecordError as error:
-                    self._report(f"{loose[name]}: {error}; skipped")
-            record = record or self._packed(name)
-            if record is not None:
-                yield record
+                    problem = f"{loose[name]}: {error}"
+            packed = self._packed(name)
+            if packed is None:
+                problem = problem or f"{self.root}: the packed record {name!r} cannot be read"
+                yield Unreadable(name, f"{problem}; the command of its sweep measures it again")
+            else:
+                if problem:
+                    self._report(f"{problem}; its packed copy counts")
+                yield packed
 
     def per_query(self, record: Record) -> pd.DataFrame:
         """The per-query values of a record; raises :class:`RecordError` if they are missing or altered.
@@ -418,6 +448,10 @@ class ResultStore:
         return parquet.read_table(io.BytesIO(data))
 
 
+def _damaged(error: PackError) -> str:
+    return f"{error}; all records of this pack count as absent: pack again or delete the pack"
+
+
 def read_record(path: Path) -> Record:
     """Read and validate one record and check its side file; raises :class:`RecordError`."""
     try:
@@ -442,8 +476,10 @@ def _side_file(path: Path, expected: PerQuery) -> bytes:
 #: What a frame without a single record has beside the cell's columns, so that readers find them empty, not missing.
 _MORE_COLUMNS = (
     *("gallery", "metric", "value", "status", "reason", "title", "floor", "headline", "key", "fit_id"),
-    *("dataset_version", "gallery_domain", "data_hash", "weights_hash", "precision", "scoring"),
+    *("dataset_version", "gallery_domain", "data_hash", "weights_hash", "precision", "scoring", "created"),
 )
+
+_FILE = re.compile(r"(?P<method>[^-]+)-(?P<split>.+)-s(?P<seed>\d+)-(?P<key>[0-9a-f]{32})\.json")
 
 
 def load_results(path: Path | str, report: Callable[[str], None] | None = None) -> pd.DataFrame:
@@ -453,10 +489,10 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
     NaN; ``status`` and ``reason`` say why. Columns: the cell (``method``, ``variant``, ``config`` as JSON,
     ``backbone``, ``dataset``, ``protocol``, ``rules``, ``split``, ``select``, ``seed``, ``limit``), ``gallery``,
     ``metric``, ``value`` (a fraction), ``status``, ``reason``, counts, cost, ``floor``, ``extension`` (what the
-    method's paper does not define, empty where it does), ``headline``, hashes, ``key``.
+    method's paper does not define, empty where it does), ``headline``, hashes, ``key``, ``created``.
 
-    Raises ``FileNotFoundError`` if there is no such folder. Unreadable records are left out; ``report`` gets one line
-    for each (default: a warning).
+    A record that cannot be read is a failed row that knows no more than the file's name says (no ``data_hash``);
+    ``report`` gets one line for each (default: a warning). Raises ``FileNotFoundError`` if there is no such folder.
     """
     import warnings
 
@@ -465,9 +501,13 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a results folder; run `python -m benchmarks.run --out {root}` first")
-    store = ResultStore(root, report or (lambda line: warnings.warn(line, stacklevel=2)))
+    tell = report or (lambda line: warnings.warn(line, stacklevel=2))
     rows: list[dict[str, Any]] = []
-    for record in store.records():
+    for record in ResultStore(root, tell).entries():
+        if isinstance(record, Unreadable):
+            tell(record.reason)
+            rows.append(_unreadable_row(record))
+            continue
         common = {
             **{f.name: getattr(record.cell, f.name) for f in dataclasses.fields(CellId) if f.name != "config"},
             "config": json.dumps(record.cell.config, sort_keys=True),
@@ -491,6 +531,7 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
             "trainable_parameters": record.cost.trainable_parameters,
             "total_parameters": record.cost.total_parameters,
             "key": record.key,
+            "created": record.created,
         }
         for gallery, headline in record.galleries.items():
             scores = record.scores.get(gallery)
@@ -504,6 +545,24 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
                 rows.append({**common, **counts, "metric": metric, "value": value})
     columns = [f.name for f in dataclasses.fields(CellId)]
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*columns, *_MORE_COLUMNS])
+
+
+def _unreadable_row(entry: Unreadable) -> dict[str, Any]:
+    """A failed row of :func:`load_results`: what a file's name says of its cell, and why it has no score."""
+    parts = PurePosixPath(entry.name).parts
+    found = _FILE.fullmatch(parts[-1])
+    cell = CellId(
+        method=found["method"] if found else "*", variant="", config={}, backbone="", rules="", select="",
+        dataset=parts[1] if len(parts) == 4 else "*", protocol=parts[2] if len(parts) == 4 else "*",
+        split=found["split"] if found else "*", seed=int(found["seed"]) if found else 0,
+    )  # fmt: skip
+    about = {name: value for name, value in vars(cell).items() if name != "config"}
+    empty = dict.fromkeys(("title", "fit_id", "dataset_version", "gallery_domain", "data_hash", "weights_hash"), "")
+    return about | empty | {
+        "config": "{}", "status": "failed", "reason": entry.reason, "floor": False, "precision": "", "scoring": 0,
+        "key": found["key"] if found else entry.name, "created": "", "gallery": "*", "headline": (), "extension": "",
+        "metric": None, "value": math.nan,
+    }  # fmt: skip
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -18,9 +18,9 @@ from benchmarks.reporting.comparison import (
     SCORE_COLUMNS,
     Comparison,
     compare_methods,
-    newest,
     query_values,
 )
+from benchmarks.reporting.leaderboard import newest
 from benchmarks.store import ResultStore, load_results
 from tests.support.made_up_results import CLASSES, PER_CLASS, add, retrieval_table, zero_shot_table
 
@@ -263,7 +263,7 @@ def test_unseen_classes_are_flagged_or_have_a_zero_shot_credit() -> None:
 def test_the_newest_record_of_a_cell_counts(store: ResultStore) -> None:
     for code, value, created in ((1, 0.2, "2026-01-02"), (2, 0.7, "2026-01-03"), (3, 0.4, "2026-01-01")):
         add(store, "good", "line", retrieval_table(np.full(N, value)), code=code, created=created)
-    frame = newest(store, load_results(store.root))
+    frame = newest(load_results(store.root))
     assert frame["key"].nunique() == 1
     assert one(compare_methods(store, metrics=["map@all"]).scores, split=ALL)["value"] == pytest.approx(0.7)
 

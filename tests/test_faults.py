@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
-from benchmarks import run, store
+from benchmarks import report, run, store
 from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.reporting import write
@@ -187,10 +187,26 @@ def test_an_unreadable_record(command: Command, tmp_path: Path, capsys: pytest.C
     cells[1].with_suffix(".parquet").write_bytes(b"")
     cells[2].write_bytes(b"\xff\xfe\x00")
     capsys.readouterr()
+    page = tmp_path / "page"
+    assert report.main([str(tmp_path / "results"), "--out", str(page)]) == 1
+    printed = capsys.readouterr()
+    assert "3 records cannot be read" in printed.err
+    for number, path in enumerate(cells):
+        split = path.name.split("-")[1]
+        (line,) = (line for line in printed.err.splitlines() if str(path) in line)
+        assert "the command of its sweep measures it again" in line
+        assert f"failed: learner on tiny/ucdr/{split}, seed 0: {line}" in printed.out, number
+        for table in ("leaderboard.md", "index.html"):
+            assert path.name in (page / table).read_text(), table
+    assert command(*arguments, "--dry-run") == 0
+    assert "3 cells, 0 cached" in capsys.readouterr().out
+    assert all(path.exists() for path in cells)
     assert command(*arguments) == 0
     printed = capsys.readouterr()
     assert "cells: 3 ok" in printed.out, "each is measured again"
-    assert printed.err.count("counts as absent, kept as *.unreadable") == 3
+    assert printed.err.count("kept as *.unreadable, its cell is measured again") == 3
+    assert all(str(path) in printed.err for path in cells)
+    assert report.main([str(tmp_path / "results"), "--out", str(page)]) == 0
     assert csv_text(load_results(tmp_path / "results")) == expected
 
 

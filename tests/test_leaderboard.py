@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from benchmarks.evaluation.statistics import mean_over_seeds
 from benchmarks.reporting import leaderboard, plots
 from benchmarks.reporting.write import write_report
 from benchmarks.store import CellId, GalleryScores, Record, ResultStore, content_key, load_results
@@ -41,6 +42,7 @@ def add(store: ResultStore, method: str, split: str, value: float | None, **chan
     inputs = {
         "scoring": 1,
         "cell": vars(cell),
+        "code": changes.get("code", 1),
         "dataset": {"data_hash": changes.get("data_hash", "ab" * 32)},
         "backbone": {"weights_hash": "cd" * 32, "precision": "float32"},
     }
@@ -58,6 +60,7 @@ def add(store: ResultStore, method: str, split: str, value: float | None, **chan
             dataset={"version": "v1", "gallery_domain": "flat"},
             galleries={"unseen": list(METRICS)},
             scores=scores,
+            created=changes.get("created", ""),
             reason=changes.get("reason", "" if value is not None else "RuntimeError: boom"),
         )
     )
@@ -79,50 +82,51 @@ Made by `python -m benchmarks.run`.
 
 Percent. A column's metric stands in its table's head: the `[retrieved]` and `[trec]` conventions differ.
 `(floor)` marks methods that know nothing of the world. Means are taken over complete rows only.
+±: half of the 95 % t interval over seeds; one seed (n = 1) has none.
 
 ## tiny v1 (abababab), picto-clip-v1 (cdcdcdcd)
 
 Means over the query domains (UDA and DAZSL: transfers).
 
-| map@all | UCDR unseen |
-| --- | ---: |
-| good | 45.0 |
-| random (floor) | 11.1 |
-| crashed | incomplete |
-| partial | incomplete |
-| stuck | failed |
-| wordless | n/a |
+| map@all | UCDR unseen | seeds |
+| --- | ---: | ---: |
+| good | 45.0 | n = 1 |
+| random (floor) | 11.1 | n = 1 |
+| crashed | incomplete | - |
+| partial | incomplete | - |
+| stuck | failed | - |
+| wordless | n/a | - |
 
-| recall@1 | UCDR unseen |
-| --- | ---: |
-| good | 22.5 |
-| random (floor) | 5.6 |
-| crashed | incomplete |
-| partial | incomplete |
-| stuck | failed |
-| wordless | n/a |
+| recall@1 | UCDR unseen | seeds |
+| --- | ---: | ---: |
+| good | 22.5 | n = 1 |
+| random (floor) | 5.6 | n = 1 |
+| crashed | incomplete | - |
+| partial | incomplete | - |
+| stuck | failed | - |
+| wordless | n/a | - |
 
 ### UCDR, unseen: map@all in percent, by query domain
 
-| map@all | glyph | line | mean |
-| --- | ---: | ---: | ---: |
-| good | 40.0 | 50.0 | 45.0 |
-| random (floor) | 10.0 | 12.3 | 11.1 |
-| crashed | 90.0 | failed | incomplete |
-| partial | - | 99.0 | incomplete |
-| stuck | failed | failed | failed |
-| wordless | n/a | n/a | n/a |
+| map@all | glyph | line | mean | seeds |
+| --- | ---: | ---: | ---: | ---: |
+| good | 40.0 | 50.0 | 45.0 | n = 1 |
+| random (floor) | 10.0 | 12.3 | 11.1 | n = 1 |
+| crashed | 90.0 | failed | incomplete | n = 1 |
+| partial | - | 99.0 | incomplete | n = 1 |
+| stuck | failed | failed | failed | - |
+| wordless | n/a | n/a | n/a | - |
 
 ### UCDR, unseen: recall@1 in percent, by query domain
 
-| recall@1 | glyph | line | mean |
-| --- | ---: | ---: | ---: |
-| good | 20.0 | 25.0 | 22.5 |
-| random (floor) | 5.0 | 6.1 | 5.6 |
-| crashed | 45.0 | failed | incomplete |
-| partial | - | 49.5 | incomplete |
-| stuck | failed | failed | failed |
-| wordless | n/a | n/a | n/a |
+| recall@1 | glyph | line | mean | seeds |
+| --- | ---: | ---: | ---: | ---: |
+| good | 20.0 | 25.0 | 22.5 | n = 1 |
+| random (floor) | 5.0 | 6.1 | 5.6 | n = 1 |
+| crashed | 45.0 | failed | incomplete | n = 1 |
+| partial | - | 49.5 | incomplete | n = 1 |
+| stuck | failed | failed | failed | - |
+| wordless | n/a | n/a | n/a | - |
 
 ## Cells without a score
 
@@ -190,13 +194,57 @@ def test_seeds_are_averaged_and_named(store: ResultStore) -> None:
     frame = frame_of(store)
     table = leaderboard.tables(frame, leaderboard.settings_of(frame)[0], ["map@all"])[0]
     rows = {row.label: row for row in table.rows}
-    assert rows["good"].scores["line"] == leaderboard.Score(pytest.approx(0.3), 3)
+    expected = mean_over_seeds([0.1, 0.2, 0.6])
+    assert rows["good"].scores["line"] == leaderboard.Score(
+        pytest.approx(0.3), 3, "ok", pytest.approx(expected.low), pytest.approx(expected.high)
+    )
+    assert rows["good"].mean == rows["good"].scores["line"], "there is one query domain"
     assert rows["shaky"].scores["line"].value is None
     assert rows["shaky"].scores["line"].text() == "failed 1/3"
     assert rows["shaky"].mean.value is None
     head, lines = leaderboard.grid(table)
     assert head[-1] == "seeds"
-    assert {line[0]: line[-1] for line in lines} == {"good": "n=3", "short": "n=1", "shaky": "-"}
+    assert {line[0]: line[1:] for line in lines} == {
+        "good": ["30.0 ± 65.7", "30.0 ± 65.7", "n = 3"],
+        "short": ["50.0", "50.0", "n = 1"],
+        "shaky": ["failed 1/3", "failed 1/3", "-"],
+    }
+    lines = [line for line in leaderboard.markdown(frame).splitlines() if line.startswith("| good")]
+    assert lines[0] == "| good | 30.0 ± 65.7 | n = 3 |"
+    row = next(csv.DictReader(io.StringIO(leaderboard.csv_text(frame))))
+    assert [row[name] for name in ("value", "low", "high", "seeds")] == ["0.500000", "", "", "1"]
+
+
+def test_a_seed_that_a_method_lacks_somewhere_is_missing_there(store: ResultStore) -> None:
+    for split in ("glyph", "line"):
+        for seed in (0, 1, 2):
+            add(store, "whole", split, 0.1 * seed, seed=seed)
+            if (split, seed) not in (("line", 1), ("line", 2)):
+                add(store, "holey", split, 0.9, seed=seed)
+    frame = frame_of(store)
+    table = leaderboard.tables(frame, leaderboard.settings_of(frame)[0], ["map@all"])[0]
+    rows = {row.label: row for row in table.rows}
+    assert [rows["holey"].scores[split].text() for split in table.columns] == ["90.0", "missing 2/3"]
+    assert rows["holey"].mean.text() == "incomplete"
+    whole = rows["whole"].mean
+    expected = mean_over_seeds([0.0, 0.1, 0.2])
+    assert (whole.value, whole.low, whole.high) == pytest.approx((0.1, expected.low, expected.high))
+
+
+def test_the_newest_record_of_a_cell_counts_and_none_is_averaged(store: ResultStore) -> None:
+    """Measured under three versions of the code, the last one neither the first nor the last file by name."""
+    for code, value, created in ((1, 0.2, "2026-01-02"), (2, 0.7, "2026-01-03"), (3, None, "2026-01-01")):
+        add(store, "good", "line", value, code=code, created=created)
+    add(store, "good", "glyph", 0.3, code=1)
+    frame = frame_of(store)
+    assert frame["key"].nunique() == 4
+    table = leaderboard.tables(frame, leaderboard.settings_of(frame)[0], ["map@all"])[0]
+    assert [row.mean.value for row in table.rows] == [pytest.approx(0.5)]
+    assert table.rows[0].scores["line"].seeds == 1
+    files = write_report(frame, store.root / "page", store=store, resamples=50)
+    text = next(path for path in files if path.name == "leaderboard.md").read_text()
+    assert "| good | 30.0 | 70.0 | 50.0 | n = 1 |" in text
+    assert "boom" not in text, "the failure was mended"
 
 
 @pytest.mark.parametrize(
@@ -251,7 +299,7 @@ def test_hostile_names_come_out_as_text(store: ResultStore, tmp_path: Path) -> N
     lines = leaderboard.markdown(frame).splitlines()
     for line in lines:
         if line.startswith("| "):
-            assert len(re.findall(r"(?<!\\)\|", line)) in (3, 4, 8), line
+            assert len(re.findall(r"(?<!\\)\|", line)) in (4, 5, 8), line
     assert not any("<b>" in line.replace("\\<b\\>", "") for line in lines)
     console = Console(width=200, record=True, file=io.StringIO())
     leaderboard.print_tables(console, frame)
@@ -310,8 +358,8 @@ def test_extensions_are_marked_where_the_paper_is_silent(store: ResultStore) -> 
         add(store, "guest", split, 0.3, protocol="uccdr")
     frame = frame_of(store)
     text = leaderboard.markdown(frame)
-    assert "| guest | 40.0† | 30.0 |" in text, "the mark stands at the figure, by protocol"
-    assert "| guest † | 40.0 | 40.0 | 40.0 |" in text
+    assert "| guest | 40.0† | 30.0 | n = 1 |" in text, "the mark stands at the figure, by protocol"
+    assert "| guest † | 40.0 | 40.0 | 40.0 | n = 1 |" in text
     assert "| guest | 30.0 | 30.0 | 30.0 |" in text
     assert "| native | 50.0 | 50.0 | 50.0 |" in text
     assert "| guest | UCDR | source \\| only |" in text

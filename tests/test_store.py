@@ -142,7 +142,13 @@ def test_an_unreadable_record_counts_as_absent_and_is_kept(tmp_path: Path, damag
         side.write_bytes(side.read_bytes()[:100])
     assert store.finished(written.cell, written.key, set_aside=False) is None
     assert path.exists(), "a look must not change the store"
-    assert load_results(tmp_path, lines.append).empty
+    (row,) = load_results(tmp_path, lines.append).to_dict("records")
+    assert (row["status"], row["metric"], row["data_hash"]) == ("failed", None, "")
+    assert (row["method"], row["dataset"], row["protocol"], row["split"], row["seed"], row["key"]) == (
+        "zero_shot", "tiny", "ucdr", "line", 0, written.key
+    )  # fmt: skip
+    assert row["reason"] == lines[-1]
+    assert "the command of its sweep measures it again" in row["reason"]
     assert store.finished(written.cell, written.key) is None
     assert not path.exists()
     assert path.with_suffix(".json.unreadable").exists()

@@ -42,7 +42,7 @@ from benchmarks.evaluation.statistics import (
     not_separable_from_best,
     paired_tests,
 )
-from benchmarks.reporting.leaderboard import SETTING, row_labels
+from benchmarks.reporting.leaderboard import SETTING, newest, row_labels
 from benchmarks.store import CellId, RecordError, ResultStore, load_results
 
 #: In the columns ``split`` and ``protocol``: over all of them.
@@ -100,7 +100,7 @@ def compare_methods(
         seed: of the resampling.
         report: gets one line for each record whose per-query values cannot be used.
     """
-    frame = newest(store, load_results(store.root, report or (lambda line: None)) if results is None else results)
+    frame = newest(load_results(store.root, report or (lambda line: None)) if results is None else results)
     options: dict[str, Any] = {"alpha": alpha, "confidence": confidence, "resamples": resamples, "seed": seed}
     scores, pairs = scores_and_pairs(store, frame, metrics=metrics, report=report, **options)
     return Comparison(
@@ -109,24 +109,6 @@ def compare_methods(
         ranks=rank_table(frame, confidence=confidence, seed=seed),
         inflation=oracle_inflation(frame, metrics=metrics, confidence=confidence),
     )
-
-
-def newest(store: ResultStore, results: pd.DataFrame) -> pd.DataFrame:
-    """Results without the stand-ins of cells that could not be planned, and one record a cell.
-
-    Where a cell has several records (its code or its learning rates changed since), the one made last stays.
-    """
-    if results.empty:
-        return results
-    frame = results[(results["data_hash"] != "") & (results["split"] != "*")]
-    records = frame.drop_duplicates("key")
-    cell = [*SETTING, "protocol", "split", *_METHOD, "seed"]
-    old: set[str] = set()
-    for _, rows in records[records.duplicated(cell, keep=False)].groupby(cell, dropna=False, sort=False):
-        made = {str(row["key"]): _created(store, row) for row in _rows(rows)}
-        last = max(made, key=lambda key: (made[key], key))
-        old |= made.keys() - {last}
-    return frame[~frame["key"].isin(old)]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -593,11 +575,6 @@ def _cell(row: Mapping[str, Any]) -> CellId:
     return CellId(
         **{name: row[name] for name in names}, config=json.loads(row["config"]), seed=int(row["seed"]), limit=limit
     )
-
-
-def _created(store: ResultStore, row: Mapping[str, Any]) -> str:
-    record = store.read(_cell(row), str(row["key"]), set_aside=False)
-    return record.created if record is not None else ""
 
 
 def cell_text(row: Mapping[str, Any]) -> str:

@@ -1,8 +1,9 @@
 """Leaderboards from stored scores: tables by protocol, gallery and query domain, as Markdown, CSV and for a terminal.
 
 Scores that answer different questions never share a table: the data, the backbone, the rules, the selection and the
-limit are in a table's :class:`Setting`. A figure stands in a cell only if every seed of that cell has one; otherwise
-the cell shows the status, and no mean is taken over it.
+limit are in a table's :class:`Setting`. A figure stands in a cell only if every seed that the method was run with in
+that table has one; otherwise the cell shows what is missing, and no mean is taken over it. Where a cell was measured
+several times (its code or its learning rates changed since), the record made last counts (:func:`newest`).
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+
+from benchmarks.evaluation.statistics import mean_over_seeds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,22 +89,35 @@ class Setting:
 
 @dataclass(frozen=True)
 class Score:
-    """One cell of a table: a mean over ``seeds`` seeds, or None with the ``status`` that says why."""
+    """One cell of a table: a mean over ``seeds`` seeds, or None with the ``status`` that says why.
+
+    ``low`` and ``high`` bound its 95 % t interval over seeds; None for one seed. ``by_seed``: what it is the mean of.
+    """
 
     value: float | None
     seeds: int = 0
     status: str = "ok"
+    low: float | None = None
+    high: float | None = None
+    by_seed: Mapping[int, float] = field(default_factory=dict, compare=False)
 
     def text(self) -> str:
         """Percent with one decimal, or the status."""
         return f"{100 * self.value:.1f}" if self.value is not None else SHOWN.get(self.status, self.status)
+
+    def with_interval(self) -> str:
+        """:meth:`text`, with half of the interval where there is one."""
+        if self.low is None or self.high is None:
+            return self.text()
+        return f"{self.text()} ± {100 * (self.high - self.low) / 2:.1f}"
 
 
 @dataclass(frozen=True)
 class Row:
     """A method's row: one score a column, and their mean where none is missing.
 
-    ``extension``: what this suite decided because the method's paper does not define this answer, or "".
+    ``config`` as JSON; ``ablation``: the factor that was switched, or "". ``extension``: what this suite decided
+    because the method's paper does not define this answer, or "".
     """
 
     label: str
@@ -110,6 +126,8 @@ class Row:
     scores: Mapping[str, Score]
     mean: Score
     extension: str = ""
+    config: str = "{}"
+    ablation: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,7 +158,7 @@ def settings_of(frame: pd.DataFrame) -> list[Setting]:
 
 def tables(frame: pd.DataFrame, setting: Setting, metrics: Iterable[str] | None = None) -> list[Table]:
     """All tables of a setting: by protocol and gallery in the order stored, each of the leading metrics."""
-    mine = _of_setting(usable(frame), setting)[[name for name in _COLUMNS if name not in SETTING]]
+    mine = _of_setting(newest(frame), setting)[[name for name in _COLUMNS if name not in SETTING]]
     labels = row_labels(mine)
     made = []
     for (protocol, gallery), part in mine.groupby(["protocol", "gallery"], sort=False):
@@ -148,8 +166,8 @@ def tables(frame: pd.DataFrame, setting: Setting, metrics: Iterable[str] | None 
         wanted = list(metrics if metrics is not None else dict.fromkeys(m for row in part["headline"] for m in row))
         for metric in wanted:
             rows = [
-                _row(labels[identity], rows_of, columns, metric)
-                for identity, rows_of in part.groupby(_identity(part), sort=False)
+                _row(labels[identity[:3]], rows_of, columns, metric)
+                for identity, rows_of in part.groupby(_IDENTITY, sort=False)
             ]
             ranked = setting.select != "oracle"
             rows.sort(key=lambda row: (row.mean.value is None, -(row.mean.value or 0) if ranked else 0, row.label))
@@ -160,11 +178,22 @@ def tables(frame: pd.DataFrame, setting: Setting, metrics: Iterable[str] | None 
 
 
 def failures(frame: pd.DataFrame) -> pd.DataFrame:
-    """Cells that have no score: one row each with status and reason."""
-    columns = ["dataset", "protocol", "split", "method", "seed", "status", "reason"]
-    if frame.empty:
-        return pd.DataFrame(columns=columns)
+    """Cells that have no score: one row each with status and reason.
+
+    Rules, selection and the switched factor are told where the frame holds several.
+    """
+    several = [name for name in ("rules", "select", "ablation") if frame[name].replace("", pd.NA).nunique() > 1]
+    several += ["ablation"] if "ablation" not in several and (frame["ablation"] != "").any() else []
+    columns = ["dataset", "protocol", "split", "method", "seed", *several, "status", "reason"]
     return frame.loc[frame["status"] != "ok", columns].drop_duplicates(ignore_index=True)
+
+
+def failure_lines(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """Status and one line for each cell that has no score."""
+    for row in failures(frame).to_dict("records"):
+        where = f"{row['method']} on {row['dataset']}/{row['protocol']}/{row['split']}, seed {row['seed']}"
+        where += "".join(f", {row[name]}" for name in ("rules", "select", "ablation") if row.get(name))
+        yield row["status"], " ".join(f"{row['status']}: {where}: {row['reason']}".split())
 
 
 def row_labels(frame: pd.DataFrame) -> dict[Any, str]:
@@ -190,6 +219,7 @@ def markdown(frame: pd.DataFrame, command: str = "") -> str:
     lines += [
         "Percent. A column's metric stands in its table's head: the `[retrieved]` and `[trec]` conventions differ.",
         "`(floor)` marks methods that know nothing of the world. Means are taken over complete rows only.",
+        "±: half of the 95 % t interval over seeds; one seed (n = 1) has none.",
         "",
     ]
     for setting in settings_of(frame):
@@ -219,30 +249,18 @@ def csv_text(frame: pd.DataFrame) -> str:
     """Every figure of every table: one row a setting, protocol, gallery, metric, method and query domain (or mean)."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
-        [
-            *SETTING,
-            "protocol",
-            "gallery",
-            "metric",
-            "method",
-            "label",
-            "floor",
-            "extension",
-            "query_domain",
-            "value",
-            "seeds",
-            "status",
-        ]
-    )
+    ablated = ["ablation"] if len(frame) and (frame["ablation"] != "").any() else []
+    head = ["protocol", "gallery", "metric", "method", "label", *ablated, "floor", "extension", "query_domain"]
+    writer.writerow([*SETTING, *head, "value", "low", "high", "seeds", "status"])
     for setting in settings_of(frame):
         for table in tables(frame, setting):
             for row in table.rows:
+                switched = [row.ablation] if ablated else []
                 for column, score in [*row.scores.items(), ("mean", row.mean)]:
-                    value = "" if score.value is None else f"{score.value:.6f}"
-                    where = [table.protocol, table.gallery, table.metric, row.method, row.label, row.floor]
+                    numbers = ["" if x is None else f"{x:.6f}" for x in (score.value, score.low, score.high)]
+                    where = [table.protocol, table.gallery, table.metric, row.method, row.label, *switched, row.floor]
                     where += [row.extension, column]
-                    writer.writerow([*vars(setting).values(), *where, value, score.seeds, score.status])
+                    writer.writerow([*vars(setting).values(), *where, *numbers, score.seeds, score.status])
     return buffer.getvalue()
 
 
@@ -265,79 +283,111 @@ def print_tables(console: Console, frame: pd.DataFrame, *, by_domain: bool = Tru
         if extensions(made):
             note = f"{EXTENSION} beyond the method's paper; the leaderboard file says what is done"
             console.print(note, markup=False, highlight=False)
-    failed = failures(frame)
-    for row in failed.itertuples(index=False):
-        line = f"{row.status}: {row.method} on {row.dataset}/{row.protocol}/{row.split}, seed {row.seed}: {row.reason}"
-        console.print(line, style="red" if row.status == "failed" else "yellow", markup=False, highlight=False)
+    print_failures(console, frame)
+
+
+def print_failures(console: Console, frame: pd.DataFrame) -> None:
+    """Print a line for each cell that has no score."""
+    for status, line in failure_lines(frame):
+        style = "red" if status == "failed" else "yellow"
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def summary(made: list[Table], metric: str) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a metric's means: methods by (protocol, gallery), in order of the first column."""
     made = [table for table in made if table.metric == metric]
-    head = [metric, *(f"{protocol_title(table.protocol)} {table.gallery}" for table in made)]
+    head = [metric, *(f"{protocol_title(table.protocol)} {table.gallery}" for table in made), "seeds"]
     by_label = [{row.label: row for row in table.rows} for table in made]
     labels = list(dict.fromkeys(label for rows in by_label for label in rows))
     rows = []
     for label in labels:
         own = [rows_of.get(label) for rows_of in by_label]
         floor = any(row.floor for row in own if row)
-        rows.append([_marked(label, floor), *(_mean(row) if row else SHOWN["missing"] for row in own)])
+        means = [_mean(row) if row else SHOWN["missing"] for row in own]
+        rows.append([_marked(label, floor), *means, _seeds(row.mean for row in own if row)])
     return head, rows
 
 
 def grid(table: Table) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of one table by query domain, the mean last, with the number of seeds where it is not one."""
-    seeds = sorted({score.seeds for row in table.rows for score in row.scores.values() if score.value is not None})
-    head = [f"{table.metric}", *table.columns, "mean"]
-    named = seeds not in ([], [1])
-    if named:
-        head.append("seeds")
+    """Head and rows of one table by query domain, then the mean and the number of seeds."""
+    head = [f"{table.metric}", *table.columns, "mean", "seeds"]
     rows = []
     for row in table.rows:
-        line = [
-            _marked(row.label, row.floor, row.extension),
-            *(row.scores[c].text() for c in table.columns),
-            row.mean.text(),
-        ]
-        if named:
-            own = sorted({score.seeds for score in row.scores.values() if score.value is not None})
-            line.append(", ".join(f"n={n}" for n in own) or SHOWN["missing"])
-        rows.append(line)
+        scores = [row.scores[column] for column in table.columns]
+        shown = [score.with_interval() for score in (*scores, row.mean)]
+        rows.append([_marked(row.label, row.floor, row.extension), *shown, _seeds(scores)])
     return head, rows
 
 
+def _seeds(scores: Iterable[Score]) -> str:
+    """How many seeds stand behind some scores."""
+    own = sorted({score.seeds for score in scores if score.value is not None})
+    return ", ".join(f"n = {n}" for n in own) or SHOWN["missing"]
+
+
 def _row(label: str, rows: pd.DataFrame, columns: tuple[str, ...], metric: str) -> Row:
+    seeds = sorted(rows["seed"].unique())
+    own = rows[(rows["status"] == "ok") & (rows["metric"] == metric)]
+    values: dict[str, dict[int, float]] = {}  # column -> seed -> score
+    for split, seed, value in zip(own["split"], own["seed"], own["value"], strict=True):
+        values.setdefault(split, {})[seed] = value
     by_split = dict(iter(rows.groupby("split", sort=False)))
-    scores = {column: _score(by_split.get(column), metric) for column in columns}
-    values = [score.value for score in scores.values()]
-    known = [value for value in values if value is not None]
-    complete = len(known) == len(columns) and len({score.seeds for score in scores.values()}) == 1
-    seeds = min((score.seeds for score in scores.values()), default=0)
-    mean = Score(math.fsum(known) / len(known), seeds) if complete else Score(None, status="incomplete")
-    if not known and len({score.status for score in scores.values()}) == 1:
+    scores = {column: _score(by_split.get(column), values.get(column, {}), seeds) for column in columns}
+    known = [score.value for score in scores.values() if score.value is not None]
+    if len(known) == len(columns):
+        by_seed = {seed: math.fsum(values[column][seed] for column in columns) / len(columns) for seed in seeds}
+        mean = _over_seeds(math.fsum(known) / len(known), by_seed)
+    elif not known and len({score.status for score in scores.values()}) == 1:
         mean = Score(None, status=next(iter(scores.values())).status)
+    else:
+        mean = Score(None, status="incomplete")
     extension = next((text for text in rows["extension"] if text), "")
-    return Row(label, str(rows["method"].iloc[0]), bool(rows["floor"].any()), scores, mean, extension)
+    config, ablation = str(rows["config"].iloc[0]), str(rows["ablation"].iloc[0])
+    floor = bool(rows["floor"].any())
+    return Row(label, str(rows["method"].iloc[0]), floor, scores, mean, extension, config, ablation)
 
 
-def _score(rows: pd.DataFrame | None, metric: str) -> Score:
-    """Mean over seeds if every seed that was run has the figure; else the worst status and how many seeds have it."""
+def _score(rows: pd.DataFrame | None, values: Mapping[int, float], seeds: Sequence[int]) -> Score:
+    """Mean over the method's seeds if each has the figure; else the worst status and how many seeds have it."""
     if rows is None:
         return Score(None, status="missing")
-    if (rows["status"] != "ok").any():
-        bad = rows[rows["status"] != "ok"]
-        seeds, failed = rows["seed"].nunique(), bad["seed"].nunique()
-        status = SHOWN[str(bad["status"].iloc[0])]
-        return Score(None, status=str(bad["status"].iloc[0]) if seeds == failed else f"{status} {failed}/{seeds}")
-    values = rows.loc[rows["metric"] == metric, "value"].tolist()
-    return Score(math.fsum(values) / len(values), len(values)) if values else Score(None, status="missing")
+    lacking = [seed for seed in seeds if seed not in values]
+    if not lacking:
+        return _over_seeds(math.fsum(values.values()) / len(values), values)
+    bad = rows[rows["status"] != "ok"]
+    lacking = sorted(bad["seed"].unique()) or lacking
+    status = str(bad["status"].iloc[0]) if len(bad) else "missing"
+    if len(lacking) == len(seeds):
+        return Score(None, status=status)
+    return Score(None, status=f"{'missing' if status == 'missing' else SHOWN[status]} {len(lacking)}/{len(seeds)}")
+
+
+def _over_seeds(mean: float, by_seed: Mapping[int, float]) -> Score:
+    interval = mean_over_seeds(list(by_seed.values()))
+    return Score(mean, interval.n, "ok", interval.low, interval.high, by_seed)
 
 
 def usable(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows of cells that were planned; stand-ins of what could not be (no data hash) only show among the failures."""
-    return (
-        frame[(frame["data_hash"] != "") & (frame["split"] != "*")] if len(frame) else frame.reindex(columns=_COLUMNS)
-    )
+    """Rows of cells that were planned and can be read; the others (no data hash) only show among the failures."""
+    return frame[~_is_unplanned(frame)] if len(frame) else frame.reindex(columns=_COLUMNS)
+
+
+def unplanned(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows that :func:`usable` leaves out: cells that could not be planned, records that cannot be read."""
+    return frame[_is_unplanned(frame)] if len(frame) else frame
+
+
+def _is_unplanned(frame: pd.DataFrame) -> pd.Series:
+    return (frame["data_hash"] == "") | (frame["split"] == "*")
+
+
+def newest(frame: pd.DataFrame) -> pd.DataFrame:
+    """:func:`usable` rows of one record a cell: where a cell has several records, the one made last stays."""
+    frame = usable(frame)
+    records = frame.drop_duplicates("key").sort_values(["created", "key"], kind="stable")
+    cell = [*SETTING, "protocol", "split", *_IDENTITY, "seed"]
+    old = records.loc[records.duplicated(cell, keep="last"), "key"]
+    return frame[~frame["key"].isin(old)]
 
 
 def _of_setting(frame: pd.DataFrame, setting: Setting) -> pd.DataFrame:
@@ -346,10 +396,6 @@ def _of_setting(frame: pd.DataFrame, setting: Setting) -> pd.DataFrame:
         value = getattr(setting, name)
         mask &= frame[name].isna() if value is None else frame[name] == value
     return frame[mask]
-
-
-def _identity(frame: pd.DataFrame) -> list[str]:
-    return ["method", "variant", "config"]
 
 
 def _absent(value: Any) -> bool:
@@ -375,7 +421,8 @@ def _marked(label: str, floor: bool, extension: str = "") -> str:
 
 
 def _mean(row: Row) -> str:
-    return f"{row.mean.text()}{EXTENSION}" if row.extension and row.mean.value is not None else row.mean.text()
+    mark = EXTENSION if row.extension and row.mean.value is not None else ""
+    return row.mean.text() + mark + row.mean.with_interval().removeprefix(row.mean.text())
 
 
 def _escape(text: str) -> str:
@@ -407,5 +454,6 @@ def _print(console: Console, title: str, head: list[str], rows: list[list[str]])
     console.print(shown)
 
 
-_COLUMNS = [*SETTING, "protocol", "gallery", "split", "method", "variant", "config", "seed", "metric", "value"]
-_COLUMNS += ["status", "reason", "floor", "extension", "headline"]
+_IDENTITY = ["method", "variant", "config", "ablation"]
+_COLUMNS = [*SETTING, "protocol", "gallery", "split", *_IDENTITY, "seed", "metric", "value"]
+_COLUMNS += ["status", "reason", "floor", "extension", "headline", "key", "created"]

@@ -39,7 +39,7 @@ def write_report(
         pictures: ``data_root`` of the data sets, for galleries and the map of embeddings; None: neither.
     """
     from benchmarks.reporting.ablations import is_ablated
-    from benchmarks.reporting.comparison import Comparison, compare_methods, newest
+    from benchmarks.reporting.comparison import Comparison, compare_methods
     from benchmarks.reporting.figures import Easel, draw
     from benchmarks.reporting.latex import latex
     from benchmarks.reporting.page import Drawn, Material, write_page
@@ -51,15 +51,15 @@ def write_report(
         problems.append(line)
         (report or (lambda text: None))(line)
 
-    everything = newest(store, frame)
-    broken = frame[~frame["key"].isin(everything["key"])] if len(frame) else frame
-    broken = broken[(broken["data_hash"] == "") | (broken["split"] == "*")] if len(broken) else broken
+    everything = leaderboard.newest(frame)
+    broken = leaderboard.unplanned(frame)  # they have no score to show, only a reason
     own = everything[~is_ablated(everything)]
-    listed = pd.concat([own, broken]).sort_index() if len(broken) else own
+    listed, told = (pd.concat([part, broken]).sort_index() if len(broken) else part for part in (own, everything))
     comparison: Comparison | None = _attempt(
         "tests between methods", warn, lambda: compare_methods(store, own, resamples=resamples, report=warn)
     )
-    records = {record.key: record for record in store.records()}
+    counted = {*told["key"]}
+    records = {record.key: record for record in store.records() if record.key in counted}
     texts: dict[str, Callable[[], str]] = {
         "leaderboard.md": lambda: leaderboard.markdown(listed, command),
         "leaderboard.csv": lambda: leaderboard.csv_text(listed),
@@ -91,7 +91,7 @@ def write_report(
             of_first = drawn[settings[0]]
             drawn[settings[0]] = replace(of_first, plots=(*of_first.plots, *easel.plots))
             files += [path for plot in easel.plots for path in plot.files]
-    material = Material(store, everything, listed, records, comparison, drawn, shown, command, tuple(problems))
+    material = Material(store, told, listed, records, comparison, drawn, shown, command, tuple(problems))
     page = _attempt("the page", warn, lambda: write_page(material, folder / PAGE))
     return files if page is None else [*files, page]
 

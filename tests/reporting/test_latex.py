@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.reporting.comparison import compare_methods, newest
+from benchmarks.reporting.comparison import compare_methods
 from benchmarks.reporting.latex import escape, latex
+from benchmarks.reporting.leaderboard import newest
 from benchmarks.store import ResultStore, load_results
 from tests.reporting.conftest import add, retrieval_table
 
@@ -41,7 +42,7 @@ def test_no_text_is_a_command(text: str) -> None:
 
 
 def test_figures_are_those_of_the_page(filled: ResultStore) -> None:
-    frame = newest(filled, load_results(filled.root))
+    frame = newest(load_results(filled.root))
     frame = frame[frame["ablation"] == ""]
     text = latex(frame, compare_methods(filled, frame, resamples=100), "python -m x_y")
     table = text[text.index(r"\caption{UCDR, unseen: map@all in percent, by query domain}") :]
