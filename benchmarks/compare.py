@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 EPILOG = """Cells of the two folders are paired by method, data set, protocol, split, gallery, seed, rules and
 selection, and tested on their per-query values (classes swapped at random); p values are corrected over all cells.
+A cell with a score in OLD that failed in NEW, is not there or answers other queries is lost, and fails the comparison.
 
 examples:
   python -m benchmarks.compare results/main results/branch
   python -m benchmarks.compare results/main results/branch --threshold 0.005 --metric map@all,recall@1 --out diff.csv
 
-exit code: 0 no significant drop, 1 at least one larger than the threshold, 2 folders or options that cannot be used
+exit code: 0 no significant drop, 1 one larger than the threshold or a lost cell, 2 input that cannot be used
 """
 
 
@@ -51,14 +52,15 @@ def build_parser(prog: str = "benchmarks.compare") -> argparse.ArgumentParser:
     parser.add_argument(
         "--metric", metavar="LIST", action="append", help="comma list (default: the first metric of each gallery)"
     )
+    parser.add_argument("--partial", action="store_true", help="NEW may hold fewer cells: those not there are not lost")
     parser.add_argument("--out", metavar="FILE", type=Path, help="also write the table there, as CSV")
     return parser
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.compare") -> int:
-    """Run the command; exit code 0, 1 on a significant drop above the threshold, 2 on input that cannot be used."""
+    """Run the command; exit code 0, 1 on a significant drop above the threshold or a lost cell, 2 on unusable input."""
     arguments = build_parser(prog).parse_args(argv)
-    from benchmarks.reporting.regression import compare_stores
+    from benchmarks.reporting.regression import ABSENT, compare_stores
     from benchmarks.store import ResultStore, write_atomically
 
     out, err = consoles()
@@ -87,11 +89,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.compare") ->
         line = f"{prog}: --out {arguments.out}: {error.strerror or error}; name a file that can be written"
         err.print(line, markup=False, highlight=False, soft_wrap=True)
         return 2
-    _print(out, found, arguments.threshold, arguments.alpha)
-    return 1 if len(found.drops) else 0
+    lost = found.lost[found.lost["why"] != ABSENT] if arguments.partial else found.lost
+    _print(out, found, lost, arguments.threshold, arguments.alpha)
+    return 1 if len(found.drops) or len(lost) else 0
 
 
-def _print(out: Console, found: StoreComparison, threshold: float, alpha: float) -> None:
+def _print(out: Console, found: StoreComparison, lost: pd.DataFrame, threshold: float, alpha: float) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -115,29 +118,31 @@ def _print(out: Console, found: StoreComparison, threshold: float, alpha: float)
         style = {"drop": "red", "gain": "green"}.get(row["verdict"], "")
         table.add_row(*(Text(" ".join(str(text).split()), style=style) for text in cells))
     out.print(table)
-    _print_unpaired(out, found.unpaired)
+    _print_unpaired(out, found.unpaired, lost)
     counts = found.cells["verdict"].value_counts()
     summary = (
         f"{len(found.cells)} cells compared, in percent; {counts.get('drop', 0)} significant drops and "
         f"{counts.get('gain', 0)} gains of more than {100 * threshold:g} (p <= {alpha:g} after Holm's correction); "
-        f"{len(found.unpaired)} not compared"
+        f"{len(found.unpaired)} not compared, {len(lost)} of them lost"
     )
     out.print(summary, markup=False, highlight=False, soft_wrap=True)
 
 
-def _print_unpaired(out: Console, unpaired: pd.DataFrame) -> None:
-    for row in unpaired.to_dict("records"):
+def _print_unpaired(out: Console, unpaired: pd.DataFrame, lost: pd.DataFrame) -> None:
+    for number, row in unpaired.iterrows():
         where = f"{row['method']} on {row['dataset']}/{row['protocol']}/{row['split']}, {row['gallery']}, {_marks(row)}"
         head = "not comparable" if row["store"] == "both" else f"only in {row['store'].upper()}"
-        line = " ".join(f"{head}: {where}: {row['reason']}".split())
-        out.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        gone = number in lost.index
+        line = " ".join(f"{'LOST, ' if gone else ''}{head}: {where}: {row['reason']}".split())
+        out.print(line, style="red" if gone else "yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def _marks(row: Mapping[Hashable, Any]) -> str:
-    """The seed, and the rules and the selection where they are not the usual ones."""
+def _marks(row: Mapping[Hashable, Any] | pd.Series) -> str:
+    """The seed, and the rules, the selection and the switched factor where they are not the usual ones."""
     marks = [f"seed {row['seed']}"]
     marks += [f"{row['rules']} rules"] if row["rules"] != "clean" else []
     marks += [row["select"]] if row["select"] != "val" else []
+    marks += [row["ablation"]] if row["ablation"] else []
     return ", ".join(marks)
 
 

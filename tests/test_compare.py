@@ -104,7 +104,9 @@ def test_a_store_equals_itself(old: ResultStore, capsys: pytest.CaptureFixture[s
     assert "0 not compared" in out
 
 
-def test_cells_of_one_store_are_listed(old: ResultStore, new: ResultStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cell_that_lost_its_score_fails_the_command(
+    old: ResultStore, new: ResultStore, capsys: pytest.CaptureFixture[str]
+) -> None:
     for store in (old, new):
         add(store, "pros", "line", retrieval_table(ap(0)))
     add(old, "pros", "gone", retrieval_table(ap(0)))
@@ -114,18 +116,35 @@ def test_cells_of_one_store_are_listed(old: ResultStore, new: ResultStore, capsy
     add(old, "pros", "both crash", None)
     add(new, "pros", "both crash", None)
     code, out, _ = run(capsys, old.root, new.root)
-    assert code == 0
-    assert "only in OLD: pros on tiny/ucdr/gone, unseen, seed 0: not in the other store\n" in out
+    assert code == 1, "what no longer runs is no better than what runs worse"
+    assert "LOST, only in OLD: pros on tiny/ucdr/gone, unseen, seed 0: not in the other store\n" in out
     assert (
-        "only in NEW: pros on tiny/ucdr/added, unseen, seed 0, official rules, oracle: not in the other store\n" in out
-    )
-    assert (
-        "only in OLD: pros on tiny/ucdr/crash, unseen, seed 0: failed in the new store: RuntimeError: boom [red]\n"
+        "\nonly in NEW: pros on tiny/ucdr/added, unseen, seed 0, official rules, oracle: not in the other store\n"
         in out
     )
+    reason = "failed in the new store: RuntimeError: boom [red]"
+    assert f"LOST, only in OLD: pros on tiny/ucdr/crash, unseen, seed 0: {reason}\n" in out
     assert "both crash" not in out
     assert "1 cells compared" in out
-    assert "3 not compared" in out
+    assert "3 not compared, 2 of them lost" in out
+    code, out, _ = run(capsys, old.root, new.root, "--partial")
+    assert code == 1, "a failure is no part of a partial run"
+    assert "\nonly in OLD: pros on tiny/ucdr/gone" in out
+    assert "3 not compared, 1 of them lost" in out
+    for path in [path for path in new.paths() if "-crash-" in path.name]:
+        path.unlink()
+    assert run(capsys, old.root, new.root)[0] == 1
+    assert run(capsys, old.root, new.root, "--partial")[0] == 0
+
+
+def test_a_switched_factor_is_no_other_config_of_the_same_cell(old: ResultStore, new: ResultStore) -> None:
+    for store, factor, shift in ((old, "no_mask", 0.0), (new, "no_units", -0.3)):
+        add(store, "pros", "line", retrieval_table(ap(0)))
+        add(store, "pros", "line", retrieval_table(ap(0, shift)), config={"off": factor}, ablation=factor)
+    found = compare_stores(old, new)
+    assert found.cells["ablation"].tolist() == [""]
+    assert found.drops.empty
+    assert found.lost["ablation"].tolist() == ["no_mask"]
 
 
 def test_other_queries_are_not_compared(old: ResultStore, new: ResultStore, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,8 +155,10 @@ def test_other_queries_are_not_compared(old: ResultStore, new: ResultStore, caps
     add(old, "pros", "bare", retrieval_table(ap(0)), per_query=False)
     add(new, "pros", "bare", retrieval_table(ap(0)))
     code, out, _ = run(capsys, old.root, new.root)
-    assert code == 0
-    assert re.search(r"not comparable: pros on tiny/ucdr/fewer, .* the queries differ \(36 in the old store, 33", out)
+    assert code == 1
+    assert re.search(
+        r"LOST, not comparable: pros on tiny/ucdr/fewer, .* the queries differ \(36 in the old store, 33", out
+    )
     assert re.search(r"not comparable: pros on tiny/ucdr/bare, .* old store: .* has no per-query values", out)
     assert "1 cells compared" in out
 
@@ -229,9 +250,9 @@ def test_a_damaged_record_is_reported_and_left_out(
             written = add(store, "pros", split, retrieval_table(ap(0), domain=split))
     new.path(written.cell, written.key).with_suffix(".parquet").write_bytes(b"cut")
     code, out, err = run(capsys, old.root, new.root)
-    assert code == 0
-    assert "was altered or cut; skipped" in err
-    assert "only in OLD: pros on tiny/ucdr/glyph" in out
+    assert code == 1
+    assert "was altered or cut; the command of its sweep measures it again" in err
+    assert "LOST, only in OLD: pros on tiny/ucdr/glyph" in out
     assert "1 cells compared" in out
 
 
@@ -240,7 +261,7 @@ def test_hostile_names_come_out_as_text(old: ResultStore, new: ResultStore, caps
     for store in (old, new):
         add(store, name, name, retrieval_table(ap(0)), protocol=name)
     add(old, name, "gone", retrieval_table(ap(0)))
-    code, out, _ = run(capsys, old.root, new.root)
+    code, out, _ = run(capsys, old.root, new.root, "--partial")
     assert code == 0
     assert "[bold]x[/] <b>" in out
     assert "only in OLD: [bold]x[/] <b> on tiny/ucdr/gone" in out

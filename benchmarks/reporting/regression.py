@@ -1,9 +1,12 @@
 """Two stores compared cell by cell: what got better, what got worse, and what cannot be compared.
 
-Cells are paired by what they measure: method, data set, protocol, split, gallery, seed, rules and selection. Where a
-store holds several variants, configs, backbones or limits of such a cell, equal ones are paired first, and what is left
-only if it is one on either side; ``changed`` then says what differs. The hash of the inputs plays no part: that it
-changes is why one compares.
+Cells are paired by what they measure: method, switched factor, data set, protocol, split, gallery, seed, rules and
+selection. Where a store holds several variants, configs, backbones or limits of such a cell, equal ones are paired
+first, and what is left only if it is one on either side; ``changed`` then says what differs. The hash of the inputs
+plays no part: that it changes is why one compares.
+
+A cell that had a score in the old store and cannot be judged in the new one, because it failed there, is not there or
+answers other queries, is lost: a gate that lets it pass would pass whatever no longer runs.
 """
 
 from __future__ import annotations
@@ -25,20 +28,24 @@ from benchmarks.evaluation.statistics import (
     paired_tests,
     resamples_for,
 )
-from benchmarks.reporting.comparison import QueryValues, newest, per_query_tables, query_values
+from benchmarks.reporting.comparison import QueryValues, per_query_tables, query_values
+from benchmarks.reporting.leaderboard import newest
 from benchmarks.store import RecordError, ResultStore, load_results
 
 #: A drop is reported as one if it is significant and larger than this (a fraction: 0.01 is one point of percent).
 THRESHOLD = 0.01
 
-IDENTITY = ["dataset", "protocol", "split", "gallery", "method", "seed", "rules", "select"]
+IDENTITY = ["dataset", "protocol", "split", "gallery", "method", "ablation", "seed", "rules", "select"]
 _DETAILS = ["variant", "config", "backbone", "weights_hash", "precision", "limit", "data_hash", "scoring"]
 
 CELL_COLUMNS = [
     *IDENTITY, "metric", "old", "new", "difference", "low", "high", "p", "p_holm", "verdict", "classes", "queries",
     "changed",
 ]  # fmt: skip
-UNPAIRED_COLUMNS = [*IDENTITY, "store", "reason"]
+UNPAIRED_COLUMNS = [*IDENTITY, "store", "why", "reason"]
+
+#: ``why`` a cell was not compared: it stands in one store only, has no score in the other, or has nothing to pair.
+ABSENT, FAILED, UNLIKE = "absent", "failed", "not comparable"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +57,8 @@ class StoreComparison:
             [``low``, ``high``] its bootstrap interval, ``p_holm`` corrected over all rows; ``verdict`` is ``drop`` or
             ``gain`` where it is significant and larger than the threshold, else empty.
         unpaired: a row a cell that was not compared (``UNPAIRED_COLUMNS``); ``store`` is ``old`` or ``new`` where only
-            that one has it, ``both`` where the two cannot be paired.
+            that one has a score, ``both`` where the two cannot be paired; ``why`` is `ABSENT` (not in the other
+            store), `FAILED` (there, but without a score) or `UNLIKE`.
     """
 
     cells: pd.DataFrame
@@ -60,6 +68,11 @@ class StoreComparison:
     def drops(self) -> pd.DataFrame:
         """Rows of ``cells`` that got significantly worse."""
         return self.cells[self.cells["verdict"] == "drop"]
+
+    @property
+    def lost(self) -> pd.DataFrame:
+        """Rows of ``unpaired`` that had a score in the old store and cannot be judged in the new one."""
+        return self.unpaired[self.unpaired["store"] != "new"]
 
 
 def compare_stores(
@@ -99,9 +112,10 @@ def compare_stores(
     sides = []
     for store in (old, new):
         found = load_results(store.root, report or (lambda line: None))
+        found = newest(found)
         if found.empty:
             raise ValueError(f"{store.root} holds no readable record")
-        sides.append(_by_cell(newest(store, found)))
+        sides.append(_by_cell(found))
     pairs, unpaired = _paired(*sides)
     if not pairs:
         raise ValueError(f"{old.root} and {new.root} have no cell with a score in common")
@@ -121,7 +135,8 @@ def compare_stores(
                 tests.append((line, *_pairable(read[0](before, metric), read[1](after, metric))))
             except (RecordError, ValueError) as error:
                 reason = f"{metric}: {error}"
-                unpaired.append({name: before[name] for name in IDENTITY} | {"store": "both", "reason": reason})
+                about = {name: before[name] for name in IDENTITY}
+                unpaired.append(about | {"store": "both", "why": UNLIKE, "reason": reason})
     absent = [name for name in wanted or [] if name not in known]
     if absent:
         raise ValueError(f"no paired cell has the metric {', '.join(absent)}; there are: {', '.join(known)}")
@@ -177,10 +192,11 @@ def _paired(
             elif one["metrics"] or other["metrics"]:
                 scored, lost, name = (one, other, "new") if one["metrics"] else (other, one, "old")
                 reason = f"{lost['status']} in the {name} store: {lost['reason']}"
-                unpaired.append(about | {"store": "old" if scored is one else "new", "reason": reason})
+                side = "old" if scored is one else "new"
+                unpaired.append(about | {"store": side, "why": FAILED, "reason": reason})
         for store, rest in (("old", before), ("new", after)):
             several = "several configs, none alike" if before and after else "not in the other store"
-            unpaired += [about | {"store": store, "reason": several} for one in rest if one["metrics"]]
+            unpaired += [about | {"store": store, "why": ABSENT, "reason": several} for one in rest if one["metrics"]]
     return pairs, unpaired
 
 
