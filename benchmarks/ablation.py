@@ -8,17 +8,16 @@ other: the row of the default is the very record that ``benchmarks.run`` makes.
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.presets import has_field
 from benchmarks.settings import Settings, SettingsError, config_changes, nearest, parse_value
 from methods.registry import METHODS
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from rich.console import Console
-
     from benchmarks.sweep import Arm
     from methods.interface import Method
 
@@ -52,10 +51,11 @@ def ablation(
         if factor not in {"all", "none", *known}:
             raise SettingsError(f"--factors: no method of this run has {factor!r}; {nearest(factor, known | {'none'})}")
     levels = _levels(settings, methods, grid)
+    given = config_changes(settings, {name: method.Config for name, method in methods.items()})
     arms: dict[str, list[Arm]] = {}
     for name, method in methods.items():
         own = {factor: changes for factor, changes in _table(method).items() if {"all", factor} & set(factors)}
-        arms[name] = list(_arms(settings, name, method, {**own, **levels[name]}, own_protocols))
+        arms[name] = list(_arms(settings, name, method, given[name], {**own, **levels[name]}, own_protocols))
         if len(arms[name]) == 1:
             arms[name], skipped[name] = [], "nothing to switch"
     return Ablation(arms, skipped)
@@ -76,88 +76,46 @@ def _levels(
         key, equals, values = item.partition("=")
         if not equals or not values:
             raise SettingsError(f"--grid {item}: write KEY=V1,V2, e.g. --grid pros.prompt_length=1,2,4")
-        for text in values.split(","):
-            one = dataclasses.replace(settings, set=((key.strip(), parse_value(text.strip())),))
-            for name, changes in config_changes(one, configs).items():
+        for level in _values(values):
+            one = dataclasses.replace(settings, set=((key.strip(), level),))
+            for name, changes in config_changes(one, configs, option="--grid").items():
                 for setting, value in changes.items():
                     found[name][f"{setting}={value}"] = {setting: value}
     return found
 
 
+def _values(text: str) -> list[Any]:
+    """``V1,V2`` as a list: TOML literals (lists and quoted text may hold commas), else plain words."""
+    try:
+        values: list[Any] = tomllib.loads(f"values = [{text}]")["values"]
+    except tomllib.TOMLDecodeError:
+        values = [parse_value(word.strip()) for word in text.split(",")]
+    return values
+
+
 def _arms(
-    settings: Settings, name: str, method: type[Method], table: Mapping[str, Mapping[str, Any]], own_protocols: bool
+    settings: Settings,
+    name: str,
+    method: type[Method],
+    given: Mapping[str, Any],
+    table: Mapping[str, Mapping[str, Any]],
+    own_protocols: bool,
 ) -> Iterator[Arm]:
+    """The default (with the ``given`` changes of ``--set``), then one arm a factor of the table."""
     from benchmarks.sweep import Arm, make_config
 
     protocols = None
     if own_protocols:
         protocols = tuple(one for one in settings.protocols if one not in method.card.extensions)
-    given = config_changes(settings, {other: METHODS.get(other).Config for other in settings.methods})[name]
     seen = []
     for factor, changes in {"": {}, **table}.items():
         try:
             config = make_config(method, settings, {**given, **changes})
         except ValueError as error:
             raise SettingsError(f"{name}, {factor}: {error}") from error
-        if config not in seen:
-            seen.append(config)
+        rates: tuple[float, ...] = ()
+        if has_field(method.Config, "learning_rate") and "learning_rate" not in {**given, **changes}:
+            rates = settings.budget.learning_rates  # a named rate is another arm than one that the preset picks
+        if (config, rates) not in seen:
+            seen.append((config, rates))
             yield Arm(factor, changes, protocols)
-
-
-@dataclass(frozen=True)
-class AblationTable:
-    """A method's ablation: one row an arm, the default first; ``head`` names protocol, gallery and metric."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-def ablation_tables(frame: pd.DataFrame) -> Iterator[AblationTable]:
-    """Means over query domains (or transfers) and seeds of every arm in percent, and the difference to the default."""
-    from benchmarks.reporting.leaderboard import protocol_title, settings_of, tables
-
-    for setting in settings_of(frame):
-        for method in frame.loc[frame["ablation"] != "", "method"].unique():
-            of_method = frame[frame["method"] == method]
-            columns: list[str] = []
-            found: dict[str, dict[str, Any]] = {}
-            names = sorted(of_method["ablation"].unique(), key=lambda name: name != "")
-            for name in names:
-                for table in tables(of_method[of_method["ablation"] == name], setting):
-                    if table.leads and table.rows:
-                        column = f"{protocol_title(table.protocol)} {table.gallery} {table.metric}"
-                        columns += [] if column in columns else [column]
-                        found.setdefault(name, {})[column] = table.rows[0].mean
-            rows = []
-            for name, scores in found.items():
-                shown = [name or "default"]
-                for column in columns:
-                    score, usual = scores.get(column), found.get("", {}).get(column)
-                    text = score.text() if score else "-"
-                    if name and score and usual and score.value is not None and usual.value is not None:
-                        text += f" ({100 * (score.value - usual.value):+.1f})"
-                    shown.append(text)
-                rows.append(tuple(shown))
-            if rows:
-                yield AblationTable(f"{method}: {setting.title()}", ("switched", *columns), tuple(rows))
-
-
-def print_ablations(console: Console, frame: pd.DataFrame) -> None:
-    """Print a table a method, then what has no score."""
-    from rich.table import Table
-
-    from benchmarks.reporting.leaderboard import failures
-
-    if len(frame):
-        for one in ablation_tables(frame):
-            table = Table(title=one.title, title_justify="left", box=None, pad_edge=False)
-            for number, head in enumerate(one.head):
-                table.add_column(head, justify="right" if number else "left")
-            for row in one.rows:
-                table.add_row(*row)
-            console.print()
-            console.print(table, markup=False)
-    for row in failures(frame).itertuples(index=False):
-        line = f"{row.status}: {row.method} on {row.dataset}/{row.protocol}/{row.split}, seed {row.seed}: {row.reason}"
-        console.print(line, style="red" if row.status == "failed" else "yellow", markup=False, highlight=False)

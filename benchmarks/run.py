@@ -137,10 +137,10 @@ def consoles() -> tuple[Console, Console]:
 
 
 def _run(settings: Settings, out: Console, err: Console, command: str, ablation: Ablation | None) -> int:
-    from benchmarks.ablation import print_ablations
     from benchmarks.execution import execute
     from benchmarks.progress import RunProgress
-    from benchmarks.reporting.leaderboard import print_tables
+    from benchmarks.reporting.ablations import print_ablations
+    from benchmarks.reporting.leaderboard import print_failures, print_tables
     from benchmarks.reporting.write import PAGE, write_report
     from benchmarks.settings import SettingsError
     from benchmarks.store import ResultStore, load_results
@@ -186,6 +186,7 @@ def _run(settings: Settings, out: Console, err: Console, command: str, ablation:
     mine = frame[frame["key"].isin(keys)] if len(frame) else frame
     if ablation:
         print_ablations(out, mine)
+        print_failures(out, mine)
     else:
         print_tables(out, mine)
     folder = Path(settings.out) / "report"

@@ -181,8 +181,10 @@ def parse_set(items: Iterable[str]) -> tuple[tuple[str, Any], ...]:
     return tuple(pairs.items())
 
 
-def config_changes(settings: Settings, configs: Mapping[str, type]) -> dict[str, dict[str, Any]]:
-    """The ``--set`` changes of each method, given each method's ``Config`` class.
+def config_changes(
+    settings: Settings, configs: Mapping[str, type], *, option: str = "--set"
+) -> dict[str, dict[str, Any]]:
+    """The ``--set`` changes of each method, given each method's ``Config`` class; errors name the ``option``.
 
     ``field`` reaches every method that has the field, ``method.field`` one method. Raises :class:`SettingsError` if a
     key reaches no method of this run or the value's type does not fit.
@@ -195,12 +197,12 @@ def config_changes(settings: Settings, configs: Mapping[str, type]) -> dict[str,
         if not reached:
             every = {n for m in fields for n in fields[m]} | {f"{m}.{n}" for m in fields for n in fields[m]}
             raise SettingsError(
-                f"--set {key}: no method of this run has that setting; {nearest(key, every)}"
+                f"{option} {key}: no method of this run has that setting; {nearest(key, every)}"
                 if every
-                else f"--set {key}: no method of this run has any setting"
+                else f"{option} {key}: no method of this run has any setting"
             )
         for m in reached:
-            changes[m][name] = _fitting(f"--set {m}.{name}", value, getattr(configs[m](), name))
+            changes[m][name] = _fitting(f"{option} {m}.{name}", value, getattr(configs[m](), name))
     return changes
 
 

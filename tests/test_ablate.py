@@ -12,9 +12,10 @@ import pytest
 
 import benchmarks
 from benchmarks import ablate, cli, run
-from benchmarks.ablation import Ablation, ablation, ablation_tables
+from benchmarks.ablation import Ablation, ablation
 from benchmarks.estimate import PastCosts, duration, estimate
 from benchmarks.presets import PRESETS, Preset
+from benchmarks.reporting import ablations, leaderboard
 from benchmarks.reporting.page import Drawn
 from benchmarks.settings import Settings, SettingsError, resolve
 from benchmarks.store import Cost, Record, ResultStore
@@ -68,7 +69,9 @@ def test_one_factor_at_a_time_around_the_default(
     assert "6 cells, 3 cached, 3 fits to do" in capsys.readouterr().out
 
 
-def test_a_failed_arm_is_shown_and_never_averaged(tmp_path: Path, options: list[str], monkeypatch: Any) -> None:
+def test_a_failed_arm_is_shown_and_never_averaged(
+    tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     from tests.support.learners import Learner
 
     real = Learner.fit
@@ -80,11 +83,13 @@ def test_a_failed_arm_is_shown_and_never_averaged(tmp_path: Path, options: list[
 
     monkeypatch.setattr(Learner, "fit", failing)
     assert ablate.main([*options, "--methods", "learner", "--protocols", "ucdr"]) == 1
-    (table,) = ablation_tables(benchmarks.load_results(tmp_path / "results"))
-    rows = {row[0]: row[1:] for row in table.rows}
-    assert next(iter(rows)) == "default"
-    assert "(" in rows["still"][0]
-    assert rows["centred"][0] == "incomplete"
+    frame = benchmarks.load_results(tmp_path / "results")
+    (table,) = ablations.ablations(frame, leaderboard.settings_of(frame)[0])
+    assert list(table.scores) == ["default", "centred", "still"]
+    first = table.questions[0]
+    assert table.difference("still", first) is not None
+    assert table.scores["centred"][first].text() == "incomplete"
+    assert "failed: learner on tiny/ucdr/line, seed 0, centred: RuntimeError: planted" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -92,8 +97,9 @@ def test_a_failed_arm_is_shown_and_never_averaged(tmp_path: Path, options: list[
     [
         (["--factors", "stil"], "--factors: no method of this run has 'stil'; did you mean still?"),
         (["--grid", "steps"], "--grid steps: write KEY=V1,V2"),
-        (["--grid", "setps=1,2"], "did you mean steps"),
-        (["--grid", "steps=few"], "takes int"),
+        (["--grid", "setps=1,2"], "--grid setps: no method of this run has that setting; did you mean steps"),
+        (["--grid", "steps=few"], "--grid learner.steps takes int"),
+        (["--grid", "learner.steps=[1, 2]"], "--grid learner.steps takes int (default 3), not [1, 2]"),
     ],
 )
 def test_a_wrong_factor_is_one_line(
