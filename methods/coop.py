@@ -34,15 +34,7 @@ from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import share
 from methods.parts.prompt_units import new_context
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import (
-    BATCHES,
-    EPOCH,
-    NORMALISATION,
-    Sampler,
-    decayed_rate,
-    domain_batches,
-    epoch_pictures,
-)
+from methods.parts.released import EPOCH, TRAINING, Sampler, decayed_rate, domain_batches, epoch_pictures
 from methods.parts.training import restore, run_single_stage, seeded, seen_classes
 
 _INIT, _BATCHES, _AUGMENT = range(3)  # what a random generator is for
@@ -122,8 +114,7 @@ class CoOp(Method):
             Deviation(
                 "augmentation", "none: image features are cached", "random crop, flip and colour jitter", "augment"
             ),
-            NORMALISATION,
-            BATCHES,
+            *TRAINING,
             EPOCH,
         ),
         notes="Pictures are embedded by frozen CLIP: image-to-image retrieval scores are those of zero_shot.",

@@ -27,15 +27,7 @@ from methods.parts.losses import TEMPERATURE, cosine_similarities
 from methods.parts.parallel import share
 from methods.parts.prompt_units import read_image
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import (
-    BATCHES,
-    EPOCH,
-    NORMALISATION,
-    Sampler,
-    decayed_rate,
-    domain_batches,
-    epoch_pictures,
-)
+from methods.parts.released import EPOCH, TRAINING, Sampler, decayed_rate, domain_batches, epoch_pictures
 from methods.parts.training import run_single_stage, seeded, seen_classes
 
 _BATCHES, _AUGMENT = range(2)  # what a random generator is for
@@ -116,8 +108,7 @@ class FullFinetune(Method):
             ),
             Deviation("temperature", "0.07 (METHODS.md)", "1 / CLIP's logit scale, which is trained", "temperature"),
             Deviation("learning rate", "1e-6", "1e-6, times 10^(-3 epoch / 20), at least 1e-8", "schedule"),
-            NORMALISATION,
-            BATCHES,
+            *TRAINING,
             EPOCH,
         ),
         notes="The settings are for OpenAI's CLIP; a small CLIP needs a larger learning rate to move at all.",

@@ -49,16 +49,7 @@ from methods.parts.prompt_units import (
     read_image,
 )
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import (
-    BATCHES,
-    EVALUATION,
-    NORMALISATION,
-    RULES,
-    Sampler,
-    decayed_rate,
-    domain_batches,
-    epoch_pictures,
-)
+from methods.parts.released import EVALUATION, RULES, TRAINING, Sampler, decayed_rate, domain_batches, epoch_pictures
 from methods.parts.training import budget, count_parameters, run_stage, seeded
 
 _INIT, _BATCHES, _AUGMENT, _DROPOUT = range(4)  # what a random generator is for
@@ -75,7 +66,7 @@ OFFICIAL: dict[str, Any] = {
 
 DEVIATIONS = (
     Deviation("read-out token", "the class token", "index 1 of the sequence: the domain prompt", "read_out"),
-    NORMALISATION,
+    *TRAINING,
     Deviation(
         "ablations with one kind of units, or none",
         "the prompt is the simulator's output at its template",
@@ -88,7 +79,6 @@ DEVIATIONS = (
         "fails",
         ours="left out in both variants",
     ),
-    BATCHES,
     Deviation(
         "stage-1 dropout",
         "in training",

@@ -50,16 +50,7 @@ from methods.parts.prompt_units import (
     read_image,
 )
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import (
-    BATCHES,
-    EVALUATION,
-    NORMALISATION,
-    RULES,
-    Sampler,
-    decayed_rate,
-    domain_batches,
-    epoch_pictures,
-)
+from methods.parts.released import EVALUATION, RULES, TRAINING, Sampler, decayed_rate, domain_batches, epoch_pictures
 from methods.parts.training import budget, count_parameters, restore, run_stage, seeded
 
 PLAIN_TEMPLATE = "a photo of a {name}"  # the text of a class without LTST
@@ -127,7 +118,7 @@ DEVIATIONS = (
         "triplet",
         "random in both variants",
     ),
-    NORMALISATION,
+    *TRAINING,
     Deviation("learning rate of phase 1", "that of phase 2", "1e-4, whatever is asked for", "stage1_learning_rate"),
     Deviation(
         "learning rate of phase 2",
@@ -135,7 +126,6 @@ DEVIATIONS = (
         "set to the half of it, which the schedule overwrites before the first step",
         ours="1e-4 in both variants: the half never acts",
     ),
-    BATCHES,
     Deviation("LTST", "16 context tokens", "off by default", "context_tokens", "16 in both variants; 0 is off"),
     Deviation(
         "prompt length",

@@ -32,15 +32,7 @@ from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import share
 from methods.parts.prompt_units import new_units, prompted_tokens
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import (
-    BATCHES,
-    EPOCH,
-    NORMALISATION,
-    Sampler,
-    decayed_rate,
-    domain_batches,
-    epoch_pictures,
-)
+from methods.parts.released import EPOCH, TRAINING, Sampler, decayed_rate, domain_batches, epoch_pictures
 from methods.parts.training import restore, run_single_stage, seeded, seen_classes
 
 _INIT, _BATCHES, _AUGMENT = range(3)  # what a random generator is for
@@ -123,8 +115,7 @@ class VPTShallow(Method):
             ),
             Deviation("temperature", "0.07 (METHODS.md)", "1 / CLIP's logit scale", "temperature"),
             Deviation("learning rate", "1e-3", "1e-3, times 10^(-3 epoch / 20), at least 1e-6", "schedule"),
-            NORMALISATION,
-            BATCHES,
+            *TRAINING,
             EPOCH,
         ),
     )

@@ -22,12 +22,14 @@ Sampler = Literal["reshuffled", "released"]
 #: The lowest learning rate of :func:`decayed_rate`.
 RATE_FLOOR = 1e-6
 
-NORMALISATION = Deviation("pixel normalisation", "CLIP's", "ImageNet's in training, CLIP's at test", "train_statistics")
-BATCHES = Deviation(
-    "batches",
-    "balanced over domains, in random order",
-    "one order for every seed, shuffled once, then repeated; an epoch ends with the smallest domain",
-    "sampler",
+TRAINING = (
+    Deviation("pixel normalisation", "CLIP's", "ImageNet's in training, CLIP's at test", "train_statistics"),
+    Deviation(
+        "batches",
+        "balanced over domains, in random order",
+        "one order for every seed, shuffled once, then repeated; an epoch ends with the smallest domain",
+        "sampler",
+    ),
 )
 EPOCH = Deviation(
     "choice of the epoch",
@@ -35,6 +37,7 @@ EPOCH = Deviation(
     "best and early stop on the test queries",
     ours="on the validation task; `--select oracle` selects on test",
 )
+#: What a row says whose item is no part of a method.
 RULES = "a matter of the protocol: `--rules official`"
 EVALUATION = (
     Deviation(
