@@ -95,19 +95,23 @@ class Workbench:
         """The data set's pictures at the backbone's size."""
         if dataset not in self._pixels:
             share = CACHE_SHARE / max(1, self.settings.jobs)
-            self._pixels[dataset] = PixelCache(self.dataset(dataset), self.backbone.image_size, share)
+            source, rules = self.dataset(dataset), self.settings.rules
+            inverted = source.released.inverted if rules == "official" else ()
+            self._pixels[dataset] = PixelCache(source, self.backbone.image_size, share, inverted)
         return self._pixels[dataset]
 
 
 class PixelCache:
     """A data set's pictures at one size, decoded once while memory allows.
 
-    Pictures are held as 8-bit RGB whether cached or not, so what is cached never changes a number.
+    Pictures are held as 8-bit RGB whether cached or not, so what is cached never changes a number. Those of the domains
+    ``inverted`` are shown as negatives.
     """
 
-    def __init__(self, dataset: Dataset, size: int, share: float = CACHE_SHARE) -> None:
+    def __init__(self, dataset: Dataset, size: int, share: float = CACHE_SHARE, inverted: tuple[str, ...] = ()) -> None:
         self.dataset = dataset
         self.size = size
+        self.inverted = dataset.table["domain"].isin(inverted).to_numpy()
         count = len(dataset.table)
         fits = count * 3 * size * size <= share * psutil.virtual_memory().available
         self._kept = np.empty((count, 3, size, size), dtype=np.uint8) if fits else None
@@ -129,6 +133,7 @@ class PixelCache:
         except Exception as error:
             raise self._broken(rows, error) from error
         decoded: np.ndarray = pixels.mul(255).round_().to(torch.uint8).numpy()
+        decoded[self.inverted[rows]] ^= 255
         return decoded
 
     def _broken(self, rows: np.ndarray, error: Exception) -> Exception:
@@ -154,7 +159,7 @@ class DatasetPictures(Pictures):
     def __init__(self, cache: PixelCache, rows: np.ndarray) -> None:
         self._count = len(rows)
         self._decode = lambda index: cache[rows[index]]
-        self._hashes = lambda: (cache.dataset.content, rows)
+        self._hashes = lambda: (cache.dataset.content, cache.inverted, rows)
 
     def __len__(self) -> int:
         return self._count
@@ -171,9 +176,9 @@ class DatasetPictures(Pictures):
 
     @cached_property
     def content(self) -> Sequence[str]:
-        """Content hash of every picture."""
-        content, rows = self._hashes()
-        return [content[row] for row in rows]
+        """Content hash of every picture as it is shown."""
+        content, inverted, rows = self._hashes()
+        return [f"inverted {content[row]}" if inverted[row] else content[row] for row in rows]
 
 
 REGISTRIES: dict[str, Registry] = {"methods": METHODS, "datasets": DATASETS, "protocols": PROTOCOLS}

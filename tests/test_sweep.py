@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from benchmarks import execution
+from benchmarks.datasets.base import ReleasedListing
 from benchmarks.execution import EncodedPictures, Outcome, execute
 from benchmarks.presets import PRESETS, Preset
 from benchmarks.protocols.task import Classification
 from benchmarks.settings import Settings, SettingsError, resolve
 from benchmarks.store import CellId, Record, ResultStore
 from benchmarks.sweep import Plan, plan
-from benchmarks.workbench import PixelCache, Workbench, limited
+from benchmarks.workbench import DatasetPictures, PixelCache, Workbench, limited
 from methods.interface import FitReport, Log, Method, MethodCard, NotApplicableError, TrainingData
 from methods.parts import row_files
 from methods.registry import METHODS
@@ -710,6 +711,24 @@ def test_decoded_pictures_are_kept_and_equal(tiny_dataset: Any) -> None:
     cache._kept = None
     assert torch.equal(cache[rows], first), "what is kept never changes a number"
     assert (first - dataset.pixels(rows, 32)).abs().max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("rules", ["clean", "official"])
+def test_the_official_rules_invert_the_domains_that_the_released_code_inverts(
+    settings: Settings, tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch, rules: Any
+) -> None:
+    plain = Workbench(settings).pixels("tiny")
+    monkeypatch.setattr(tiny_dataset, "released", ReleasedListing(inverted=("sketch", "line")))
+    workbench = Workbench(dataclasses.replace(settings, rules=rules))
+    shown, rows = workbench.pixels("tiny"), np.arange(len(plain.dataset.table))
+    negative = np.isin(plain.dataset.table["domain"], ["sketch", "line"]) & (rules == "official")
+    assert 0 < negative.sum() < len(rows) or rules == "clean"
+    turned = torch.from_numpy(negative)[:, None, None, None]
+    assert torch.equal(shown[rows], torch.where(turned, (255 - plain[rows] * 255).round() / 255, plain[rows]))
+    contents = [np.array(DatasetPictures(cache, rows).content) for cache in (plain, shown)]
+    assert np.array_equal(contents[0] != contents[1], negative), "no feature of one is taken for the other's"
+    notes = {f"{domain} pictures are inverted" for domain in ("sketch", "line")}
+    assert (notes <= set(workbench.task("tiny", "ucdr", "line").notes)) == (rules == "official")
 
 
 def test_smoke_is_small() -> None:

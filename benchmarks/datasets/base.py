@@ -27,10 +27,12 @@ class ReleasedListing:
     * ``mixed_gallery``: 92 % of the gallery domain's pictures of a training class are trained on and the rest stands in
       the mixed gallery (DomainNet). False: all of them are trained on, and there is no mixed gallery.
     * ``trains_on_validation``: the validation classes are part of the training classes.
+    * ``inverted``: domains whose pictures are shown as negatives, in training and in tests.
     """
 
     mixed_gallery: bool = True
     trains_on_validation: bool = True
+    inverted: tuple[str, ...] = ()
 
 
 class DatasetError(RuntimeError):

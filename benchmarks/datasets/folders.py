@@ -22,6 +22,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shlex
 import stat
 import unicodedata
 from abc import abstractmethod
@@ -510,7 +511,7 @@ class FolderDataset(Dataset):
         except picture_files.PictureError as error:
             raise DatasetError(
                 f"{self.card.name}: {error}; list all with: python -m benchmarks.data verify {self.card.name} "
-                f"--root {self.folder} (--write-broken leaves them out)"
+                f"--root {shlex.quote(str(self.folder))} (--write-broken leaves them out)"
             ) from error
         return torch.from_numpy(pixels).float().div_(255)
 

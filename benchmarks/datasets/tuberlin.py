@@ -39,6 +39,8 @@ class TUBerlin(ListedDataset):
         known_problems=(
             "one query domain: UCDR and UdCDR train on photographs alone; the papers report UcCDR",
             "the papers' code trains on the validation classes; here they are kept apart",
+            "sketches are never inverted here: the released code inverts Sketchy's and DomainNet's, but its rule misses"
+            " this folder's name",
             "80 sketches a class, but between a few and a thousand photographs",
         ),
         layout="ROOT/png/CLASS/* (or ROOT/sketches/...) and ROOT/ImageResized/CLASS/* (or ROOT/images/...)",

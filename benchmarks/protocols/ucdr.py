@@ -69,7 +69,8 @@ def unseen_class_task(protocol: str, dataset: Dataset, query_domain: str, rules:
         train, class_names = listing.training(held_out, dataset.domains), listing.class_names
         validation: Retrieval | None = Retrieval("test data (official rules)", queries, galleries["unseen"])
         merged = ("validation classes are trained on",) if listing.released.trains_on_validation else ()
-        notes: tuple[str, ...] = ("selected on test", *merged)
+        inverted = tuple(f"{domain} pictures are inverted" for domain in listing.released.inverted)
+        notes: tuple[str, ...] = ("selected on test", *merged, *inverted)
     else:
         unseen = rows.of("test", domains=(rows.gallery,))
         held_back = rows.of("train", domains=(rows.gallery,), held_back=True)
