@@ -31,7 +31,7 @@ offer_to_nltk()
 def load_results(path: str | Path) -> pd.DataFrame:
     """Every record under a results folder: one row a cell, gallery and metric (:func:`benchmarks.store.load_results`).
 
-    Raises ``FileNotFoundError`` if there is no such folder; unreadable records are left out with a warning.
+    Raises ``FileNotFoundError`` if there is no such folder; an unreadable record is a failed row, with a warning.
     """
     from benchmarks.store import load_results
 

@@ -64,10 +64,11 @@ def _kinds(cell: CellId, rates: int) -> list[tuple[Any, ...]]:
     return [(*where, content_key(cell.config)), (*where, "steps", cell.config.get("steps"))]
 
 
-def estimate(groups: Sequence[FitGroup], past: PastCosts, store: ResultStore) -> list[MethodEstimate]:
+def estimate(groups: Sequence[FitGroup], past: PastCosts, store: ResultStore | None) -> list[MethodEstimate]:
     """The work of groups that hold only unfinished cells, by method in their order.
 
-    A fit counts once a group; a learning-rate search once for all seeds, and not if the store has it.
+    A fit counts once a group; a learning-rate search once for all seeds, and not if the store has it (None: under
+    ``--force`` all are made again).
     """
     made: dict[str, MethodEstimate] = {}
     searched: set[str] = set()
@@ -84,7 +85,7 @@ def estimate(groups: Sequence[FitGroup], past: PastCosts, store: ResultStore) ->
         search = key is not None and key not in searched
         if search and key is not None:
             searched.add(key)
-            search = store.read_search(group.dataset, group.method, key) is None
+            search = store is None or store.read_search(group.dataset, group.method, key) is None
         if search:
             mine.seconds += known[0].get("search", 0.0)
         if not search or group.seed != SEARCH_SEED:  # with the search's seed the fit is one of its trainings

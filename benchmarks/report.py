@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> 
     """Run the command; exit code 0, 1 if a record cannot be read, 2 without results or if --out cannot be written."""
     arguments = build_parser(prog).parse_args(argv)
     from benchmarks.reporting.ablations import is_ablated, print_ablations
-    from benchmarks.reporting.leaderboard import print_failures, print_tables
+    from benchmarks.reporting.leaderboard import current, print_failures, print_tables
     from benchmarks.reporting.write import PAGE, write_report
     from benchmarks.store import ResultStore, load_results
 
@@ -60,11 +60,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> 
             f"{prog}: {arguments.results} holds no readable record", markup=False, highlight=False, soft_wrap=True
         )
         return 2
-    ablated = is_ablated(frame)
-    print_tables(out, frame[~ablated])
-    if ablated.any():
-        print_ablations(out, frame)
-        print_failures(out, frame[ablated])
+    told = current(frame)
+    print_tables(out, told[~is_ablated(told)])
+    print_ablations(out, told)
+    print_failures(out, told[is_ablated(told)])
     folder = Path(arguments.out) if arguments.out else Path(arguments.results) / "report"
     command = shlex.join(["python", "-m", "benchmarks.report", *(sys.argv[1:] if argv is None else argv)])
     try:
@@ -81,7 +80,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> 
         name = "page: " if path.name == PAGE else ""
         out.print(f"{name}{path}", markup=False, highlight=False, soft_wrap=True)
     if unread:
-        warn(f"{len(unread)} records cannot be read; each is named above")
+        warn(f"unreadable records: {len(unread)}; each is named above")
     return 1 if unread else 0
 
 

@@ -235,8 +235,17 @@ def _list(planned: Plan, settings: Settings, store: ResultStore, out: Console) -
             cached += done
             to_run += [] if done else [cell]
             one = cell.id
-            where = f"{one.dataset}  {one.protocol}  {one.split}  {one.method}  s{one.seed}  fit {cell.fit_id}"
-            out.print(f"{'cached' if done else 'to run'}  {where}", markup=False, highlight=False, soft_wrap=True)
+            where = (
+                one.dataset,
+                one.protocol,
+                one.split,
+                one.method,
+                one.ablation,
+                f"s{one.seed}",
+                f"fit {cell.fit_id}",
+            )
+            line = "  ".join(" ".join(part.split()) for part in where if part)
+            out.print(f"{'cached' if done else 'to run'}  {line}", markup=False, highlight=False, soft_wrap=True)
         if to_run:
             left.append(dataclasses.replace(group, cells=tuple(to_run)))
     for broken in planned.broken:
@@ -263,7 +272,7 @@ def _estimated(left: list[FitGroup], settings: Settings, store: ResultStore) -> 
         return
     stores = [store] if store.root.resolve() == REFERENCE else [store, ResultStore(REFERENCE)]
     past = PastCosts.of(record for one in stores for record in one.records())
-    methods = estimate(left, past, store)
+    methods = estimate(left, past, None if settings.force else store)
     for one in methods:
         known = duration(one.seconds) if one.unknown < one.cells else "unknown"
         some = f", {one.unknown} cells unknown" if 0 < one.unknown < one.cells else ""

@@ -409,7 +409,7 @@ class ResultStore:
             packed = self._packed(name)
             if packed is None:
                 problem = problem or f"{self.root}: the packed record {name!r} cannot be read"
-                yield Unreadable(name, f"{problem}; the command of its sweep measures it again")
+                yield Unreadable(name, f"{problem}; run the command of its sweep again, or delete the file")
             else:
                 if problem:
                     self._report(f"{problem}; its packed copy counts")

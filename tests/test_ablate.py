@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import benchmarks
@@ -18,12 +20,13 @@ from benchmarks.presets import PRESETS, Preset
 from benchmarks.reporting import ablations, leaderboard
 from benchmarks.reporting.page import Drawn
 from benchmarks.settings import Settings, SettingsError, resolve
-from benchmarks.store import Cost, Record, ResultStore
-from benchmarks.sweep import plan
+from benchmarks.store import Cost, Record, ResultStore, Search
+from benchmarks.sweep import plan, search_inputs, search_key
 from benchmarks.workbench import Workbench
 from methods.registry import METHODS
 from tests.support.every import METHOD_NAMES
 from tests.support.learners import learners
+from tests.support.made_up_results import CLASSES, PER_CLASS, add, retrieval_table
 
 Command = Callable[..., int]
 
@@ -66,7 +69,10 @@ def test_one_factor_at_a_time_around_the_default(
     assert ablate.main([*options, "--factors", "still"]) == 0
     assert "cells: 6 cached" in capsys.readouterr().out
     assert cli.main(["ablate", *options, "--factors", "none", "--grid", "learner.steps=5", "--dry-run"]) == 0
-    assert "6 cells, 3 cached, 3 fits to do" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "6 cells, 3 cached, 3 fits to do" in printed
+    assert sum(line.startswith("to run  tiny  ucdr  ") and "  learner  steps=5  s0  " in line
+               for line in printed.splitlines()) == 3  # fmt: skip
 
 
 def test_a_failed_arm_is_shown_and_never_averaged(
@@ -127,6 +133,54 @@ def test_every_table_of_every_method_makes_configs(preset: str) -> None:
         ablation(resolve({"methods": "pros"}), ["no_gcn"])
 
 
+def test_a_grid_holds_lists_words_and_the_rate_that_a_search_would_pick() -> None:
+    settings = resolve({"methods": "coop,sre_clip", "preset": "standard"})
+    usual = METHODS.get("coop").Config().learning_rate
+    grid = [f"coop.learning_rate={usual}", "eval_attention=self,reference", 'template="{context}, {name}","{name}"']
+    arms = ablation(settings, ["none"], grid).arms
+    assert [arm.name for arm in arms["coop"]] == [
+        "", f"learning_rate={usual}", "template={context}, {name}", "template={name}"
+    ]  # fmt: skip
+    assert [arm.name for arm in arms["sre_clip"]] == ["", "eval_attention=self"], "reference is the default"
+
+
+def test_a_method_that_cannot_be_imported_costs_no_other_its_ablations() -> None:
+    METHODS.add("gone", "nowhere:Gone")
+    try:
+        made = ablation(resolve({"methods": "gone,learner"}))
+    finally:
+        METHODS.remove("gone")
+    assert [arm.name for arm in made.arms["learner"]] == ["", "still", "centred"]
+
+
+def test_arms_hang_from_the_default_they_were_switched_in(tmp_path: Path) -> None:
+    """Two budgets in one store, and an arm that one query domain and one seed are missing of."""
+    store = ResultStore(tmp_path)
+    rng = np.random.default_rng(0)
+    values: dict[tuple[str, int, int, str], float] = {}
+    for steps, factor, seed, split in itertools.product((3, 9), ("", "centred"), (0, 1), ("line", "glyph")):
+        if (factor, seed, split) == ("centred", 1, "glyph") and steps == 9:
+            continue
+        table = retrieval_table(rng.random(CLASSES * PER_CLASS), domain=split)
+        config = {"steps": steps, "centre": factor == "centred"}
+        add(store, "learner", split, table, seed=seed, config=config, ablation=factor)
+        values[factor, steps, seed, split] = table["ap@all"].mean()
+    add(store, "learner", "line", retrieval_table(np.ones(36)), config={"steps": 3, "still": True}, ablation="still")
+    frame = benchmarks.load_results(tmp_path)
+    few, many = ablations.ablations(frame, leaderboard.settings_of(frame)[0])
+    assert (few.method, many.method, few.owner) == ("learner (steps=3)", "learner (steps=9)", "learner")
+    question = few.questions[0]
+    mean = {
+        factor: np.mean([values[factor, 3, seed, split] for seed in (0, 1) for split in ("line", "glyph")])
+        for factor in ("", "centred")
+    }
+    assert few.difference("centred", question) == pytest.approx(mean["centred"] - mean[""])
+    assert few.scores["still"][question].text() == "incomplete", "no mean over one of two query domains"
+    assert few.difference("still", question) is None
+    assert list(many.scores) == ["default", "centred"]
+    assert many.scores["centred"][question].text() == "incomplete"
+
+
 def test_old_records_have_no_ablation(options: list[str], tmp_path: Path) -> None:
     assert run.main([*options, "--methods", "random", "--protocols", "ucdr"]) == 0
     store = ResultStore(tmp_path / "results")
@@ -179,6 +233,13 @@ def test_an_estimate_counts_fits_and_searches_once(
     other = dataclasses.replace(cells[0], id=dataclasses.replace(cells[0].id, config={"steps": 3, "learning_rate": 9}))
     (like,) = estimate(planned.groups, PastCosts.of([record(other, fit=7.0, rank=0.25)]), store)
     assert like.seconds == pytest.approx(9 * 0.25 + 6 * 7), "as many steps: taken for the same work"
+    store.write_search(
+        "tiny", "learner", search_key(planned.groups[0]) or "", search_inputs(planned.groups[0]), Search()
+    )
+    (again,) = estimate(planned.groups, PastCosts.of(records), store)
+    (forced,) = estimate(planned.groups, PastCosts.of(records), None)
+    assert forced.seconds == one.seconds
+    assert again.seconds == pytest.approx(one.seconds - 20 + 10), "that search is done, its fit is not"
     longer = dataclasses.replace(other, id=dataclasses.replace(other.id, config={"steps": 4}))
     (none,) = estimate(planned.groups, PastCosts.of([record(longer, fit=7.0)]), store)
     assert (none.unknown, none.seconds) == (18, 0)

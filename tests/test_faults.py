@@ -190,11 +190,11 @@ def test_an_unreadable_record(command: Command, tmp_path: Path, capsys: pytest.C
     page = tmp_path / "page"
     assert report.main([str(tmp_path / "results"), "--out", str(page)]) == 1
     printed = capsys.readouterr()
-    assert "3 records cannot be read" in printed.err
+    assert "unreadable records: 3; each is named above" in printed.err
     for number, path in enumerate(cells):
         split = path.name.split("-")[1]
         (line,) = (line for line in printed.err.splitlines() if str(path) in line)
-        assert "the command of its sweep measures it again" in line
+        assert "run the command of its sweep again" in line
         assert f"failed: learner on tiny/ucdr/{split}, seed 0: {line}" in printed.out, number
         for table in ("leaderboard.md", "index.html"):
             assert path.name in (page / table).read_text(), table

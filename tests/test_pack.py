@@ -307,7 +307,8 @@ def test_a_damaged_pack_is_one_line_and_counts_as_absent(loose: ResultStore, tmp
     assert lines[0].endswith("pack again or delete the pack")
     assert ("upgrade ucdr-bench" in lines[0]) == (kind == "manifest newer")
     warned: list[str] = []
-    assert load_results(tmp_path, warned.append).empty
+    (row,) = load_results(tmp_path, warned.append).to_dict("records")
+    assert (row["status"], row["reason"]) == ("failed", lines[0])
     assert warned == lines
     store.write(record("m9", "line", 0), frame_of(np.random.default_rng(1), 6))
     assert [r.cell.method for r in store.records()] == ["m9"], "loose records beside it stay readable"

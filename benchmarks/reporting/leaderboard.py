@@ -372,9 +372,11 @@ def usable(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[~_is_unplanned(frame)] if len(frame) else frame.reindex(columns=_COLUMNS)
 
 
-def unplanned(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows that :func:`usable` leaves out: cells that could not be planned, records that cannot be read."""
-    return frame[_is_unplanned(frame)] if len(frame) else frame
+def current(frame: pd.DataFrame) -> pd.DataFrame:
+    """:func:`newest`, and what has only a reason to show: cells that could not be planned, records nobody can read."""
+    if frame.empty:
+        return newest(frame)
+    return frame[_is_unplanned(frame) | frame["key"].isin(newest(frame)["key"])]
 
 
 def _is_unplanned(frame: pd.DataFrame) -> pd.Series:
@@ -445,12 +447,15 @@ def _print(console: Console, title: str, head: list[str], rows: list[list[str]])
     from rich.text import Text
 
     console.print()
-    console.print(title, markup=False, highlight=False, soft_wrap=True)
+    console.print(" ".join(title.split()), markup=False, highlight=False, soft_wrap=True)
     shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(head):
-        shown.add_column(Text(name), justify="left" if place == 0 else "right", overflow="fold", no_wrap=place == 0)
+        shown.add_column(
+            Text(" ".join(name.split())), justify="left" if place == 0 else "right", overflow="fold", no_wrap=place == 0
+        )
     for line in rows:
-        shown.add_row(*(Text(text, style="dim" if line[0].endswith("(floor)") else "") for text in line))
+        style = "dim" if line[0].endswith("(floor)") else ""
+        shown.add_row(*(Text(" ".join(text.split()), style=style) for text in line))
     console.print(shown)
 
 

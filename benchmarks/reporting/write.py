@@ -52,9 +52,8 @@ def write_report(
         (report or (lambda text: None))(line)
 
     everything = leaderboard.newest(frame)
-    broken = leaderboard.unplanned(frame)  # they have no score to show, only a reason
-    own = everything[~is_ablated(everything)]
-    listed, told = (pd.concat([part, broken]).sort_index() if len(broken) else part for part in (own, everything))
+    told = leaderboard.current(frame)
+    own, listed = everything[~is_ablated(everything)], told[~is_ablated(told)]
     comparison: Comparison | None = _attempt(
         "tests between methods", warn, lambda: compare_methods(store, own, resamples=resamples, report=warn)
     )
