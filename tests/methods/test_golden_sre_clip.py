@@ -27,6 +27,7 @@ from methods.sre_clip import (
     pair_loss,
 )
 from tests.support.golden import (
+    FEATURES,
     SGD_STEP,
     Compared,
     assert_all_compared,
@@ -369,7 +370,7 @@ def test_one_step(arrays: Compared, mode: str, phase: str) -> None:
     after = {name: model.get_parameter(ours(name)).detach() for name in names}
     assert_step(arrays, prefix, before, after, SGD_STEP)
     for name, norm in zip(names, arrays[f"{prefix}param_norm_after"], strict=True):
-        assert float(after[name].double().norm()) == pytest.approx(float(norm), rel=1e-5)
+        assert float(after[name].double().norm()) == pytest.approx(float(norm), rel=FEATURES)
 
 
 def test_every_array_was_compared(arrays: Compared, request: pytest.FixtureRequest) -> None:

@@ -220,7 +220,7 @@ def assert_step(
         shape = "x".join(str(side) for side in start.shape)
         assert shape == str(arrays[f"{prefix}param_shapes"][row]), f"{prefix}{name}: shape {shape}"
         norm = float(arrays[f"{prefix}param_norm_before"][row])
-        assert abs(_norm(start) - norm) <= 1e-5 * max(norm, 1e-30), f"{prefix}{name}: norm before the step"
+        assert abs(_norm(start) - norm) <= FEATURES * max(norm, 1e-30), f"{prefix}{name}: norm before the step"
         if arrays[f"{prefix}grad_none"][row]:
             assert not delta.any(), f"{prefix}{name}: moved without a gradient"
             continue
