@@ -470,6 +470,7 @@ class AdClip(Method):
   year      = {2023}
 }""",
         deviations=DEVIATIONS,
+        notes="A class embedding is the mean of t_k(x) over 32 training pictures (`anchors`), not over all of them.",
         extensions={
             **dict.fromkeys(
                 ("ucdr", "uccdr", "udcdr"),
