@@ -8,6 +8,7 @@ found contradict the stored recall@1 anywhere.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -272,9 +273,10 @@ def error_grids(questions: Sequence[QuestionErrors], wordnet: WordNet) -> list[G
             mean = sum(d * n for d, n in by.items()) / total if total else float("nan")
             near = sum(n for d, n in by.items() if d <= 4) / total if total else float("nan")
             wrong = one.wrong / one.queries
+            middle = number(mean) if math.isnan(mean) else Cell(f"{mean:.1f}", mean, "number")
             cells = (
                 Cell(one.label), Cell(f"{one.queries:,}", one.queries), Cell(percent(wrong), 100 * wrong),
-                number(mean), Cell(percent(near), None if total == 0 else 100 * near),
+                middle, Cell(percent(near), None if total == 0 else 100 * near),
             )  # fmt: skip
             far.append(Row(cells, one.method))
             for (true, answered), times in sorted(one.confused.items(), key=lambda kv: (-kv[1], kv[0]))[:PAIRS]:
@@ -293,7 +295,10 @@ def error_grids(questions: Sequence[QuestionErrors], wordnet: WordNet) -> list[G
                 f"{question.title}: how far the {what} lies from the true class when it is wrong",
                 ("method", "queries", "wrong (%)", "mean WordNet distance of errors", "errors within 4 edges (%)"),
                 tuple(far),
-                notes=("Distance: edges on the shortest way over hypernyms; 2 is a sibling. Lowest seed.",),
+                notes=(
+                    "Distance: edges on the shortest way over hypernyms; 2 is a sibling. Lowest seed, and the queries "
+                    "whose lists are kept: a packed results folder keeps some of each cell.",
+                ),
             )
         )
         head = ("method", "true class", "answered", "times", "share of the class's queries", "WordNet distance",

@@ -113,7 +113,7 @@ def number(value: float | None, digits: int = 3) -> Cell:
     if value is None or math.isnan(value):
         return Cell("-", kind="none")
     if value and abs(value) < 10 ** (1 - digits):
-        return Cell(f"{value:.1e}", value, "number")
+        return Cell(f"{value:.1g}" if abs(value) >= 1e-4 else f"{value:.0e}", value, "number")
     text = f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.{digits}g}"
     return Cell(text, value, "number")
 

@@ -47,6 +47,9 @@ MARKS = (
 #: Dash patterns, so that lines differ by more than colour.
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 
+#: The method whose mean is drawn across the others' bars.
+REFERENCE = "zero_shot"
+
 #: Width of a text column in inches.
 COLUMN = 3.5
 
@@ -145,6 +148,8 @@ def bars(table: Table, folder: Path, intervals: Mapping[str, tuple[float, float]
             else:
                 text = axes.text(0, place, f" {row.mean.text()}", va="center", fontsize=7, style="italic", zorder=4)
                 text.set_parse_math(False)
+        if frozen := [row.mean.value for row in rows if row.label == REFERENCE and row.mean.value is not None]:
+            axes.axvline(100 * frozen[0], color="#666666", lw=0.8, ls=(0, (2, 2)), zorder=2)
         for number, column in enumerate(table.columns):
             colour, shape = MARKS[number % len(MARKS)]
             offset = 0.4 * (0.5 - number / max(1, len(table.columns) - 1))  # a lane each, so that equal scores show
@@ -162,7 +167,8 @@ def bars(table: Table, folder: Path, intervals: Mapping[str, tuple[float, float]
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         line = "; line: 95 % interval over seeds" if intervals else ""
-        axes.set_xlabel(plain(f"{table.metric} (%); bar: mean (grey: floor){line}"))
+        dotted = f"; dotted: {REFERENCE}" if frozen else ""
+        axes.set_xlabel(plain(f"{table.metric} (%); bar: mean (grey: floor){dotted}{line}"), fontsize=6.5)
         axes.set_title(_title(table))
         _legend(figure, axes)
     return files
