@@ -598,7 +598,8 @@ def make_record(workbench: Workbench, cell: Cell, status: Status, **values: Any)
     notes: list[str] = []
     if cell.id.split != "*":
         card, data = METHODS.get(cell.id.method).card, workbench.dataset(cell.id.dataset).card
-        method = {"title": card.title, "floor": card.floor}
+        # scores depend on the batch where a method mixes the pictures of one (SRE-CLIP's released evaluation)
+        method = {"title": card.title, "floor": card.floor, "encode_batch": BATCH}
         dataset = {"title": data.title, "version": data.version, "gallery_domain": data.gallery_domain}
         notes = list(workbench.task(cell.id.dataset, cell.id.protocol, cell.id.split).notes)
     return Record(
