@@ -1,9 +1,7 @@
 """Accuracy figures against scikit-learn, the released code's numbers, and laws."""
 
 import itertools
-import os
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +12,9 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from benchmarks.evaluation import classification
 from benchmarks.evaluation.classification import classify, classify_zero_shot, harmonic_mean
+from tests.support.golden import golden_dir
 
-GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
+GOLDEN = golden_dir()
 
 
 def drawn(seed, n=200, classes=9):

@@ -1,9 +1,7 @@
 """The ranking engine against scikit-learn, naive loops, all orders of ties, laws, and the released code's numbers."""
 
 import itertools
-import os
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +12,9 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score
 
 from benchmarks.evaluation.ranking import RULES, rank, rank_scores
+from tests.support.golden import golden_dir
 
-GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
+GOLDEN = golden_dir()
 
 
 def clouds(seed, n_queries, n_gallery, d=16, classes=7, spread=1.0):
