@@ -6,9 +6,11 @@ the same files.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from benchmarks.reporting.ablations import Ablation
     from benchmarks.reporting.errors import QuestionErrors, WordNet
     from benchmarks.reporting.grids import Cost
+    from benchmarks.reporting.pictures import Galleries, Query
     from benchmarks.store import Record
 
 #: Okabe and Ito's colour-blind-safe colours (without yellow, too faint on white) and a shape for each.
@@ -52,6 +55,9 @@ REFERENCE = "zero_shot"
 
 #: Width of a text column in inches.
 COLUMN = 3.5
+
+#: Queries and methods of the gallery sheet.
+SHEET_QUERIES, SHEET_METHODS = 3, 5
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -95,12 +101,12 @@ def _figure(
             pyplot.close(figure)
 
 
-def _shrink(file: Path) -> None:
+def _shrink(file: Path, colours: int = 128) -> None:
     """A plot has few colours: a palette makes its PNG a third as large."""
     from PIL import Image
 
     with Image.open(file) as picture:
-        small = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        small = picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE)
     small.save(file, optimize=True, dpi=(200, 200))
 
 
@@ -453,6 +459,79 @@ def embedding_points(
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=3, handletextpad=0.1, columnspacing=1)
     return files
+
+
+def gallery_sheet(galleries: Galleries, floors: Collection[str], folder: Path) -> list[Path]:
+    """A few queries with their best pictures under a few methods, as one picture; right ones ticked.
+
+    Queries: of the first question, the one of each domain that the methods disagree most on, the widest first. Methods:
+    the first of the table, with `REFERENCE`, without ``floors`` (labels). Returns the file, PNG alone.
+    """
+    widest: dict[str, Query] = {}
+    for query in galleries.queries:
+        if query.title == galleries.queries[0].title and query.spread > getattr(widest.get(query.domain), "spread", -1):
+            widest[query.domain] = query
+    queries = sorted(widest.values(), key=lambda query: (-query.spread, query.domain))[:SHEET_QUERIES]
+    if not queries:
+        return []
+    labels = [row.label for row in queries[0].rows if row.label not in floors]
+    others = [label for label in labels if label != REFERENCE][: SHEET_METHODS - (REFERENCE in labels)]
+    chosen = [label for label in labels if label in (*others, REFERENCE)]
+    columns = max(len(row.hits) for query in queries for row in query.rows)
+    lines = len(queries) * (len(chosen) + 0.55)
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.patches import Rectangle
+
+    left, side = 3.6, 0.84  # where the hits begin, and how wide a picture is, in units of a picture's place
+    with pyplot.rc_context(STYLE):
+        figure = pyplot.figure(figsize=(2 * COLUMN, 2 * COLUMN * lines / (left + columns)))
+        try:
+            axes = figure.add_axes((0, 0, 1, 1), xlim=(0, left + columns), ylim=(lines, 0))
+            axes.axis("off")
+
+            def show(key: str, x: float, y: float, size: float) -> None:
+                if pixels := galleries.pictures.get(key):
+                    axes.imshow(_pixels(pixels), extent=(x, x + size, y + size, y), aspect="auto", zorder=2)
+
+            top = 0.0
+            for query in queries:
+                axes.text(0.1, top + 0.4, plain(shorten(query.class_name, 16)), fontsize=9, weight="bold")
+                axes.text(0.1, top + 0.72, plain(shorten(query.domain, 20)), fontsize=7, color="#555555")
+                show(query.key, 0.15, top + 0.95, 1.35)
+                for place, row in enumerate([row for row in query.rows if row.label in chosen]):
+                    y = top + 0.3 + place
+                    axes.text(left - 0.12, y + 0.42, plain(shorten(row.label, 16)), fontsize=7, ha="right", va="center")
+                    for number, hit in enumerate(row.hits):
+                        x, colour = left + number, "#0072B2" if hit.right else "#D55E00"
+                        show(hit.key, x, y, side)
+                        axes.add_patch(
+                            Rectangle((x, y), side, side, fill=False, ec=colour, lw=1.4,
+                                      ls="-" if hit.right else (0, (2, 1.2)), zorder=3)
+                        )  # fmt: skip
+                        if hit.right:
+                            sign = {"boxstyle": "circle,pad=0.15", "fc": colour, "ec": "none"}
+                            axes.text(x + side, y + 0.02, "✓", fontsize=6, color="#ffffff", ha="center", va="center",
+                                      zorder=4, bbox=sign)  # fmt: skip
+                top += len(chosen) + 0.55
+            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / "gallery.png"
+            figure.savefig(file, dpi=120)
+            _shrink(file, 256)
+        finally:
+            pyplot.close(figure)
+    return [file]
+
+
+def _pixels(data_uri: str) -> np.ndarray:
+    """Pixels [H, W, 3] of a picture in a page."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(base64.b64decode(data_uri.partition(",")[2]))) as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
 def _power(value: float) -> str:

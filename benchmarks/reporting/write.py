@@ -80,8 +80,13 @@ def write_report(
     shown = None
     if pictures is not None:
         from benchmarks.reporting.pictures import embedding_map, galleries
+        from benchmarks.reporting.plots import gallery_sheet
 
         shown = _attempt("retrieval galleries", warn, lambda: galleries(store, own, records, warn, **pictures))
+        if shown is not None and shown.queries:
+            made = leaderboard.tables(own, settings[0])
+            floors = {row.label for table in made for row in table.rows if row.floor}
+            files += _attempt("the gallery sheet", warn, lambda: gallery_sheet(shown, floors, folder / "plots")) or []
         if settings:
             easel = Easel(warn)
             title, caption = "Embeddings of the frozen backbone", "Colour: class; shape: domain."

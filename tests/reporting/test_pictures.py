@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from benchmarks.reporting import page, pictures
+from benchmarks.reporting import page, pictures, plots
 from benchmarks.reporting.pictures import galleries
 from benchmarks.store import ResultStore, load_results
 from tests.reporting.conftest import add
@@ -105,6 +105,24 @@ def test_the_page_shows_right_and_wrong_by_border_and_sign(shown: ResultStore, t
     signs = [text for text in parsed.texts if text in ("✓", "✗")]
     assert [{"right": "✓", "wrong": "✗"}[kind] for kind in cells] == signs
     assert {"right", "wrong"} == set(cells)
+
+
+def test_the_sheet_shows_one_query_a_domain_without_floors(
+    shown: ResultStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+
+    written: list[str] = []
+    text = Axes.text
+    monkeypatch.setattr(Axes, "text", lambda self, x, y, s, **rest: (written.append(s), text(self, x, y, s, **rest))[1])
+    found = make(shown, queries=2)
+    [file] = plots.gallery_sheet(found, {"random"}, tmp_path)
+    assert Image.open(file).width == 840
+    assert [word for word in written if word in ("line", "sketch")] == ["line", "sketch"]
+    assert written.count("one_cross") == 2, "of each domain the query that methods disagree most on"
+    assert "random" not in written
+    assert (written.count("good"), written.count("fair"), written.count("✓")) == (2, 2, 4)
+    assert plots.gallery_sheet(pictures.Galleries((), {}), set(), tmp_path / "none") == []
 
 
 def test_missing_data_cost_the_galleries_only(shown: ResultStore, tmp_path: Path) -> None:
