@@ -20,7 +20,8 @@ WNIDS = ("n02012849", "n03126707", "n01440764", "n02084071", "n02121620", "n0295
 
 def listed(name: str, write: Callable[..., list[str]]) -> Callable[[Path], object]:
     """A writer of a tree with all classes of a class list."""
-    return lambda root: write(root, [cls for split in SPLITS for cls in class_lists(name)[split]], pictures=1, plenty=True)
+    classes = [cls for split in SPLITS for cls in class_lists(name)[split]]
+    return lambda root: write(root, classes, pictures=1, plenty=True)
 
 
 #: Writes the tree of each data set that is not shipped.
