@@ -598,10 +598,21 @@ def make_record(workbench: Workbench, cell: Cell, status: Status, **values: Any)
     notes: list[str] = []
     if cell.id.split != "*":
         card, data = METHODS.get(cell.id.method).card, workbench.dataset(cell.id.dataset).card
-        # scores depend on the batch where a method mixes the pictures of one (SRE-CLIP's released evaluation)
-        method = {"title": card.title, "floor": card.floor, "encode_batch": BATCH}
+        task = workbench.task(cell.id.dataset, cell.id.protocol, cell.id.split)
+        retrievals = {one.name for one in task.retrievals}
+        extensions = {
+            name: card.extension(task.protocol, "retrieval" if name in retrievals else "classification")
+            for name in cell.galleries
+        }
+        method = {
+            "title": card.title,
+            "floor": card.floor,
+            "extensions": {name: text for name, text in extensions.items() if text},
+            # scores depend on the batch where a method mixes the pictures of one (SRE-CLIP's released evaluation)
+            "encode_batch": BATCH,
+        }
         dataset = {"title": data.title, "version": data.version, "gallery_domain": data.gallery_domain}
-        notes = list(workbench.task(cell.id.dataset, cell.id.protocol, cell.id.split).notes)
+        notes = list(task.notes)
     return Record(
         key=cell.key,
         status=status,

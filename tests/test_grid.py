@@ -152,6 +152,20 @@ def test_every_method_answers_every_protocol(method: str, protocol: str, swept: 
         check_training(record, swept.task(record))
 
 
+@every_protocol
+@every_method
+def test_records_say_what_goes_beyond_the_paper(method: str, protocol: str, swept: Swept) -> None:
+    card = METHODS.get(method).card
+    for record in swept.records[method, protocol]:
+        retrievals = {one.name for one in swept.task(record).retrievals}
+        expected = {
+            name: card.extension(protocol, "retrieval" if name in retrievals else "classification")
+            for name in record.galleries
+        }
+        assert record.method["extensions"] == {name: text for name, text in expected.items() if text}
+        assert record.method["encode_batch"] > 1
+
+
 @every_method
 def test_every_method_says_how_fast_it_is(method: str, swept: Swept) -> None:
     """An untrained method encodes each picture once in all; at least its first cell has a rate."""
