@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SIDE = 64
 
 #: Bytes of all pictures of a page, as they stand in it.
-LIMIT = 3_000_000
+LIMIT = 2_500_000
 
 #: Results shown for a query, queries shown for a question and query domain, and classes of the map.
 TOP, QUERIES, MAP_CLASSES, MAP_PICTURES = 10, 2, 7, 6
