@@ -172,9 +172,9 @@ def bars(table: Table, folder: Path, intervals: Mapping[str, tuple[float, float]
         axes.set_xlim(left=0)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
-        line = "; line: 95 % interval" if intervals else ""
+        line = "; line: 95 %" if intervals else ""
         dotted = f"; dotted: {REFERENCE}" if frozen else ""
-        axes.set_xlabel(plain(f"{table.metric} (%)") + "\n" + plain(f"bar: mean (grey: floor){dotted}{line}"))
+        axes.set_xlabel(plain(f"{table.metric} (%)") + "\n" + plain(f"mean (grey: floor){dotted}{line}"))
         axes.set_title(_title(table))
         _legend(figure, axes)
     return files
