@@ -16,9 +16,6 @@ from benchmarks.settings import RECIPES, recipes, resolve
 from tests.datasets import transfer_trees, trees
 from tests.support.tiny_clip import tiny_clip_folder, tiny_config
 
-#: Nouns of WordNet for a small I2WebV: six seen classes, two unseen ones.
-WNIDS = ("n02012849", "n03126707", "n01440764", "n02084071", "n02121620", "n02958343", "n07739125", "n04379243")
-
 #: Each recipe's cells on the tree: splits times seeds; and its fits, all seeds and splits apart.
 CELLS = {
     "pros_domainnet": 5,
@@ -51,7 +48,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transfer_trees.office_home_tree(root / "office_home")
     transfer_trees.visda_tree(root / "visda")
     transfer_trees.i2awa_tree(root / "i2awa")
-    transfer_trees.i2webv_tree(root / "i2webv", WNIDS, 6)
+    transfer_trees.i2webv_tree(root / "i2webv", transfer_trees.WNIDS, 6)
     return root
 
 

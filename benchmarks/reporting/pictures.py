@@ -44,12 +44,13 @@ class Hit:
 
 @dataclass(frozen=True)
 class Ranked:
-    """What a method retrieved for a query; ``score`` is the query's AP."""
+    """What a method retrieved for a query; ``score`` is the query's AP, ``floor`` as on the method's card."""
 
     label: str
     method: str
     score: float
     hits: tuple[Hit, ...]
+    floor: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,10 +191,9 @@ def _hardest(
     own = rows[(rows["protocol"] == table.protocol) & (rows["gallery"] == table.gallery) & (rows["status"] == "ok")]
     found: dict[str, dict[tuple[str, str], Ranked]] = {}
     about: dict[tuple[str, str], tuple[str, str]] = {}
-    floors: set[str] = set()
     column = table.metric.removeprefix("m")
     for identity, of_method in own.groupby(["method", "variant", "config"], sort=False):
-        label = labels[identity]
+        label, floor = labels[identity], bool(of_method["floor"].any())
         lists: dict[tuple[str, str], Ranked] = {}
         lowest = of_method[of_method["seed"] == of_method["seed"].min()]
         for key, split in lowest[["key", "split"]].drop_duplicates().itertuples(index=False):
@@ -213,10 +213,9 @@ def _hardest(
                 hits = tuple(
                     Hit(one, class_of.get(one, "?"), class_of.get(one) == name) for one in map(str, keys[:TOP])
                 )
-                lists[where] = Ranked(label, str(identity[0]), float(score), hits)
+                lists[where] = Ranked(label, str(identity[0]), float(score), hits, floor)
         if len(lowest["split"].unique()) == len(table.columns) and lists:
             found[label] = lists
-            floors |= {label} if bool(of_method["floor"].any()) else set()
     if not found:
         return []
     order = {row.label: n for n, row in enumerate(table.rows)}
@@ -224,7 +223,7 @@ def _hardest(
     queries = []
     for split, key in shared:
         ranked = sorted((lists[split, key] for lists in found.values()), key=lambda one: order[one.label])
-        judged = [one.score for one in ranked if one.label not in floors] or [one.score for one in ranked]
+        judged = [one.score for one in ranked if not one.floor] or [one.score for one in ranked]
         name, domain = about[split, key]
         title = f"{protocol_title(table.protocol)} {table.gallery}" + (f", {split}" if " to " in split else "")
         spread = max(judged) - min(judged)

@@ -10,7 +10,7 @@ import base64
 import contextlib
 import io
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,28 +80,44 @@ STYLE: dict[Any, Any] = {
 
 @contextlib.contextmanager
 def _figure(
-    folder: Path, name: str, files: list[Path], height: float, rows: int = 1, columns: int = 1
+    folder: Path,
+    name: str,
+    files: list[Path],
+    height: float,
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    width: float = COLUMN,
+    kinds: Sequence[str] = ("svg", "png"),
+    dpi: int = 200,
+    colours: int = 128,
 ) -> Iterator[Any]:
-    """A figure and its axes ``[rows, columns]``; saved as ``name`` where the block ends without an error."""
+    """A figure and its axes ``[rows, columns]``; saved as ``name`` where the block ends without an error.
+
+    ``dpi`` and ``colours`` are those of the PNG.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(rows, columns, figsize=(COLUMN, height), layout="constrained", squeeze=False)
+        figure, axes = pyplot.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
         try:
             yield figure, axes
             folder.mkdir(parents=True, exist_ok=True)
-            files += [folder / f"{name}.{kind}" for kind in ("svg", "png")]
-            figure.savefig(files[-2], metadata={"Date": None})
-            figure.savefig(files[-1], dpi=200)
-            _shrink(files[-1])
+            for kind in kinds:
+                files.append(folder / f"{name}.{kind}")
+                if kind == "png":
+                    figure.savefig(files[-1], dpi=dpi)
+                    _shrink(files[-1], colours)
+                else:
+                    figure.savefig(files[-1], metadata={"Date": None})
         finally:
             pyplot.close(figure)
 
 
-def _shrink(file: Path, colours: int = 128) -> None:
+def _shrink(file: Path, colours: int) -> None:
     """A plot has few colours: a palette makes its PNG a third as large."""
     from PIL import Image
 
@@ -461,11 +477,11 @@ def embedding_points(
     return files
 
 
-def gallery_sheet(galleries: Galleries, floors: Collection[str], folder: Path) -> list[Path]:
+def gallery_sheet(galleries: Galleries, folder: Path) -> list[Path]:
     """A few queries with their best pictures under a few methods, as one picture; right ones ticked.
 
     Queries: of the first question, the one of each domain that the methods disagree most on, the widest first. Methods:
-    the first of the table, with `REFERENCE`, without ``floors`` (labels). Returns the file, PNG alone.
+    the first of the table, with `REFERENCE`, without floors. Returns the file, PNG alone.
     """
     widest: dict[str, Query] = {}
     for query in galleries.queries:
@@ -474,56 +490,47 @@ def gallery_sheet(galleries: Galleries, floors: Collection[str], folder: Path) -
     queries = sorted(widest.values(), key=lambda query: (-query.spread, query.domain))[:SHEET_QUERIES]
     if not queries:
         return []
-    labels = [row.label for row in queries[0].rows if row.label not in floors]
+    labels = [row.label for row in queries[0].rows if not row.floor]
     others = [label for label in labels if label != REFERENCE][: SHEET_METHODS - (REFERENCE in labels)]
     chosen = [label for label in labels if label in (*others, REFERENCE)]
     columns = max(len(row.hits) for query in queries for row in query.rows)
     lines = len(queries) * (len(chosen) + 0.55)
-
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.patches import Rectangle
-
     left, side = 3.6, 0.84  # where the hits begin, and how wide a picture is, in units of a picture's place
-    with pyplot.rc_context(STYLE):
-        figure = pyplot.figure(figsize=(2 * COLUMN, 2 * COLUMN * lines / (left + columns)))
-        try:
-            axes = figure.add_axes((0, 0, 1, 1), xlim=(0, left + columns), ylim=(lines, 0))
-            axes.axis("off")
+    width = 2 * COLUMN
+    height = width * lines / (left + columns)
+    files: list[Path] = []
+    with _figure(
+        folder, "gallery", files, height, width=width, kinds=("png",), dpi=120, colours=256
+    ) as (figure, [[axes]]):  # fmt: skip
+        from matplotlib.patches import Rectangle
 
-            def show(key: str, x: float, y: float, size: float) -> None:
-                if pixels := galleries.pictures.get(key):
-                    axes.imshow(_pixels(pixels), extent=(x, x + size, y + size, y), aspect="auto", zorder=2)
+        figure.set_layout_engine("none")
+        axes.set(position=(0, 0, 1, 1), xlim=(0, left + columns), ylim=(lines, 0))
+        axes.axis("off")
 
-            top = 0.0
-            for query in queries:
-                axes.text(0.1, top + 0.4, plain(shorten(query.class_name, 16)), fontsize=9, weight="bold")
-                axes.text(0.1, top + 0.72, plain(shorten(query.domain, 20)), fontsize=7, color="#555555")
-                show(query.key, 0.15, top + 0.95, 1.35)
-                for place, row in enumerate([row for row in query.rows if row.label in chosen]):
-                    y = top + 0.3 + place
-                    axes.text(left - 0.12, y + 0.42, plain(shorten(row.label, 16)), fontsize=7, ha="right", va="center")
-                    for number, hit in enumerate(row.hits):
-                        x, colour = left + number, "#0072B2" if hit.right else "#D55E00"
-                        show(hit.key, x, y, side)
-                        axes.add_patch(
-                            Rectangle((x, y), side, side, fill=False, ec=colour, lw=1.4,
-                                      ls="-" if hit.right else (0, (2, 1.2)), zorder=3)
-                        )  # fmt: skip
-                        if hit.right:
-                            sign = {"boxstyle": "circle,pad=0.15", "fc": colour, "ec": "none"}
-                            axes.text(x + side, y + 0.02, "✓", fontsize=6, color="#ffffff", ha="center", va="center",
-                                      zorder=4, bbox=sign)  # fmt: skip
-                top += len(chosen) + 0.55
-            folder.mkdir(parents=True, exist_ok=True)
-            file = folder / "gallery.png"
-            figure.savefig(file, dpi=120)
-            _shrink(file, 256)
-        finally:
-            pyplot.close(figure)
-    return [file]
+        def show(key: str, x: float, y: float, size: float) -> None:
+            if pixels := galleries.pictures.get(key):
+                axes.imshow(_pixels(pixels), extent=(x, x + size, y + size, y), aspect="auto", zorder=2)
+
+        top = 0.0
+        for query in queries:
+            axes.text(0.1, top + 0.4, plain(shorten(query.class_name, 16)), fontsize=9, weight="bold")
+            axes.text(0.1, top + 0.72, plain(shorten(query.domain, 20)), fontsize=7, color="#555555")
+            show(query.key, 0.15, top + 0.95, 1.35)
+            for place, row in enumerate([row for row in query.rows if row.label in chosen]):
+                y = top + 0.3 + place
+                axes.text(left - 0.12, y + 0.42, plain(shorten(row.label, 16)), fontsize=7, ha="right", va="center")
+                for number, hit in enumerate(row.hits):
+                    x, colour = left + number, MARKS[0][0] if hit.right else MARKS[1][0]
+                    dashes = "-" if hit.right else (0, (2, 1.2))
+                    show(hit.key, x, y, side)
+                    axes.add_patch(Rectangle((x, y), side, side, fill=False, ec=colour, lw=1.4, ls=dashes, zorder=3))
+                    if hit.right:
+                        sign = {"boxstyle": "circle,pad=0.15", "fc": colour, "ec": "none"}
+                        axes.text(x + side, y + 0.02, "✓", fontsize=6, color="#ffffff", ha="center", va="center",
+                                  zorder=4, bbox=sign)  # fmt: skip
+            top += len(chosen) + 0.55
+    return files
 
 
 def _pixels(data_uri: str) -> np.ndarray:

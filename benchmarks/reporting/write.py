@@ -84,9 +84,7 @@ def write_report(
 
         shown = _attempt("retrieval galleries", warn, lambda: galleries(store, own, records, warn, **pictures))
         if shown is not None and shown.queries:
-            made = leaderboard.tables(own, settings[0])
-            floors = {row.label for table in made for row in table.rows if row.floor}
-            files += _attempt("the gallery sheet", warn, lambda: gallery_sheet(shown, floors, folder / "plots")) or []
+            files += _attempt("the gallery sheet", warn, lambda: gallery_sheet(shown, folder / "plots")) or []
         if settings:
             easel = Easel(warn)
             title, caption = "Embeddings of the frozen backbone", "Colour: class; shape: domain."

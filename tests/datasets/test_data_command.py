@@ -14,9 +14,6 @@ from benchmarks.datasets.listed import SPLITS, class_lists
 from benchmarks.datasets.registry import DATASETS
 from tests.datasets import transfer_trees, trees
 
-#: Nouns of WordNet for a small I2WebV: six seen classes, two unseen ones.
-WNIDS = ("n02012849", "n03126707", "n01440764", "n02084071", "n02121620", "n02958343", "n07739125", "n04379243")
-
 
 def listed(name: str, write: Callable[..., list[str]]) -> Callable[[Path], object]:
     """A writer of a tree with all classes of a class list."""
@@ -37,7 +34,7 @@ TREES: dict[str, Callable[[Path], object]] = {
     "visda_test": transfer_trees.visda_tree,
     "pacs": transfer_trees.pacs_tree,
     "i2awa": transfer_trees.i2awa_tree,
-    "i2webv": lambda root: transfer_trees.i2webv_tree(root, WNIDS, 6),
+    "i2webv": lambda root: transfer_trees.i2webv_tree(root, transfer_trees.WNIDS, 6),
     "folder": trees.own_tree,
 }
 

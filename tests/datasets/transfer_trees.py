@@ -17,6 +17,8 @@ _OFFICE_HOME = (
     "Spoon,TV,Table,Telephone,ToothBrush,Toys,Trash_Can,Webcam"
 )
 OFFICE_HOME_FOLDERS = tuple(_OFFICE_HOME.split(","))
+#: Nouns of WordNet for a small I2WebV: six seen classes, two unseen ones.
+WNIDS = ("n02012849", "n03126707", "n01440764", "n02084071", "n02121620", "n02958343", "n07739125", "n04379243")
 PACS_DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 PACS_CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 

@@ -116,13 +116,13 @@ def test_the_sheet_shows_one_query_a_domain_without_floors(
     text = Axes.text
     monkeypatch.setattr(Axes, "text", lambda self, x, y, s, **rest: (written.append(s), text(self, x, y, s, **rest))[1])
     found = make(shown, queries=2)
-    [file] = plots.gallery_sheet(found, {"random"}, tmp_path)
+    [file] = plots.gallery_sheet(found, tmp_path)
     assert Image.open(file).width == 840
     assert [word for word in written if word in ("line", "sketch")] == ["line", "sketch"]
     assert written.count("one_cross") == 2, "of each domain the query that methods disagree most on"
     assert "random" not in written
     assert (written.count("good"), written.count("fair"), written.count("✓")) == (2, 2, 4)
-    assert plots.gallery_sheet(pictures.Galleries((), {}), set(), tmp_path / "none") == []
+    assert plots.gallery_sheet(pictures.Galleries((), {}), tmp_path / "none") == []
 
 
 def test_missing_data_cost_the_galleries_only(shown: ResultStore, tmp_path: Path) -> None:
