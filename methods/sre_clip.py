@@ -32,7 +32,7 @@ from torch_geometric.nn import Linear, MessagePassing
 
 from methods.interface import Deviation, FitReport, Log, Method, MethodCard, Pictures, TrainingData
 from methods.parts.backbone import Backbone
-from methods.parts.feature_cache import FeatureScope, image_features, process_cache
+from methods.parts.feature_cache import FeatureScope, frozen_values, image_features, process_cache
 from methods.parts.losses import mean_entropy
 from methods.parts.training import batches, budget, count_parameters, run_stage, seeded, target_batches
 from methods.parts.word_graph import (
@@ -668,11 +668,14 @@ class SreClip(Method):
     @torch.no_grad()
     def frozen_features(self, pixels: Tensor) -> Tensor:
         """What CLIP says about pictures: z [B, E], or with attention to patches all projected tokens [B, 1+P, E]."""
-        normalized = self.backbone.normalize(pixels.to(self.device))
+        pixels = pixels.to(self.device)
         if self.config.attention == "patches":
-            tokens = self.backbone.run_vision(self.backbone.image_tokens(normalized))
-            return self._unit(self.backbone.readout(tokens))
-        return self._unit(self.backbone.encode_images(normalized))
+            return self._unit(self._tokens(pixels)["tokens"])
+        return self._unit(self.backbone.encode_images(self.backbone.normalize(pixels)))
+
+    def _tokens(self, pixels: Tensor) -> dict[str, Tensor]:
+        tokens = self.backbone.run_vision(self.backbone.image_tokens(self.backbone.normalize(pixels)))
+        return {"tokens": self.backbone.readout(tokens)}
 
     def _unit(self, features: Tensor) -> Tensor:
         return F.normalize(features, dim=-1) if self.config.unit_features else features
@@ -682,11 +685,10 @@ class SreClip(Method):
         if not self.config.fast:
             return lambda index: self.frozen_features(pictures.pixels(index))
         if self.config.attention == "patches":
-            parts = torch.arange(len(pictures)).split(64)
-            table = torch.cat([self.frozen_features(pictures.pixels(part)) for part in parts])
+            table = frozen_values(self.backbone, "projected tokens", pictures, self._tokens)["tokens"]
         else:
-            table = self._unit(image_features(self.backbone, pictures)).to(self.device)
-        return lambda index: table[index.to(table.device)]
+            table = image_features(self.backbone, pictures)
+        return lambda index: self._unit(table[index].to(self.device))
 
     @torch.no_grad()
     def _text_vectors(self, words: Sequence[tuple[str, ...]]) -> Tensor:

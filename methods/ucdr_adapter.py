@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from methods.interface import Deviation, FitReport, Log, Method, MethodCard, TrainingData
 from methods.parts.augment import Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics
-from methods.parts.feature_cache import FeatureScope, process_cache
+from methods.parts.feature_cache import frozen_values
 from methods.parts.losses import TEMPERATURE, image_text_loss, triplet_hinge
 from methods.parts.parallel import gather, share
 from methods.parts.prompt_units import (
@@ -676,13 +676,11 @@ class UCDRAdapter(Method):
         """Image context tokens [N, w] of all training pictures, for pictures that are not augmented."""
         config = self.config
 
-        def compute(index: Tensor) -> dict[str, Tensor]:
-            parts = [data.images.pixels(part).to(self.device) for part in index.split(64)]
-            parts = [self.image_context(self.backbone.normalize(part, config.train_statistics)) for part in parts]
-            return {"h": torch.cat(parts)}
+        def compute(pixels: Tensor) -> dict[str, Tensor]:
+            return {"h": self.image_context(self.backbone.normalize(pixels, config.train_statistics))}
 
-        scope = FeatureScope.of(self.backbone, f"image context {config.attention_query}", config.train_statistics)
-        return process_cache().lookup(scope, data.images.content, compute)["h"]
+        quantity = f"image context {config.attention_query}"
+        return frozen_values(self.backbone, quantity, data.images, compute, statistics=config.train_statistics)["h"]
 
     # --- answers ------------------------------------------------------------------------------------------------------
 

@@ -184,7 +184,9 @@ def image_features(
     def compute(pixels: Tensor) -> dict[str, Tensor]:
         return {"features": backbone.encode_images(backbone.normalize(pixels, statistics))}
 
-    return _lookup(backbone, "image_features", pictures, compute, statistics, cache, batch_size)["features"]
+    return frozen_values(
+        backbone, "image_features", pictures, compute, statistics=statistics, cache=cache, batch_size=batch_size
+    )["features"]
 
 
 def layer_statistics(
@@ -210,18 +212,27 @@ def layer_statistics(
             "sigma": sigma.transpose(0, 1),
         }
 
-    return _lookup(backbone, "layer_statistics", pictures, compute, statistics, cache, batch_size)
+    return frozen_values(
+        backbone, "layer_statistics", pictures, compute, statistics=statistics, cache=cache, batch_size=batch_size
+    )
 
 
-def _lookup(
+def frozen_values(
     backbone: Backbone,
     quantity: str,
     pictures: Pictures,
     compute: Callable[[Tensor], dict[str, Tensor]],
-    statistics: Statistics,
-    cache: FeatureCache | None,
-    batch_size: int,
+    *,
+    statistics: Statistics = "clip",
+    cache: FeatureCache | None = None,
+    batch_size: int = 64,
 ) -> dict[str, Tensor]:
+    """What ``compute`` makes of all N pictures, each tensor [N, ...] on the CPU (large ones over a file).
+
+    ``compute`` gets pixels [batch_size, 3, H, W] in [0, 1] on the backbone's device; ``quantity`` names what it
+    computes, together with every setting that it depends on beside the backbone and ``statistics``.
+    """
+
     @torch.no_grad()
     def in_batches(index: Tensor) -> dict[str, Tensor]:
         parts: list[dict[str, Tensor]] = []
