@@ -43,6 +43,30 @@ def test_the_method_example_runs(tiny_dataset: type, tiny_folder: Path, tmp_path
     assert set(results["status"]) == {"ok"}
 
 
+def test_the_recipe_table_names_every_recipe_with_its_fits_and_hours() -> None:
+    from benchmarks.settings import recipe_file, recipes, resolve
+    from tests.test_recipes import CELLS
+
+    rows = [line.split("|")[1:-1] for line in README.splitlines() if line.startswith("| `") and "GPU" not in line]
+    stated: dict[str, tuple[float, float]] = {}
+    for names, _, fits, hours in (row for row in rows if len(row) == 4):
+        listed = re.findall(r"`(\w+)`", names)
+        if set(listed) <= set(recipes()):
+            each = [float(value) for value in hours.split(",")]
+            stated |= {name: (float(fits.split()[0]), value) for name, value in zip(listed, each, strict=True)}
+    expected = {name: (CELLS[name], resolve({}, recipe_file(name)).gpu_hours_each_fit) for name in recipes()}
+    assert set(stated) == set(expected)
+    for name, (fits, each) in expected.items():
+        assert stated[name] == (fits, pytest.approx(fits * each)), name
+
+
+def test_the_folder_example_is_the_rule_with_a_gallery_of_its_own(tmp_path: Path) -> None:
+    from benchmarks.datasets.folder import FolderRule, read_rule
+
+    (tmp_path / "folder.toml").write_text(block("example: folder.toml"))
+    assert read_rule(tmp_path / "folder.toml") == FolderRule(gallery_domain="photo")
+
+
 def test_files_that_the_readme_links_to_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if "://" not in target:

@@ -26,17 +26,19 @@ Columns: *ratio* is plain over ours, the median of the repeats with their range.
 the better measure where other work shares the cores. *Work ratio* is that of floating-point operations in matrix
 products, convolutions and attention (``torch.utils.flop_counter``); it is the same on every machine.
 
-What the arithmetic promises, and a first result in float32 at ViT-B/32 sizes: one thread of a busy machine, one repeat,
-hence processor time (work ratio in brackets), for 20 classes (UCDR-Adapter without augmentation: 24).
+Measured in float32 on one thread of a quiet machine (``results/speed/training.json``; work ratio in brackets), against
+what the arithmetic promises:
 
 * AD-CLIP's text side, which is also timed alone (forward of all prompts of a batch, backward to their context), at
-  least 8 times less work: 13.5 (14.3) with 2 + 2 pictures; more with more classes.
-* SRE-CLIP's step at least 20 times faster from cached features: 23 (81) with 2 + 2 pictures. On picto-clip, whose tower
-  is smaller than the adapter and the graph network, 3.9 (4.6) with 128 + 128.
-* UCDR-Adapter at least 3 times at 245 classes, which 5 pictures and 20 to 24 classes stand for in proportion: 2.3 (2.4)
-  in phase 2 with the paper's augmentation, 3.3 (3.8) without, when the image context tokens are cached too; phase 1, in
-  which texts and prompts train, 1.8 (2.0). With augmentation two of the four passes through the tower remain, so that
-  3 is out of reach.
+  least 8 times less work: 48 times faster (30) on picto-clip with 8 + 8 pictures and 122 classes, 9.1 (14) at ViT-B/32
+  size with 1 + 1 pictures and 20 classes; the whole step 40 (27) and 5.6 (9.7).
+* SRE-CLIP's step at least 20 times faster from cached features: 143 (516) at ViT-B/32 size with 21 + 21 pictures. On
+  picto-clip, whose tower is smaller than the adapter and the graph network, 5.1 (4.6) with 128 + 128.
+* UCDR-Adapter at least 3 times at 245 classes, in proportion: phase 2 with the paper's augmentation 3.0 (3.9) on
+  picto-clip with 25 pictures and 122 classes, 2.4 (2.4) at ViT-B/32 size with 4 and 20; 3.3 (3.8) there without
+  augmentation, when the image context tokens are cached too (processor time of a busy machine, 24 classes). Two of the
+  four passes through the tower remain with augmentation, so that 3 is out of reach at that size. Phase 1, in which texts
+  and prompts train: 1.8 (1.6) and 1.4 (1.3).
 """
 
 from __future__ import annotations
