@@ -74,6 +74,8 @@ def load(name_or_folder: str, *, device: str, precision: Literal["float32", "bf1
             raise BackboneError(f"{error}; {convert}") from error
         if "a Hub name needs the network" not in str(error):
             raise
-        raise BackboneError(f"{error}; `hf download {source}` fetches it, {convert}") from error
+        raise BackboneError(
+            f"{error}; `hf download {source}` fetches it (as a folder with --local-dir FOLDER), {convert}"
+        ) from error
     backbone.name = name or backbone.name
     return backbone

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from methods.parts.backbone import CLIP_MEAN, CLIP_STD
+from methods.parts.backbone import CLIP_MEAN, CLIP_STD, hub_silence
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig
@@ -48,7 +48,7 @@ _DTYPES: Mapping[str, torch.dtype] = {
 }
 
 #: The list of modules of a ViT-L/14 has 100 kB; a list of this size is no CLIP.
-_LONGEST_LIST = 64 << 20
+_LONGEST_LIST = 2 << 20
 
 
 class CheckpointError(ValueError):
@@ -70,6 +70,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         )
     if _is_archive(path):
         return read_archive(path)
+    _check_stored(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols; what is wrong is an error
@@ -84,7 +85,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not any(isinstance(value, Tensor) for value in loaded.values()):
         raise CheckpointError(f"checkpoint {path} holds no state dict (names and tensors)")
-    return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+    weights = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+    for name, value in weights.items():
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_complex():
+            raise CheckpointError(f"checkpoint {path}: {name} is no plain tensor of real numbers")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise CheckpointError(f"checkpoint {path} is broken (tensor {name} reaches beyond its data)")
+    return weights
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
@@ -97,7 +104,8 @@ def read_archive(path: Path) -> dict[str, Tensor]:
             root = next((name for name in archive.namelist() if name.endswith("/data.pkl")), "")[: -len("data.pkl")]
             if archive.getinfo(f"{root}data.pkl").file_size > _LONGEST_LIST:
                 raise CheckpointError(f"checkpoint {path}: its list of modules is too long for a CLIP")
-            if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+            order = f"{root}byteorder"
+            if order in archive.namelist() and archive.open(order).read(len(b"little") + 1) != b"little":
                 raise CheckpointError(f"checkpoint {path} was written on a big-endian machine, which is not supported")
             tree = _Interpreter(_Storages(archive, root)).run(archive.read(f"{root}data.pkl"))
     except CheckpointError as error:
@@ -105,7 +113,18 @@ def read_archive(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # zipfile.BadZipFile, KeyError, IndexError, struct.error, ...: a broken file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"checkpoint {path} is broken ({reason}): fetch it again") from error
-    return dict(_leaves(tree, ""))
+    return dict(_leaves(tree, "", set()))
+
+
+def _check_stored(path: Path) -> None:
+    """A checkpoint's zip file is not compressed, so that what is read is no larger than the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    except zipfile.BadZipFile:
+        return  # the older format of torch.save, or broken: reading it tells
+    if packed:
+        raise CheckpointError(f"checkpoint {path} is compressed ({packed[0]}), which torch never does: refused")
 
 
 def _is_archive(path: Path) -> bool:
@@ -290,14 +309,15 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
     return storage.as_strided(size, stride, offset)
 
 
-def _leaves(value: Any, place: str) -> list[tuple[str, Tensor]]:
-    """All tensors below a module with their dotted names; no deeper than a CLIP is."""
+def _leaves(value: Any, place: str, seen: set[int]) -> list[tuple[str, Tensor]]:
+    """All tensors below a module with their dotted names; no deeper than a CLIP is, and each module (``seen``) once."""
     if isinstance(value, Tensor):
         return [(place, value)]
-    if not isinstance(value, _Object) or place.count(".") > 8:
+    if not isinstance(value, _Object) or place.count(".") > 8 or id(value) in seen:
         return []
+    seen.add(id(value))
     below = [(f"{place}.{name}" if place else str(name), child) for name, child in value.state.items()]
-    return [leaf for name, child in below for leaf in _leaves(child, name)]
+    return [leaf for name, child in below for leaf in _leaves(child, name, seen)]
 
 
 # --- OpenAI's layout --------------------------------------------------------------------------------------------------
@@ -351,7 +371,10 @@ def clip_config(weights: Mapping[str, Tensor], *, start_id: int | None = None, e
 
 def _blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
     found = [re.match(rf"{re.escape(prefix)}transformer\.resblocks\.(\d+)\.", name) for name in weights]
-    return 1 + max((int(match[1]) for match in found if match), default=-1)
+    numbers = {int(match[1]) for match in found if match}
+    if numbers != set(range(len(numbers))):
+        raise CheckpointError(f"lacks some of {prefix}transformer.resblocks: it is broken, fetch it again")
+    return len(numbers)
 
 
 _NAMES: Mapping[str, str] = {
@@ -419,12 +442,16 @@ def load_tokenizer(source: str = TOKENIZER) -> Any:
     from transformers import AutoTokenizer, CLIPTokenizer
 
     path = Path(source).expanduser()
+    silence = ""
     try:
         if path.is_file():
             return CLIPTokenizer(**_vocabulary(path))
-        return AutoTokenizer.from_pretrained(str(path) if path.is_dir() else source)
+        if path.is_dir():
+            return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        silence = hub_silence(source)
+        return AutoTokenizer.from_pretrained(source, local_files_only=bool(silence))
     except Exception as error:  # OSError, ValueError, KeyError, ...: missing, no network, not a tokenizer
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = silence or " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
             f"tokenizer {source} cannot be loaded ({reason}): fetch it with `hf download {TOKENIZER} vocab.json"
             " merges.txt tokenizer.json tokenizer_config.json`, or give --tokenizer the file"
@@ -478,18 +505,22 @@ def convert(source: Path, out: Path, *, tokenizer: str = TOKENIZER) -> Path:
 
 def _convert_openai(source: Path, out: Path, tokenizer: str) -> None:
     weights = {name.removeprefix("module."): value for name, value in read_weights(source).items()}
-    vocabulary = load_tokenizer(tokenizer)
-    known = weights.get("token_embedding.weight")
-    if known is not None and len(vocabulary) != known.shape[0]:
-        raise CheckpointError(
-            f"checkpoint {source} has {known.shape[0]} tokens, tokenizer {tokenizer} {len(vocabulary)}: they do not"
-            " belong together"
-        )
     try:
-        config = clip_config(weights, start_id=vocabulary.bos_token_id, end_id=vocabulary.eos_token_id)
+        clip_config(weights)
         values = clip_weights(weights)
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint {source} {error}") from None
+    except Exception as error:  # shapes that no CLIP has, in one way or another
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"checkpoint {source} has weights of shapes that no CLIP has ({reason})") from error
+    vocabulary = load_tokenizer(tokenizer)
+    known = weights["token_embedding.weight"].shape[0]
+    if len(vocabulary) != known:
+        raise CheckpointError(
+            f"checkpoint {source} has {known} tokens, tokenizer {tokenizer} {len(vocabulary)}: they do not"
+            " belong together"
+        )
+    config = clip_config(weights, start_id=vocabulary.bos_token_id, end_id=vocabulary.eos_token_id)
     _save(config, values, out, source)
     vocabulary.save_pretrained(out)
     size = config.vision_config.image_size
@@ -515,7 +546,11 @@ def _convert_folder(source: Path, out: Path) -> None:
         raise CheckpointError(f"folder {source} lacks config.json or pytorch_model.bin: there is nothing to convert")
     values = read_weights(source / "pytorch_model.bin")
     positions = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")  # of older versions
-    config = CLIPConfig.from_pretrained(source)
+    try:
+        config = CLIPConfig.from_pretrained(source, local_files_only=True)
+    except Exception as error:  # OSError, ValueError, TypeError, ... of transformers
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{source / 'config.json'} is no configuration of a CLIP ({reason})") from error
     _save(config, {name: value for name, value in values.items() if name not in positions}, out, source)
     for file in sorted(source.iterdir()):
         if file.suffix in (".json", ".txt") and file.name != "config.json":
@@ -524,9 +559,8 @@ def _convert_folder(source: Path, out: Path) -> None:
 
 def _save(config: CLIPConfig, values: Mapping[str, Tensor], out: Path, source: Path) -> None:
     from transformers import CLIPModel
-    from transformers.initialization import no_init_weights
 
-    with no_init_weights():
+    with torch.device("meta"):  # shapes without memory: a checkpoint's sizes may be absurd
         model = CLIPModel(config)
     own = {name: value.shape for name, value in model.state_dict().items() if not name.endswith("position_ids")}
     for name in sorted({*own, *values}):
@@ -534,5 +568,6 @@ def _save(config: CLIPConfig, values: Mapping[str, Tensor], out: Path, source: P
             there = tuple(values[name].shape) if name in values else "missing"
             wanted = tuple(own[name]) if name in own else "not part of a CLIP"
             raise CheckpointError(f"checkpoint {source}: weight {name} is {there}, expected {wanted}")
-    model.load_state_dict({name: value.float().contiguous() for name, value in values.items()}, strict=False)
+    own_values = {name: value.float().contiguous() for name, value in values.items()}
+    model.load_state_dict(own_values, strict=False, assign=True)
     model.save_pretrained(out, max_shard_size="50GB")

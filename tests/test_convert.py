@@ -332,7 +332,48 @@ def test_tensors_stay_inside_their_data(
             read_weights(file)
 
 
+def test_shared_modules_do_not_multiply(tmp_path: Path) -> None:
+    """Eight levels of thirty references each: 30^8 names, were each of them followed."""
+
+    def module(children: bytes) -> bytes:
+        named = b"".join(b"X\x01\x00\x00\x00" + bytes([97 + number]) + children for number in range(26))
+        return b"c__torch__\nM\n)\x81}(" + named + b"ub"
+
+    data = b"\x80\x02" + tensor_of(6, (6,), (1,)).split(b"a", 1)[1].removesuffix(b"sb.") + b"q\x00"
+    for level in range(8):
+        data += module(b"h" + bytes([level])) + b"q" + bytes([level + 1])
+    file = tmp_path / "a.pt"
+    with zipfile.ZipFile(file, "w") as made:
+        made.writestr("a/data.pkl", data + b".")
+        made.writestr("a/constants.pkl", b"")
+        made.writestr("a/data/0", torch.arange(6.0).numpy().tobytes())
+    assert len(read_weights(file)) == 26
+
+
+def test_what_swells_is_refused(clip: OpenAIClip, tmp_path: Path) -> None:
+    plain, packed = state_dict_file(clip, tmp_path / "plain.pt"), tmp_path / "packed.pt"
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(CheckpointError, match="is compressed"):
+        read_weights(packed)
+    for value, reason in (
+        (torch.zeros(1).expand(1 << 40), "reaches beyond its data"),
+        (torch.zeros(2, device="meta"), "no plain tensor"),
+        (torch.zeros(2, 2).to_sparse(), "no plain tensor"),
+    ):
+        with pytest.raises(CheckpointError, match=f"visual.proj.*{reason}|{reason}") as caught:
+            read_weights(state_dict_file(clip, tmp_path / "odd.pt", **{"visual.proj": value}))
+        assert "\n" not in str(caught.value)
+
+
 # --- errors that name the mend ----------------------------------------------------------------------------------------
+
+
+def other_names(file: Path) -> Path:
+    """A state dict that is no CLIP's."""
+    torch.save({"weight": torch.zeros(2)}, file)
+    return file
 
 
 def test_files_that_are_no_clip(clip: OpenAIClip, vocabulary: Path, archive: Path, tmp_path: Path) -> None:
@@ -366,6 +407,13 @@ def test_files_that_are_no_clip(clip: OpenAIClip, vocabulary: Path, archive: Pat
     assert "has 300 tokens, tokenizer" in error(
         state_dict_file(clip, other, **{"token_embedding.weight": torch.zeros(300, 64)})
     )
+    assert "weights of shapes that no CLIP has" in error(
+        state_dict_file(clip, other, **{"visual.conv1.weight": torch.zeros(3)})
+    )
+    far = state_dict_file(clip, other, **{"transformer.resblocks.999999999.ln_1.bias": torch.zeros(64)})
+    assert "lacks some of transformer.resblocks" in error(far)
+    assert "expected (" in error(state_dict_file(clip, other, text_projection=torch.zeros(0, 1 << 40)))
+    assert "it is not a CLIP" in error(other_names(other), tokenizer="no/tokenizer"), "the file comes first"
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "nothing to convert" in error(empty)

@@ -17,6 +17,8 @@ from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 from transformers.image_processing_base import ImageProcessingMixin
@@ -38,9 +40,9 @@ Statistics = Literal["clip", "imagenet", "none"]
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-_LEGACY_EOS = (
-    2  # configs older than transformers 4.31 say 2 whatever the tokenizer; the text is then read at its largest id
-)
+#: Configs older than transformers 4.31 say 2 whatever the tokenizer; the text is then read at its largest id.
+_LEGACY_EOS = 2
+_HUB_SECONDS = 5.0
 
 
 class BackboneError(ValueError):
@@ -303,11 +305,12 @@ class Backbone:
         Only safetensors weights are read. ``name`` becomes the Hub name, or the folder's last two parts.
 
         Raises:
-            BackboneError: nothing there, not a CLIP, no safetensors, missing weights, or a tokenizer that does not fit.
+            BackboneError: nothing there, not a CLIP, no safetensors, weights that are missing, left over, of another
+                shape or not finite, or a tokenizer or image processor that cannot be used.
         """
         text = str(name_or_folder)
         folder = Path(text).expanduser()
-        name = text
+        name, unreached = text, ""
         if folder.is_dir():
             _check_folder(folder)
             text = str(folder)
@@ -319,17 +322,18 @@ class Backbone:
             or text.count("/") > 1
         ):
             raise BackboneError(f"backbone folder {text} does not exist: give a folder with config.json, or a Hub name")
-        advice = (
-            "check the folder's files"
-            if folder.is_dir()
-            else "a Hub name needs the network, or HF_HUB_OFFLINE=1 with the checkpoint in the local Hub cache"
-        )
+        else:
+            unreached = hub_silence(text)
+        local = folder.is_dir() or bool(unreached)
+        part = "config.json"
         try:
-            config = CLIPConfig.from_pretrained(text)
-            kind = CLIPConfig.get_config_dict(text)[0].get("model_type")
+            given, _ = CLIPConfig.get_config_dict(text, local_files_only=local)
+            kind = given.get("model_type")
             if kind != "clip":
                 raise BackboneError(f"backbone {text} is a {kind!r} checkpoint: only model_type 'clip' can be used")
-            with _quiet_loading(folder):
+            config = CLIPConfig.from_pretrained(text, local_files_only=local)
+            part = "weights"
+            with _quiet_loading(local):
                 model, report = CLIPModel.from_pretrained(
                     text,
                     config=config,
@@ -337,25 +341,24 @@ class Backbone:
                     use_safetensors=True,
                     attn_implementation="sdpa",
                     output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # they are in the report
+                    local_files_only=local,
                 )
-            tokenizer = AutoTokenizer.from_pretrained(text)
+            _check_weights(text, model, report)
+            part = "tokenizer"
+            tokenizer = AutoTokenizer.from_pretrained(text, local_files_only=local)
+            part = "preprocessor_config.json"
+            preprocessing = _preprocessing(text, local)
         except BackboneError:
             raise
         except Exception as error:  # transformers raises OSError, ValueError, SafetensorError, KeyError, ... here
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise BackboneError(f"backbone {text} cannot be loaded ({reason}): {advice}") from error
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise BackboneError(f"backbone {text} lacks {len(missing)} weights, such as {missing[0]}: not a full CLIP")
-        try:
-            processor, _ = ImageProcessingMixin.get_image_processor_dict(text)
-        except OSError:
-            processor = {}  # no preprocessor_config.json: CLIP's own statistics
-        preprocessing = {
-            "mean": processor.get("image_mean"),
-            "std": processor.get("image_std"),
-            "resample": _RESAMPLE.get(processor.get("resample", 3), "bicubic"),
-        }
+            reason = " ".join(str(error).split())[:400] or type(error).__name__
+            if folder.is_dir():
+                advice = f"check the folder's {part}"
+            else:
+                reason = f"it is not in the local Hub cache, and the Hub: {unreached}" if unreached else reason
+                advice = "a Hub name needs the network, or HF_HUB_OFFLINE=1 with the checkpoint in the local Hub cache"
+            raise BackboneError(f"backbone {text}: its {part} cannot be loaded ({reason}): {advice}") from error
         backbone = cls(model, tokenizer=tokenizer, name=name, preprocessing=preprocessing, precision=precision)
         return backbone.to(device)
 
@@ -389,6 +392,16 @@ class Backbone:
         if self.tokenizer is None:
             return
         end = self.tokenizer.eos_token_id
+        if len(self.tokenizer) <= len(set(self.tokenizer.all_special_ids)):
+            raise BackboneError(
+                f"backbone {self.name}: its tokenizer knows no words: put the checkpoint's tokenizer.json, or"
+                " vocab.json and merges.txt, beside its config.json"
+            )
+        if self.text.end_ids == [_LEGACY_EOS] and end != max(self.tokenizer.get_vocab().values()):
+            raise BackboneError(
+                f"backbone {self.name}: the tokenizer ends a text with id {end}, which is not its largest, where an old"
+                f" config reads it: set text_config.eos_token_id in config.json to {end}"
+            )
         if self.text.end_ids != [_LEGACY_EOS] and end not in self.text.end_ids:
             raise BackboneError(
                 f"backbone {self.name}: the tokenizer ends a text with id {end}, config.json's text_config.eos_token_id"
@@ -671,9 +684,9 @@ class Backbone:
 
 
 @contextlib.contextmanager
-def _quiet_loading(folder: Path) -> Iterator[None]:
-    """No progress bar and no report table while a local folder is read; a download from the Hub keeps its bar."""
-    if not folder.is_dir():
+def _quiet_loading(local: bool) -> Iterator[None]:
+    """No progress bar and no report table while local files are read; a download from the Hub keeps its bar."""
+    if not local:
         yield
         return
     bar, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
@@ -687,11 +700,90 @@ def _quiet_loading(folder: Path) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def hub_silence(name: str) -> str:
+    """Why the Hugging Face Hub cannot be asked for a checkpoint now; empty if it has it.
+
+    One request of a few seconds: ``transformers`` itself would try for half a minute for each file, although the file
+    may lie in the local cache.
+
+    Raises:
+        BackboneError: there is no such checkpoint.
+    """
+    try:
+        HfApi().model_info(name, timeout=_HUB_SECONDS)
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise BackboneError(
+            f"backbone {name} cannot be loaded (the Hub has no such checkpoint, or shows it to its members only): check"
+            " the name, or `hf auth login`"
+        ) from error
+    except Exception as error:  # no network, a proxy's refusal, HF_HUB_OFFLINE, a broken answer, ...
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return ""
+
+
+def _check_weights(text: str, model: CLIPModel, report: Mapping[str, Any]) -> None:
+    """A checkpoint's weights must be all of the config's CLIP, and finite; heads beside it are left out."""
+    misfits = sorted(report["mismatched_keys"])
+    if misfits:
+        name, there, wanted = misfits[0]
+        raise BackboneError(
+            f"backbone {text}: weight {name} is {tuple(there)}, config.json asks for {tuple(wanted)}: they do not"
+            " belong together"
+        )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise BackboneError(f"backbone {text} lacks {len(missing)} weights, such as {missing[0]}: not a full CLIP")
+    towers = ("vision_model.", "text_model.", "visual_projection.", "text_projection.")
+    surplus = sorted(name for name in report["unexpected_keys"] if name.startswith(towers))
+    if surplus:
+        raise BackboneError(
+            f"backbone {text} has {len(surplus)} weights too many for its config.json, such as {surplus[0]}: they do"
+            " not belong together"
+        )
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise BackboneError(f"backbone {text}: weight {name} is not finite: the file is broken, fetch it again")
+
+
+def _preprocessing(text: str, local: bool) -> dict[str, Any]:
+    """Mean, deviation and resampling of a checkpoint's image processor; CLIP's own without one.
+
+    Raises:
+        BackboneError: a processor whose numbers cannot be meant.
+    """
+    try:
+        processor, _ = ImageProcessingMixin.get_image_processor_dict(text, local_files_only=local)
+    except OSError as error:
+        if isinstance(error.__context__, ValueError):  # it is there and no JSON
+            raise
+        processor = {}
+    mean, std = processor.get("image_mean") or CLIP_MEAN, processor.get("image_std") or CLIP_STD
+    if not processor.get("do_normalize", True):
+        mean, std = 0.0, 1.0
+    mean, std = ([value] * 3 if isinstance(value, int | float) else list(value) for value in (mean, std))
+    resample = processor.get("resample", 3)
+    what = ""
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        what = f"image_mean {mean} and image_std {std}: give three numbers each, the deviations above 0"
+    elif not processor.get("do_rescale", True):
+        what = "do_rescale false: give image_mean and image_std of pixels in [0, 1] and leave do_rescale out"
+    elif resample is not None and resample not in _RESAMPLE:
+        what = f"resample {resample!r}: give a number of 0 to 5 (3 is bicubic)"
+    if what:
+        raise BackboneError(f"backbone {text}: preprocessor_config.json has {what}")
+    return {"mean": mean, "std": std, "resample": "bicubic" if resample is None else _RESAMPLE[resample]}
+
+
 def _check_folder(folder: Path) -> None:
     """The files that a checkpoint folder needs, with the mend for what is missing."""
     if not (folder / "config.json").is_file():
         raise BackboneError(f"backbone folder {folder} has no config.json: it is not a Hugging Face CLIP checkpoint")
-    if not any(folder.glob("*.safetensors")):
+    if not (folder / "model.safetensors").is_file() and not (folder / "model.safetensors.index.json").is_file():
+        if any(folder.glob("*.safetensors")):
+            raise BackboneError(
+                f"backbone folder {folder} has neither model.safetensors nor model.safetensors.index.json, which its"
+                " other safetensors files need: fetch the folder again"
+            )
         found = "only pickled weights" if any(folder.glob("*.bin")) else "no weights"
         raise BackboneError(
             f"backbone folder {folder} has {found}: convert them to model.safetensors"

@@ -2,12 +2,16 @@
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel
 
@@ -350,3 +354,119 @@ def test_half_precision_files_load_as_float32(tmp_path: Path) -> None:
     backbone = Backbone.load(folder)
     assert {tensor.dtype for tensor in backbone.model.parameters()} == {torch.float32}
     assert re.fullmatch(r"[^/]+/clip", backbone.name)
+
+
+def changed_json(name: str, **changes: Any) -> Callable[[Path], None]:
+    """Changes values of a folder's JSON file."""
+
+    def change(folder: Path) -> None:
+        values = json.loads((folder / name).read_text())
+        for key, value in changes.items():
+            values[key] = {**values[key], **value} if isinstance(value, dict) else value
+        (folder / name).write_text(json.dumps(values))
+
+    return change
+
+
+def changed_weight(name: str, value: float) -> Callable[[Path], None]:
+    """Sets one number of one weight."""
+
+    def change(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        weights[name].view(-1)[0] = value
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (changed_json("config.json", vision_config={"num_hidden_layers": 1}), r"has 16 weights too many .*layers\.1\."),
+        (
+            changed_json("config.json", projection_dim=768),
+            r"weight text_projection.weight is \(24, 32\), .* \(768, 32\)",
+        ),
+        (changed_json("config.json", vision_config={"num_attention_heads": 5}), r"config.json .*heads \(5\)"),
+        (changed_weight("text_projection.weight", float("nan")), "weight text_projection.weight is not finite"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer knows no words: put the .* tokenizer.json"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "check the folder's tokenizer"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "other.safetensors"),
+            "neither model.safetensors",
+        ),
+        (
+            lambda folder: (folder / "preprocessor_config.json").write_text("{"),
+            "preprocessor_config.json cannot be loaded",
+        ),
+        (
+            lambda folder: (folder / "preprocessor_config.json").write_text("[]"),
+            "preprocessor_config.json cannot be load",
+        ),
+        (changed_json("preprocessor_config.json", image_mean=[0.5]), r"has image_mean \[0.5\] and .*three numbers"),
+        (changed_json("preprocessor_config.json", image_std=[0, 0, 0]), "deviations above 0"),
+        (changed_json("preprocessor_config.json", resample="cubic"), "has resample 'cubic': give a number"),
+        (changed_json("preprocessor_config.json", do_rescale=False), "do_rescale false"),
+    ],
+)
+def test_a_broken_part_of_a_folder_is_named(
+    tiny_folder: Path, tmp_path: Path, change: Callable[[Path], None], line: str
+) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "clip")
+    change(folder)
+    with pytest.raises(BackboneError, match=line) as caught:
+        Backbone.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_processor_that_does_not_normalise(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "clip")
+    changed_json("preprocessor_config.json", do_normalize=False)(folder)
+    backbone = Backbone.load(folder)
+    assert torch.equal(backbone.normalize(pixels()), pixels())
+    changed_json("preprocessor_config.json", do_normalize=True, image_mean=0.5, image_std=0.5)(folder)
+    assert torch.equal(Backbone.load(folder).normalize(pixels()), (pixels() - 0.5) / 0.5)
+
+
+def test_an_old_config_needs_the_end_of_text_to_be_the_largest_id(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "clip")
+    changed_json("config.json", text_config={"eos_token_id": 2, "vocab_size": 596})(folder)
+    weights = load_file(folder / "model.safetensors")
+    words = weights["text_model.embeddings.token_embedding.weight"]
+    weights["text_model.embeddings.token_embedding.weight"] = torch.cat([words, words[:1]])
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    texts = Backbone.load(folder).encode_texts(TEXTS)
+    close(texts, Backbone.load(tiny_folder).encode_texts(TEXTS))
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(BackboneError, match=r"set text_config.eos_token_id in config.json to 594"):
+        Backbone.load(folder)
+
+
+def test_the_hub_is_asked_once_and_the_local_cache_serves_without_it(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, float]] = []
+
+    def silent(self: Any, name: str, timeout: float) -> None:
+        asked.append((name, timeout))
+        raise ConnectionError("[Errno -2] Name or service not known\nand more")
+
+    with pytest.raises(BackboneError, match=r"the Hub has no such checkpoint.*check the name"):
+        Backbone.load("no body")
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", silent)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        BackboneError, match=r"not in the local Hub cache, and the Hub: \[Errno -2\] Name .*network"
+    ) as no:
+        Backbone.load("nobody/tiny")
+    assert "\n" not in str(no.value)
+    there = tmp_path / "models--nobody--tiny"
+    shutil.copytree(tiny_folder, there / "snapshots" / ("a" * 40))
+    (there / "refs").mkdir()
+    (there / "refs" / "main").write_text("a" * 40)
+    found = Backbone.load("nobody/tiny")
+    assert (found.name, found.weights_hash) == ("nobody/tiny", Backbone.load(tiny_folder).weights_hash)
+    assert [name for name, _ in asked] == ["nobody/tiny"] * 2
+    assert all(timeout <= 5 for _, timeout in asked)
