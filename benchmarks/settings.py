@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -38,6 +39,10 @@ class Settings:
     :class:`~benchmarks.workbench.Workbench` picks one; ``jobs`` and ``threads`` stay 0 until :func:`spread` shares the
     machine out. ``shard`` is (number from 1, of how many). ``gpu_hours_each_fit`` and ``gpu_hours_basis`` are what a
     recipe's file expects of one fit, and why; a dry run prints them.
+
+    Under ``--preset full`` the recipes speak for the papers even without ``--recipe``: each method's config on each
+    data set is that of its recipe (:func:`paper_config`), and backbone and protocols are the recipes' unless stated.
+    Rules, variant, selection and seeds are a recipe's own business.
     """
 
     methods: tuple[str, ...] = ("all",)
@@ -101,14 +106,19 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
     for key in ("limit", "threads", "jobs"):
         if (value := getattr(settings, key)) is not None and value < (1 if key == "limit" else 0):
             raise SettingsError(f"--{key} must be positive, not {value}")
-    return dataclasses.replace(
+    basis = settings.gpu_hours_basis
+    if basis and settings.backbone != stated.get("backbone"):
+        basis = f"with {stated.get('backbone')}, not {settings.backbone}: {basis}"
+    settings = dataclasses.replace(
         settings,
         methods=_names("methods", settings.methods),
         datasets=_names("datasets", settings.datasets),
         protocols=_names("protocols", settings.protocols),
         seeds=tuple(dict.fromkeys(settings.seeds)),
         limit=settings.limit if settings.limit is not None else settings.budget.limit,
+        gpu_hours_basis=basis,
     )
+    return _as_published(settings, values) if settings.preset == "full" else settings
 
 
 #: Folder of the recipes: a settings file for each table of the papers.
@@ -125,6 +135,56 @@ def recipe_file(name: str) -> Path:
     if name not in recipes():
         raise SettingsError(f"--recipe {name!r} is unknown; {nearest(name, recipes())}")
     return RECIPES / f"{name}.toml"
+
+
+#: Data sets that split the pictures of another one in their own way: a paper's settings are the same for both.
+SAME_PICTURES: Mapping[str, str] = {
+    "domainnet_245": "domainnet",
+    "sketchy_random": "sketchy",
+    "visda_test": "visda",
+}
+
+
+def paper_config(method: str, dataset: str) -> dict[str, Any]:
+    """The paper's config of a method on a data set, as its recipe states it; empty if no paper has that pair."""
+    return {
+        key.removeprefix(f"{method}."): value
+        for one in _paper_recipes((method,), (dataset,))
+        for key, value in one["set"]
+    }
+
+
+def _paper_recipes(methods: Iterable[str], datasets: Iterable[str]) -> list[Mapping[str, Any]]:
+    """The recipes of any of these methods on any of these data sets."""
+
+    def pictures(names: Iterable[str]) -> set[str]:
+        return {SAME_PICTURES.get(name, name) for name in names}
+
+    wanted = pictures(datasets)
+    return [one for one in _all_recipes() if set(one["methods"]) & set(methods) and pictures(one["datasets"]) & wanted]
+
+
+@functools.cache
+def _all_recipes() -> tuple[Mapping[str, Any], ...]:
+    return tuple(_read(recipe_file(name)) for name in recipes())
+
+
+def _as_published(settings: Settings, stated: Mapping[str, Any]) -> Settings:
+    """The papers' backbone and protocols in place of those that nobody stated; raises :class:`SettingsError` if the
+    papers of these methods and data sets have several backbones."""
+    found = _paper_recipes(settings.methods, settings.datasets)
+    if found and "backbone" not in stated:
+        backbones = sorted({one["backbone"] for one in found})
+        if len(backbones) > 1:
+            raise SettingsError(
+                f"--preset full: the papers of these methods and data sets use {' and '.join(backbones)};"
+                " choose one with --backbone, or run them apart"
+            )
+        settings = dataclasses.replace(settings, backbone=backbones[0])
+    if found and "protocols" not in stated:
+        protocols = tuple(dict.fromkeys(name for one in found for name in one["protocols"]))
+        settings = dataclasses.replace(settings, protocols=protocols)
+    return settings
 
 
 def cores() -> int:

@@ -20,7 +20,7 @@ from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.presets import has_field
 from benchmarks.protocols.task import Classification, Task
-from benchmarks.settings import Settings, SettingsError, config_changes, nearest
+from benchmarks.settings import Settings, SettingsError, config_changes, nearest, paper_config
 from benchmarks.store import SCORING, CellId, content_key
 from benchmarks.workbench import Workbench
 from methods.interface import Method
@@ -95,11 +95,15 @@ class Arm:
     protocols: tuple[str, ...] | None = None
 
 
-def make_config(method: type[Method], settings: Settings, changes: Mapping[str, Any]) -> Any:
-    """A method's config: the paper's defaults, then the named variant, then the preset's budget, then ``--set``."""
+def make_config(
+    method: type[Method], settings: Settings, changes: Mapping[str, Any], paper: Mapping[str, Any] | None = None
+) -> Any:
+    """A method's config: the paper's defaults, then the named variant, then the preset's budget, then ``paper`` (its
+    values for a data set, under ``--preset full``), then ``--set``."""
     values = {
         **method.variants.get(settings.variant, {}),
         **settings.budget.changes(method.Config),
+        **(paper or {}),
         **changes,
     }
     return method.Config(**values)
@@ -113,17 +117,12 @@ def plan(settings: Settings, workbench: Workbench, arms: Mapping[str, Sequence[A
     """
     methods, unusable = _methods(settings)
     changes = config_changes(settings, {name: method.Config for name, method in methods.items()})
-    runs: list[tuple[str, Arm, Any, tuple[float, ...]]] = []
-    for name, method in methods.items():
-        for arm in (arms or {}).get(name, (Arm(),)):
-            config = make_config(method, settings, {**changes[name], **arm.changes})
-            fixed = "learning_rate" in changes[name] or "learning_rate" in arm.changes
-            searched = has_field(method.Config, "learning_rate") and not fixed
-            runs.append((name, arm, config, settings.budget.learning_rates if searched else ()))
+    datasets = DATASETS.defaults() if settings.datasets == ("all",) else settings.datasets
+    runs = {dataset: _configured(settings, methods, changes, arms or {}, dataset) for dataset in datasets}
     broken: list[Broken] = []
     skipped: dict[str, str] = {}
     groups: dict[tuple[str, int, int, str], list[Cell]] = {}
-    for dataset in DATASETS.defaults() if settings.datasets == ("all",) else settings.datasets:
+    for dataset in datasets:
         try:
             workbench.dataset(dataset)
         except Exception as error:
@@ -144,7 +143,7 @@ def plan(settings: Settings, workbench: Workbench, arms: Mapping[str, Sequence[A
             except Exception as error:
                 broken += [_broken(settings, name, dataset, protocol, error) for name in methods]
                 continue
-            for number, (name, arm, config, rates) in enumerate(runs):
+            for number, (name, arm, config, rates) in enumerate(runs[dataset]):
                 if arm.protocols is not None and protocol not in arm.protocols:
                     continue
                 for seed in settings.seeds:
@@ -154,10 +153,31 @@ def plan(settings: Settings, workbench: Workbench, arms: Mapping[str, Sequence[A
                         )
                         groups.setdefault((dataset, number, seed, cell.fit_id), []).append(cell)
     fits = [
-        FitGroup(runs[number][0], *runs[number][2:], dataset, seed, fit_id, tuple(cells))
+        FitGroup(runs[dataset][number][0], *runs[dataset][number][2:], dataset, seed, fit_id, tuple(cells))
         for (dataset, number, seed, fit_id), cells in sorted(groups.items(), key=lambda item: item[0][:3])
     ]
     return Plan(tuple(fits), tuple(broken), skipped)
+
+
+def _configured(
+    settings: Settings,
+    methods: Mapping[str, type[Method]],
+    changes: Mapping[str, Mapping[str, Any]],
+    arms: Mapping[str, Sequence[Arm]],
+    dataset: str,
+) -> list[tuple[str, Arm, Any, tuple[float, ...]]]:
+    """``(method, arm, config, learning rates)`` of all that runs on a data set; of equal arms the first."""
+    made: list[tuple[str, Arm, Any, tuple[float, ...]]] = []
+    for name, method in methods.items():
+        paper = paper_config(name, dataset) if settings.preset == "full" else {}
+        for arm in arms.get(name, (Arm(),)):
+            config = make_config(method, settings, {**changes[name], **arm.changes}, paper)
+            fixed = "learning_rate" in changes[name] or "learning_rate" in arm.changes
+            searched = has_field(method.Config, "learning_rate") and not fixed
+            rates = settings.budget.learning_rates if searched else ()
+            if (name, config, rates) not in [(other, *rest) for other, _, *rest in made]:
+                made.append((name, arm, config, rates))
+    return made
 
 
 def make_cell(

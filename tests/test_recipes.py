@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import run
 from benchmarks.datasets.i2webv import I2WebV
 from benchmarks.datasets.listed import SPLITS, class_lists
+from benchmarks.reporting import published
 from benchmarks.reporting.page import Drawn
-from benchmarks.settings import RECIPES, recipes, resolve
+from benchmarks.settings import RECIPES, Settings, SettingsError, recipes, resolve
+from benchmarks.sweep import Arm, Plan, plan
+from benchmarks.workbench import Workbench
 from tests.datasets import transfer_trees, trees
 from tests.support.tiny_clip import tiny_clip_folder, tiny_config
 
@@ -86,6 +90,140 @@ def test_a_recipe_plans_its_table(
     assert all(line.startswith("#") for line in comment.splitlines())
     assert {"Convention", "Not known"} <= {line[2:].partition(":")[0] for line in comment.splitlines()}
     assert settings.preset == "full" and settings.rules == "official"
+
+
+def planned(data_root: Path, backbone: Path, file: Path | None = None, /, **stated: Any) -> Plan:
+    settings = resolve({"data_root": str(data_root), "backbone": str(backbone), "device": "cpu", **stated}, file)
+    return plan(settings, Workbench(settings))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_the_full_preset_alone_has_the_settings_of_the_recipe(name: str, data_root: Path, tiny_folder: Path) -> None:
+    recipe = RECIPES / f"{name}.toml"
+    stated = resolve({}, recipe)
+    few = {"methods": stated.methods, "datasets": stated.datasets, "preset": "full", "variant": stated.variant}
+    ours, wanted = planned(data_root, tiny_folder, **few), planned(data_root, tiny_folder, recipe)
+    assert {group.config for group in ours.groups} == {group.config for group in wanted.groups}
+    assert {cell.id.protocol for cell in ours.cells} >= {cell.id.protocol for cell in wanted.cells}
+    galleries = {frozenset(cell.galleries) for cell in wanted.cells}
+    assert len(galleries) == 1
+    if stated.protocols == ("ucdr",):
+        assert galleries == {frozenset(("unseen", "mixed"))}
+    without = resolve(few)
+    assert without.backbone == stated.backbone
+    assert set(without.protocols) == {p for other in CELLS for p in pairs(other, stated.datasets, stated.methods)}
+
+
+def pairs(name: str, datasets: tuple[str, ...], methods: tuple[str, ...]) -> tuple[str, ...]:
+    """The protocols of a recipe if it is for these methods and data sets."""
+    settings = resolve({}, RECIPES / f"{name}.toml")
+    return settings.protocols if (settings.methods, settings.datasets) == (methods, datasets) else ()
+
+
+def test_the_full_preset_configures_each_data_set_by_itself(data_root: Path, tiny_folder: Path) -> None:
+    (data_root / "sketchy_random").symlink_to(data_root / "sketchy", target_is_directory=True)
+    both = {"datasets": "sketchy,sketchy_random,domainnet_245", "protocols": "uccdr", "preset": "full"}
+    made = planned(data_root, tiny_folder, methods="ucdr_adapter,pros", **both)
+    lengths = {
+        (group.method, group.dataset): (group.config.prompt_length, group.config.context_tokens, group.config.epochs)
+        for group in made.groups
+    }
+    assert lengths == {
+        ("ucdr_adapter", "sketchy"): (4, 8, 10),
+        ("ucdr_adapter", "sketchy_random"): (4, 8, 10),
+        ("ucdr_adapter", "domainnet_245"): (1, 16, 10),
+        ("pros", "sketchy"): (1, 16, 200),
+        ("pros", "sketchy_random"): (1, 16, 200),
+        ("pros", "domainnet_245"): (1, 16, 10),
+    }
+    stated = planned(data_root, tiny_folder, methods="ucdr_adapter", set=(("prompt_length", 2),), **both)
+    assert {group.config.prompt_length for group in stated.groups} == {2}, "--set wins"
+    quick = planned(data_root, tiny_folder, methods="ucdr_adapter", **both | {"preset": "quick"})
+    assert {group.config.prompt_length for group in quick.groups} == {1}, "equal budgets: no paper's settings"
+
+
+def test_an_arm_that_is_the_papers_own_setting_is_the_default(data_root: Path, tiny_folder: Path) -> None:
+    stated = {"methods": "ucdr_adapter", "datasets": "sketchy", "protocols": "uccdr", "preset": "full"}
+    settings = resolve({"data_root": str(data_root), "backbone": str(tiny_folder), "device": "cpu", **stated})
+    arms = [Arm(), Arm("prompt_length_4", {"prompt_length": 4}), Arm("prompt_length_8", {"prompt_length": 8})]
+    made = plan(settings, Workbench(settings), {"ucdr_adapter": arms})
+    assert {cell.id.ablation for cell in made.cells} == {"", "prompt_length_8"}
+
+
+def test_the_full_preset_takes_the_papers_backbone_unless_told() -> None:
+    def full(**stated: Any) -> Settings:
+        return resolve({"preset": "full", **stated})
+
+    assert full(methods="ad_clip,zero_shot", datasets="visda_test").backbone == "openai/clip-vit-base-patch16"
+    assert full(methods="ad_clip", datasets="visda", backbone="picto-clip").backbone == "picto-clip"
+    assert full(methods="ad_clip", datasets="visda", protocols="ucdr,uda").protocols == ("ucdr", "uda")
+    for stated in ({"datasets": "picto_domains"}, {"methods": "lora", "datasets": "visda"}, {"datasets": "all"}):
+        assert full(**stated) == resolve({**stated, "preset": "full", "backbone": "picto-clip", "protocols": "all"})
+    with pytest.raises(SettingsError, match="patch16 and openai/clip-vit-base-patch32; choose one with --backbone"):
+        full(methods="ad_clip,pros", datasets="visda,sketchy")
+    assert resolve({"methods": "ad_clip", "datasets": "visda"}).backbone == "picto-clip", "the quick preset"
+
+
+def test_expected_hours_name_the_backbone_they_are_for() -> None:
+    recipe = RECIPES / "ad_clip_office_home.toml"
+    large = resolve({"backbone": "openai/clip-vit-large-patch14"}, recipe)
+    own = resolve({}, recipe).gpu_hours_basis
+    assert large.gpu_hours_basis == (f"with openai/clip-vit-base-patch16, not openai/clip-vit-large-patch14: {own}")
+
+
+#: Rows of published.csv with one number, and the settings that say the same.
+PUBLISHED_SETTINGS = {
+    "ProS": {
+        "lr": "learning_rate",
+        "batch size stage 1": "stage1_batch_size",
+        "batch size stage 2": "batch_size",
+        "stage-1 epochs": "stage1_epochs",
+        "early stop patience": "patience",
+        "text prompt length": "context_tokens",
+        "contrastive temperature": "temperature",
+        "dropout (stage 1)": "dropout",
+    },
+    "UCDR-Adapter": {
+        "lr stage 1": "learning_rate",
+        "batch size stage 1": "stage1_batch_size",
+        "batch size stage 2": "batch_size",
+        "stage-1 epochs": "stage1_epochs",
+        "stage-2 epochs": "epochs",
+        "early stop patience": "patience",
+        "momentum of momentum encoder": "momentum",
+        "queue length per class": "queue_size",
+        "triplet margin": "margin",
+        "prompt divisor": "prompt_ratio",
+        "ITC temperature": "temperature",
+    },
+    "AD-CLIP": {"lr": "learning_rate", "epochs": "epochs", "image tokens": "image_tokens"},
+    "SRE-CLIP Adapter": {
+        "temperature": "temperature",
+        "batch size": "batch_size",
+        "entropy weight": "entropy_weight",
+        "distribution (memory) weight": "memory_weight",
+        "balance weight (fc_w)": "balance_weight",
+        "source weight after warm-up": "source_weight",
+        "memory bank size": "memory",
+    },
+}
+
+
+@pytest.mark.parametrize("method", PUBLISHED_SETTINGS)
+def test_recipes_state_the_published_settings(method: str) -> None:
+    rows = published.read()
+    rows = rows[(rows["protocol"] == "hyper-parameter") & (rows["method"] == method)]
+    told = dict(zip(rows["metric"], rows["value"], strict=True))
+    name = published.METHODS[method]
+    of_method = [settings for one in recipes() if name in (settings := resolve({}, RECIPES / f"{one}.toml")).methods]
+    assert len(of_method) >= 2
+    for settings in of_method:
+        for metric, field in PUBLISHED_SETTINGS[method].items():
+            assert dict(settings.set)[f"{name}.{field}"] == float(told[metric]), metric
+        kind = published.backbone_kind(settings.backbone)
+        assert kind == ("ViT-B/16" if method == "AD-CLIP" else "ViT-B/32")
+        if "seed" in told:
+            assert settings.seeds == (int(told["seed"]),)
 
 
 def test_the_command_line_wins_over_a_recipe_setting_by_setting(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
