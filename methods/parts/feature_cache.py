@@ -100,6 +100,7 @@ class FeatureCache:
                 found = self._from_files(files, compute)
                 if found is not None:
                     return found
+                return self._from_memory(scope.key, content, functools.partial(_read_or_compute, files, compute))
         return self._from_memory(scope.key, content, compute)
 
     def clear(self) -> None:
@@ -246,6 +247,20 @@ def frozen_values(
 
     scope = FeatureScope.of(backbone, f"{quantity} batch {batch_size}", statistics)
     return (process_cache() if cache is None else cache).lookup(scope, pictures.content, in_batches)
+
+
+def _read_or_compute(
+    files: RowFiles, compute: Callable[[Tensor], dict[str, Tensor]], index: Tensor
+) -> dict[str, Tensor]:
+    """Values of pictures at index [B], as ``compute`` gives them; those that the files hold are read."""
+    if not files.begun:
+        return compute(index)
+    values = {name: value[index] for name, value in files.tensors().items()}
+    missing = ~torch.from_numpy(files.filled)[index]
+    if bool(missing.any()):
+        for name, value in compute(index[missing]).items():
+            values[name][missing] = value.detach().cpu()
+    return values
 
 
 def _split(content: Iterable[str], values: dict[str, Tensor]) -> dict[str, Row]:

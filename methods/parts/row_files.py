@@ -8,6 +8,7 @@ have reached the disk. Several processes may fill the same files if they write t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -34,7 +35,7 @@ class RowFiles:
         self.folder = folder
         self.count = count
         self._kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-        if (folder / "about.json").exists():  # it is written last, so that files that do not fit it are damaged
+        if os.path.exists(folder / "about.json"):  # False where one may not look; it is written last, so that files that do not fit it are damaged
             self._kinds = self._read()
             if not self._kinds:
                 self.remove()
@@ -58,11 +59,15 @@ class RowFiles:
         """
         if not self.begun:
             self._begin({name: (value.dtype, tuple(value.shape[1:])) for name, value in values.items()})
+        if values.keys() != self._kinds.keys():
+            raise ValueError(f"{self.folder} holds {sorted(self._kinds)}, not {sorted(values)}: delete it")
         runs = np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1)
         for name, value in values.items():
             kind = (value.dtype, tuple(value.shape[1:]))
             if kind != self._kinds[name]:
-                raise ValueError(f"{self._file(name)} holds {self._kinds[name]} a row, not {kind}")
+                raise ValueError(
+                    f"{self._file(name)} holds {self._kinds[name]} a row, not {kind}: delete {self.folder}"
+                )
             raw = value.contiguous().reshape(len(rows), -1).view(torch.uint8).numpy()
             self._put(self._file(name), [(int(rows[run[0]]) * raw.shape[1], raw[run[0] : run[-1] + 1]) for run in runs])
         ones = np.ones(len(rows), dtype=np.uint8)
@@ -83,6 +88,8 @@ class RowFiles:
 
     def remove(self) -> None:
         """Delete the files; tensors over them stay valid."""
+        with contextlib.suppress(OSError):
+            self._marks.unlink()  # first: whatever a killed process leaves of the others then counts as not filled
         shutil.rmtree(self.folder, ignore_errors=True)
         self._kinds = {}
 
@@ -94,7 +101,8 @@ class RowFiles:
             sizes[self._marks] = self.count
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
-        return kinds if all(file.is_file() and file.stat().st_size == size for file, size in sizes.items()) else {}
+        whole = all(os.access(file, os.R_OK) and file.stat().st_size == size for file, size in sizes.items())
+        return kinds if whole else {}
 
     @property
     def _marks(self) -> Path:

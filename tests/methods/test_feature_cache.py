@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -172,6 +173,55 @@ def test_without_room_on_the_disk_features_are_held_in_memory(
     with pytest.warns(RuntimeWarning, match=r"features cannot be kept in .* \(No space left on device for 0\.0 GiB\)"):
         found = image_features(tiny_backbone, album(), cache=on_disk(), batch_size=4)
     assert torch.equal(found, expected)
+
+
+def test_a_disk_that_fills_up_costs_nothing_that_is_stored(
+    tiny_backbone: Backbone, on_disk: Callable[[], FeatureCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = image_features(tiny_backbone, album(), cache=FeatureCache(), batch_size=4)
+    write = row_files.RowFiles.write
+
+    def fills_up(files: row_files.RowFiles, rows: np.ndarray, values: dict[str, Tensor]) -> None:
+        if files.filled.sum() >= 8:
+            raise OSError(28, "No space left on device")
+        write(files, rows, values)
+
+    monkeypatch.setattr(row_files.RowFiles, "write", fills_up)
+    pictures = album()
+    with pytest.warns(RuntimeWarning, match="No space left on device"):
+        found = image_features(tiny_backbone, pictures, cache=on_disk(), batch_size=4)
+    assert torch.equal(found, expected)
+    assert pictures.asked == 1 + 10 + 2, "one tells the size, and only the two that were not stored are asked for again"
+
+
+def test_a_deletion_that_was_killed_leaves_nothing_that_counts_as_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_files, "SPARE", 0)
+    rows, values = np.arange(3), {"x": torch.ones(3, 2)}
+    row_files.RowFiles(tmp_path / "f", 3).write(rows, values)
+    (tmp_path / "f" / "x.bin").write_bytes(b"damaged")
+
+    def killed(folder: Path, ignore_errors: bool) -> None:
+        (folder / "about.json").unlink()  # a folder is emptied in any order
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(row_files.shutil, "rmtree", killed)
+        row_files.RowFiles(tmp_path / "f", 3)
+    files = row_files.RowFiles(tmp_path / "f", 3)
+    files.write(rows[:1], {"x": torch.ones(1, 2)})
+    assert files.filled.tolist() == [True, False, False]
+
+
+def test_rows_of_another_kind_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_files, "SPARE", 0)
+    files = row_files.RowFiles(tmp_path / "f", 3)
+    files.write(np.arange(1), {"x": torch.ones(1, 2)})
+    for values in ({}, {"y": torch.ones(1, 2)}, {"x": torch.ones(1, 2).half()}, {"x": torch.ones(1, 3)}):
+        with pytest.raises(ValueError, match="delete"):
+            files.write(np.arange(1, 2), values)
+    assert files.filled.tolist() == [True, False, False]
 
 
 def test_a_large_set_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
