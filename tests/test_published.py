@@ -19,8 +19,10 @@ OFFICE_HOME = ("art", "clipart", "product", "real_world")
 
 
 def add(store: ResultStore, metrics: dict[str, float], gallery: str, **cell: Any) -> None:
-    """Store a finished record with these figures (``status="failed"``: without)."""
-    status = cell.pop("status", "ok")
+    """Store a finished record with these figures (``status="failed"``: without); other words are fields of the cell."""
+    status, extension, created = cell.pop("status", "ok"), cell.pop("extension", ""), cell.pop("created", "")
+    data_hash, code = cell.pop("data_hash", "ab" * 32), cell.pop("code", 1)
+    precision = cell.pop("precision", "float32")
     identity = {
         "method": "pros",
         "variant": "official",
@@ -36,9 +38,10 @@ def add(store: ResultStore, metrics: dict[str, float], gallery: str, **cell: Any
     made = CellId(**(identity | cell))
     inputs = {
         "scoring": 1,
+        "code": code,
         "cell": vars(made),
-        "dataset": {"data_hash": "ab" * 32},
-        "backbone": {"weights_hash": "cd" * 32, "precision": "float32"},
+        "dataset": {"data_hash": data_hash},
+        "backbone": {"weights_hash": "cd" * 32, "precision": precision},
     }
     scores = {gallery: GalleryScores(metrics, 8, 24, "cosine")} if status == "ok" else {}
     store.write(
@@ -47,11 +50,12 @@ def add(store: ResultStore, metrics: dict[str, float], gallery: str, **cell: Any
             status=status,
             cell=made,
             inputs=inputs,
-            method={"title": made.method},
+            method={"title": made.method, "extensions": {gallery: extension} if extension else {}},
             dataset={"version": "v1", "gallery_domain": "real"},
             galleries={gallery: list(metrics)},
             scores=scores,
             reason="" if status == "ok" else "RuntimeError: boom",
+            created=created,
         )
     )
 
@@ -188,6 +192,7 @@ def test_class_splits_never_mix(store: ResultStore) -> None:
     table = published.beside(load_results(store.root))
     adapter = table[(table["published_method"] == "UCDR-Adapter") & table["ours"].notna()]
     assert set(adapter["rules"]) == {"clean", "official"}, "official figures of the data set with its class list"
+    assert adapter[adapter["rules"] == "official"]["reason"].str.startswith("ours on domainnet_245").all()
 
 
 @pytest.mark.parametrize(
@@ -202,6 +207,9 @@ def test_class_splits_never_mix(store: ResultStore) -> None:
         ({"protocol": "uccdr"}, "not run"),
         ({"method": "coop"}, "not run"),
         ({"status": "failed"}, "failed: RuntimeError: boom"),
+        ({"status": "failed", "gallery": "*", "split": "*"}, "failed: RuntimeError: boom"),
+        ({"ablation": "no_mask"}, "not run"),
+        ({"dataset": "domainnet_245"}, "not run"),
     ],
 )
 def test_another_question_leaves_ours_blank(store: ResultStore, change: dict[str, Any], reason: str) -> None:
@@ -211,6 +219,165 @@ def test_another_question_leaves_ours_blank(store: ResultStore, change: dict[str
     assert math.isnan(found["ours"])
     assert math.isnan(found["gap"])
     assert found["reason"].startswith(reason)
+
+
+DOMAINNET = ("clipart", "infograph", "painting", "quickdraw", "sketch")
+SKETCHY = {"dataset": "sketchy", "protocol": "uccdr", "method": "ucdr_adapter"}
+UDA = {"protocol": "uda", "backbone": "openai/clip-vit-base-patch16", "rules": "clean", "variant": "paper"}
+HOME = {**UDA, "dataset": "office_home", "method": "ad_clip", "split": "art to clipart"}
+PHASES = {"steps": 0, "prompt_length": 4, "context_tokens": 8, "epochs": 10}
+
+
+def answered(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["ours"].notna()]
+
+
+@pytest.mark.parametrize(
+    ("cell", "named", "absent"),
+    [
+        ({}, ["secondary", "ours: 1 seed, 8 queries"], ["variant", "Euclidean", "folder", "test set"]),
+        ({"variant": "paper"}, ["ours is the variant paper, not the released code's"], []),
+        ({"select": "last"}, ["published picks its model on the test set, ours does not"], ["ours is selected"]),
+        ({"select": "oracle"}, ["ours is selected on the test set"], ["published picks"]),
+        ({"precision": "bf16"}, ["ours in bf16"], []),
+        ({"backbone": "mine/clip-vit-base-patch32"}, ["weights of the folder mine/clip-vit-base-patch32"], []),
+        ({"config": {"steps": 0, "prompt_length": 4}}, ["ours with prompt_length 4, published with 1"], []),
+        ({"config": {"steps": 9, "epochs": 3}}, ["ours trained for 9 steps"], ["epochs"]),
+        ({**SKETCHY, "config": PHASES}, ["secondary"], ["published with"]),
+        ({**SKETCHY, "config": {"steps": 0, "prompt_length": 1}}, ["ours with prompt_length 1, published with 4"], []),
+        (HOME, ["published in mixed precision (float16), ours in float32", "nine tenths of the labelled source"], []),
+        ({**HOME, "rules": "official"}, ["nine tenths of the labelled source"], ["picks its", "ours is selected"]),
+        ({**HOME, "method": "zero_shot"}, ["ours: 1 seed"], ["nine tenths", "template", "test set"]),
+        (
+            {**HOME, "method": "zero_shot", "config": {"template": "a drawing of a {}"}},
+            ["ours with the template 'a drawing of a {}'"],
+            [],
+        ),
+    ],
+)  # fmt: skip
+def test_every_difference_is_named(
+    store: ResultStore, cell: dict[str, Any], named: list[str], absent: list[str]
+) -> None:
+    protocol = cell.get("protocol", "ucdr")
+    metric = "accuracy[image]" if protocol == "uda" else "map@200[retrieved]"
+    add(store, {metric: 0.6}, "target" if protocol == "uda" else "unseen", **cell)
+    found = answered(published.beside(load_results(store.root)))
+    assert len(found)
+    for reason in found["reason"]:
+        assert all(words in reason for words in named), reason
+        assert not any(words in reason for words in absent), reason
+
+
+def test_clean_figures_name_what_the_released_rules_do_otherwise(store: ResultStore) -> None:
+    for split in DOMAINNET:
+        for method in ("ucdr_adapter", "zero_shot"):
+            add(
+                store, {"map@200[retrieved]": 0.5}, "unseen", rules="clean", variant="paper", method=method, split=split
+            )
+    found = answered(published.beside(load_results(store.root)))
+    adapter = row(found, method="ucdr_adapter")["reason"]
+    for words in (
+        "Euclidean",
+        "inverts the pictures of quickdraw and sketch",
+        "another draw of held-back",
+        "picks its",
+    ):
+        assert words in adapter
+    floor = row(found, method="zero_shot")["reason"]
+    assert "Euclidean" in floor and "inverts" in floor
+    assert "held-back" not in floor and "picks its" not in floor
+    assert floor.endswith("ours: 1 seed, 40 queries")
+
+
+def test_a_baseline_of_another_paper_is_told_from_its_own(store: ResultStore) -> None:
+    transfers = [f"{s} to {t}" for s, t in itertools.permutations(OFFICE_HOME, 2)]
+    for split in transfers:
+        own = {**HOME, "method": "coop", "split": split, "rules": "official"}
+        add(store, {"accuracy[image]": 0.8}, "target", extension="source only", **own)
+    (found,) = answered(published.beside(load_results(store.root))).to_dict("records")
+    assert "published is another paper's run of this baseline" in found["reason"]
+    assert "ours is selected on the test set" in found["reason"]
+    assert "ours goes beyond the method's paper: source only" in found["reason"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "metric", "matched"),
+    [
+        ("sketchy", "map@200[retrieved]", True),
+        ("sketchy", "map@200[trec]", False),
+        ("sketchy", "map@all", False),
+        ("sketchy_random", "map@200[retrieved]", False),
+        ("sketchy_random", "map@all", False),
+        ("tuberlin", "map@all", True),
+        ("tuberlin", "map@200[retrieved]", False),
+    ],
+)
+def test_a_split_of_sketchy_is_never_the_other(store: ResultStore, dataset: str, metric: str, matched: bool) -> None:
+    add(store, {metric: 0.6}, "unseen", dataset=dataset, protocol="uccdr")
+    assert bool(len(answered(published.beside(load_results(store.root))))) is matched
+
+
+@pytest.mark.parametrize(
+    ("dataset", "metric", "matched"),
+    [
+        ("visda", "accuracy[class]", True),
+        ("visda", "accuracy[image]", False),
+        ("visda_test", "accuracy[class]", False),
+        ("i2awa", "h[image]", False),
+    ],
+)
+def test_accuracies_keep_their_convention(store: ResultStore, dataset: str, metric: str, matched: bool) -> None:
+    cell = {**UDA, "dataset": dataset, "split": "synthetic to real", "method": "zero_shot"}
+    if dataset == "i2awa":
+        cell |= {"protocol": "dazsl", "split": "3d2 to awa2", "method": "sre_clip", "backbone": B32}
+    add(store, {metric: 0.6}, "target", **cell)
+    found = answered(published.beside(load_results(store.root)))
+    assert bool(len(found)) is matched
+    assert found["reason"].str.contains("taken for the twelve classes").all()
+
+
+def test_the_newest_record_of_a_cell_counts_once(store: ResultStore) -> None:
+    for day, value in ((1, 0.4), (3, 0.6), (2, 0.5)):
+        made = f"2026-01-0{day}T00:00:00+00:00"
+        add(store, {"map@200[retrieved]": value}, "unseen", code=day, created=made)
+    found = pros_sketch(published.beside(load_results(store.root)))
+    assert (found["ours"], found["seeds"]) == (0.6, 1)
+
+
+def test_a_seed_that_failed_leaves_no_mean_over_the_others(store: ResultStore) -> None:
+    add(store, {"map@200[retrieved]": 0.6}, "unseen")
+    add(store, {}, "unseen", seed=1, status="failed")
+    found = pros_sketch(published.beside(load_results(store.root)))
+    assert math.isnan(found["ours"])
+    assert found["reason"] == "failed on sketch, seed 1: RuntimeError: boom"
+
+
+def test_a_mean_needs_the_same_seeds_not_only_as_many(store: ResultStore) -> None:
+    for split in DOMAINNET:
+        add(store, {"map@200[retrieved]": 0.6}, "unseen", split=split, seed=int(split == "sketch"))
+    table = published.beside(load_results(store.root))
+    mean = row(table, published_method="ProS", split=published.MEAN, gallery="unseen", metric="map@200[retrieved]")
+    assert math.isnan(mean["ours"])
+    assert "same seeds" in mean["reason"]
+    assert pros_sketch(table)["ours"] == 0.6
+
+
+def test_two_copies_of_the_data_are_told_apart(store: ResultStore) -> None:
+    for data_hash in ("ab" * 32, "ef" * 32):
+        add(store, {"map@200[retrieved]": 0.6}, "unseen", data_hash=data_hash)
+    found = answered(published.beside(load_results(store.root)))
+    told = sorted(reason.split("; ")[-2] for reason in found["reason"])
+    assert told == ["data abababab of several", "data efefefef of several"]
+
+
+def test_every_refusal_is_told(store: ResultStore) -> None:
+    add(store, {"map@200[retrieved]": 0.6}, "unseen", rules="clean")
+    add(store, {}, "unseen", seed=1, status="failed")
+    add(store, {"map@200[retrieved]": 0.6}, "unseen")
+    reason = pros_sketch(published.beside(load_results(store.root)))["reason"]
+    assert reason == (
+        "class split: run with --rules official (ours: clean); failed on sketch, seed 1: RuntimeError: boom"
+    )
 
 
 def test_a_mean_needs_all_transfers_with_the_same_seeds(store: ResultStore) -> None:

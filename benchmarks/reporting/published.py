@@ -17,6 +17,10 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks.reporting.ablations import is_ablated
+from benchmarks.reporting.leaderboard import current, row_labels
+from benchmarks.settings import paper_config
+
 PUBLISHED = Path(__file__).parents[1] / "published" / "published.csv"
 
 #: Columns of the file, all text.
@@ -67,6 +71,9 @@ COLUMNS = (
     "select",
     "reason",
 )
+
+#: The sentence that zero-shot CLIP puts a class name into.
+TEMPLATE = "a photo of a {}"
 
 #: The split of a mean over all query domains or transfers.
 MEAN = "mean"
@@ -235,15 +242,18 @@ def figures(path: Path = PUBLISHED) -> pd.DataFrame:
 def beside(results: pd.DataFrame | None = None, path: Path = PUBLISHED) -> pd.DataFrame:
     """Every published score with ours beside it (:data:`COLUMNS`).
 
-    ``results`` is a frame of :func:`benchmarks.store.load_results` (None or empty: nothing was run). ``published``,
-    ``ours`` and ``gap`` (ours minus published) are fractions; ``ours`` is the mean over ``seeds`` seeds, for a mean row
-    over all of the paper's splits, and blank (NaN) where there is none. A figure that several of our configurations
-    answer has a row for each, told apart by ``label``, ``rules`` and ``select``.
+    ``results`` is a frame of :func:`benchmarks.store.load_results` (None or empty: nothing was run); of a cell measured
+    several times the newest record counts, arms of ablations do not. ``published``, ``ours`` and ``gap`` (ours minus
+    published) are fractions; ``ours`` is the mean over ``seeds`` seeds, for a mean row over all of the paper's splits,
+    and blank (NaN) where there is none. A figure that several of our configurations answer has a row for each, told
+    apart by ``label``, ``rules``, ``select`` and ``reason``.
     """
     rows: list[dict[str, Any]] = []
     cells: dict[Any, pd.DataFrame] = {}
     if results is not None and len(results):
-        cells = dict(iter(results.groupby(["method", "dataset", "protocol"], sort=False)))
+        told = current(results)
+        told = told[~is_ablated(told)].reindex(columns=[*dict.fromkeys([*told.columns, "n_queries"])])
+        cells = dict(iter(told.groupby(["method", "dataset", "protocol"], sort=False)))
     for figure in figures(path).to_dict("records"):
         published = {str(name): figure[name] for name in COLUMNS if name in figure}
         published |= {"published": figure["value"], "published_std": figure["std"]}
@@ -371,35 +381,48 @@ def _ours(figure: Mapping[Any, Any], cells: pd.DataFrame | None) -> Iterator[dic
         yield _blank(figure["obstacle"])
         return
     found, reason = _candidates(figure, cells)
-    answered = False
-    if len(found):
-        from benchmarks.reporting.leaderboard import row_labels
-
-        labels = row_labels(found)
-        apart = ["method", "variant", "config", "rules", "select", "backbone", "weights_hash", "data_hash", "precision"]
-        for key, part in found.groupby([*apart, "dataset"], sort=False):
-            rules, dataset = str(part["rules"].iloc[0]), str(part["dataset"].iloc[0])
-            allowed = _rules(figure, dataset)
-            if rules not in allowed:
-                wanted = f"--rules {' or '.join(sorted(allowed))}" if allowed else "--datasets domainnet_245"
-                reason = f"class split: run with {wanted} (ours: {dataset if not allowed else rules})"
-                continue
-            value, seeds, lacking = _value(figure, part)
-            if value is None:
-                reason = lacking
-                continue
-            answered = True
-            yield {
-                "ours": value,
-                "gap": value - figure["value"],
-                "seeds": seeds,
-                "label": labels[key[:3]],
-                "rules": rules,
-                "select": str(part["select"].iloc[0]),
-                "reason": "; ".join(_differences(figure, part)),
-            }
-    if not answered:
+    if found.empty:
         yield _blank(reason)
+        return
+    labels = row_labels(found)
+    several = [name for name in _HASHES if found[name].nunique() > 1]
+    refused: dict[str, None] = {}
+    answered = False
+    for key, part in found.groupby(list(_CONFIGURATION), sort=False):
+        one = part.iloc[0]
+        allowed = _rules(figure, one["dataset"])
+        if one["rules"] not in allowed:
+            wanted = f"--rules {' or '.join(sorted(allowed))}" if allowed else "--datasets domainnet_245"
+            refused[f"class split: run with {wanted} (ours: {one['rules'] if allowed else one['dataset']})"] = None
+            continue
+        value, seeds, lacking = _value(figure, part)
+        if value is None:
+            refused[lacking] = None
+            continue
+        answered = True
+        told = [f"{name.removesuffix('_hash')} {str(one[name])[:8]} of several" for name in several]
+        count = f"{seeds} seed{'s' if seeds > 1 else ''}, {int(_queries(part)):,} queries"
+        yield {
+            "ours": value,
+            "gap": value - figure["value"],
+            "seeds": seeds,
+            "label": labels[key[:3]],
+            "rules": one["rules"],
+            "select": one["select"],
+            "reason": "; ".join([*_differences(figure, one), *told, f"ours: {count}"]),
+        }
+    if not answered:
+        yield _blank("; ".join(refused))
+
+
+#: What tells our answers to one figure apart.
+_HASHES = ("weights_hash", "data_hash", "scoring")
+_CONFIGURATION = ("method", "variant", "config", "rules", "select", "backbone", "dataset", "precision", *_HASHES)
+
+
+def _queries(rows: pd.DataFrame) -> float:
+    """Pictures asked about, over all splits."""
+    return float(rows.drop_duplicates("split")["n_queries"].sum())
 
 
 def _blank(reason: str) -> dict[str, Any]:
@@ -415,15 +438,18 @@ def _blank(reason: str) -> dict[str, Any]:
 
 
 def _candidates(figure: Mapping[Any, Any], cells: pd.DataFrame | None) -> tuple[pd.DataFrame, str]:
-    """Those of our rows that share a figure's split, gallery, backbone and metric; if none, the reason."""
+    """Those of our rows that share a figure's split, gallery, backbone and metric, and the cells beside them that have
+    no score; if none has the metric, the reason."""
     none = pd.DataFrame()
     if cells is None:
         return none, "not run"
     splits = ALL_SPLITS.get((figure["protocol"], figure["dataset"]), frozenset())
     splits = splits if figure["split"] == MEAN else frozenset((figure["split"],))
-    found = cells[(cells["gallery"] == figure["gallery"]) & cells["split"].isin(splits)]
+    # "*" stands for every split or gallery: cells that could not be planned, records that cannot be read
+    mine = cells[cells["gallery"].isin((figure["gallery"], "*")) & cells["split"].isin((*splits, "*"))]
+    found = mine[mine["gallery"] != "*"]
     if found.empty:
-        return none, "not run"
+        return none, _no_score(mine) if len(mine) else "not run"
     found = found[found["limit"].isna()]
     if found.empty:
         return none, "run with --limit only: such scores mean nothing"
@@ -431,47 +457,89 @@ def _candidates(figure: Mapping[Any, Any], cells: pd.DataFrame | None) -> tuple[
     if same.empty:
         others = ", ".join(sorted(set(found["backbone"])))
         return none, f"run with another backbone ({others}), published with {figure['backbone']}"
-    scored = same[(same["status"] == "ok") & (same["metric"] == figure["metric"])]
-    if scored.empty:
-        if (same["status"] == "ok").any():
-            return none, f"metric convention: no {figure['metric']} among our figures"
-        return none, f"{same['status'].iloc[0]}: {same['reason'].iloc[0]}"
-    return scored, ""
+    asked = same[(same["metric"] == figure["metric"]) | (same["status"] != "ok")]
+    if (asked["status"] == "ok").any():
+        return asked, ""
+    if (same["status"] == "ok").any():
+        return none, f"metric convention: no {figure['metric']} among our figures"
+    return none, _no_score(same)
+
+
+def _no_score(rows: pd.DataFrame) -> str:
+    return f"{rows['status'].iloc[0]}: {rows['reason'].iloc[0]}"
 
 
 def _value(figure: Mapping[Any, Any], rows: pd.DataFrame) -> tuple[float | None, int, str]:
-    """``(mean over seeds and splits, seeds, what is lacking)`` of one configuration of ours."""
-    by_split = rows.groupby("split")["value"].agg(["mean", "size"])
+    """``(mean over seeds and splits, seeds, what is lacking)`` of one configuration of ours.
+
+    As in the leaderboard there is a figure only if every seed has one.
+    """
+    bad = rows[rows["status"] != "ok"]
+    if len(bad):
+        status, seed, split, reason = bad.iloc[0][["status", "seed", "split", "reason"]]
+        return None, 0, f"{status} on {split}, seed {seed}: {reason}"
     if figure["split"] == MEAN:
         wanted = ALL_SPLITS[(figure["protocol"], figure["dataset"])]
-        missing = sorted(wanted - set(by_split.index))
+        missing = sorted(wanted - set(rows["split"]))
         if missing:
             return None, 0, f"not run on all of the mean's splits: {', '.join(missing)} missing"
-        if by_split["size"].nunique() != 1:
+        if rows.groupby("split")["seed"].agg(frozenset).nunique() != 1:
             return None, 0, "not run with the same seeds on all of the mean's splits"
-    return float(by_split["mean"].mean()), int(by_split["size"].min()), ""
+    return float(rows["value"].mean()), int(rows["seed"].nunique()), ""
 
 
-def _differences(figure: Mapping[Any, Any], rows: pd.DataFrame) -> Iterator[str]:
-    """What still differs between a published figure and ours of the same question."""
-    config = json.loads(str(rows["config"].iloc[0]))
-    steps = config.get("steps", 0)
-    if steps:
+#: The papers' own methods: their releases pick the model on the test set.
+PAPERS = ("pros", "ucdr_adapter", "ad_clip", "sre_clip")
+
+#: Domains that the UCDR papers' code shows as negatives.
+INVERTED: Mapping[str, tuple[str, ...]] = {"domainnet": ("quickdraw", "sketch"), "sketchy": ("sketch",)}
+
+#: Settings that a fixed number of steps makes void.
+_SCHEDULE = ("epochs", "stage1_epochs", "validate_every", "patience")
+
+
+def _differences(figure: Mapping[Any, Any], ours: pd.Series) -> Iterator[str]:
+    """What still differs between a published figure and ours of the same question (``ours``: one of its rows)."""
+    method, protocol, dataset = figure["method"], figure["protocol"], figure["dataset"]
+    rules, select, trained = ours["rules"], ours["select"], method != "zero_shot"
+    config = json.loads(ours["config"])
+    if ours["dataset"] != dataset:
+        yield f"ours on {ours['dataset']}"
+    if not ours["backbone"].startswith("openai/"):
+        yield f"weights of the folder {ours['backbone']}, taken for OpenAI's by its name"
+    if steps := config.get("steps", 0):
         yield f"ours trained for {steps} steps, not on the paper's schedule"
-    rules, select = str(rows["rules"].iloc[0]), str(rows["select"].iloc[0])
-    if figure["protocol"] in ("ucdr", "uccdr", "udcdr") and rules == "clean":
+    for name, value in paper_config(method, dataset).items():
+        if config.get(name, value) != value and not (steps and name in _SCHEDULE):
+            yield f"ours with {name} {config[name]}, published with {value}"
+    if protocol == "uda" and method == "zero_shot" and config.get("template", TEMPLATE) != TEMPLATE:
+        yield f"ours with the template {config['template']!r}"
+    if method in PAPERS and ours["variant"] != "official":
+        yield f"ours is the variant {ours['variant']}, not the released code's"
+    if protocol in ("ucdr", "uccdr", "udcdr") and rules == "clean":
         yield "published ranks raw features by squared Euclidean distance, ours by cosine"
-        if figure["method"] != "zero_shot":
-            yield "ours never trains on held-back pictures"
-    trained = figure["method"] in ("pros", "ucdr_adapter", "ad_clip", "sre_clip")
-    if trained and rules == "clean" and select != "oracle":
+        inverted = INVERTED.get(dataset, ())
+        if inverted and (trained or figure["split"] in (MEAN, *inverted)):
+            yield f"published inverts the pictures of {' and '.join(inverted)}"
+        if trained:
+            yield "another draw of held-back pictures"
+    if protocol in ("uda", "dazsl") and trained:
+        yield "ours trains on nine tenths of the labelled source"
+    on_test = select == "oracle" or (rules == "official" and select == "val")
+    if method in PAPERS and not on_test:
         yield "published picks its model on the test set, ours does not"
-    if select == "oracle":
+    elif trained and on_test and (select == "oracle" or method not in PAPERS):
         yield "ours is selected on the test set"
-    if figure["method"] in ("coop", "vpt_deep", "full_finetune") and figure["protocol"] == "uda":
-        yield "a baseline of another paper, whose settings may differ"
-    if str(rows["precision"].iloc[0]) not in ("float32", ""):
-        yield f"ours in {rows['precision'].iloc[0]}"
+    if trained and method not in PAPERS:
+        yield "published is another paper's run of this baseline, whose settings may differ"
+    if ours["extension"]:
+        yield f"ours goes beyond the method's paper: {ours['extension']}"
+    if dataset == "visda":
+        yield "the source does not say what it averages over: taken for the twelve classes"
+    if method == "ad_clip":
+        yield f"published in mixed precision (float16), ours in {ours['precision']}"
+    elif ours["precision"] not in ("float32", ""):
+        yield f"ours in {ours['precision']}"
     if "secondary" in figure["source"]:
         yield "the source is a secondary transcription"
 
