@@ -35,7 +35,9 @@ class RowFiles:
         self.folder = folder
         self.count = count
         self._kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-        if os.path.exists(folder / "about.json"):  # False where one may not look; it is written last, so that files that do not fit it are damaged
+        if os.access(
+            folder / "about.json", os.F_OK
+        ):  # it is written last, so that files that do not fit it are damaged
             self._kinds = self._read()
             if not self._kinds:
                 self.remove()
