@@ -2,14 +2,15 @@
 
 A picture is opened with Pillow, laid on white where it is transparent, turned to RGB, cropped to its central square and
 resized with bicubic interpolation (CLIP's evaluation preprocessing without the normalisation). EXIF orientation is not
-applied, as in the published loaders. A picture that cannot be decoded is reported by name and never replaced.
+applied, as in the published loaders; 16-bit grey is scaled to 8 bits (they clip it to white). Of several frames the
+first counts. A picture that cannot be decoded is reported by name and never replaced.
 
 The cache is a sparse file of 8-bit pixels, one slot a picture, and a small table that says which slots are filled, from
 which file state, with which checksum; what is filled is never decoded again, whatever happened to the process that
 filled it, and a slot whose checksum does not fit (the machine went down) is filled anew. Several processes may share
-it. It lies
-in ``$UCDR_BENCH_CACHE`` (``off``: none), else in the user's cache folder. ``$UCDR_BENCH_WORKERS`` sets the number of
-worker processes. Nothing here imports torch or pandas, so that workers start quickly.
+it. It lies in ``$UCDR_BENCH_CACHE`` (``off``: none), else in the user's cache folder; where it cannot be written,
+pictures are decoded each time, with a warning. ``$UCDR_BENCH_WORKERS`` sets the number of worker processes. Nothing
+here imports torch or pandas, so that workers start quickly.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: Raised when the way from file to pixels changes; part of every cache key.
-RECIPE = "fit-bicubic-white-2"
+RECIPE = "fit-bicubic-white-3"
 
 #: Fewer pictures than this are decoded in the calling process.
 POOL_FROM = 24
@@ -74,12 +75,16 @@ def decode(data: bytes, size: int | None = None) -> NDArray[np.uint8]:
 
     if not data:
         raise PictureError("the file is empty")
+    if data.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6")):  # Pillow would run Ghostscript on it
+        raise PictureError("a PostScript file, no picture")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as opened:
                 opened.load()
                 picture: Image.Image = opened
+                if picture.mode == "I" or picture.mode.startswith("I;16"):
+                    picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 256).astype(np.uint8))
                 if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
                     layer = picture.convert("RGBA")
                     picture = Image.new("RGBA", layer.size, "white")
@@ -102,21 +107,29 @@ def _reason(error: BaseException) -> str:
 def workers_wanted() -> int:
     """``UCDR_BENCH_WORKERS`` if set, else the processors this process may use, at most 16."""
     given = os.environ.get("UCDR_BENCH_WORKERS", "")
-    if given.isdigit():
+    if given.isdecimal():
         return max(1, int(given))
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(16, allowed)
 
 
 def cache_folder() -> Path | None:
-    """Where the picture cache lies; None if it is switched off."""
+    """Where the picture cache lies; None if it is switched off, or (with a warning) if no home folder is known."""
     given = os.environ.get("UCDR_BENCH_CACHE", "")
     if given.lower() == "off":
         return None
-    if given:
-        return Path(given).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "ucdr-bench"
+    try:
+        if given:
+            return Path(given).expanduser()
+        home = os.environ.get("XDG_CACHE_HOME")
+        return (Path(home) if home else Path.home() / ".cache") / "ucdr-bench"
+    except RuntimeError:
+        warnings.warn(
+            f"no cache: the home folder of {given or '~'} is not known; set UCDR_BENCH_CACHE to a folder",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
 
 
 # --- worker side ------------------------------------------------------------------------------------------------------
@@ -203,7 +216,8 @@ def _run(jobs: Iterable[_Job], count: int) -> Iterator[_Answer]:
     try:
         while True:
             while len(running) < 2 * workers and (job := next(queue, None)) is not None:
-                running[_pool.submit(_work, job)] = job
+                with _interrupts_wait():
+                    running[_pool.submit(_work, job)] = job
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -217,6 +231,19 @@ def _run(jobs: Iterable[_Job], count: int) -> Iterator[_Answer]:
     finally:
         for future in running:
             future.cancel()
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C reaches this process afterwards, and never the processes started meanwhile: not even while they import."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _jobs(
@@ -303,12 +330,9 @@ class PictureStore:
         """
         rows = np.asarray(rows, dtype=np.int64)
         wanted = np.unique(rows)
-        if self._folder is not None:
-            missing = wanted[~self._whole(wanted)]
-            if not len(missing) or self._room(len(missing)):
-                self._fill(missing)
-                out: NDArray[np.uint8] = self._slots[rows]
-                return out
+        if self.keep(wanted):
+            out: NDArray[np.uint8] = self._slots[rows]
+            return out
         out = np.empty((len(wanted), 3, self.size, self.size), dtype=np.uint8)
         broken: list[Checked] = []
         for answer in _run(_jobs(wanted, self.files.__getitem__, self.size, None), len(wanted)):
@@ -318,6 +342,23 @@ class PictureStore:
             self.decoded += len(answer.checked)
         self._refuse(broken)
         return out[np.searchsorted(wanted, rows)]
+
+    def keep(self, rows: NDArray[np.int64]) -> bool:
+        """Decode into the cache what of ``rows`` is not there yet; False where it cannot be kept.
+
+        Raises :class:`PictureError` as :meth:`pixels` does.
+        """
+        if self._folder is None:
+            return False
+        missing = rows[~self._whole(rows)]
+        if len(missing) and not self._room(len(missing)):
+            return False
+        try:
+            self._fill(missing)
+        except OSError as error:  # a full disk or quota; broken files are no OSError here
+            self._without(f"the picture cache {self._folder} cannot be written ({error.strerror or error})")
+            return False
+        return True
 
     def filled(self) -> int:
         """Number of pictures in the cache."""
