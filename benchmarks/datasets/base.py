@@ -177,8 +177,22 @@ class BrokenPictures:
 
 
 def dataset_root(data_root: str | None, name: str) -> Path | None:
-    """Where a data set lies under the data root: ``NAME.parquet`` or the folder ``NAME``; None without a data root."""
+    """Where a data set lies under the data root: ``NAME.parquet`` or the folder ``NAME``; None without a data root.
+
+    Raises :class:`DatasetError` if the data root cannot be looked into.
+    """
     if data_root is None:
         return None
-    file = Path(data_root).expanduser() / f"{name}.parquet"
-    return file if file.is_file() else file.with_suffix("")
+    file = expanded(data_root) / f"{name}.parquet"
+    try:
+        return file if file.is_file() else file.with_suffix("")
+    except OSError as error:
+        raise DatasetError(f"{name}: {data_root} cannot be read: {error.strerror or error}") from error
+
+
+def expanded(path: str) -> Path:
+    """A path with ``~`` as the home folder; as it stands where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)

@@ -17,7 +17,9 @@ The rule, with the defaults that ``ROOT/folder.toml`` may change (``gallery_doma
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tomllib
+import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +28,17 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.datasets.base import ClosedSet, DatasetCard, DatasetError, RetrievalCut
-from benchmarks.datasets.folders import Finding, FolderDataset, Listing, Place, class_splits, held_back, scan
+from benchmarks.datasets.folders import (
+    PICTURE_SUFFIXES,
+    Finding,
+    FolderDataset,
+    Listing,
+    Place,
+    class_splits,
+    held_back,
+    scan,
+    usable_entries,
+)
 
 SETTINGS = "folder.toml"
 PHOTOGRAPHS = ("real", "photo", "photos", "image", "images")
@@ -49,8 +61,8 @@ def read_rule(file: Path) -> FolderRule:
         return FolderRule()
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DatasetError(f"{file} is not TOML: {error}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DatasetError(f"{file} is not TOML: {' '.join(str(error).split())}") from error
     known = {field.name: field.default for field in dataclasses.fields(FolderRule)}
     for key, value in values.items():
         if key not in known:
@@ -84,38 +96,40 @@ class Folder(FolderDataset):
 
     def __init__(self, root: Path | None = None) -> None:
         super().__init__(root)
-        if root is not None and root.is_dir():
-            with self._named():
-                self.rule = read_rule(root / SETTINGS)
-            gallery = self._gallery(self.listing.pictures)
-            vars(self)["card"] = dataclasses.replace(
-                self.card, gallery_domain=gallery
-            )  # over the class's, for this tree
+        with self._named():
+            if root is None or not root.is_dir():
+                return
+            self.rule = read_rule(root / SETTINGS)
+        gallery = self._gallery(self.listing.pictures)
+        vars(self)["card"] = dataclasses.replace(self.card, gallery_domain=gallery)  # over the class's, for this tree
 
     def read(self, root: Path) -> Listing:
         """Every folder under the root that is not hidden is a domain."""
-        try:
-            names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        except OSError as error:
-            raise DatasetError(f"{root} cannot be read: {error.strerror or error}") from error
+        entries, odd = usable_entries(root)
+        names = [entry.name for entry in entries if entry.is_dir()]
         if not names:
-            raise DatasetError(f"{root} holds no domain folders; the layout is {self.card.layout}")
-        listing = scan(root, [Place(name, (name,), optional=True) for name in names])
+            why = f" ({odd[0]})" if odd else ""
+            raise DatasetError(f"{root} holds no domain folders{why}; the layout is {self.card.layout}")
+        listing = scan(root, [Place(unicodedata.normalize("NFC", name), (name,), optional=True) for name in names])
         empty = sorted(set(names) - set(listing.pictures["path"].str.partition("/")[0]))
-        findings = tuple(Finding("empty", name, "holds no class folders with pictures: no domain") for name in empty)
-        return Listing(listing.pictures, (*listing.findings, *findings))
+        odd += [Finding("empty", name, "holds no class folders with pictures: no domain") for name in empty]
+        return Listing(listing.pictures, (*listing.findings, *odd))
+
+    def lies_in(self, folder: Path) -> bool:
+        """Whether there are pictures two folders below."""
+        return any(file.suffix.lower() in PICTURE_SUFFIXES for file in itertools.islice(folder.glob("*/*/*"), 1000))
 
     def _gallery(self, pictures: pd.DataFrame) -> str:
         counts = pictures.groupby("domain").size()
         if len(counts) < 2:
             raise DatasetError(f"folder: {self.folder} has one domain, {counts.index[0]}; two are needed")
-        if self.rule.gallery_domain:
-            if self.rule.gallery_domain not in counts.index:
-                raise DatasetError(
-                    f"folder: {self.folder / SETTINGS}: no domain {self.rule.gallery_domain!r}; there are "
-                    f"{', '.join(counts.index)}"
-                )
-            return self.rule.gallery_domain
+        wanted = unicodedata.normalize("NFC", self.rule.gallery_domain)
+        if wanted and wanted not in counts.index:
+            raise DatasetError(
+                f"folder: {self.folder / SETTINGS}: no domain {wanted!r}; there are {', '.join(counts.index)}"
+            )
+        if wanted:
+            return wanted
         named = {str(name).casefold(): str(name) for name in counts.index}
         known = next((named[name] for name in PHOTOGRAPHS if name in named), None)
         return known or min(map(str, counts.index), key=lambda name: (-counts[name], name))
@@ -129,6 +143,11 @@ class Folder(FolderDataset):
                 f"{self.folder}: {len(everywhere)} classes lie in every domain ({', '.join(counts.columns)}); "
                 "three are needed: train, validation and test"
             )
+        alike: dict[str, str] = {}
+        for name in counts.index:
+            other = alike.setdefault(name.casefold(), name)
+            if other != name:
+                self.note("alike", name, f"differs from {other} in case only; if both are one class, rename one")
         rule = self.rule
         split_of = class_splits(everywhere, seed=rule.seed, val_share=rule.val_share, test_share=rule.test_share)
         split = pictures["class"].map(lambda name: split_of.get(name, "train"))

@@ -19,6 +19,7 @@ other endings, links that leave the folder or lead back into it, folders without
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import re
@@ -53,6 +54,14 @@ HELD_BACK_SHARE = 0.08
 #: Pictures whose content is looked at to name a tree for the picture cache.
 SAMPLE = 64
 
+#: Endings of archives; one that lies where the pictures should be is named, to be unpacked.
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+
+#: What systems leave in folders; not worth a word.
+LITTER = ("Thumbs.db", "__MACOSX", "desktop.ini")
+
+_NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
 
 @dataclass(frozen=True)
 class Place:
@@ -73,7 +82,8 @@ class Finding:
     """Something in the tree that is not used, by path under the root, and why.
 
     ``kind``: ``skipped`` (no picture), ``link``, ``name``, ``empty`` (folder), ``missing`` (named in a list, but not
-    there), ``unknown`` (no class of the data set), ``broken`` (named in broken.txt).
+    there), ``twice`` (named in a list twice), ``unknown`` (no class of the data set), ``alike`` (classes whose names
+    differ in case only), ``broken`` (named in broken.txt), ``stale`` (named there, but no picture).
     """
 
     kind: str
@@ -128,13 +138,18 @@ def list_files(root: Path, paths: Iterable[str], *, domain: str, classes: Iterab
     classes (default: each picture's folder name).
 
     Pictures that are not there become findings of kind ``missing``; links obey the same rules as in :func:`scan`.
+    Raises :class:`DatasetError` if none of them is there.
     """
     reader = _Reader(check_root(root), PICTURE_SUFFIXES)
     paths = list(paths)
     names = [Path(path).parent.name for path in paths] if classes is None else list(classes)
     for path, name in zip(paths, names, strict=True):
         reader.named(path, domain, name)
-    return reader.listing()
+    listing = reader.listing()
+    if not len(listing.pictures):
+        first = f", such as {listing.findings[0].path}" if listing.findings else ""
+        raise DatasetError(f"{root} has none of the {len(paths)} pictures that the list of {domain} names{first}")
+    return listing
 
 
 def join_listings(listings: Iterable[Listing]) -> Listing:
@@ -151,7 +166,8 @@ def join_listings(listings: Iterable[Listing]) -> Listing:
 def read_image_list(file: Path) -> pd.DataFrame:
     """A published image list, ``PATH LABEL`` a line (DomainNet, VisDA, mini-DomainNet): columns ``path``, ``label``.
 
-    Paths may hold spaces. Raises :class:`DatasetError` naming the file and line that cannot be read.
+    Paths may hold spaces. Raises :class:`DatasetError` naming the file and line that cannot be read, or the file if it
+    is empty.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
@@ -163,10 +179,12 @@ def read_image_list(file: Path) -> pd.DataFrame:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        path, _, label = line.strip().rpartition(" ")
-        if not path or not label.isdigit():
+        path, label = (*line.rsplit(maxsplit=1), "")[:2]
+        if not re.fullmatch(r"[0-9]{1,9}", label) or _NOT_IN_NAMES.search(path):
             raise DatasetError(f"{file}, line {number}: expected 'PATH LABEL', found {line.strip()[:80]!r}")
-        rows.append((path.replace("\\", "/"), int(label)))
+        rows.append((path.strip().replace("\\", "/"), int(label)))
+    if not rows:
+        raise DatasetError(f"{file} is empty; fetch the list again")
     return pd.DataFrame(rows, columns=["path", "label"]).astype({"label": "int64"})
 
 
@@ -177,6 +195,35 @@ def check_root(root: Path) -> Path:
     if not root.is_dir():
         raise DatasetError(f"{root} is a file; give the folder that holds the pictures")
     return root.resolve()
+
+
+def usable_entries(folder: Path, path: str = "") -> tuple[list[os.DirEntry[str]], list[Finding]]:
+    """What lies in a folder, by name, without hidden files; findings for names that no list could hold.
+
+    ``path``: the folder's path under the root, for the findings. Raises :class:`DatasetError` if it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DatasetError(f"{folder} cannot be read: {error.strerror or error}") from error
+    good, odd = [], []
+    prefix = f"{path}/" if path else ""
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name in LITTER:
+            continue
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError:
+            shown = entry.name.encode(errors="backslashreplace").decode()
+            odd.append(Finding("name", f"{prefix}{shown}", "the name is not UTF-8; rename it"))
+            continue
+        if _NOT_IN_NAMES.search(entry.name):
+            reason = "the name holds a tab, line break or control character; rename it"
+            odd.append(Finding("name", f"{prefix}{entry.name!r}", reason))
+            continue
+        good.append(entry)
+    return good, odd
 
 
 class _Reader:
@@ -215,11 +262,14 @@ class _Reader:
         if path.startswith("/") or Path(path).is_absolute() or ".." in path.split("/"):
             self._find("missing", path, "the list names a file outside the data set's folder")
             return
-        if folder not in self._parents:
-            self._parents[folder] = (self.root / folder).resolve()
-        parent = self._parents[folder]
         try:
+            if folder not in self._parents:
+                self._parents[folder] = (self.root / folder).resolve()
+            parent = self._parents[folder]
             about = os.lstat(parent / file)
+        except PermissionError:
+            self._find("missing", path, "named in a list, but its folder may not be read")
+            return
         except OSError:
             self._find("missing", path, "named in a list, but not there")
             return
@@ -265,26 +315,9 @@ class _Reader:
             self._find("empty", folder, "holds no pictures")
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
-        try:
-            with os.scandir(self.root / folder) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
-        except OSError as error:
-            raise DatasetError(f"{self.root / folder} cannot be read: {error.strerror or error}") from error
-        good = []
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name in ("Thumbs.db", "__MACOSX", "desktop.ini"):
-                continue
-            try:
-                entry.name.encode()
-            except UnicodeEncodeError:
-                shown = entry.name.encode(errors="backslashreplace").decode()
-                self._find("name", f"{folder}/{shown}", "the name is not UTF-8; rename it")
-                continue
-            if re.search(r"[\t\r\n]", entry.name):
-                self._find("name", f"{folder}/{entry.name!r}", "the name holds a tab or line break; rename it")
-                continue
-            good.append(entry)
-        return good
+        entries, odd = usable_entries(self.root / folder, folder)
+        self.findings += odd
+        return entries
 
     def _refused_folder(self, path: str) -> bool:
         """Whether a folder is (or lies behind) a link that leaves the root or leads back to a folder above it."""
@@ -318,7 +351,7 @@ class _Reader:
         if not real.is_relative_to(self.root):
             self._find("link", path, f"a link that leaves the data set's folder (to {real}); not followed, copy it in")
         elif not real.is_file():
-            self._find("link", path, "a link to a folder where a picture should be")
+            self._find("link", path, "a link to something that is no file; not read")
         elif str(real) in self._real:
             self._find("link", path, f"a link to {real.relative_to(self.root).as_posix()}, which is listed already")
         else:
@@ -337,10 +370,10 @@ class _Reader:
             self._find("skipped", path, "not a plain file")
             return
         if real in self._real:
-            twice = self._spelling.get(unicodedata.normalize("NFC", path)) == path
-            self._find(
-                "link", path, "named twice; read once" if twice else "a link to a picture that is listed already"
-            )
+            if self._spelling.get(unicodedata.normalize("NFC", path)) == path:
+                self._find("twice", path, "named twice; read once")
+            else:
+                self._find("link", path, "a link to a picture that is listed already")
             return
         key = unicodedata.normalize("NFC", path)
         if key in self._spelling:
@@ -417,7 +450,8 @@ def class_splits(
 class FolderDataset(Dataset):
     """A data set read from a folder. A subclass gives ``card``, ``places`` and :meth:`arrange`.
 
-    * ``also_named``: other names of the folder under the data root (``--data-root``), tried after ``card.name``.
+    * ``also_named``: other names of the folder under the data root (``--data-root``), tried after ``card.name``; a
+      root of another name is taken at its word.
     * ``published_counts``: pictures by domain as its authors state them, shown beside those found.
     """
 
@@ -453,18 +487,47 @@ class FolderDataset(Dataset):
         name, layout = self.card.name, f"{self.card.layout} (source: {self.card.source})"
         if self.root is None:
             raise DatasetError(f"{name} is not shipped: say --data-root FOLDER where FOLDER/{name} is {layout}")
-        for root in (self.root, *(self.root.parent / other for other in self.also_named)):
-            if root.exists():
-                return root
-        raise DatasetError(f"{name}: {self.root} does not exist; the layout is {layout}")
+        others = self.also_named if self.root.name == name else ()
+        with self._named():
+            for root in (self.root, *(self.root.parent / other for other in others)):
+                if root.exists():
+                    return root
+        raise DatasetError(f"{name}: {self.root} does not exist; the layout is {layout}{self._mend(self.root)}")
 
     @cached_property
     def listing(self) -> Listing:
         """The tree as it was read, without the pictures of ``broken.txt``."""
         folder = self.folder
         with self._named():
-            listing = self.read(folder)
-        return self._without_broken(listing)
+            check_root(folder)
+            try:
+                listing = self.read(folder)
+            except DatasetError as error:
+                raise DatasetError(f"{error}{self._mend(folder)}") from error
+            return self._without_broken(listing)
+
+    def lies_in(self, folder: Path) -> bool:
+        """Whether a folder looks like the data set's root: it has the folders of all its places."""
+        wanted = [place.folders for place in self.places if not place.optional]
+        return bool(wanted) and all(any((folder / name).is_dir() for name in names) for names in wanted)
+
+    def _mend(self, root: Path) -> str:
+        """Where the data set does not lie in ``root``: the folder that may be meant, or the archives to unpack; "" if
+        there is nothing to say."""
+        try:
+            if self.lies_in(root):
+                return ""
+            parent, entries = root.resolve().parent, sorted(root.iterdir()) if root.is_dir() else []
+            own = [entry for entry in entries if entry.name in (self.card.name, *self.also_named)]
+            meant = next((folder for folder in (*own, parent, *entries) if self.lies_in(folder)), None)
+            if meant is not None:
+                return f"; did you mean {meant}?"
+            beside = [] if entries else sorted(parent.glob(f"{glob.escape(root.name)}*"))
+            packed = [file.name for file in entries or beside if file.suffix.lower() in ARCHIVE_SUFFIXES]
+        except OSError:
+            return ""
+        more = f" and {len(packed) - 3} more" if len(packed) > 3 else ""
+        return f"; unpack {', '.join(packed[:3])}{more} first" if packed else ""
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -478,7 +541,7 @@ class FolderDataset(Dataset):
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        """Errors that lack the data set's name get it."""
+        """Errors that lack the data set's name get it; what the system refuses becomes one of them."""
         try:
             yield
         except DatasetError as error:
@@ -486,6 +549,9 @@ class FolderDataset(Dataset):
             if str(error).startswith(f"{name}:"):
                 raise
             raise DatasetError(f"{name}: {error}") from error
+        except OSError as error:
+            where = error.filename or self.root
+            raise DatasetError(f"{self.card.name}: {where} cannot be read: {error.strerror or error}") from error
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -563,18 +629,26 @@ class FolderDataset(Dataset):
             return listing
         try:
             lines = file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"{self.card.name}: {file} cannot be read: {error}") from error
-        keys = {unicodedata.normalize("NFC", line.partition("\t")[0].strip()): line for line in lines}
-        keys = {key: line for key, line in keys.items() if key and not key.startswith("#")}
-        gone, known = listing.pictures["key"].isin(set(keys)), set(listing.pictures["key"])
-        findings = [
-            Finding("broken", key, f"left out: named in {BROKEN_LIST}")
-            if key in known
-            else Finding("missing", key, f"named in {BROKEN_LIST}, but not there")
-            for key in sorted(keys)
-        ]
-        return Listing(listing.pictures[~gone].reset_index(drop=True), (*listing.findings, *findings))
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{file} is not UTF-8 text: byte {error.start} is wrong; write it again") from error
+        pictures = listing.pictures
+        by_path = zip(pictures["path"], pictures["key"], strict=True)
+        known = {unicodedata.normalize("NFC", path): key for path, key in by_path}
+        known |= {key: key for key in pictures["key"]}
+        gone, stale = set(), set()
+        for line in lines:
+            name = unicodedata.normalize("NFC", line.partition("\t")[0])
+            name = name if name in known else name.strip()
+            if name in known:
+                gone.add(known[name])
+            elif name and not name.startswith("#"):
+                stale.add(name)
+        left = pictures[~pictures["key"].isin(gone)].reset_index(drop=True)
+        if not len(left):
+            raise DatasetError(f"{file} leaves no picture; delete it, then verify again")
+        findings = [Finding("broken", key, f"left out: named in {BROKEN_LIST}") for key in sorted(gone)]
+        findings += [Finding("stale", name, f"named in {BROKEN_LIST}, but no picture") for name in sorted(stale)]
+        return Listing(left, (*listing.findings, *findings))
 
 
 def canonical_classes(

@@ -89,7 +89,11 @@ class I2WebV(FolderDataset):
         with self._named():
             file = self._info("synsets.txt")
             ids = self._read_list(file)
-        return dict(zip(class_names(ids), ids, strict=True))
+            try:
+                names = class_names(ids)
+            except DatasetError as error:
+                raise DatasetError(f"{file}: {error}; fetch it again") from error
+        return dict(zip(names, ids, strict=True))
 
     def read(self, root: Path) -> Listing:
         """ImageNet's tree, and the validation pictures that WebVision's list names."""
@@ -158,12 +162,13 @@ class I2WebV(FolderDataset):
     def _read_list(self, file: Path) -> list[str]:
         try:
             lines = [line.split() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{file} is not UTF-8 text: byte {error.start} is wrong; fetch it again") from error
         ids = [words[0] for words in lines]
         seen, everything = self.sizes
         if len(ids) != everything:
-            hint = " (WebVision 1.0 has the seen classes alone; 2.0 is needed)" if len(ids) == seen else ""
+            only_seen = len(ids) == seen
+            hint = " (WebVision 1.0 has the seen classes alone; 2.0 is needed)" if only_seen else "; fetch it again"
             raise DatasetError(f"{file} lists {len(ids)} classes, not {everything}{hint}")
         twice = [wnid for wnid, count in Counter(ids).items() if count > 1]
         if twice:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pandas as pd
 
 from benchmarks.datasets.base import DatasetCard, DatasetError
-from benchmarks.datasets.folders import Listing, class_splits, join_listings, list_files, read_image_list
+from benchmarks.datasets.folders import Listing, Place, class_splits, join_listings, list_files, read_image_list
 from benchmarks.datasets.transfers import TransferDataset, with_splits
 
 DOMAINS = ("clipart", "painting", "real", "sketch")
@@ -44,6 +44,7 @@ class MiniDomainNet(TransferDataset):
         ),
         layout="DomainNet as it unpacks, with ROOT/splits_mini/{clipart,painting,real,sketch}_{train,test}.txt",
     )
+    places = (*(Place(domain, (domain,)) for domain in DOMAINS), Place("", (LISTS,), classes=False))
     also_named = ("domainnet", "DomainNet")
     #: Classes that the published lists name.
     count: ClassVar[int] = 126

@@ -39,6 +39,10 @@ class TransferDataset(FolderDataset):
         """The tree under the first base that has a domain's folder."""
         return plain_keys(scan(root, based(root, self.places, self.bases)))
 
+    def lies_in(self, folder: Path) -> bool:
+        """Whether one of the bases under a folder has the folders of all domains."""
+        return any(super(TransferDataset, self).lies_in(folder / base) for base in self.bases)
+
     def arrange(self, pictures: pd.DataFrame) -> pd.DataFrame:
         """Give every picture its class, the class's split by rule, and whether it is held back."""
         found = canonical_classes(self, pictures, self.class_names, self.aliases)

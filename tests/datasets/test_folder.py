@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +82,42 @@ def test_wrong_settings_fail_with_one_line(root: Path, text: str, line: str) -> 
     assert str(caught.value).startswith("folder: ")
     assert "\n" not in str(caught.value)
     assert read_rule(root / "none.toml") == FolderRule()
+
+
+@pytest.mark.parametrize("domain", [" photo", "#photo", "photo "])
+def test_broken_pictures_are_left_out_whatever_their_folder_is_called(root: Path, domain: str) -> None:
+    (root / "photo").rename(root / domain)
+    (root / domain / "dog" / "0000.jpg").write_bytes(b"")
+    assert data.main(["verify", "folder", "--root", str(root), "--write-broken"]) == 1
+    assert data.main(["verify", "folder", "--root", str(root)]) == 0
+    assert f"{domain}/dog/0000.jpg" not in set(Folder(root).table["key"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_domains_whose_names_cannot_be_used_are_named(root: Path) -> None:
+    expected = Folder(root).data_hash
+    for name in (b"two\nlines", b"bad\xff", b"__MACOSX"):
+        shutil.copytree(root / "photo", Path(os.fsdecode(os.fsencode(root) + b"/" + name)))
+    dataset = Folder(root)
+    assert [(one.kind, one.path) for one in dataset.findings] == [("name", "bad\\udcff"), ("name", "'two\\nlines'")]
+    assert dataset.data_hash == expected
+
+
+def test_domains_are_the_same_in_both_unicode_forms(root: Path) -> None:
+    expected = Folder(root).data_hash
+    (root / "Öl auf Leinwand").rename(root / unicodedata.normalize("NFD", "Öl auf Leinwand"))
+    (root / "folder.toml").write_text('gallery_domain = "photo"\n')
+    assert Folder(root).data_hash == expected
+    (root / "folder.toml").write_text(unicodedata.normalize("NFD", 'gallery_domain = "Öl auf Leinwand"\n'))
+    assert Folder(root).card.gallery_domain == "Öl auf Leinwand"
+
+
+def test_classes_that_differ_in_case_only_are_named(root: Path) -> None:
+    (root / "photo" / "dog").rename(root / "photo" / "Dog")
+    dataset = Folder(root)
+    assert [(one.kind, str(one)) for one in dataset.findings] == [
+        ("alike", "dog: differs from Dog in case only; if both are one class, rename one")
+    ]
 
 
 def test_trees_that_no_protocol_fits_fail_with_one_line(root: Path, tmp_path: Path) -> None:

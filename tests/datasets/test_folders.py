@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import unicodedata
 import warnings
@@ -15,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 
 from benchmarks.datasets import pictures
-from benchmarks.datasets.base import DatasetCard, DatasetError
+from benchmarks.datasets.base import DatasetCard, DatasetError, dataset_root
 from benchmarks.datasets.folders import (
     FolderDataset,
     Place,
@@ -115,7 +117,11 @@ def test_a_domain_that_is_a_link_to_elsewhere_is_named(root: Path, tmp_path: Pat
         (lambda root: (root / "draw").rename(root / "other"), "lacks the folder draw/256; the layout is"),
         (lambda root: [f.unlink() for f in root.rglob("*.jpg")], "holds no pictures in its class folders"),
         (lambda root: [f.unlink() for f in root.rglob("hot-dog/*")], "1 of 3 classes have no pictures under"),
-        (lambda root: (root / "broken.txt").write_bytes(b"\xff"), "broken.txt cannot be read"),
+        (lambda root: (root / "broken.txt").write_bytes(b"\xff"), r"broken\.txt is not UTF-8 text: byte 0 is wrong"),
+        (
+            lambda root: (root / "broken.txt").write_text("\n".join(scan(root, PLACES).pictures["key"])),
+            r"broken\.txt leaves no picture; delete it, then verify again$",
+        ),
     ],
 )
 def test_what_cannot_be_used_fails_with_one_line(root: Path, break_it: object, line: str) -> None:
@@ -143,6 +149,47 @@ def test_another_name_of_the_folder_is_found(root: Path) -> None:
     Small(root).check()
 
 
+def test_a_root_of_another_name_is_taken_at_its_word(root: Path) -> None:
+    root.rename(root.with_name("Small"))
+    with pytest.raises(DatasetError, match=r"^small: .*/data/copy does not exist; the layout is "):
+        Small(root.with_name("copy")).check()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("", "small"), ("small/photos", "small"), ("small/small", "small"), ("outer", "outer/small")],
+)
+def test_a_root_beside_the_right_one_is_told_the_right_one(root: Path, given: str, meant: str) -> None:
+    data_root = root.parent
+    if meant.startswith("outer"):
+        (data_root / "outer").mkdir()
+        root.rename(data_root / "outer" / "small")
+    with pytest.raises(DatasetError, match="the layout is ") as caught:
+        Small(data_root / given).check()
+    assert str(caught.value).endswith(f"; did you mean {data_root / meant}?")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("packed", ["small.zip", "small/photos.tar.gz"])
+def test_archives_that_were_not_unpacked_are_named(tmp_path: Path, packed: str) -> None:
+    (tmp_path / packed).parent.mkdir(exist_ok=True)
+    (tmp_path / packed).write_bytes(b"PK")
+    with pytest.raises(DatasetError, match=rf"^small: .*; unpack {Path(packed).name} first$"):
+        Small(tmp_path / "small").check()
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DatasetError, match=r"^small: .*/x+ cannot be read: File name too long$"):
+        Small(tmp_path / ("x" * 300)).check()
+
+    def refuses(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuses)
+    with pytest.raises(DatasetError, match=r"^small: .* cannot be read: Permission denied$"):
+        dataset_root(str(tmp_path), "small")
+
+
 def test_two_unicode_forms_of_one_name_are_refused(root: Path) -> None:
     name = "photos/ant/é.jpg"
     write_pictures(root, [unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)])
@@ -167,12 +214,16 @@ def test_keys_and_hash_do_not_depend_on_the_unicode_form(tmp_path: Path) -> None
 @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
 def test_names_that_are_not_text_are_named(root: Path) -> None:
     Path(os.fsdecode(os.fsencode(root / "photos" / "ant") + b"/bad\xff.jpg")).write_bytes(b"x")
-    (root / "photos" / "ant" / "two\nlines.jpg").write_bytes(b"x")
+    odd = ("two\nlines", "escape\x1b[31m", "next\x85line", "line\u2028separator")
+    for name in odd:
+        (root / "photos" / "ant" / f"{name}.jpg").write_bytes(b"x")
     found = [str(finding) for finding in scan(root, PLACES).findings]
+    why = "the name holds a tab, line break or control character; rename it"
     assert found == [
-        "photos/ant/'two\\nlines.jpg': the name holds a tab or line break; rename it",
+        *sorted(f"photos/ant/{name + '.jpg'!r}: {why}" for name in odd),
         "photos/ant/bad\\udcff.jpg: the name is not UTF-8; rename it",
     ]
+    assert all(line.isprintable() for line in found)
 
 
 def test_published_lists(root: Path, tmp_path: Path) -> None:
@@ -206,6 +257,28 @@ def test_published_lists(root: Path, tmp_path: Path) -> None:
         read_image_list(file)
     with pytest.raises(DatasetError, match="cannot be read: No such file"):
         read_image_list(tmp_path / "none.txt")
+    with pytest.raises(
+        DatasetError, match=r"has none of the 2 pictures that the list of photo names, such as a/1\.jpg$"
+    ):
+        list_files(root, ["a/1.jpg", "a/2.jpg"], domain="photo")
+
+
+@pytest.mark.parametrize("label", ["²", "-1", "1.0", "9" * 30, "x\0.jpg 1", "x\x1b.jpg 1"])
+def test_a_line_of_a_list_that_cannot_be_meant_is_shown(tmp_path: Path, label: str) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text(f"a/1.jpg 0\na/2.jpg {label}\n")
+    with pytest.raises(DatasetError, match=r"list\.txt, line 2: expected 'PATH LABEL', found 'a/2\.jpg ") as caught:
+        read_image_list(file)
+    assert str(caught.value).isprintable()
+
+
+def test_lists_with_tabs_are_read_and_empty_ones_refused(tmp_path: Path) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text("a/hot dog.jpg\t3  \r\n")
+    assert read_image_list(file).to_numpy().tolist() == [["a/hot dog.jpg", 3]]
+    file.write_text("\n \n")
+    with pytest.raises(DatasetError, match=r"list\.txt is empty; fetch the list again"):
+        read_image_list(file)
 
 
 # --- the data set -----------------------------------------------------------------------------------------------------
@@ -250,10 +323,8 @@ def test_broken_pictures_fail_by_name_until_they_are_left_out_by_name(root: Path
     clean = Small(root)
     assert len(clean.table) == len(dataset.table) - 3
     assert not set(harm.broken) & set(clean.table["key"])
-    kinds = [(one.kind, one.path) for one in clean.findings if one.kind in ("broken", "missing")]
-    assert kinds == [("broken", key) for key in harm.broken[:0]] + sorted(
-        [("missing", "photos/ant/gone.jpg"), *(("broken", key) for key in harm.broken)], key=lambda pair: pair[1]
-    )
+    kinds = [(one.kind, one.path) for one in clean.findings if one.kind in ("broken", "stale", "missing")]
+    assert kinds == [*(("broken", key) for key in harm.broken), ("stale", "photos/ant/gone.jpg")]
     assert clean.data_hash != dataset.data_hash
     clean.pixels(np.arange(len(clean.table)), 8)
 
@@ -293,6 +364,27 @@ def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert pixels.dtype == np.uint8
     if mode in ("RGBA", "LA"):
         assert (pixels == 255).all(), "transparent is white"
+
+
+def test_sixteen_bit_grey_keeps_its_shades(tmp_path: Path) -> None:
+    shades = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    Image.fromarray(shades).save(tmp_path / "x.png")
+    pixels = pictures.decode((tmp_path / "x.png").read_bytes())
+    assert np.array_equal(pixels, np.stack([shades // 256] * 3))
+
+
+def test_exif_orientation_is_not_applied_and_the_first_frame_counts(tmp_path: Path) -> None:
+    turned, frames = Image.Exif(), [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    turned[274] = 6
+    Image.new("RGB", (9, 5)).save(tmp_path / "x.jpg", exif=turned)
+    assert pictures.decode((tmp_path / "x.jpg").read_bytes()).shape == (3, 5, 9)
+    frames[0].save(tmp_path / "x.webp", save_all=True, append_images=frames[1:], lossless=True)
+    assert pictures.decode((tmp_path / "x.webp").read_bytes())[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_no_program_is_run_on_a_postscript_file() -> None:
+    with pytest.raises(pictures.PictureError, match="a PostScript file, no picture"):
+        pictures.decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
 
 
 def test_decoded_once_and_kept_across_processes_and_copies(root: Path, tmp_path: Path) -> None:
@@ -364,6 +456,36 @@ def test_no_room_means_no_cache_and_one_warning(root: Path, monkeypatch: pytest.
         warnings.simplefilter("error")
         assert torch.equal(dataset.pixels(np.arange(4), 8), first)
     assert dataset.store(8).filled() == 0
+
+
+def test_a_disk_that_fills_up_ends_the_cache_and_not_the_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, data: bytes, offset: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pictures, "_write", full)
+    dataset = Small(root)
+    with pytest.warns(RuntimeWarning, match=r"picture cache .* cannot be written \(No space left on device\)"):
+        pixels = dataset.pixels(np.arange(24), 8)
+    assert dataset.store(8).folder is None
+    monkeypatch.setenv("UCDR_BENCH_CACHE", "off")
+    assert torch.equal(Small(root).pixels(np.arange(24), 8), pixels)
+
+
+def test_without_a_home_folder_there_is_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UCDR_BENCH_CACHE", "~nobody-of-that-name/cache")
+    with pytest.warns(
+        RuntimeWarning, match="home folder of ~nobody-of-that-name/cache is not known; set UCDR_BENCH_CA"
+    ):
+        assert pictures.cache_folder() is None
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks here")
+def test_a_worker_that_starts_does_not_see_the_interrupt() -> None:
+    blocked = "import signal; raise SystemExit(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    with pytest.raises(KeyboardInterrupt), pictures._interrupts_wait():  # the caller sees it, afterwards
+        assert subprocess.run([sys.executable, "-c", blocked], check=False).returncode == 1
+        signal.raise_signal(signal.SIGINT)
+    assert subprocess.run([sys.executable, "-c", blocked], check=False).returncode == 0
 
 
 def test_a_cache_folder_that_cannot_be_written_is_done_without(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
