@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
+import os
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,11 +31,14 @@ A data set lies in FOLDER/NAME under the data root, or in the folder that --root
 $UCDR_BENCH_CACHE (default: ucdr-bench in the user's cache folder; "off": nowhere); $UCDR_BENCH_WORKERS sets the number
 of worker processes.
 
-exit code: 0 in order, 1 the data set is missing, damaged or breaks a promise, 2 a wrong option or name
+exit code: 0 in order, 1 the data set is missing, damaged or breaks a promise, 2 a wrong option or name, 130 stopped
 """
 
 #: Names printed of each kind of finding unless ``--all`` is given.
 SHOWN = 20
+
+#: Largest side that ``--size`` takes, in pixels.
+LARGEST = 2048
 
 
 def build_parser(prog: str = "benchmarks.data") -> argparse.ArgumentParser:
@@ -55,7 +62,9 @@ def build_parser(prog: str = "benchmarks.data") -> argparse.ArgumentParser:
         command.add_argument("--data-root", metavar="FOLDER", help="where data sets lie: FOLDER/NAME")
         command.add_argument("--root", metavar="DIR", help="the data set's own folder, whatever its name")
         if name == "verify":
-            command.add_argument("--size", metavar="N", type=int, help="also keep all pictures decoded at N x N pixels")
+            command.add_argument(
+                "--size", metavar="N", type=_size, help="also keep all pictures decoded at N x N pixels"
+            )
             command.add_argument(
                 "--write-broken", action="store_true", help="add broken pictures to DIR/broken.txt: they are left out"
             )
@@ -63,13 +72,35 @@ def build_parser(prog: str = "benchmarks.data") -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.data") -> int:
-    """Run the command; exit code 0, 1 if a data set cannot be used, 2 for an unknown name."""
-    import sys
+def _size(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= LARGEST:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 to {LARGEST}, not {text!r}")
+    return int(text)
 
+
+def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.data") -> int:
+    """Run the command; exit code 0, 1 if a data set cannot be used, 2 for an unknown name, 130 if it is stopped."""
     arguments = build_parser(prog).parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):  # names that the terminal cannot show are no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"{prog}: warning: {message}", file=sys.stderr)
+            code = _perform(arguments, prog)
+            sys.stdout.flush()
+            return code
+    except KeyboardInterrupt:
+        print(f"{prog}: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read has gone, as ``| head`` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _perform(arguments: argparse.Namespace, prog: str) -> int:
     if arguments.command == "list":
-        return listing(arguments.data_root)
+        return listing(arguments.data_root, prog)
     from methods.registry import UnknownNameError
 
     try:
@@ -99,15 +130,20 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.data") -> in
 
 
 def _root(arguments: argparse.Namespace) -> Path | None:
-    from benchmarks.datasets.base import dataset_root
+    from benchmarks.datasets.base import dataset_root, expanded
 
     if arguments.root is not None:
-        return Path(arguments.root).expanduser()
+        return expanded(arguments.root)
     return dataset_root(arguments.data_root, arguments.name)
 
 
-def listing(data_root: str | None) -> int:
-    """Print the names; with a data root also which data sets are there (nothing is read but their folders' names)."""
+def listing(data_root: str | None, prog: str = "benchmarks.data") -> int:
+    """Print the names; with a data root also which data sets have a folder there. Returns 1 if the root is none."""
+    from benchmarks.datasets.base import expanded
+
+    if data_root is not None and not expanded(data_root).is_dir():
+        print(f"{prog}: --data-root {data_root} is no folder", file=sys.stderr)
+        return 1
     for entry in DATASETS.entries():
         there = "" if data_root is None else f"{_there(entry.name, data_root):10}"
         print(f"{entry.name:20} {there}{entry.summary}")
@@ -116,13 +152,13 @@ def listing(data_root: str | None) -> int:
 
 def _there(name: str, data_root: str) -> str:
     from benchmarks.datasets.base import DatasetError, dataset_root
-    from benchmarks.datasets.folders import FolderDataset
+    from benchmarks.datasets.folders import FolderDataset, check_root
 
     kind = DATASETS.get(name)
     if not (isinstance(kind, type) and issubclass(kind, FolderDataset)):
         return "shipped"
     try:
-        _ = kind(dataset_root(data_root, name)).folder
+        check_root(kind(dataset_root(data_root, name)).folder)
     except DatasetError as error:
         return "missing" if "does not exist" in str(error) else "unusable"
     return "found"
@@ -194,15 +230,24 @@ def verify(dataset: Dataset, *, size: int | None = None, write_broken: bool = Fa
         trouble = []
         _decode_all(dataset)
     tasks, unsound = _check_tasks(dataset)
+    print(f"{'tasks':16} {', '.join(f'{protocol} {count}' for protocol, count in tasks.items())}")
     _names("tasks that are not sound", unsound, shown)
-    trouble += [f"{len(unsound)} tasks are not sound"] if unsound else []
+    trouble += [f"{len(unsound)} of the tasks are not sound"] if unsound else []
     name = f"{dataset.card.name} {dataset.card.version}"
     if trouble:
         print(f"{name}: NOT in order: {'; '.join(trouble)}")
     else:
-        print(f"{name}: {len(dataset.table)} pictures decode, {tasks} tasks are sound")
+        print(f"{name}: {len(dataset.table)} pictures decode, {sum(tasks.values())} tasks are sound{_beside(dataset)}")
     print(f"data hash {dataset.data_hash}")
     return 1 if trouble else 0
+
+
+def _beside(dataset: Dataset) -> str:
+    """What a verdict on a whole folder must not hide: domains of another size than published."""
+    published = getattr(dataset, "published_counts", {})
+    found = dataset.table["domain"].value_counts()
+    other = [domain for domain, count in published.items() if found.get(domain, 0) != count]
+    return f"; not of the published size: {', '.join(other)}" if other else ""
 
 
 def _decode_all(dataset: Dataset) -> None:
@@ -221,20 +266,22 @@ def _decode_all(dataset: Dataset) -> None:
             raise DatasetError(f"a picture between {first!r} and {last!r} cannot be decoded: {error}") from error
 
 
-def _check_tasks(dataset: Dataset) -> tuple[int, list[str]]:
-    """Number of tasks of all protocols, and a line for each that breaks a promise."""
+def _check_tasks(dataset: Dataset) -> tuple[dict[str, int], list[str]]:
+    """Number of tasks by protocol, and a line for each task that breaks a promise."""
     from benchmarks.datasets.base import DatasetError
     from benchmarks.protocols.registry import PROTOCOLS
 
-    tasks, unsound = 0, []
+    tasks: dict[str, int] = {}
+    unsound = []
     for name in PROTOCOLS.names():
         protocol = PROTOCOLS.get(name)
-        for split in protocol.splits(dataset):
+        splits = protocol.splits(dataset)
+        tasks[name] = len(splits)
+        for split in splits:
             try:
                 protocol.task(dataset, split).check(dataset)
             except DatasetError as error:
                 unsound.append(str(error))
-            tasks += 1
     return tasks, unsound
 
 
@@ -253,7 +300,10 @@ def _verify_folder(dataset: FolderDataset, size: int | None, write_broken: bool,
     for kind, title in (
         ("missing", "missing pictures"),
         ("broken", f"pictures left out by {BROKEN_LIST}"),
+        ("stale", f"lines of {BROKEN_LIST} that name no picture"),
+        ("twice", "pictures that a list names twice"),
         ("unknown", "folders that are no class"),
+        ("alike", "classes that differ in case only"),
         ("empty", "folders without pictures"),
         ("link", "links that are not followed"),
         ("name", "names that cannot be used"),
@@ -262,28 +312,43 @@ def _verify_folder(dataset: FolderDataset, size: int | None, write_broken: bool,
         _names(title, kinds.get(kind, []), shown)
     trouble = [f"{len(kinds['missing'])} pictures are missing"] if "missing" in kinds else []
 
-    keys = dataset.table["key"].to_numpy()
+    keys, paths = dataset.table["key"].to_numpy(), dataset.table["path"].to_numpy()
     hashes, broken = np.zeros(len(keys), dtype="U64"), {}
     for one in check_pictures(dataset.paths()):
         hashes[one.row] = one.sha256
         if one.reason:
-            broken[str(keys[one.row])] = one.reason
-    _names("broken pictures", [f"{key}: {broken[key]}" for key in sorted(broken)], shown)
+            broken[one.row] = one.reason
+    _names("broken pictures", [f"{paths[row]}: {broken[row]}" for row in sorted(broken)], shown)
     content = hashlib.sha256("".join(f"{key}\t{digest}\n" for key, digest in zip(keys, hashes, strict=True)).encode())
-    _twins(dataset, hashes, shown)
+    whole = np.setdiff1d(np.arange(len(keys)), list(broken))
+    _twins(dataset, hashes, whole, shown)
     if broken and write_broken:
-        _write_broken(dataset, broken)
+        _write_broken(dataset, {str(keys[row]): reason for row, reason in broken.items()})
         trouble.append(f"{len(broken)} pictures were broken and are now left out; verify again")
     elif broken:
         trouble.append(f"{len(broken)} pictures are broken (--write-broken leaves them out)")
     if size is not None:
-        whole = np.flatnonzero(~np.isin(keys, list(broken)))
-        for start in range(0, len(whole), 4096):
-            dataset.store(size).pixels(whole[start : start + 4096])
-        kept = dataset.store(size)
-        print(f"{kept.filled()} pictures are kept decoded at {size} x {size} pixels in {kept.folder}")
+        _keep(dataset, size, whole)
     print(f"content hash {content.hexdigest()}")
     return trouble
+
+
+def _keep(dataset: FolderDataset, size: int, rows: np.ndarray) -> None:
+    """Decode pictures into the cache; raises DatasetError if they cannot be kept."""
+    from benchmarks.datasets.base import DatasetError
+    from benchmarks.datasets.pictures import SPARE, PictureError
+
+    name, store = dataset.card.name, dataset.store(size)
+    try:
+        kept = store.keep(rows)
+    except PictureError as error:
+        raise DatasetError(f"{name}: {error}; it changed since it was checked, verify again") from error
+    if not kept:
+        raise DatasetError(
+            f"{name}: pictures cannot be kept decoded at {size} x {size} pixels: set UCDR_BENCH_CACHE to a folder with"
+            f" {(len(rows) * store.slot_bytes + SPARE) / 2**30:.1f} GiB of room"
+        )
+    print(f"{store.filled()} pictures are kept decoded at {size} x {size} pixels in {store.folder}")
 
 
 def _counts(dataset: FolderDataset) -> None:
@@ -307,17 +372,19 @@ def _names(title: str, lines: Sequence[str], shown: int | None) -> None:
         print(f"  ... and {len(lines) - shown} more (--all names them)")
 
 
-def _twins(dataset: FolderDataset, hashes: np.ndarray, shown: int | None) -> None:
-    """Name byte-identical pictures that stand in two roles: those could make a test easier than it should be."""
+def _twins(dataset: FolderDataset, hashes: np.ndarray, rows: np.ndarray, shown: int | None) -> None:
+    """Name byte-identical pictures among ``rows`` that stand in two roles: those could make a test easier than it
+    should be."""
     table = dataset.table
     role = table["split"].where(~table["held_back"], "held back")
-    facts = table.assign(sha=hashes, role=role)[hashes != ""]
+    facts = table.assign(sha=hashes, role=role).iloc[rows]
     facts = facts[facts["sha"].duplicated(keep=False)]
     lines = []
     for _, group in facts.groupby("sha", sort=False):
         differs = [name for name in ("role", "domain", "class") if group[name].nunique() > 1]
         if differs:
-            lines.append(f"{' = '.join(group['key'].head(4))} (differ in {', '.join(differs)})")
+            more = f" = {len(group) - 4} more" if len(group) > 4 else ""
+            lines.append(f"{' = '.join(group['path'].head(4))}{more} (differ in {', '.join(differs)})")
     _names("byte-identical pictures in two roles, domains or classes", sorted(lines), shown)
 
 

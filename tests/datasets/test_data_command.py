@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from benchmarks import data
+from benchmarks.datasets.folder import Folder
 from benchmarks.datasets.i2webv import I2WebV
 from benchmarks.datasets.listed import SPLITS, class_lists
 from benchmarks.datasets.registry import DATASETS
@@ -62,3 +67,79 @@ def test_card_verify_and_splits(
     assert re.search(rf"^{name} v1: [\d,]+ pictures decode, [\d,]+ tasks? (is|are) sound", printed.out, re.MULTILINE)
     assert data.main(["splits", name, "--data-root", str(tmp_path)]) == 0
     assert re.search(r"\b\d+ classes\b", capsys.readouterr().out)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    trees.own_tree(tmp_path / "folder")
+    return tmp_path / "folder"
+
+
+def test_counts_and_hashes_are_those_of_the_files(root: Path, capsys: pytest.CaptureFixture) -> None:
+    (root / "photo" / "dog" / "0000.jpg").write_bytes(b"<html>404</html>")
+    (root / "photo" / "cup" / "0000.jpg").write_bytes(b"<html>404</html>")
+    assert data.main(["verify", "folder", "--root", str(root)]) == 1
+    printed = capsys.readouterr().out
+    for domain in root.iterdir():
+        assert re.search(
+            rf"^{domain.name} +{len(list(domain.rglob('*.jpg')))} pictures, 8 classes$", printed, re.MULTILINE
+        )
+    lines = [
+        f"{file.relative_to(root).as_posix()}\t{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
+        for file in root.rglob("*.jpg")
+    ]
+    assert f"content hash {hashlib.sha256(''.join(sorted(lines)).encode()).hexdigest()}\n" in printed
+    assert "byte-identical" not in printed, "two pages in the place of pictures are broken, not twins"
+    assert re.search(r"^tasks +ucdr 2, uccdr 2, udcdr 2, uda 6, dazsl 1, uda_inductive 6$", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("size", ["0", "-3", "1.5", "²", "100000"])
+def test_a_size_that_cannot_be_kept_is_a_wrong_option(root: Path, size: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        data.main(["verify", "folder", "--root", str(root), f"--size={size}"])
+    assert "--size: a whole number from 1 to 2048, not " in capsys.readouterr().err
+
+
+def test_pictures_are_not_said_to_be_kept_where_nothing_is(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("UCDR_BENCH_CACHE", "off")
+    assert data.main(["verify", "folder", "--root", str(root), "--size", "8"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "folder: pictures cannot be kept decoded at 8 x 8 pixels: set UCDR_BENCH_CACHE to a folder with" in line
+
+
+@pytest.mark.parametrize("data_root", ["~nobody-of-that-name", "none", "folder/photo/dog/0000.jpg"])
+def test_a_data_root_that_is_none_is_one_line(
+    root: Path, data_root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(root.parent)
+    assert data.main(["list", "--data-root", data_root]) == 1
+    assert capsys.readouterr() == ("", f"benchmarks.data: --data-root {data_root} is no folder\n")
+    assert data.main(["verify", "folder", "--data-root", data_root]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("benchmarks.data: folder: ")
+
+
+def test_an_interrupt_and_a_reader_that_leaves_are_no_tracebacks(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupted(dataset: Folder) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "splits", interrupted)
+    assert data.main(["splits", "folder", "--root", str(root)]) == 130
+    assert capsys.readouterr().err == "benchmarks.data: stopped\n"
+    command = [sys.executable, "-m", "benchmarks.data", "splits", "domainnet"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="ascii"))
+    assert data.main(["splits", "folder", "--root", str(root)]) == 0
+    assert b"\\u732b" in out.getvalue()
