@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from benchmarks.backbones import OPENAI
 from benchmarks.reporting import published
 from benchmarks.store import CellId, GalleryScores, Record, ResultStore, content_key, load_results
 
@@ -378,6 +380,60 @@ def test_every_refusal_is_told(store: ResultStore) -> None:
     assert reason == (
         "class split: run with --rules official (ours: clean); failed on sketch, seed 1: RuntimeError: boom"
     )
+
+
+HUB = {kind: name for name in OPENAI.values() if (kind := published.backbone_kind(name))}
+#: One aspect of a question changed to what no published figure asks.
+ELSEWHERE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "metric": lambda one: {
+        "map@200[retrieved]": "map@200[trec]",
+        "map@all": "map@200[retrieved]",
+        "p@200": "p@100",
+        "accuracy[image]": "accuracy[class]",
+        "accuracy[class]": "accuracy[image]",
+    }[one["metric"]],
+    "dataset": lambda one: {"sketchy": "sketchy_random", "visda": "visda_test"}.get(one["dataset"], "picto_domains"),
+    "gallery": lambda one: {"unseen": "mixed of ours", "target": "source"}.get(one["gallery"], "of ours"),
+    "protocol": lambda one: {"ucdr": "uccdr", "uccdr": "ucdr", "uda": "uda_inductive"}.get(one["protocol"], "dazsl"),
+    "backbone": lambda one: {HUB["ViT-B/32"]: "laion/CLIP-ViT-B-32"}.get(one["backbone"], "openai/clip-rn50"),
+    "rules": lambda one: "clean" if one["method"] == "pros" else "rules of another suite",
+    "limit": lambda one: 128.0,
+    "ablation": lambda one: "no_mask",
+    "split": lambda one: "real" if one["protocol"] != "uda" else "art to art",
+    "method": lambda one: "lora",
+}
+
+
+def test_no_figure_is_ever_answered_by_another_question() -> None:
+    figures = published.figures()
+    figures = figures[figures["obstacle"] == ""]
+    right: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for figure in figures.to_dict("records"):
+        splits = published.ALL_SPLITS[figure["protocol"], figure["dataset"]] if figure["split"] == "mean" else ()
+        for split in sorted(splits) or [figure["split"]]:
+            cell = {name: figure[name] for name in ("method", "dataset", "protocol", "gallery", "metric")}
+            cell |= {"split": split, "backbone": HUB[figure["backbone"]], "rules": "official"}
+            if (figure["method"], figure["dataset"]) == ("ucdr_adapter", "domainnet"):
+                cell["dataset"] = "domainnet_245"
+            right.setdefault(tuple(cell.values()), cell | {"value": len(right) / 1000})
+    wrong = [one | {name: change(one), "value": 9.0} for one in right.values() for name, change in ELSEWHERE.items()]
+    common = {
+        "variant": "official", "config": "{}", "select": "val", "seed": 0, "limit": float("nan"), "ablation": "",
+        "status": "ok", "reason": "", "data_hash": "ab", "weights_hash": "cd", "precision": "float32", "scoring": 1,
+        "dataset_version": "v1", "extension": "", "headline": (), "floor": False, "created": "", "n_queries": 8,
+    }  # fmt: skip
+    rows = [common | one for one in (*right.values(), *wrong)]
+    of_record = ("method", "dataset", "protocol", "split", "backbone", "rules", "limit", "ablation")
+    rows = [one | {"key": " ".join(str(one[name]) for name in of_record)} for one in rows]
+    table = published.beside(pd.DataFrame(rows).sample(frac=1, random_state=0))
+    found = answered(table)
+    assert len(found) == len(figures), "every figure that can be answered is, once"
+    assert found["ours"].max() < 1, "no figure of another question"
+    for one in found[found["split"] != published.MEAN].to_dict("records"):
+        names = ("method", "dataset", "protocol", "gallery", "metric", "split")
+        (own,) = [r for r in right.values() if [r[n] for n in names] == [one[n] for n in names]
+                  and r["backbone"] == HUB[one["backbone"]]]  # fmt: skip
+        assert one["ours"] == own["value"]
 
 
 def test_a_mean_needs_all_transfers_with_the_same_seeds(store: ResultStore) -> None:
