@@ -226,6 +226,8 @@ REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 def _list(planned: Plan, settings: Settings, store: ResultStore, out: Console) -> None:
     import dataclasses
 
+    from methods.registry import METHODS
+
     cached = 0
     left = []
     for group in planned.groups:
@@ -258,7 +260,8 @@ def _list(planned: Plan, settings: Settings, store: ResultStore, out: Console) -
     for line in _estimated(left, settings, store):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     if settings.gpu_hours_each_fit and settings.preset == "full" and settings.limit is None:
-        hours, fits = settings.gpu_hours_each_fit, len(left)
+        hours = settings.gpu_hours_each_fit
+        fits = sum(METHODS.get(group.method).trained for group in left)
         line = f"expected: {hours * fits:.3g} GPU hours ({fits} fits of {hours:g}); {settings.gpu_hours_basis}"
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -89,8 +89,8 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
     """
     stated = _read(file) if file else {}
     values = {**stated, **command_line}
-    if "set" in stated and "set" in command_line:
-        values["set"] = (*stated["set"], *command_line["set"])
+    if "set" in stated:
+        values["set"] = (*_still_meant(stated, values), *command_line.get("set", ()))
     known = {field.name for field in dataclasses.fields(Settings)}
     for key in values:
         if key not in known:
@@ -106,9 +106,6 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
     for key in ("limit", "threads", "jobs"):
         if (value := getattr(settings, key)) is not None and value < (1 if key == "limit" else 0):
             raise SettingsError(f"--{key} must be positive, not {value}")
-    basis = settings.gpu_hours_basis
-    if basis and settings.backbone != stated.get("backbone"):
-        basis = f"with {stated.get('backbone')}, not {settings.backbone}: {basis}"
     settings = dataclasses.replace(
         settings,
         methods=_names("methods", settings.methods),
@@ -116,9 +113,25 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
         protocols=_names("protocols", settings.protocols),
         seeds=tuple(dict.fromkeys(settings.seeds)),
         limit=settings.limit if settings.limit is not None else settings.budget.limit,
-        gpu_hours_basis=basis,
     )
+    if settings.gpu_hours_basis:
+        settings = dataclasses.replace(settings, gpu_hours_basis=_basis(settings, stated))
     return _as_published(settings, values) if settings.preset == "full" else settings
+
+
+def _still_meant(stated: Mapping[str, Any], values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """A file's ``set`` without the settings of those of its methods that the command line has replaced."""
+    chosen = _convert("methods", values.get("methods", "all"))
+    left_out = set() if "all" in chosen else set(stated.get("methods", ())) - set(chosen)
+    return [(key, value) for key, value in stated["set"] if key.rpartition(".")[0] not in left_out]
+
+
+def _basis(settings: Settings, stated: Mapping[str, Any]) -> str:
+    """A file's basis of the expected GPU hours, beginning with what of the run is not what the file states."""
+    told = {"datasets": ",".join(settings.datasets), "backbone": settings.backbone}
+    wanted = {"datasets": ",".join(stated.get("datasets", ())), "backbone": stated.get("backbone", "")}
+    others = [f"for {wanted[key]}, not {told[key]}" for key in told if told[key] != wanted[key]]
+    return f"{', '.join(others)}: {settings.gpu_hours_basis}" if others else settings.gpu_hours_basis
 
 
 #: Folder of the recipes: a settings file for each table of the papers.

@@ -164,11 +164,31 @@ def test_the_full_preset_takes_the_papers_backbone_unless_told() -> None:
     assert resolve({"methods": "ad_clip", "datasets": "visda"}).backbone == "picto-clip", "the quick preset"
 
 
-def test_expected_hours_name_the_backbone_they_are_for() -> None:
+def test_expected_hours_say_what_they_are_for(
+    data_root: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     recipe = RECIPES / "ad_clip_office_home.toml"
-    large = resolve({"backbone": "openai/clip-vit-large-patch14"}, recipe)
     own = resolve({}, recipe).gpu_hours_basis
-    assert large.gpu_hours_basis == (f"with openai/clip-vit-base-patch16, not openai/clip-vit-large-patch14: {own}")
+    assert own.startswith("50 epochs")
+    large = resolve({"backbone": "openai/clip-vit-large-patch14", "datasets": "visda"}, recipe)
+    assert large.gpu_hours_basis == (
+        f"for office_home, not visda, for openai/clip-vit-base-patch16, not openai/clip-vit-large-patch14: {own}"
+    )
+    given = ["--recipe", "pros_tuberlin", "--methods", "pros,zero_shot", "--data-root", str(data_root), "--dry-run"]
+    assert run.main([*given, "--backbone", str(tiny_folder), "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "2 fits to do" in said
+    assert "expected: 0.6 GPU hours (1 fits of 0.6); for openai/clip-vit-base-patch32, not " in said
+
+
+def test_a_recipe_runs_another_method_under_its_rules(data_root: Path, tiny_folder: Path) -> None:
+    recipe = RECIPES / "pros_tuberlin.toml"
+    made = planned(data_root, tiny_folder, recipe, methods="zero_shot", variant="paper")
+    assert [(cell.id.method, cell.id.rules, cell.id.protocol) for cell in made.cells] == [
+        ("zero_shot", "official", "uccdr")
+    ]
+    with pytest.raises(SettingsError, match=r"prso\.epochs"):
+        planned(data_root, tiny_folder, recipe, methods="pros", set=(("prso.epochs", 2),))
 
 
 #: Rows of published.csv with one number, and the settings that say the same.
