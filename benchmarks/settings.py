@@ -41,7 +41,8 @@ class Settings:
     recipe's file expects of one fit, and why; a dry run prints them.
 
     Under ``--preset full`` the recipes speak for the papers even without ``--recipe``: each method's config on each
-    data set is that of its recipe (:func:`paper_config`), and backbone and protocols are the recipes' unless stated.
+    data set is that of its recipe (:func:`paper_config`); where data sets are named (not ``all``), backbone and
+    protocols are the recipes' too unless stated.
     Rules, variant, selection and seeds are a recipe's own business.
     """
 
