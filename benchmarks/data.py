@@ -139,11 +139,12 @@ def _root(arguments: argparse.Namespace) -> Path | None:
 
 def listing(data_root: str | None, prog: str = "benchmarks.data") -> int:
     """Print the names; with a data root also which data sets have a folder there. Returns 1 if the root is none."""
-    from benchmarks.datasets.base import expanded
+    if data_root is not None:
+        from benchmarks.datasets.base import expanded
 
-    if data_root is not None and not expanded(data_root).is_dir():
-        print(f"{prog}: --data-root {data_root} is no folder", file=sys.stderr)
-        return 1
+        if not expanded(data_root).is_dir():
+            print(f"{prog}: --data-root {data_root} is no folder", file=sys.stderr)
+            return 1
     for entry in DATASETS.entries():
         there = "" if data_root is None else f"{_there(entry.name, data_root):10}"
         print(f"{entry.name:20} {there}{entry.summary}")
@@ -301,9 +302,10 @@ def _verify_folder(dataset: FolderDataset, size: int | None, write_broken: bool,
         ("missing", "missing pictures"),
         ("broken", f"pictures left out by {BROKEN_LIST}"),
         ("stale", f"lines of {BROKEN_LIST} that name no picture"),
-        ("twice", "pictures that a list names twice"),
+        ("lacking", "classes without pictures in a domain"),
+        ("twice", "names of pictures that are read already"),
         ("unknown", "folders that are no class"),
-        ("alike", "classes that differ in case only"),
+        ("alike", "class folders with almost the same name"),
         ("empty", "folders without pictures"),
         ("link", "links that are not followed"),
         ("name", "names that cannot be used"),
@@ -311,6 +313,7 @@ def _verify_folder(dataset: FolderDataset, size: int | None, write_broken: bool,
     ):
         _names(title, kinds.get(kind, []), shown)
     trouble = [f"{len(kinds['missing'])} pictures are missing"] if "missing" in kinds else []
+    trouble += [f"{len(kinds['lacking'])} classes lack pictures in a domain"] if "lacking" in kinds else []
 
     keys, paths = dataset.table["key"].to_numpy(), dataset.table["path"].to_numpy()
     hashes, broken = np.zeros(len(keys), dtype="U64"), {}

@@ -28,7 +28,7 @@ import stat
 import unicodedata
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -82,8 +82,9 @@ class Finding:
     """Something in the tree that is not used, by path under the root, and why.
 
     ``kind``: ``skipped`` (no picture), ``link``, ``name``, ``empty`` (folder), ``missing`` (named in a list, but not
-    there), ``twice`` (named in a list twice), ``unknown`` (no class of the data set), ``alike`` (classes whose names
-    differ in case only), ``broken`` (named in broken.txt), ``stale`` (named there, but no picture).
+    there), ``lacking`` (a class without pictures in a domain), ``twice`` (read already under another name), ``unknown``
+    (no class of the data set), ``alike`` (class folders with almost the same name), ``broken`` (named in broken.txt),
+    ``stale`` (named there, but no picture).
     """
 
     kind: str
@@ -137,7 +138,8 @@ def list_files(root: Path, paths: Iterable[str], *, domain: str, classes: Iterab
     """List the pictures that a published list names: ``paths`` under the root (with ``/``), their ``domain`` and
     classes (default: each picture's folder name).
 
-    Pictures that are not there become findings of kind ``missing``; links obey the same rules as in :func:`scan`.
+    Pictures that are not there, or that no rule lets in, become findings of kind ``missing``; links obey the same rules
+    as in :func:`scan`.
     Raises :class:`DatasetError` if none of them is there.
     """
     reader = _Reader(check_root(root), PICTURE_SUFFIXES)
@@ -149,7 +151,8 @@ def list_files(root: Path, paths: Iterable[str], *, domain: str, classes: Iterab
     if not len(listing.pictures):
         first = f", such as {listing.findings[0].path}" if listing.findings else ""
         raise DatasetError(f"{root} has none of the {len(paths)} pictures that the list of {domain} names{first}")
-    return listing
+    findings = (one if one.kind == "twice" else replace(one, kind="missing") for one in listing.findings)
+    return Listing(listing.pictures, tuple(findings))
 
 
 def join_listings(listings: Iterable[Listing]) -> Listing:
@@ -270,7 +273,7 @@ class _Reader:
         except PermissionError:
             self._find("missing", path, "named in a list, but its folder may not be read")
             return
-        except OSError:
+        except (OSError, RuntimeError):  # RuntimeError: a link that leads to itself
             self._find("missing", path, "named in a list, but not there")
             return
         if stat.S_ISLNK(about.st_mode):
@@ -353,7 +356,7 @@ class _Reader:
         elif not real.is_file():
             self._find("link", path, "a link to something that is no file; not read")
         elif str(real) in self._real:
-            self._find("link", path, f"a link to {real.relative_to(self.root).as_posix()}, which is listed already")
+            self._find("twice", path, f"a link to {real.relative_to(self.root).as_posix()}, which is listed already")
         else:
             self._take(path, name, domain, real.stat(), str(real))
 
@@ -373,7 +376,7 @@ class _Reader:
             if self._spelling.get(unicodedata.normalize("NFC", path)) == path:
                 self._find("twice", path, "named twice; read once")
             else:
-                self._find("link", path, "a link to a picture that is listed already")
+                self._find("twice", path, "a link to a picture that is listed already")
             return
         key = unicodedata.normalize("NFC", path)
         if key in self._spelling:
@@ -532,9 +535,14 @@ class FolderDataset(Dataset):
     @cached_property
     def table(self) -> pd.DataFrame:
         """All samples; beside the usual columns ``path``, ``bytes`` and ``mtime_ns`` of the files."""
-        pictures = self.listing.pictures
+        listing = self.listing
         with self._named():
-            table = self.arrange(pictures)
+            try:
+                table = self.arrange(listing.pictures)
+            except DatasetError as error:
+                odd = (*listing.findings, *self._noted)
+                why = f"; left out here: {odd[0]}" + (f" ({len(odd)} in all)" if len(odd) > 1 else "") if odd else ""
+                raise DatasetError(f"{error}{why}") from error
         if not len(table):
             raise DatasetError(f"{self.card.name}: {self.folder} holds no pictures of its classes")
         return table.sort_values("key", kind="stable", ignore_index=True)
@@ -657,8 +665,9 @@ def canonical_classes(
     """Rename folder names to the data set's class names; leave out, with a note, folders that are no class of it.
 
     A folder fits a class if both have the same letters and digits in order (``hot-air_balloon``, ``hot_air_balloon``)
-    or if ``aliases`` (plain folder name to class) says so. Raises :class:`DatasetError` naming the classes that have no
-    picture in any domain: a part of a published data set must not be taken for the whole.
+    or if ``aliases`` (plain folder name to class) says so; two folders of one domain that fit the same class are both
+    read, with a note. Raises :class:`DatasetError` naming the classes that have no picture in any domain: a part of a
+    published data set must not be taken for the whole.
     """
     by_plain = {plain_name(name): name for name in classes}
     if len(by_plain) != len(classes):
@@ -673,6 +682,12 @@ def canonical_classes(
             dataset.note("unknown", folder, f"no class of {dataset.card.name}; its {count} pictures are left out")
     known = pictures[pictures["class"].map(lambda folder: names[folder] is not None)]
     known = known.assign(**{"class": known["class"].map(names)})
+    spelled: dict[tuple[str, str], list[str]] = {}
+    for domain, folder in sorted(set(zip(pictures["domain"], pictures["class"], strict=True))):
+        spelled.setdefault((domain, names[folder] or ""), []).append(folder)
+    for (domain, name), several in spelled.items():
+        if name and len(several) > 1:
+            dataset.note("alike", f"{domain}/{name}", f"read from the folders {', '.join(several)}")
     absent = sorted(set(classes) - set(known["class"]))
     if absent:
         shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
@@ -681,3 +696,12 @@ def canonical_classes(
             f"({shown}); fetch the rest, or use the data set 'folder' for a part"
         )
     return known.reset_index(drop=True)
+
+
+def note_lacking(dataset: FolderDataset, pictures: pd.DataFrame, classes: Iterable[str]) -> None:
+    """Note the classes that have no picture in one of the domains: published sets have all of them in each."""
+    there = set(zip(pictures["domain"], pictures["class"], strict=True))
+    for domain in sorted(set(pictures["domain"])):
+        for name in sorted(classes):
+            if (domain, name) not in there:
+                dataset.note("lacking", f"{domain}/{name}", "no picture of this class in this domain; fetch them")

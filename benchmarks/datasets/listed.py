@@ -13,7 +13,7 @@ from typing import ClassVar
 import pandas as pd
 
 from benchmarks.datasets.base import DatasetError
-from benchmarks.datasets.folders import FolderDataset, canonical_classes, held_back
+from benchmarks.datasets.folders import FolderDataset, canonical_classes, held_back, note_lacking
 
 SPLITS = ("train", "val", "test")
 
@@ -61,6 +61,7 @@ class ListedDataset(FolderDataset):
         lists = class_lists(self.lists)
         split_of = {name: split for split in SPLITS for name in lists[split]}
         found = canonical_classes(self, pictures, tuple(split_of), self.aliases)
+        note_lacking(self, found, split_of)
         held = held_back(found, lists["train"], self.card.gallery_domain)
         return found.assign(split=found["class"].map(split_of), held_back=held)
 

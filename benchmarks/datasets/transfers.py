@@ -17,6 +17,7 @@ from benchmarks.datasets.folders import (
     canonical_classes,
     class_splits,
     held_back,
+    note_lacking,
     scan,
 )
 
@@ -46,6 +47,7 @@ class TransferDataset(FolderDataset):
     def arrange(self, pictures: pd.DataFrame) -> pd.DataFrame:
         """Give every picture its class, the class's split by rule, and whether it is held back."""
         found = canonical_classes(self, pictures, self.class_names, self.aliases)
+        note_lacking(self, found, self.class_names)
         return with_splits(found, class_splits(self.class_names), self.card.gallery_domain)
 
     def classes(self, split: str | None = None) -> tuple[str, ...]:

@@ -207,6 +207,60 @@ def test_lists_name_missing_pictures(copy: Callable[[str], Path]) -> None:
     assert [one.path for one in MiniDomainNet(root).findings] == ["sketch/class_007/sketch_000000.jpg"]
 
 
+def remove(folder: Path, outside: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def replace_by_archive(folder: Path, outside: Path) -> None:
+    shutil.rmtree(folder)
+    folder.with_name(f"{folder.name}.zip").write_bytes(b"PK")
+
+
+def link_to_itself(folder: Path, outside: Path) -> None:
+    shutil.rmtree(folder)
+    folder.symlink_to(folder.name)
+
+
+def move_outside(folder: Path, outside: Path) -> None:
+    folder.symlink_to(folder.rename(outside))
+
+
+@pytest.mark.parametrize("harm", [remove, replace_by_archive, link_to_itself, move_outside])
+@pytest.mark.parametrize(
+    ("name", "class_folder", "says"),
+    [
+        ("pacs", "pacs_data/photo/dog", "  photo/dog: no picture of this class in this domain; fetch them\n"),
+        ("visda", "validation/car", "missing pictures: 3\n  validation/car/0_114945.jpg: "),
+        ("domainnet", "real/class_003", "missing pictures: 2\n  real/class_003/real_000000.jpg: "),
+    ],
+)
+def test_a_class_that_a_domain_lost_is_not_in_order(
+    copy: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    harm: Callable[[Path, Path], None],
+    tmp_path: Path,
+    name: str,
+    class_folder: str,
+    says: str,
+) -> None:
+    root = copy(name)
+    harm(root / class_folder, tmp_path / "elsewhere")
+    assert data.main(["verify", "mini_domainnet" if name == "domainnet" else name, "--root", str(root)]) == 1
+    printed = capsys.readouterr()
+    assert says in printed.out
+    assert printed.err == ""
+
+
+def test_two_folders_of_one_class_are_both_read_and_named(copy: Callable[[str], Path]) -> None:
+    root = copy("pacs")
+    shutil.copytree(root / "pacs_data/photo/dog", root / "pacs_data/photo/Dog")
+    dataset = PACS(root)
+    assert len(dataset.table) == 87
+    assert [(one.kind, str(one)) for one in dataset.findings] == [
+        ("alike", "photo/dog: read from the folders Dog, dog")
+    ]
+
+
 # --- Office-Home and PACS ---------------------------------------------------------------------------------------------
 
 
@@ -424,6 +478,10 @@ def test_i2awa_needs_every_class_in_its_domains(copy: Callable[[str], Path], fol
         I2AwA(root).check()
     text = one_line(caught, "i2awa")
     assert "classes have no pictures" in text
+    assert "left out" not in text
+    (root / folder).mkdir()
+    with pytest.raises(DatasetError, match=rf"; left out here: {folder}: holds no pictures$"):
+        I2AwA(root).check()
     assert ("tiger" if "tiger" in folder else "giraffe") in text
 
 
@@ -468,7 +526,11 @@ def test_i2webv_runs_dazsl(trees: Path) -> None:
         (lambda info: _replace(info / "synsets.txt", WNIDS[2], WNIDS[1]), "lists n03126707 twice"),
         (lambda info: _replace(info / "synsets.txt", WNIDS[2], "n99999999"), "n99999999 is no noun of WordNet 3.0"),
         (lambda info: _replace(info / "synsets.txt", WNIDS[2], "n02084072"), "n02084072 is no noun of WordNet 3.0"),
-        (lambda info: _replace(info / "synsets.txt", WNIDS[2], "maillot"), "maillot is no noun of WordNet 3.0"),
+        (
+            lambda info: _replace(info / "synsets.txt", WNIDS[2], "maillot"),
+            "synsets.txt: maillot is no noun of WordNet 3.0; fetch it again",
+        ),
+        (lambda info: (info / "synsets.txt").write_bytes(b"\xff\xfe"), "synsets.txt is not UTF-8 text: byte 0"),
         (lambda info: _replace(info / "val_filelist.txt", " 10\n", " 11\n"), "label 11 is beyond the 11 classes"),
         (lambda info: (info / "val_filelist.txt").unlink(), "val_filelist.txt does not exist"),
         (
