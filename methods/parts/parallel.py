@@ -7,14 +7,21 @@ couples the pictures of a batch, it gathers what they share (UCDR-Adapter's queu
 (:attr:`methods.interface.Method.one_process`). Augmentation and dropout are drawn by each process for itself: the same
 distribution, other draws than one process makes.
 
+Before every exchange the processes tell each other how they are. A training inside :func:`one_fate` that fails in one
+process, for a broken picture or a full GPU, fails in all; without it the others would wait for that process, and then
+average the gradients of its next training into theirs. A process that ends takes the others with it.
+
 In one process every function here leaves its argument as it is.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import datetime
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, distributed, nn
@@ -23,8 +30,18 @@ from torch import Tensor, distributed, nn
 PATIENCE = datetime.timedelta(hours=2)
 
 
+#: How a process is, when the others meet it.
+_WELL, _FAILED, _ENDED = 0, 1, 2
+#: Bytes of its reason that a process in which a training failed tells the others.
+_REASON = 512
+
+
 class ParallelError(RuntimeError):
     """Training cannot be spread over these processes; one line with the mend."""
+
+
+class OtherFailedError(ParallelError):
+    """Another process failed in the training that this one takes part in."""
 
 
 def launched() -> int:
@@ -44,6 +61,7 @@ def start(*, cpu: bool) -> None:
             error
         )
     PartialState(cpu=cpu, timeout=PATIENCE)
+    atexit.register(_end)  # a launcher ends all processes when one ends with a failure: none does before the last
 
 
 def processes() -> int:
@@ -55,6 +73,59 @@ def processes() -> int:
 def rank() -> int:
     """Number of this process, from 0."""
     return distributed.get_rank() if processes() > 1 else 0
+
+
+@contextlib.contextmanager
+def one_fate() -> Iterator[None]:
+    """Around one training: if it fails in one process, it fails in all of them.
+
+    Raises :class:`OtherFailedError`, with the other process's reason, where it is another one that failed.
+    """
+    if processes() == 1:
+        yield
+        return
+    try:
+        yield
+        _meet()
+    except OtherFailedError:
+        raise
+    except Exception as error:
+        _meet(error)
+        raise
+
+
+def _meet(failure: Exception | None = None) -> None:
+    """Wait for all processes, and learn how they are."""
+    states = _states(_WELL if failure is None else _FAILED)
+    if _ENDED in states:
+        raise SystemExit(f"process {states.index(_ENDED)} of {len(states)} has ended: process {rank()} ends too")
+    if _FAILED not in states:
+        return
+    reason = "" if failure is None else " ".join(f"{type(failure).__name__}: {failure}".split())
+    said = torch.frombuffer(bytearray(reason.encode()[:_REASON].ljust(_REASON)), dtype=torch.uint8)
+    lines = [bytes(line.tolist()).decode(errors="ignore").strip() for line in _all(said)]
+    if failure is None:
+        raise OtherFailedError(f"process {states.index(_FAILED)} failed: {lines[states.index(_FAILED)]}")
+
+
+def _states(own: int) -> list[int]:
+    return [int(state) for state in _all(torch.tensor(own))]
+
+
+def _all(value: Tensor) -> list[Tensor]:
+    """A tensor of each process, on the CPU."""
+    own = value.to("cuda" if distributed.get_backend() == "nccl" else "cpu")
+    everyone = [torch.empty_like(own) for _ in range(processes())]
+    distributed.all_gather(everyone, own)
+    return [one.cpu() for one in everyone]
+
+
+def _end() -> None:
+    """Wait until all processes end."""
+    sys.stdout.flush()  # a launcher may kill this one before it comes to that
+    with contextlib.suppress(RuntimeError):  # one was killed
+        while processes() > 1 and set(_states(_ENDED)) != {_ENDED}:
+            pass
 
 
 def share(batch: Tensor) -> Tensor:
@@ -76,6 +147,7 @@ def gather(rows: Tensor) -> Tensor:
     """The rows ``[B / n, ...]`` of all processes in the order of the whole batch ``[B, ...]``; without gradients."""
     if processes() == 1:
         return rows
+    _meet()
     parts = [torch.empty_like(rows) for _ in range(processes())]
     distributed.all_gather(parts, rows.detach().contiguous())
     return torch.stack(parts, dim=1).flatten(0, 1)
@@ -85,6 +157,7 @@ def average(number: float, device: torch.device) -> float:
     """Mean over the processes; not a number for all if it is for one."""
     if processes() == 1:
         return number
+    _meet()
     total = torch.tensor(number, dtype=torch.float64, device=device)
     distributed.all_reduce(total)
     return float(total) / processes()
@@ -94,6 +167,7 @@ def agree(number: float, device: torch.device) -> float:
     """The first process's number, for all: their last digits may differ, their decisions must not."""
     if processes() == 1:
         return number
+    _meet()
     first = torch.tensor(number, dtype=torch.float64, device=device)
     distributed.broadcast(first, 0)
     return float(first)
@@ -102,6 +176,7 @@ def agree(number: float, device: torch.device) -> float:
 def same_start(parameters: Iterable[nn.Parameter]) -> None:
     """Give all processes the first one's weights."""
     if processes() > 1:
+        _meet()
         for parameter in parameters:
             distributed.broadcast(parameter.data, 0)
 
@@ -110,6 +185,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace every gradient by its mean over the processes; one that no process has stays None."""
     if processes() == 1:
         return
+    _meet()
     everything = list(parameters)
     has = torch.tensor([p.grad is not None for p in everything], dtype=torch.float32, device=everything[0].device)
     distributed.all_reduce(has)

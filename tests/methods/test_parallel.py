@@ -30,6 +30,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "pros": {**PLAIN, "dropout": 0.0, "stage1_batch_size": 12, "batch_size": 12, "steps": 4, "stage1_share": 0.5},
     "ucdr_adapter": {**PLAIN, "stage1_batch_size": 12, "batch_size": 12, "steps": 4, "stage1_share": 0.5},
     "coop": {"batch_size": 12, "steps": 2},
+    "vpt_shallow": {"augment": False, "batch_size": 12, "steps": 2},
     "vpt_deep": {"augment": False, "batch_size": 12, "steps": 2},
     "full_finetune": {"augment": False, "batch_size": 12, "steps": 2},
     "lora": {"augment": False, "batch_size": 12, "steps": 2},
@@ -93,6 +94,46 @@ def test_two_processes_have_the_gradients_of_one(tiny_backbone: Backbone, tmp_pa
                         assert float((expected - found).norm()) <= 1e-4 * size + 1e-7, name
 
 
+def one_of_two_with_faults(rank: int, meeting: Path, out: Path) -> None:
+    """Trains three times; process 1 fails in the first, both in the second; then process 0 ends in the midst."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    cpu, said = torch.device("cpu"), []
+
+    def train(fault: Exception | None) -> None:
+        with parallel.one_fate():
+            parallel.same_start([torch.nn.Parameter(torch.ones(2))])
+            parallel.average(1.0, cpu)
+            if fault is not None:
+                raise fault
+            said.append(f"mean {parallel.average(float(rank), cpu)}")
+
+    for fault in (OSError("broken\npicture") if rank == 1 else None, ValueError(f"both, {rank}"), None):
+        try:
+            train(fault)
+        except Exception as error:
+            said.append(f"{type(error).__name__}: {error}")
+    (out / f"{rank}.json").write_text(json.dumps(said))
+    try:
+        if rank == 1:
+            train(None)
+    finally:
+        parallel._end()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="starts its processes by fork")
+def test_a_training_that_fails_in_one_process_fails_in_all_and_the_next_one_is_whole(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    pair = [fork.Process(target=one_of_two_with_faults, args=(n, tmp_path / "meeting", tmp_path)) for n in range(2)]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join(timeout=60)
+    assert [process.exitcode for process in pair] == [0, 1], "the one that was left alone ended too"
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == ["OtherFailedError: process 1 failed: OSError: broken picture", "ValueError: both, 0", "mean 0.5"]
+    assert second == ["OSError: broken\npicture", "ValueError: both, 1", "mean 0.5"]
+
+
 def test_what_cannot_be_shared_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, tiny_backbone: Backbone) -> None:
     monkeypatch.setattr(parallel, "processes", lambda: 4)
     monkeypatch.setattr(parallel, "rank", lambda: 1)
@@ -138,6 +179,7 @@ def test_a_run_of_two_processes(tiny_folder: Path, tmp_path: Path) -> None:
         done = subprocess.run([*start, *given, "--out", str(out)], capture_output=True, text=True, env=environment)
         records = [json.loads(file.read_text()) for file in (out / "cells").rglob("*.json")]
         assert records, done.stderr
+        assert f"page: {out}/report/index.html" in done.stdout, "the first process reports before any is ended"
         found[name] = {record["cell"]["method"]: record for record in records}
     one, two_ = found["one"]["coop"], found["two"]["coop"]
     assert (one["key"], one["status"], two_["status"]) == (two_["key"], "ok", "ok")
