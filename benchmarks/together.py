@@ -49,14 +49,17 @@ def join(settings: Settings) -> Settings:
     """
     if parallel.launched() == 1:
         return settings
-    if settings.executor == "ray" or settings.jobs > 1:
-        raise SettingsError("accelerate launch spreads each fit over its processes: leave --executor and --jobs out")
-    if settings.device not in ("auto", "cuda", "cpu"):
-        raise SettingsError(
-            f"--device {settings.device}: under accelerate launch each process has its own; leave it out"
-        )
     try:
         parallel.start(cpu=settings.device == "cpu")
     except parallel.ParallelError as error:
         raise SettingsError(str(error)) from error
+    wrong = ""
+    if settings.executor == "ray" or settings.jobs > 1:
+        wrong = "accelerate launch spreads each fit over its processes: leave --executor and --jobs out"
+    elif settings.device not in ("auto", "cuda", "cpu"):
+        wrong = f"--device {settings.device}: under accelerate launch each process has its own; leave it out"
+    if wrong and parallel.rank():
+        raise SystemExit(2)  # the first process says why
+    if wrong:
+        raise SettingsError(wrong)
     return dataclasses.replace(settings, jobs=1)

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from benchmarks.protocols import ucdr
 from benchmarks.protocols.training import training_data
+from benchmarks.settings import Settings, SettingsError
+from benchmarks.together import join
 from benchmarks.workbench import PixelCache
 from methods.ad_clip import AdClip
 from methods.interface import Method
@@ -152,6 +154,22 @@ def test_what_cannot_be_shared_is_refused_in_one_line(monkeypatch: pytest.Monkey
             optimizers=[method.optimizer()],
             loss=lambda step: torch.zeros(()),
         )
+
+
+def test_options_that_start_further_processes_are_refused_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "launched", lambda: 2)
+    monkeypatch.setattr(parallel, "start", lambda cpu: None)
+    assert join(Settings(jobs=0, device="cpu")).jobs == 1
+    for wrong, line in (
+        (Settings(jobs=2), "leave --executor and --jobs out"),
+        (Settings(device="cuda:1"), "leave it out"),
+    ):
+        with pytest.raises(SettingsError, match=line):
+            join(wrong)
+        with monkeypatch.context() as second, pytest.raises(SystemExit) as silent:
+            second.setattr(parallel, "rank", lambda: 1)
+            join(wrong)
+        assert silent.value.code == 2
 
 
 def test_every_method_says_whether_it_can_be_spread() -> None:
