@@ -31,6 +31,9 @@ A data set lies in FOLDER/NAME under the data root, or in the folder that --root
 $UCDR_BENCH_CACHE (default: ucdr-bench in the user's cache folder; "off": nowhere); $UCDR_BENCH_WORKERS sets the number
 of worker processes.
 
+Pictures are decoded as torchvision's loader does it: to RGB, without turning them as their EXIF data say, of several
+frames the first. Two things differ: transparent parts become white, and 16-bit grey keeps its shades.
+
 exit code: 0 in order, 1 the data set is missing, damaged or breaks a promise, 2 a wrong option or name, 130 stopped
 """
 
@@ -401,7 +404,8 @@ def _write_broken(dataset: FolderDataset, broken: dict[str, str]) -> None:
         lines = "".join(f"{key}\t{broken[key]}\n" for key in sorted(broken))
         file.write_text(before + ("" if before.endswith("\n") else "\n") + lines, encoding="utf-8")
     except OSError as error:
-        raise DatasetError(f"{file} cannot be written: {error.strerror or error}") from error
+        why = error.strerror or error
+        raise DatasetError(f"{file} cannot be written: {why}; mend or remove those pictures instead") from error
     print(f"wrote {file}")
 
 

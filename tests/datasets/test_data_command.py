@@ -143,3 +143,13 @@ def test_names_that_the_terminal_cannot_show_are_escaped(root: Path, monkeypatch
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="ascii"))
     assert data.main(["splits", "folder", "--root", str(root)]) == 0
     assert b"\\u732b" in out.getvalue()
+
+
+def test_a_list_of_broken_pictures_that_cannot_be_written_is_one_line(
+    root: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (root / "photo" / "dog" / "0000.jpg").write_bytes(b"")
+    (root / "broken.txt").mkdir()
+    assert data.main(["verify", "folder", "--root", str(root), "--write-broken"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("broken.txt cannot be written: Is a directory; mend or remove those pictures instead")
