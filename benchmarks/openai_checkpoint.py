@@ -571,3 +571,5 @@ def _save(config: CLIPConfig, values: Mapping[str, Tensor], out: Path, source: P
     own_values = {name: value.float().contiguous() for name, value in values.items()}
     model.load_state_dict(own_values, strict=False, assign=True)
     model.save_pretrained(out, max_shard_size="50GB")
+    mode = (out / "config.json").stat().st_mode
+    (out / "model.safetensors").chmod(mode)  # safetensors writes for its owner alone

@@ -153,6 +153,7 @@ def test_a_torchscript_archive_keeps_its_features(
     assert f"use it with --backbone {out}" in capsys.readouterr().out
     assert_same_features(out, clip)
     assert not list(out.glob("*.bin")) and (out / "model.safetensors").is_file()
+    assert len({file.stat().st_mode for file in out.iterdir()}) == 1, "whoever may read the config may read the weights"
     assert backbones.load(str(out), device="cpu", precision="float32").name == "deep/converted"
 
 
