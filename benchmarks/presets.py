@@ -83,6 +83,6 @@ PRESETS: Mapping[str, Preset] = {
             validations=4,
             learning_rates=(1e-4, 1e-3, 1e-2),
         ),
-        Preset("full", "the papers' own schedules", steps=0),
+        Preset("full", "each paper's own schedule, settings of each data set, backbone and protocols", steps=0),
     )
 }

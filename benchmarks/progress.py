@@ -1,4 +1,4 @@
-"""What a person watching a run sees: a bar with rate and time left on a terminal, failures only elsewhere."""
+"""What a person watching a run sees: a bar with rate and time left on a terminal, a line a minute elsewhere."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from benchmarks.estimate import duration
 from benchmarks.store import CellId
 from benchmarks.sweep import FitGroup
+
+#: Seconds between two lines where there is no terminal for a bar (log files of batch jobs).
+EVERY = 60.0
 
 #: Workers named in the display; the others are counted.
 SHOWN = 4
 
 
 class RunProgress:
-    """Progress over ``total`` cells; quiet when the console is not a terminal (failures are always printed)."""
+    """Progress over ``total`` cells: a bar, or a line every `EVERY` seconds where the console is not a terminal.
+
+    Failures are always printed.
+    """
 
     def __init__(self, console: Console, total: int) -> None:
         self._console = console
-        self._started = time.monotonic()
+        self._started = self._said = time.monotonic()
+        self._cached = 0
         self._pictures = 0
         self._workers: dict[int, str] = {}
         self._bar = Progress(
@@ -56,32 +64,48 @@ class RunProgress:
         self._workers[number] = what
         shown = [self._workers[n] for n in sorted(self._workers)]
         more = f", +{len(shown) - SHOWN}" if len(shown) > SHOWN else ""
-        self._bar.update(self._task, description=", ".join(shown[:SHOWN]) + more)
+        self._show(description=", ".join(shown[:SHOWN]) + more)
 
     def fitting(self, group: FitGroup) -> None:
         """Name the model being fitted."""
-        self._bar.update(self._task, description=f"{group.method} seed {group.seed}")
+        self._show(description=f"{group.method} seed {group.seed}")
 
     def log(self, **numbers: Any) -> None:
         """Show where training stands."""
         if "step" in numbers:
             loss = f" loss {numbers['loss']:.3g}" if isinstance(numbers.get("loss"), float) else ""
-            self._bar.update(self._task, rate=f"step {numbers['step']}{loss}")
+            self._show(rate=f"step {numbers['step']}{loss}")
 
     def pictures(self, count: int) -> None:
         """Show the rate of encoding since the start."""
         self._pictures += count
         rate = self._pictures / max(time.monotonic() - self._started, 1e-9)
-        self._bar.update(self._task, rate=f"{rate:.0f} pictures/s")
+        self._show(rate=f"{rate:.0f} pictures/s")
 
     def cell(self, cell: CellId, status: str, reason: str = "") -> None:
         """Advance; print what went wrong."""
-        self._bar.update(self._task, advance=1)
+        self._cached += status == "cached"
+        self._show(advance=1)
         if not self._workers:
-            self._bar.update(self._task, description=f"{cell.method} {cell.protocol}/{cell.split}")
+            self._show(description=f"{cell.method} {cell.protocol}/{cell.split}")
         if status == "failed":
             line = f"failed: {cell.method} on {cell.dataset}/{cell.protocol}/{cell.split}, seed {cell.seed}: {reason}"
             self._bar.console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+
+    def _show(self, **changes: Any) -> None:
+        """Change the bar, or say where things stand if that was long ago."""
+        self._bar.update(self._task, **changes)
+        now = time.monotonic()
+        if self._console.is_terminal or now - self._said < EVERY:
+            return
+        self._said = now
+        task = self._bar.tasks[0]
+        done, total, gone = int(task.completed), int(task.total or 0), now - self._started
+        made = done - self._cached
+        left = f", about {duration(gone / made * (total - done))} left" if made and done < total else ""
+        at = ", ".join(part for part in (task.description, task.fields["rate"]) if part)
+        line = f"{done} of {total} cells after {duration(gone)}{left}: {at}"
+        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class WorkerProgress:

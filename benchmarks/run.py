@@ -155,9 +155,8 @@ def _run(settings: Settings, out: Console, err: Console, command: str, ablation:
     settings = join(settings)
     out.quiet = err.quiet = rank() > 0
     workbench = Workbench(settings)
-    planned = plan(settings, workbench, ablation.arms if ablation else None)
-    if settings.shard is not None:
-        planned = shard(planned, *settings.shard)
+    whole = plan(settings, workbench, ablation.arms if ablation else None)
+    planned = whole if settings.shard is None else shard(whole, *settings.shard)
     workbench.settings = settings = workbench.spread()
     resolved = settings.as_dict() | {"backbone": workbench.backbone.name, "device": workbench.device}
     told = {key: value for key, value in resolved.items() if key != "gpu_hours_basis"}  # a dry run prints that
@@ -165,6 +164,8 @@ def _run(settings: Settings, out: Console, err: Console, command: str, ablation:
     out.print(shown, style="dim", markup=False, highlight=False, soft_wrap=True)
     for name, reason in {**planned.skipped, **(ablation.skipped if ablation else {})}.items():
         warn(f"skipped: {name}: {reason}")
+    if not (whole.cells or whole.broken):
+        raise SettingsError("nothing to run: choose other --protocols, --datasets or --methods")
     store = (Onlooker if rank() else ResultStore)(settings.out, warn)
     if settings.dry_run:
         _list(planned, settings, store, out)

@@ -74,7 +74,8 @@ class Broken:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do. ``skipped``: data sets that ``--datasets all`` did not find, with the reason."""
+    """What a run will do. ``skipped``: data sets that ``--datasets all`` did not find, and protocols
+    (``DATASET/PROTOCOL``) of which a data set has no task, each with the reason."""
 
     groups: tuple[FitGroup, ...]
     broken: tuple[Broken, ...] = ()
@@ -143,6 +144,8 @@ def plan(settings: Settings, workbench: Workbench, arms: Mapping[str, Sequence[A
             except Exception as error:
                 broken += [_broken(settings, name, dataset, protocol, error) for name in methods]
                 continue
+            if not tasks:
+                skipped[f"{dataset}/{protocol}"] = "the data set has no task of this protocol"
             for number, (name, arm, config, rates) in enumerate(runs[dataset]):
                 if arm.protocols is not None and protocol not in arm.protocols:
                     continue

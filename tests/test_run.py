@@ -13,6 +13,7 @@ import pytest
 
 import benchmarks
 from benchmarks import cli, data, report, run
+from benchmarks.protocols.dazsl import Dazsl
 from benchmarks.reporting.figures import draw
 from benchmarks.reporting.page import Drawn
 from benchmarks.settings import Settings, SettingsError, config_changes, parse_set, resolve, spread
@@ -65,7 +66,7 @@ def test_one_command_gives_records_and_a_leaderboard(
     assert "raw_pixel (floor)" in printed.out
     assert "cells: 18 ok" in printed.out
     assert "leaderboard.md" in printed.out
-    assert printed.err == "", "quiet where there is no terminal"
+    assert printed.err == "", "a line a minute where there is no terminal"
     results = tmp_path / "results"
     assert len(list((results / "cells").rglob("*.json"))) == 18
     resolved = json.loads((results / "resolved.json").read_text())
@@ -84,6 +85,36 @@ def test_one_command_gives_records_and_a_leaderboard(
     values = frame[(frame["metric"] == "map@all") & (frame["protocol"] == "ucdr")].groupby("method")["value"].mean()
     assert values["random"] < values["zero_shot"]
     assert values["random"] < values["raw_pixel"]
+
+
+def test_without_a_terminal_a_line_says_where_things_stand(
+    command: Command, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("--methods", "random", "--protocols", "ucdr") == 0
+    monkeypatch.setattr("benchmarks.progress.EVERY", 0.0)
+    capsys.readouterr()
+    assert command("--methods", "random,zero_shot", "--protocols", "ucdr") == 0
+    said = capsys.readouterr().err.splitlines()
+    lines = [re.fullmatch(r"(\d+) of (\d+) cells after \d+ s(, about \d+ s left)?: .+", line) for line in said]
+    assert all(lines) and len(lines) > 6
+    done = [int(line[1]) for line in lines if line]
+    assert done == sorted(done) and done[-1] == 6
+    assert {line[2] for line in lines if line} == {"6"}
+    known = [bool(line[3]) for line in lines if line and 3 < int(line[1]) < 6]
+    assert known and all(known), "cells that are not run again say nothing of the time left"
+    assert not any(line[3] for line in lines if line and int(line[1]) <= 3)
+
+
+def test_a_protocol_without_a_task_is_told(
+    command: Command, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Dazsl, "splits", lambda self, dataset: [])
+    assert command("--methods", "random", "--protocols", "dazsl,ucdr") == 0
+    assert capsys.readouterr().err == "skipped: tiny/dazsl: the data set has no task of this protocol\n"
+    assert command("--methods", "random", "--protocols", "dazsl") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "benchmarks.run: nothing to run: choose other --protocols, --datasets or --methods"
+    )
 
 
 def test_nothing_runs_twice(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -90,7 +90,10 @@ class Task:
         found = [(one.name, "gallery", one.gallery) for one in self.retrievals]
         for part, role, rows in (*asked, *found):
             if len(rows) == 0:
-                raise DatasetError(f"{name}: no {role} pictures ({part})")
+                raise DatasetError(
+                    f"{name}: no {role} pictures ({part}): too few for this protocol; `python -m benchmarks.data card"
+                    f" {self.dataset} ...` counts them by domain and split"
+                )
         for retrieval in self.retrievals:
             if len(np.intersect1d(retrieval.query, retrieval.gallery)):
                 raise DatasetError(f"{name}: a query stands in the gallery ({retrieval.name})")

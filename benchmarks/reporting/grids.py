@@ -540,16 +540,17 @@ def published(table: pd.DataFrame) -> list[Grid]:
         rows = []
         for one in part.to_dict("records"):
             std = one["published_std"]
+            ours = f"ours: {one['label']}, {one['rules']} rules" if one["label"] else ""
             cells = (
                 Cell(protocol_title(one["protocol"])), Cell(one["dataset"]), Cell(one["backbone"]),
                 Cell(" ".join(p for p in (one["split"] or one["setting"], one["gallery"]) if p)),
-                Cell(one["published_method"], small=f"ours: {one['label']} ({one['rules']})" if one["label"] else ""),
+                Cell(one["published_method"], small=ours),
                 Cell(one["metric"] or one["published_metric"]),
                 Cell(percent(one["published"]), 100 * one["published"], "number",
                      small="" if std is None or pd.isna(std) else f"± {100 * std:.1f}"),
                 Cell(percent(one["ours"]), _or_none(one["ours"], 100), "number", tags=_oracle_tag(one)),
                 Cell("-" if pd.isna(one["gap"]) else f"{100 * one['gap']:+.1f}", _or_none(one["gap"], 100), "number"),
-                Cell(one["reason"]), Cell(one["source"]),
+                Cell(one["reason"]), Cell(one["source"], small=f"confidence: {one['confidence']}"),
             )  # fmt: skip
             rows.append(Row(cells, one["method"] or one["published_method"]))
         if rows:

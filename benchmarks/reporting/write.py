@@ -29,6 +29,8 @@ def write_report(
 ) -> list[Path]:
     """Write ``leaderboard.{md,csv,tex}``, ``plots/`` and the page `PAGE`; returns the files, the Markdown first.
 
+    ``published.md`` beside them has the papers' figures of these data sets, where there are any.
+
     Args:
         frame: rows of `benchmarks.store.load_results` of ``store``.
         folder: where to write.
@@ -38,6 +40,7 @@ def write_report(
         resamples: of the tests between methods; None: as `benchmarks.reporting.comparison` chooses.
         pictures: ``data_root`` of the data sets, for galleries and the map of embeddings; None: neither.
     """
+    from benchmarks.reporting import published
     from benchmarks.reporting.ablations import is_ablated
     from benchmarks.reporting.comparison import Comparison, compare_methods
     from benchmarks.reporting.figures import Easel, draw
@@ -64,6 +67,10 @@ def write_report(
         "leaderboard.csv": lambda: leaderboard.csv_text(listed),
         "leaderboard.tex": lambda: latex(own, comparison, command),
     }
+    figures = published.beside(told)
+    figures = figures[figures["ours"].notna() | figures["dataset"].isin(set(told["dataset"]))]
+    if len(figures):
+        texts["published.md"] = lambda: published.markdown(figures)
     if len(own) < len(everything):
         texts["ablations.csv"] = lambda: leaderboard.csv_text(everything)
     files = []

@@ -37,8 +37,8 @@ what the arithmetic promises:
 * UCDR-Adapter at least 3 times at 245 classes, in proportion: phase 2 with the paper's augmentation 3.0 (3.9) on
   picto-clip with 25 pictures and 122 classes, 2.4 (2.4) at ViT-B/32 size with 4 and 20; 3.3 (3.8) there without
   augmentation, when the image context tokens are cached too (processor time of a busy machine, 24 classes). Two of the
-  four passes through the tower remain with augmentation, so that 3 is out of reach at that size. Phase 1, in which texts
-  and prompts train: 1.8 (1.6) and 1.4 (1.3).
+  four passes through the tower remain with augmentation, so that 3 is out of reach at that size. Phase 1, in which
+  texts and prompts train: 1.8 (1.6) and 1.4 (1.3).
 """
 
 from __future__ import annotations

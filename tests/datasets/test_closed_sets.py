@@ -8,8 +8,9 @@ import pytest
 
 from benchmarks.datasets.picto_domains import PictoDomains, closed_set_of, closed_set_path
 from benchmarks.protocols.dazsl import PROTOCOL as DAZSL
+from benchmarks.protocols.dazsl import Dazsl
 from benchmarks.protocols.task import Classification
-from benchmarks.protocols.uda import INDUCTIVE, PROTOCOL
+from benchmarks.protocols.uda import INDUCTIVE, PROTOCOL, Uda
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,21 @@ def test_inductive_uda_tests_on_other_pictures(dataset: PictoDomains) -> None:
     task.check(dataset)
     assert task.target is not None
     assert not np.intersect1d(task.target, task.classifications[0].rows).size
+
+
+@pytest.mark.parametrize("protocol", [PROTOCOL, DAZSL], ids=lambda protocol: protocol.name)
+def test_official_rules_train_on_the_whole_source_and_select_on_the_target(
+    dataset: PictoDomains, protocol: Uda | Dazsl
+) -> None:
+    split = protocol.splits(dataset)[0]
+    clean, task = (protocol.task(dataset, split, rules) for rules in ("clean", "official"))
+    task.check(dataset)
+    assert isinstance(clean.validation, Classification)
+    kept = set(dataset.table["class"].to_numpy()[clean.train])
+    held_out = clean.validation.rows[dataset.table["class"].isin(kept).to_numpy()[clean.validation.rows]]
+    assert set(task.train) == {*clean.train, *held_out}
+    assert task.validation is task.classifications[0]
+    assert task.class_names == task.classifications[0].class_names
 
 
 def test_dazsl_labels_seen_classes_only(dataset: PictoDomains) -> None:
