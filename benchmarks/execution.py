@@ -37,7 +37,9 @@ from benchmarks.store import CellId, Cost, Fit, GalleryScores, Record, ResultSto
 from benchmarks.sweep import Cell, FitGroup, Plan, describe
 from benchmarks.workbench import PixelCache, Workbench
 from methods.interface import FitReport, Method, NotApplicableError, TrainingData
+from methods.parts.parallel import one_fate
 from methods.parts.row_files import RowFiles
+from methods.parts.training import check_processes
 from methods.registry import METHODS
 
 #: Pictures encoded at once. Every batch has this size (the last is filled up), so that a picture's embedding does not
@@ -401,8 +403,11 @@ class Runner:
             seed_everything(seed)
             logged.clear()
             method = METHODS.get(group.method)(self.workbench.backbone, config, self.workbench.device)
+            if method.trained:
+                check_processes(method)
             begun = time.perf_counter()
-            report = method.fit(data, seed=seed, log=log)
+            with one_fate():
+                report = method.fit(data, seed=seed, log=log)
             return _Trained(method, report, time.perf_counter() - begun, list(logged))
 
         search, trained = Search(), None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -112,6 +113,8 @@ def perform(
     from methods.registry import UnknownNameError
 
     out, err = consoles()
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # processes that train together: the first one speaks
+        out.quiet = err.quiet = os.environ.get("RANK", "0") != "0"
     file, recipe = arguments.pop("config", None), arguments.pop("recipe", None)
     try:
         if recipe is not None:
@@ -153,7 +156,6 @@ def _run(settings: Settings, out: Console, err: Console, command: str, ablation:
         err.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     settings = join(settings)
-    out.quiet = err.quiet = rank() > 0
     workbench = Workbench(settings)
     whole = plan(settings, workbench, ablation.arms if ablation else None)
     planned = whole if settings.shard is None else shard(whole, *settings.shard)

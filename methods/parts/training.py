@@ -129,6 +129,14 @@ def run_single_stage(
     return report
 
 
+def check_processes(method: Method) -> None:
+    """Raise :class:`~methods.parts.parallel.ParallelError` if several processes train a method that must have one."""
+    if parallel.processes() > 1 and method.one_process:
+        raise parallel.ParallelError(
+            f"{method.card.name} trains in one process: {method.one_process}; run it without accelerate launch"
+        )
+
+
 def run_stage(
     method: Method,
     data: TrainingData,
@@ -160,10 +168,7 @@ def run_stage(
     the method cannot be spread over several processes.
     """
     parameters = [p for o in optimizers for g in o.param_groups for p in g["params"]]
-    if parallel.processes() > 1 and method.one_process:
-        raise parallel.ParallelError(
-            f"{method.card.name} trains in one process: {method.one_process}; run it without accelerate launch"
-        )
+    check_processes(method)
     parallel.same_start(parameters)
     select = validate_every > 0 and data.select != "last"
     best_score, best_step, waited = -math.inf, 0, 0

@@ -186,7 +186,8 @@ def test_a_run_of_two_processes(tiny_folder: Path, tmp_path: Path) -> None:
     ``accelerate launch`` starts GPU processes through torch's launcher, but on the CPU alone needs MPI: so torch's is
     used here. The processes join through accelerate either way.
     """
-    given = ["--methods", "coop,ad_clip", "--datasets", "tiny", "--protocols", "ucdr", "--backbone", str(tiny_folder)]
+    given = ["--methods", "faulty,coop,ad_clip", "--datasets", "tiny", "--protocols", "ucdr", "--seeds", "0"]
+    given += ["--backbone", str(tiny_folder), "--set", "faulty.fault=second_process"]
     given += ["--preset", "smoke", "--device", "cpu", "--threads", "1"]
     module = ["-m", "tests.support.learners"]
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *module]
@@ -194,7 +195,8 @@ def test_a_run_of_two_processes(tiny_folder: Path, tmp_path: Path) -> None:
     for name, start in (("one", [sys.executable, *module]), ("two", two)):
         out = tmp_path / name
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-        done = subprocess.run([*start, *given, "--out", str(out)], capture_output=True, text=True, env=environment)
+        line = [*start, *given, "--out", str(out)]
+        done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=240)
         records = [json.loads(file.read_text()) for file in (out / "cells").rglob("*.json")]
         assert records, done.stderr
         assert f"page: {out}/report/index.html" in done.stdout, "the first process reports before any is ended"
@@ -204,5 +206,7 @@ def test_a_run_of_two_processes(tiny_folder: Path, tmp_path: Path) -> None:
     assert two_["environment"]["hardware"]["processes"] == 2
     for gallery, scores in one["scores"].items():
         assert two_["scores"][gallery]["metrics"] == pytest.approx(scores["metrics"], abs=1e-6)
-    assert found["one"]["ad_clip"]["status"] == "ok"
+    assert found["one"]["ad_clip"]["status"] == found["one"]["faulty"]["status"] == "ok"
+    failed = found["two"]["faulty"]["reason"]
+    assert failed == "OtherFailedError: process 1 failed: OSError: broken picture", "and the next training is whole"
     assert found["two"]["ad_clip"]["reason"].startswith("ParallelError: ad_clip trains in one process: ")

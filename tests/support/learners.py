@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from methods.interface import FitReport, Log, Method, MethodCard, NotApplicableError, TrainingData
+from methods.parts.parallel import rank
 from methods.parts.training import run_stage
 from methods.registry import METHODS
 
@@ -103,7 +104,7 @@ class Located(Learner):
 
 @dataclass(frozen=True)
 class FaultyConfig:
-    """``fault``: what goes wrong where ``line`` is held out."""
+    """``fault``: what goes wrong where ``line`` is held out (``second_process``: in that one, everywhere)."""
 
     fault: str = "none"
 
@@ -113,6 +114,7 @@ class Faulty(Learner):
 
     card = dataclasses.replace(Learner.card, name="faulty")
     Config = FaultyConfig
+    one_process = ""
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
         fault = self.config.fault if "line" not in data.domain_names else "none"
@@ -122,6 +124,8 @@ class Faulty(Learner):
             torch.ones(2**58, dtype=torch.uint8)
         elif fault == "gpu_memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        elif self.config.fault == "second_process" and rank() == 1:
+            raise OSError("broken picture")
         weight = torch.nn.Parameter(torch.ones(()))
         self.mean, self.shift = torch.zeros(64), torch.zeros(64)
         report = FitReport(trainable_parameters=1)
