@@ -111,10 +111,9 @@ def draw(
         "A line a fit, in the order of its steps; stages of one fit follow each other.",
     )  # fmt: skip
     for one in ablations.ablations(everything, setting):
-        question = one.questions[0]
         easel.draw(
-            partial(plots.ablation_bars, one, question, folder), "ablations",
-            f"{one.method}: one factor switched", f"{question}; dashed: the default",
+            partial(plots.ablation_bars, one, folder), "ablations", f"{one.method}: one factor switched",
+            "Percentage points that each switched factor adds to the default or takes from it, in each question.",
         )  # fmt: skip
     return Drawn(tuple(easel.plots), tuple(notes), tuple(tables_of_errors))
 

@@ -331,36 +331,41 @@ def precision_curves(question: QuestionErrors, folder: Path) -> list[Path]:
     return files
 
 
-def ablation_bars(ablation: Ablation, question: str, folder: Path) -> list[Path]:
-    """A bar for each switched factor and a line at the default's score."""
+def ablation_bars(ablation: Ablation, folder: Path) -> list[Path]:
+    """What each switched factor adds to the default or takes from it: a panel a question, a bar an arm."""
     from benchmarks.reporting.ablations import DEFAULT
 
-    arms = [arm for arm in reversed(list(ablation.scores)) if arm != DEFAULT and question in ablation.scores[arm]]
-    usual = ablation.scores.get(DEFAULT, {}).get(question)
+    arms = [arm for arm in reversed(list(ablation.scores)) if arm != DEFAULT]
+    count = len(ablation.questions)
+    every = [abs(value) for arm in arms for one in ablation.questions if (value := ablation.difference(arm, one))]
+    reach = 100 * max(every, default=0.0) or 1.0
     files: list[Path] = []
-    height = 0.85 + 0.24 * max(1, len(arms))
-    with _figure(folder, _name("ablation", ablation.method, question), files, height) as (_, [[axes]]):
-        for place, arm in enumerate(arms):
-            score = ablation.scores[arm][question]
-            if score.value is None:
-                axes.text(0, place, f" {score.text()}", va="center", fontsize=7, style="italic")
-                continue
-            less = usual is not None and usual.value is not None and score.value < usual.value
-            axes.barh(place, 100 * score.value, height=0.62, color="#f0c7a8" if less else "#bcd3e6", zorder=1)
-            difference = ablation.difference(arm, question)
-            text = score.text() + ("" if difference is None else f" ({100 * difference:+.1f})")
-            axes.text(100 * score.value, place, f" {text}", va="center", fontsize=7)
-        if usual is not None and usual.value is not None:
-            axes.axvline(100 * usual.value, color="#000000", lw=1, ls="--", zorder=2)
-        known = [
-            s.value for a in ablation.scores.values() if (s := a.get(question)) is not None and s.value is not None
-        ]
-        axes.set_xlim(0, 135 * max(known, default=1.0) or 1)
-        axes.set_yticks(range(len(arms)), [plain(shorten(arm)) for arm in arms])
-        axes.tick_params(axis="y", length=0)
-        axes.grid(visible=False, axis="y")
-        axes.set_xlabel(plain(f"{question} (%); dashed: default"))
-        axes.set_title(plain(ablation.method))
+    height, width = 1.0 + 0.22 * max(1, len(arms)), COLUMN + 1.6 * (count - 1)
+    name = _name("ablation", ablation.method)
+    with _figure(folder, name, files, height, columns=count, width=width) as (figure, axes):
+        for column, (place, question) in enumerate(zip(axes[0], ablation.questions, strict=True)):
+            for row, arm in enumerate(arms):
+                if (difference := ablation.difference(arm, question)) is None:
+                    score = ablation.scores[arm].get(question)
+                    text = "not asked" if score is None else score.text()
+                    place.text(0.04 * reach, row, text, va="center", fontsize=7, style="italic").set_parse_math(False)
+                    continue
+                points = 100 * difference
+                place.barh(row, points, height=0.62, color="#f0c7a8" if points < 0 else "#bcd3e6", zorder=1)
+                side, shift = ("right", -0.04) if points < 0 else ("left", 0.04)
+                place.text(points + shift * reach, row, f"{points:+.1f}", va="center", ha=side, fontsize=7)
+            usual = ablation.scores.get(DEFAULT, {}).get(question)
+            place.axvline(0, color="#000000", lw=0.8, zorder=2)
+            place.set_xlim(-1.6 * reach, 1.6 * reach)
+            place.set_ylim(-0.6, len(arms) - 0.4)
+            shown = [plain(shorten(arm)) for arm in arms] if column == 0 else [""] * len(arms)
+            place.set_yticks(range(len(arms)), shown)
+            place.tick_params(axis="y", length=0)
+            place.grid(visible=False, axis="y")
+            place.set_title(plain(question))
+            of = "none" if usual is None else usual.text()
+            place.set_xlabel(plain(f"default {of}"))
+        figure.suptitle(plain(f"{ablation.method}: percentage points against the default"), fontsize=9)
     return files
 
 
