@@ -542,7 +542,7 @@ def published(table: pd.DataFrame) -> list[Grid]:
             std = one["published_std"]
             ours = f"ours: {one['label']}, {one['rules']} rules" if one["label"] else ""
             cells = (
-                Cell(protocol_title(one["protocol"])), Cell(one["dataset"]), Cell(one["backbone"]),
+                Cell(one["dataset"], small=" ".join((protocol_title(one["protocol"]), one["backbone"])).strip()),
                 Cell(" ".join(p for p in (one["split"] or one["setting"], one["gallery"]) if p)),
                 Cell(one["published_method"], small=ours),
                 Cell(one["metric"] or one["published_metric"]),
@@ -554,8 +554,8 @@ def published(table: pd.DataFrame) -> list[Grid]:
             )  # fmt: skip
             rows.append(Row(cells, one["method"] or one["published_method"]))
         if rows:
-            head = ("protocol", "data set", "backbone", "split, gallery", "method", "metric", "published", "ours",
-                    "gap", "why, or what differs", "source")  # fmt: skip
+            head = ("data set, protocol", "split, gallery", "method", "metric", "published", "ours", "gap",
+                    "why, or what differs", "source")  # fmt: skip
             made.append(Grid(f"{title} ({len(rows)})", head, tuple(rows), "texts", search=True))
     return made
 
