@@ -456,11 +456,13 @@ class FolderDataset(Dataset):
     * ``also_named``: other names of the folder under the data root (``--data-root``), tried after ``card.name``; a
       root of another name is taken at its word.
     * ``published_counts``: pictures by domain as its authors state them, shown beside those found.
+    * ``may_lack``: (domain, class) that have no pictures as published; every other class lies in every domain.
     """
 
     places: ClassVar[tuple[Place, ...]] = ()
     also_named: ClassVar[tuple[str, ...]] = ()
     published_counts: ClassVar[Mapping[str, int]] = {}
+    may_lack: ClassVar[frozenset[tuple[str, str]]] = frozenset()
 
     def __init__(self, root: Path | None = None) -> None:
         super().__init__(root)
@@ -699,8 +701,8 @@ def canonical_classes(
 
 
 def note_lacking(dataset: FolderDataset, pictures: pd.DataFrame, classes: Iterable[str]) -> None:
-    """Note the classes that have no picture in one of the domains: published sets have all of them in each."""
-    there = set(zip(pictures["domain"], pictures["class"], strict=True))
+    """Note the classes that have no picture in one of the domains and should have (``may_lack``)."""
+    there = {*zip(pictures["domain"], pictures["class"], strict=True), *dataset.may_lack}
     for domain in sorted(set(pictures["domain"])):
         for name in sorted(classes):
             if (domain, name) not in there:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -235,6 +236,15 @@ def delete(*paths: str) -> Callable[[Path], None]:
                 shutil.rmtree(found) if found.is_dir() else found.unlink()
 
     return act
+
+
+def test_painting_may_lack_the_class_that_its_published_list_lacks(data_root: Path, tmp_path: Path) -> None:
+    root = tmp_path / "domainnet"
+    shutil.copytree(data_root / "domainnet", root, copy_function=os.link)
+    for name in ("t-shirt", "sword"):
+        shutil.rmtree(root / "painting" / name)
+    lacking = [str(finding) for finding in DomainNet(root).findings if finding.kind == "lacking"]
+    assert lacking == ["painting/sword: no picture of this class in this domain; fetch them"]
 
 
 @pytest.mark.parametrize(
