@@ -480,7 +480,9 @@ def test_without_a_home_folder_there_is_no_cache(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks here")
-def test_a_worker_that_starts_does_not_see_the_interrupt() -> None:
+def test_a_worker_that_starts_does_not_see_the_interrupt(request: pytest.FixtureRequest) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     blocked = "import signal; raise SystemExit(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
     with pytest.raises(KeyboardInterrupt), pictures._interrupts_wait():  # the caller sees it, afterwards
         assert subprocess.run([sys.executable, "-c", blocked], check=False).returncode == 1
