@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from benchmarks.reporting import ablations, grids, leaderboard
-from benchmarks.reporting import published as published_figures
 from benchmarks.reporting.comparison import Comparison
 from benchmarks.reporting.grids import Grid, Scores, numbered
 from benchmarks.reporting.leaderboard import Setting, protocol_title
@@ -56,7 +55,8 @@ class Drawn:
 class Material:
     """What the page is made from: the store, its newest records, and what others computed of them.
 
-    ``everything`` are rows of `benchmarks.store.load_results`, ``frame`` those of them that are no ablations.
+    ``everything`` are rows of `benchmarks.store.load_results`, ``frame`` those of them that are no ablations,
+    ``published`` those of `benchmarks.reporting.published.beside`.
     """
 
     store: ResultStore
@@ -66,6 +66,7 @@ class Material:
     comparison: Comparison | None = None
     drawn: Mapping[Setting, Drawn] = field(default_factory=dict)
     galleries: Galleries | None = None
+    published: pd.DataFrame | None = None
     command: str = ""
     problems: tuple[str, ...] = ()
 
@@ -118,7 +119,6 @@ def _page(material: Material) -> dict[str, Any]:
     datasets = read_cards(material.store, "datasets", problems.append)
     settings = leaderboard.settings_of(frame)
     shown = [_setting(material, setting, number) for number, setting in enumerate(settings)]
-    beside = published_figures.beside(frame)
     galleries = material.galleries
     page: dict[str, Any] = {
         "title": _title(records),
@@ -127,7 +127,7 @@ def _page(material: Material) -> dict[str, Any]:
         "failed": _failed(records),
         "backbones": ", ".join(sorted({record.cell.backbone for record in records})),
         "settings": shown,
-        "published": grids.published(beside) if len(beside) else [],
+        "published": [] if material.published is None else grids.published(material.published),
         "failures": grids.failures(material.everything),
         "methods": grids.method_cards(methods),
         "deviations": grids.deviations(methods),

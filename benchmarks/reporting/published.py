@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks.datasets import registry
 from benchmarks.reporting.ablations import is_ablated
 from benchmarks.reporting.leaderboard import current, row_labels
 from benchmarks.settings import paper_config
@@ -489,9 +490,6 @@ def _value(figure: Mapping[Any, Any], rows: pd.DataFrame) -> tuple[float | None,
 #: The papers' own methods: their releases pick the model on the test set.
 PAPERS = ("pros", "ucdr_adapter", "ad_clip", "sre_clip")
 
-#: Domains that the UCDR papers' code shows as negatives.
-INVERTED: Mapping[str, tuple[str, ...]] = {"domainnet": ("quickdraw", "sketch"), "sketchy": ("sketch",)}
-
 #: Settings that a fixed number of steps makes void.
 _SCHEDULE = ("epochs", "stage1_epochs", "validate_every", "patience")
 
@@ -516,7 +514,7 @@ def _differences(figure: Mapping[Any, Any], ours: pd.Series) -> Iterator[str]:
         yield f"ours is the variant {ours['variant']}, not the released code's"
     if protocol in ("ucdr", "uccdr", "udcdr") and rules == "clean":
         yield "published ranks raw features by squared Euclidean distance, ours by cosine"
-        inverted = INVERTED.get(dataset, ())
+        inverted = registry.DATASETS.get(dataset).released.inverted
         if inverted and (trained or figure["split"] in (MEAN, *inverted)):
             yield f"published inverts the pictures of {' and '.join(inverted)}"
         if trained:

@@ -67,10 +67,11 @@ def write_report(
         "leaderboard.csv": lambda: leaderboard.csv_text(listed),
         "leaderboard.tex": lambda: latex(own, comparison, command),
     }
-    figures = published.beside(told)
-    figures = figures[figures["ours"].notna() | figures["dataset"].isin(set(told["dataset"]))]
-    if len(figures):
-        texts["published.md"] = lambda: published.markdown(figures)
+    beside: pd.DataFrame | None = _attempt("the published figures", warn, lambda: published.beside(listed))
+    if beside is not None:
+        near = beside[beside["ours"].notna() | beside["dataset"].isin(set(listed["dataset"]))]
+        if len(near):
+            texts["published.md"] = lambda: published.markdown(near)
     if len(own) < len(everything):
         texts["ablations.csv"] = lambda: leaderboard.csv_text(everything)
     files = []
@@ -100,7 +101,7 @@ def write_report(
             of_first = drawn[settings[0]]
             drawn[settings[0]] = replace(of_first, plots=(*of_first.plots, *easel.plots))
             files += [path for plot in easel.plots for path in plot.files]
-    material = Material(store, told, listed, records, comparison, drawn, shown, command, tuple(problems))
+    material = Material(store, told, listed, records, comparison, drawn, shown, beside, command, tuple(problems))
     page = _attempt("the page", warn, lambda: write_page(material, folder / PAGE))
     return files if page is None else [*files, page]
 
