@@ -35,9 +35,8 @@ class RowFiles:
         self.folder = folder
         self.count = count
         self._kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-        if os.access(
-            folder / "about.json", os.F_OK
-        ):  # it is written last, so that files that do not fit it are damaged
+        # about.json is written last, so that files that do not fit it are damaged
+        if os.access(folder / "about.json", os.F_OK):
             self._kinds = self._read()
             if not self._kinds:
                 self.remove()
