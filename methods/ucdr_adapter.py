@@ -39,7 +39,7 @@ from methods.interface import Deviation, FitReport, Log, Method, MethodCard, Tra
 from methods.parts.augment import Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics
 from methods.parts.feature_cache import frozen_values
-from methods.parts.losses import TEMPERATURE, image_text_loss, triplet_hinge
+from methods.parts.losses import TEMPERATURE, image_text_loss, triplet_hinge, without_rounding
 from methods.parts.parallel import gather, share
 from methods.parts.prompt_units import (
     TEXT_TEMPLATE,
@@ -404,7 +404,7 @@ def triplet_loss_plain(anchors: Tensor, queues: ClassQueues, labels: Tensor, uni
 def hardest_triplet_loss(anchors: Tensor, queues: ClassQueues, labels: Tensor, margin: float) -> Tensor:
     """Like :func:`triplet_loss` with each picture's farthest positive and nearest negative."""
     exact = "donot_use_mm_for_euclid_dist"
-    distances = torch.cdist(anchors, queues.features.flatten(0, 1), compute_mode=exact)
+    distances = without_rounding(torch.cdist(anchors, queues.features.flatten(0, 1), compute_mode=exact))
     distances = distances.unflatten(1, (-1, queues.size))  # [B, C, size]
     filled = torch.arange(queues.size, device=anchors.device) < queues.lengths[:, None]
     own = (torch.arange(len(filled), device=anchors.device) == labels[:, None])[..., None]

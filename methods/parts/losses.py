@@ -9,6 +9,9 @@ from torch import Tensor
 
 TEMPERATURE = 0.07  # tau of METHODS.md, where a method says nothing else
 
+#: Unit vectors nearer than this are equal: float32 features of one image, computed twice, differ by about 1e-7.
+SAME_VECTOR = 1e-5
+
 
 def cosine_similarities(images: Tensor, texts: Tensor) -> Tensor:
     """Cosines of images [B, E] with texts [C, E], or with each image's own texts [B, C, E] -> [B, C]."""
@@ -33,10 +36,20 @@ def mean_entropy(logits: Tensor) -> Tensor:
 
 
 def triplet_hinge(anchors: Tensor, positives: Tensor, negatives: Tensor, *, margin: float) -> Tensor:
-    """``relu(|a - p| - |a - n| + margin)`` with Euclidean distances: three tensors [..., E] -> [...], not averaged.
+    """``relu(|a - p| - |a - n| + margin)`` with Euclidean distances of unit vectors: three tensors [..., E] -> [...],
+    not averaged.
 
-    Where a distance is 0 its gradient is 0.
+    A distance below :data:`SAME_VECTOR` is 0, and so is its gradient.
     """
     to_positive = torch.linalg.vector_norm(anchors - positives, dim=-1)
     to_negative = torch.linalg.vector_norm(anchors - negatives, dim=-1)
-    return F.relu(to_positive - to_negative + margin)
+    return F.relu(without_rounding(to_positive) - without_rounding(to_negative) + margin)
+
+
+def without_rounding(distances: Tensor) -> Tensor:
+    """Distances of unit vectors, those below :data:`SAME_VECTOR` as 0 with gradient 0.
+
+    The same features computed twice (with other threads, or in a batch of another size) differ in their last bits, and
+    the gradient of so small a distance is a unit vector in a random direction.
+    """
+    return torch.where(distances > SAME_VECTOR, distances, 0.0)

@@ -52,3 +52,20 @@ def test_triplet_hinge() -> None:
     same = anchors.clone().requires_grad_(True)
     triplet_hinge(same, anchors, negatives, margin=100.0).sum().backward()
     assert torch.isfinite(same.grad).all()
+
+
+def test_rounding_of_a_distance_has_no_gradient() -> None:
+    """An image's own momentum feature is its positive: what is left of the distance is rounding."""
+    unit, negatives = F.normalize(draw(6, 8), dim=-1), F.normalize(draw(6, 8, seed=2), dim=-1)
+    gradients = []
+    for seed in range(2):
+        anchors = unit.clone().requires_grad_(True)
+        rounded = unit + 1e-7 * draw(6, 8, seed=10 + seed)
+        triplet_hinge(anchors, rounded, negatives, margin=100.0).sum().backward()
+        assert anchors.grad is not None
+        gradients.append(anchors.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+    anchors = unit.clone().requires_grad_(True)
+    (-(anchors - negatives).norm(dim=-1)).sum().backward()
+    assert anchors.grad is not None
+    torch.testing.assert_close(gradients[0], anchors.grad)
