@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from methods.parts.memory import aligned
 from methods.parts.parallel import agree, processes
 
 if TYPE_CHECKING:
@@ -311,5 +312,6 @@ class Method(ABC):
             raise ValueError(f"{path}.json was trained on other backbone weights; load that backbone with --backbone")
         config = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
         method = cls(backbone, cls.Config(**config), device)
-        method.load_tensors(load_file(f"{path}.safetensors", device=str(device)), record["facts"])
+        tensors = load_file(f"{path}.safetensors", device=str(device))
+        method.load_tensors({name: aligned(tensor) for name, tensor in tensors.items()}, record["facts"])
         return method

@@ -1,5 +1,8 @@
 """Fixtures that several test files share."""
 
+import locale
+import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +13,42 @@ from methods.parts.backbone import Backbone
 from tests.support.tiny_clip import tiny_clip_folder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--torch-threads N``: threads of torch in each test (default 1: tests run beside each other)."""
+    parser.addoption("--torch-threads", type=int, default=1, help="threads of torch in each test (default 1)")
+
+
+def process_wide() -> dict[str, object]:
+    """The settings of this process that a test may change and must not leave behind."""
+    return {
+        "threads of torch": torch.get_num_threads(),
+        "default dtype of torch": torch.get_default_dtype(),
+        "gradients of torch": torch.is_grad_enabled(),
+        "working directory": Path.cwd(),
+        "locale": locale.setlocale(locale.LC_ALL),
+        "logging level": logging.getLogger().level,
+    }
+
+
+@pytest.fixture(autouse=True)
+def _process_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test starts with ``--torch-threads`` threads, and finds every other process-wide setting as it was.
+
+    The order of the tests, and what an earlier one ran, then decide nothing. What product code changes (a run sets
+    threads and determinism for its process) is put back here; what else a test leaves changed fails that test.
+    """
+    threads = request.config.getoption("--torch-threads")
+    torch.set_num_threads(threads)
+    environment = dict(os.environ)
+    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = process_wide()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
+    os.environ.update(environment)
+    assert process_wide() == before
 
 
 @pytest.fixture(scope="session")

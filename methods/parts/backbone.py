@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionConfig,
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging as transformers_logging
 
+from methods.parts.memory import align_parameters
 from methods.parts.transformer import (
     KeysValues,
     prefix_keys_values,
@@ -281,6 +282,7 @@ class Backbone:
         if precision not in ("float32", "bf16"):
             raise BackboneError(f"precision {precision!r} is unknown: use float32 or bf16")
         self.model = model.float().eval().requires_grad_(False)
+        align_parameters(self.model)
         self.vision = VisionTower(model.vision_model)
         self.text = TextTower(model.text_model)
         self.tokenizer = tokenizer

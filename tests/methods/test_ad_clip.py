@@ -439,7 +439,9 @@ def test_bf16_stays_close(tiny_folder: Path, tiny_backbone: Backbone) -> None:
     assert F.cosine_similarity(half.encode_classes(UNSEEN), same.encode_classes(UNSEEN)).min() > 0.99
 
 
-def test_save_and_load(tiny_backbone: Backbone, tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_save_and_load(tiny_backbone: Backbone, tmp_path: Path, threads: int) -> None:
+    torch.set_num_threads(threads)
     method = fitted(tiny_backbone, image_tokens=2, layers=1)
     method.save(tmp_path / "model")
     loaded = AdClip.load(tmp_path / "model", tiny_backbone)

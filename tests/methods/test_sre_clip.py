@@ -523,8 +523,10 @@ def test_class_embeddings_follow_training(tiny_backbone: Backbone) -> None:
     assert torch.equal(seen[2], method.encode_classes(CLASSES))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("change", [{}, {"graph": "random"}, {"attention": "none", "gcn": False}, OFFICIAL])
-def test_saved_and_loaded(tiny_backbone: Backbone, tmp_path: Path, change: dict[str, Any]) -> None:
+def test_saved_and_loaded(tiny_backbone: Backbone, tmp_path: Path, change: dict[str, Any], threads: int) -> None:
+    torch.set_num_threads(threads)
     method, _ = fitted(tiny_backbone, replace(QUICK, **change))
     method.save(tmp_path / "model")
     loaded = SreClip.load(tmp_path / "model", tiny_backbone)
