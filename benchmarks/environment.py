@@ -20,7 +20,14 @@ PACKAGES = ("ucdr-bench", "torch", "transformers", "tokenizers", "peft", "numpy"
 def environment(device: str, threads: int) -> Environment:
     """The environment of this process; ``processes`` stands in its hardware where several train together."""
     together = {"processes": launched()} if launched() > 1 else {}
-    return Environment(_packages(), _git(), _hardware(device) | together, device, threads)
+    return Environment(_packages(), _git(), _hardware(device) | together, device, threads, _tf32())
+
+
+def _tf32() -> bool:
+    """Whether torch may use TF32 for float32 products or convolutions."""
+    import torch
+
+    return bool(torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)
 
 
 @functools.cache

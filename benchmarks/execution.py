@@ -117,11 +117,19 @@ def execute(plan: Plan, workbench: Workbench, store: ResultStore, progress: Prog
 
 
 def prepare_process(threads: int) -> None:
-    """Threads (0: as they are) and determinism of this process."""
+    """Threads (0: as they are), determinism and arithmetic of this process.
+
+    On a GPU, float32 products and convolutions are done in float32, not in TF32 (each record says so). Operations
+    without a deterministic kernel warn; attention, the one such in use, gets one in training
+    (:func:`methods.parts.training.training_attention`).
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if threads:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it writes to memory that is only reserved
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def seed_everything(seed: int) -> None:
@@ -575,17 +583,18 @@ class Runner:
 
     @contextmanager
     def _measured(self) -> Iterator[dict[str, float | None]]:
-        """Peak memory of a block: ``mib`` and, on a GPU, ``gpu_mib``."""
-        gpu = self.workbench.device.startswith("cuda")
+        """Peak memory of a block: ``mib`` and, on a GPU, ``gpu_mib``: of the GPU that this process works on."""
+        device = torch.device(self.workbench.device)
+        gpu = device.type == "cuda"
         peak: dict[str, float | None] = {"mib": None, "gpu_mib": None}
         self.memory.restart()
         if gpu:
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.reset_peak_memory_stats(device)
         yield peak
         peak["mib"] = self.memory.mib()
         if gpu:
-            torch.cuda.synchronize()
-            peak["gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
+            torch.cuda.synchronize(device)
+            peak["gpu_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
 
     def _failed(self, cell: Cell, error: Exception, fitted: _Fitted | None = None) -> None:
         status: Status = "not_applicable" if isinstance(error, NotApplicableError) else "failed"

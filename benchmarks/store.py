@@ -140,13 +140,18 @@ class Cost:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where a cell ran: package versions, the code's git commit, hardware (no host name), device and threads."""
+    """Where a cell ran: package versions, the code's git commit, hardware (no host name), device and threads.
+
+    ``tf32``: whether a GPU may round the factors of float32 products and convolutions to TF32; None in records that were
+    written before this was recorded.
+    """
 
     packages: dict[str, str] = field(default_factory=dict)
     git: dict[str, Any] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     device: str = ""
     threads: int = 0
+    tf32: bool | None = None
 
 
 @dataclass(frozen=True)

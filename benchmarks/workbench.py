@@ -226,13 +226,16 @@ def register_missing(known: Sequence[tuple[str, str, str]]) -> None:
 
 
 def pick_device(name: str) -> str:
-    """``auto`` is ``cuda`` where there is one, else ``cpu``; raises :class:`SettingsError` for what is not there."""
+    """``auto`` is ``cuda`` where there is one, else ``cpu``; raises :class:`SettingsError` for what is not there.
+
+    A device must keep what is put there: torch's ``meta`` does not.
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]  # torch goes on with all it was built with
         raise SettingsError(f"--device {name} cannot be used here ({reason}); try --device cpu") from error
     return name
 

@@ -500,7 +500,7 @@ class AdClip(Method):
     }
 
     def __init__(
-        self, backbone: Backbone, config: AdClipConfig | None = None, device: str | torch.device = "cpu"
+        self, backbone: Backbone, config: AdClipConfig | None = None, device: str | torch.device | None = None
     ) -> None:
         super().__init__(backbone, config, device)
         self.projectors = Projectors(backbone, self.config, seeded(0, _INIT)).to(self.device)

@@ -35,8 +35,8 @@ class _ClassMeans(Method):
         for index in torch.arange(len(data.images)).split(512):
             embedding = self.encode_images(data.images.pixels(index))
             if sums is None:
-                sums = torch.zeros(len(data.class_names), embedding.shape[1], device=embedding.device)
-            sums.index_add_(0, data.labels[index].to(sums.device), embedding)
+                sums = torch.zeros(len(data.class_names), embedding.shape[1], device=self.device)
+            sums.index_add_(0, data.labels[index].to(self.device), embedding)
         assert sums is not None
         seen = data.labelled_classes
         self._names = tuple(data.class_names[int(c)] for c in seen)
@@ -73,7 +73,7 @@ class _ClassMeans(Method):
         """Put the class means back."""
         self._names = tuple(facts["names"])
         if self._names:
-            self._means = tensors["means"]
+            self._means = tensors["means"].to(self.device)
 
 
 def _floor_card(name: str, title: str) -> MethodCard:
@@ -106,7 +106,7 @@ class RandomEmbedding(_ClassMeans):
             digest = hashlib.sha256(self._seed.to_bytes(8, "little") + picture.tobytes()).digest()
             random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
             rows.append(random.standard_normal(self.config.width, dtype=np.float32))
-        return F.normalize(torch.from_numpy(np.stack(rows)), dim=-1)
+        return F.normalize(torch.from_numpy(np.stack(rows)).to(self.device), dim=-1)
 
     def facts(self) -> dict[str, Any]:
         """Names of the classes with a mean, and the seed."""
@@ -125,7 +125,7 @@ class ConstantEmbedding(_ClassMeans):
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """``[B, 8]``, all rows equal."""
-        return torch.full((len(pixels), 8), 8**-0.5)
+        return torch.full((len(pixels), 8), 8**-0.5, device=self.device)
 
 
 @dataclass(frozen=True)
@@ -143,5 +143,5 @@ class RawPixel(_ClassMeans):
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Normalised ink ``[B, 3 * side * side]``; a blank picture gives a uniform vector."""
-        small = F.adaptive_avg_pool2d(1 - pixels, self.config.side).flatten(1)
-        return F.normalize(small + 1e-6, dim=-1).cpu()
+        small = F.adaptive_avg_pool2d(1 - pixels.to(self.device), self.config.side).flatten(1)
+        return F.normalize(small + 1e-6, dim=-1)

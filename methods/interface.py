@@ -229,12 +229,13 @@ class Method(ABC):
     one_process: ClassVar[str] = "it does not say that its loss is a mean over the pictures of a batch"
     version: ClassVar[int] = 1
 
-    def __init__(self, backbone: Backbone, config: Any = None, device: str | torch.device = "cpu") -> None:
+    def __init__(self, backbone: Backbone, config: Any = None, device: str | torch.device | None = None) -> None:
+        """``device``: where it computes, which must be where the backbone is (default: there)."""
         self.backbone = backbone
         self.config = self.Config() if config is None else config
         if not isinstance(self.config, self.Config):
             raise TypeError(f"{self.card.name}: config must be {self.Config.__name__}, not {type(config).__name__}")
-        self.device = torch.device(device)
+        self.device = torch.device(backbone.device if device is None else device)
 
     @abstractmethod
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
@@ -278,7 +279,7 @@ class Method(ABC):
         return {}
 
     def load_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Put back what :meth:`tensors` and :meth:`facts` gave."""
+        """Put back what :meth:`tensors` and :meth:`facts` gave; the tensors may be on another device."""
         if tensors:
             raise ValueError(f"{self.card.name} learns nothing, yet the file holds {len(tensors)} tensors")
 
@@ -300,8 +301,8 @@ class Method(ABC):
         Path(f"{path}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path | str, backbone: Backbone, device: str | torch.device = "cpu") -> Method:
-        """Read what :meth:`save` wrote.
+    def load(cls, path: Path | str, backbone: Backbone, device: str | torch.device | None = None) -> Method:
+        """Read what :meth:`save` wrote, on whatever device that was; ``device`` as in the constructor.
 
         Raises ``ValueError`` if the file is of another method or was trained on other backbone weights.
         """
@@ -312,6 +313,6 @@ class Method(ABC):
             raise ValueError(f"{path}.json was trained on other backbone weights; load that backbone with --backbone")
         config = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
         method = cls(backbone, cls.Config(**config), device)
-        tensors = load_file(f"{path}.safetensors", device=str(device))
+        tensors = load_file(f"{path}.safetensors")  # on the CPU: the method moves them
         method.load_tensors({name: aligned(tensor) for name, tensor in tensors.items()}, record["facts"])
         return method

@@ -374,7 +374,7 @@ class ProS(Method):
     }
 
     def __init__(
-        self, backbone: Backbone, config: ProSConfig | None = None, device: str | torch.device = "cpu"
+        self, backbone: Backbone, config: ProSConfig | None = None, device: str | torch.device | None = None
     ) -> None:
         super().__init__(backbone, config, device)
         self._model: ProSModel | None = None

@@ -645,7 +645,7 @@ class SreClip(Method):
     }
 
     def __init__(
-        self, backbone: Backbone, config: SreClipConfig | None = None, device: str | torch.device = "cpu"
+        self, backbone: Backbone, config: SreClipConfig | None = None, device: str | torch.device | None = None
     ) -> None:
         super().__init__(backbone, config, device)
         self.class_names: tuple[str, ...] = ()

@@ -135,7 +135,7 @@ def _credit(scores: NDArray[np.float64], labels: NDArray[np.int64], allowed: NDA
 
 
 def _classify(scores: Scores, labels: Any, seen: Any) -> ClassificationScores:
-    y = np.asarray(labels.detach().cpu() if hasattr(labels, "detach") else labels)
+    y = _on_cpu(labels)
     if y.ndim == 1 and len(y) == 0:
         raise ValueError("there are no pictures to classify")
     credit, zsl_credit = np.empty(len(y)), np.full(len(y), np.nan)
@@ -167,7 +167,7 @@ def _classify(scores: Scores, labels: Any, seen: Any) -> ClassificationScores:
 
 def _unseen(seen: Any, width: int, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Mask [C] of the unseen classes, checked against the pictures."""
-    chosen = np.asarray(seen)
+    chosen = _on_cpu(seen)
     if chosen.dtype == bool and chosen.shape != (width,):
         raise ValueError(f"the mask of seen classes has shape {chosen.shape}; the scores have {width} classes")
     if chosen.dtype != bool and (chosen.ndim != 1 or ((chosen < 0) | (chosen >= width)).any()):
@@ -181,6 +181,11 @@ def _unseen(seen: Any, width: int, labels: NDArray[np.int64]) -> NDArray[np.bool
             f"{is_unseen.sum()} of unseen ones were given"
         )
     return unseen
+
+
+def _on_cpu(values: Any) -> NDArray[Any]:
+    """Torch (of any device), numpy or a list -> numpy."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
 def _blocks(scores: Scores, labels: tuple[int, ...]) -> Iterator[NDArray[np.float64]]:

@@ -519,6 +519,8 @@ def settings_tables(records: Sequence[Record], resolved: Mapping[str, Any]) -> l
     for record in records:
         one = record.environment
         parts = [("device", one.device), ("threads", one.threads), *one.hardware.items(), *one.packages.items()]
+        if one.device.startswith("cuda") and one.tf32 is not None:
+            parts.insert(1, ("TF32", "on" if one.tf32 else "off"))
         commit = str(one.git.get("commit", ""))[:12] + (" (with local changes)" if one.git.get("dirty") else "")
         text = ", ".join(f"{key} {_shown(value)}" for key, value in [("code", commit), *parts] if value)
         places[text] = places.get(text, 0) + 1

@@ -604,17 +604,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from benchmarks.environment import environment
+    from benchmarks.execution import prepare_process
+    from benchmarks.settings import SettingsError
+    from benchmarks.workbench import pick_device
 
     methods = _split(args.methods, trained_methods() if args.methods == "all" else ())
     for name in methods:
         if not has_field(METHODS.get(name), "steps"):
             parser.error(f"{name} takes no training steps; choose from: {', '.join(trained_methods())}")
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"--device {device}: torch sees no GPU here; use --device cpu")
+    try:
+        device = pick_device(args.device)
+    except SettingsError as error:
+        parser.error(str(error))
     precision = args.precision or ("float32" if device == "cpu" else "bf16")
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    prepare_process(args.threads or 0)  # the arithmetic of a run
     torch.optim.SGD([torch.zeros(1, requires_grad=True)])  # the first optimiser of a process imports a compiler
 
     begun, load = time.perf_counter(), [os.getloadavg()]

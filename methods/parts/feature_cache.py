@@ -60,13 +60,20 @@ class FeatureScope:
             quantity=quantity,
             weights=backbone.weights_hash,
             preprocessing=json.dumps(preprocessing, sort_keys=True),
-            precision=f"{backbone.precision} {backbone.device.type}",
+            precision=f"{backbone.precision} {_arithmetic(backbone.device)}",
         )
 
     @property
     def key(self) -> str:
         """sha256 of all parts; names the scope's folder."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def _arithmetic(device: torch.device) -> str:
+    """The kind of device and, on a GPU, whether float32 is rounded to TF32 there."""
+    rounded = device.type == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)
+    exact = " without TF32" if device.type == "cuda" and not rounded else ""
+    return f"{device.type}{exact}"
 
 
 class FeatureCache:

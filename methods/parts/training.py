@@ -6,12 +6,14 @@ the open: backward, step, loss curve, validation, early stop, best weights. Sele
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from methods.interface import FitReport, Log, Method, TrainingData
 from methods.parts import parallel
@@ -137,6 +139,15 @@ def check_processes(method: Method) -> None:
         )
 
 
+def training_attention(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """The context in which a training step computes its loss: on a GPU, attention as plain matrix products.
+
+    The gradients of the faster kernels are summed in an order that differs from run to run. Encoding, which has no
+    gradients, keeps those kernels, and other devices have no such kernel.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else contextlib.nullcontext()
+
+
 def run_stage(
     method: Method,
     data: TrainingData,
@@ -161,6 +172,7 @@ def run_stage(
       with ``method.tensors()`` as they stand; unless ``data.select`` is ``last``, the best weights are put back at the
       end, and training stops after ``patience`` scores without gain (0: never).
     * gradient clipping is off unless ``clip_norm`` is positive.
+    * ``loss`` runs inside :func:`training_attention`, so on a GPU its gradients are the same in every run.
     * where several processes train together (:mod:`methods.parts.parallel`), ``loss`` is that of this process's share
       of the batch; gradients and the loss curve are means over the processes.
 
@@ -180,7 +192,8 @@ def run_stage(
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step) * group.get("scale", 1.0)
-        value = loss(step)
+        with training_attention(method.device):
+            value = loss(step)
         number = parallel.average(float(value.detach()), method.device)
         if not math.isfinite(number):
             raise TrainingError(
