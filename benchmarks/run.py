@@ -147,7 +147,7 @@ def _run(settings: Settings, out: Console, err: Console, command: str, ablation:
     from benchmarks.reporting.write import PAGE, write_report
     from benchmarks.settings import SettingsError
     from benchmarks.store import ResultStore, load_results
-    from benchmarks.sweep import plan, shard, unplanned_cells
+    from benchmarks.sweep import plan, shard, unplanned_cells, validation_notes
     from benchmarks.together import Onlooker, join
     from benchmarks.workbench import Workbench
     from methods.parts.parallel import rank
@@ -166,6 +166,8 @@ def _run(settings: Settings, out: Console, err: Console, command: str, ablation:
     out.print(shown, style="dim", markup=False, highlight=False, soft_wrap=True)
     for name, reason in {**planned.skipped, **(ablation.skipped if ablation else {})}.items():
         warn(f"skipped: {name}: {reason}")
+    for note in validation_notes(planned, settings, workbench):
+        warn(f"note: {note}")
     if not (whole.cells or whole.broken):
         raise SettingsError("nothing to run: choose other --protocols, --datasets or --methods")
     store = (Onlooker if rank() else ResultStore)(settings.out, warn)
