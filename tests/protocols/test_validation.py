@@ -235,7 +235,7 @@ def test_a_limit_that_leaves_no_validation_is_said_and_not_a_failure(tiny_folder
 
     DATASETS.add("few", Few)
     try:
-        records = run(settings(tiny_folder, tmp_path / "out", "few", limit=1, protocols=("ucdr",)))
+        records = run(settings(tiny_folder, tmp_path / "out", "few", limit=1, protocols=("udcdr",)))
     finally:
         DATASETS.remove("few")
     assert {record.status for record in records} == {"ok"}
