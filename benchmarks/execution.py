@@ -33,6 +33,7 @@ from benchmarks.evaluation.classification import ClassificationScores, classify,
 from benchmarks.evaluation.ranking import RULES, RetrievalScores, rank
 from benchmarks.protocols.task import Classification, Retrieval, Task
 from benchmarks.protocols.training import Question, training_data
+from benchmarks.settings import SettingsError
 from benchmarks.store import CellId, Cost, Fit, GalleryScores, Record, ResultStore, Search, Status, content_key
 from benchmarks.sweep import Cell, FitGroup, Plan, describe, unvalidated
 from benchmarks.workbench import PixelCache, Workbench
@@ -112,7 +113,13 @@ def execute(plan: Plan, workbench: Workbench, store: ResultStore, progress: Prog
 
     settings = workbench.settings
     name = settings.executor if settings.executor != "local" else "processes" if settings.jobs > 1 else "serial"
-    outcome: Outcome = EXECUTORS.get(name)(plan, workbench, store, progress)
+    try:
+        executor = EXECUTORS.get(name)
+    except ImportError as error:
+        raise SettingsError(f"--executor {name}: {error}") from error
+    outcome = executor(plan, workbench, store, progress)
+    if not isinstance(outcome, Outcome):
+        raise SettingsError(f"--executor {name}: it gave {type(outcome).__name__}, not benchmarks.execution.Outcome")
     return outcome
 
 

@@ -24,6 +24,7 @@ from benchmarks.settings import Settings, SettingsError, config_changes, nearest
 from benchmarks.store import SCORING, CellId, content_key
 from benchmarks.workbench import Workbench
 from methods.interface import Method
+from methods.parts.bounds import faults
 from methods.registry import METHODS
 
 
@@ -100,14 +101,24 @@ def make_config(
     method: type[Method], settings: Settings, changes: Mapping[str, Any], paper: Mapping[str, Any] | None = None
 ) -> Any:
     """A method's config: the paper's defaults, then the named variant, then the preset's budget, then ``paper`` (its
-    values for a data set, under ``--preset full``), then ``--set``."""
+    values for a data set, under ``--preset full``), then ``--set``.
+
+    Raises :class:`~benchmarks.settings.SettingsError`, in one line that names the setting, for a value that no training
+    can have (:mod:`methods.parts.bounds`).
+    """
     values = {
         **method.variants.get(settings.variant, {}),
         **settings.budget.changes(method.Config),
         **(paper or {}),
         **changes,
     }
-    return method.Config(**values)
+    try:
+        config = method.Config(**values)
+    except ValueError as error:  # the method's own check
+        raise SettingsError(f"--set: {' '.join(str(error).split())}") from error
+    if found := faults(config):
+        raise SettingsError("; ".join(f"--set {method.card.name}.{field} {reason}" for field, reason in found))
+    return config
 
 
 def plan(settings: Settings, workbench: Workbench, arms: Mapping[str, Sequence[Arm]] | None = None) -> Plan:
