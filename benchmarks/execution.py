@@ -33,8 +33,9 @@ from benchmarks.evaluation.classification import ClassificationScores, classify,
 from benchmarks.evaluation.ranking import RULES, RetrievalScores, rank
 from benchmarks.protocols.task import Classification, Retrieval, Task
 from benchmarks.protocols.training import Question, training_data
+from benchmarks.settings import SettingsError
 from benchmarks.store import CellId, Cost, Fit, GalleryScores, Record, ResultStore, Search, Status, content_key
-from benchmarks.sweep import Cell, FitGroup, Plan, describe
+from benchmarks.sweep import Cell, FitGroup, Plan, describe, unvalidated
 from benchmarks.workbench import PixelCache, Workbench
 from methods.interface import FitReport, Method, NotApplicableError, TrainingData
 from methods.parts.parallel import one_fate
@@ -112,7 +113,13 @@ def execute(plan: Plan, workbench: Workbench, store: ResultStore, progress: Prog
 
     settings = workbench.settings
     name = settings.executor if settings.executor != "local" else "processes" if settings.jobs > 1 else "serial"
-    outcome: Outcome = EXECUTORS.get(name)(plan, workbench, store, progress)
+    try:
+        executor = EXECUTORS.get(name)
+    except ImportError as error:
+        raise SettingsError(f"--executor {name}: {error}") from error
+    outcome = executor(plan, workbench, store, progress)
+    if not isinstance(outcome, Outcome):
+        raise SettingsError(f"--executor {name}: it gave {type(outcome).__name__}, not benchmarks.execution.Outcome")
     return outcome
 
 
@@ -448,11 +455,13 @@ class Runner:
         """The learning rate that validation picks from the grid, and the training with it if its seed is the group's.
 
         Each rate is trained with :data:`SEARCH_SEED` and the whole budget; the best validation score wins, the first if
-        equal. A rate that fails (the loss runs away) is noted and loses; if all fail, the last error is raised. The
-        result is kept with the records, so the other seeds, and a sweep that goes on, need no second search.
+        equal. A rate that fails (the loss runs away) is noted and loses; if all fail, the last error is raised. Where
+        some were trained but none has a score that is a number, the configured rate is taken. The result is kept with
+        the records, so the other seeds, and a sweep that goes on, need no second search.
         """
         best: _Trained | None = None
         best_score, best_rate, error = -math.inf, None, None
+        unscored = False
         trials: list[dict[str, Any]] = []
         for rate in group.learning_rates:
             try:
@@ -462,12 +471,19 @@ class Runner:
                 trials.append({"learning_rate": rate, "validation": None, "reason": describe(failure)})
                 error = failure
                 continue
-            trials.append({"learning_rate": rate, "validation": score, "seconds": trained.seconds})
+            trial = {"learning_rate": rate, "validation": score, "seconds": trained.seconds}
+            if not math.isfinite(score):
+                trials.append({**trial, "validation": None, "reason": f"the validation score is {score}"})
+                unscored = True
+                continue
+            trials.append(trial)
             if best is None or score > best_score:
                 best, best_score, best_rate = trained, score, rate
-        if best is None:
+        if best is None and not unscored:
             assert error is not None
             raise error
+        if best is None:
+            best_rate = float(group.config.learning_rate)
         search = Search(trials, best_rate)
         self.keep_search(group, search)
         return search, best if group.seed == SEARCH_SEED else None
@@ -627,6 +643,10 @@ def make_record(workbench: Workbench, cell: Cell, status: Status, **values: Any)
         }
         dataset = {"title": data.title, "version": data.version, "gallery_domain": data.gallery_domain}
         notes = list(task.notes)
+        if missing := unvalidated(workbench.settings, task, METHODS.get(cell.id.method)):
+            notes.append(missing)
+        if values.get("fit"):
+            notes += search_notes(values["fit"])
     return Record(
         key=cell.key,
         status=status,
@@ -640,6 +660,20 @@ def make_record(workbench: Workbench, cell: Cell, status: Status, **values: Any)
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **values,
     )
+
+
+def search_notes(fit: Fit) -> list[str]:
+    """What a reader must know of how the learning rate was picked: a tie, or that no trial has a score."""
+    if not fit.trials:
+        return []
+    scores = [trial.get("validation") for trial in fit.trials]
+    known = [score for score in scores if score is not None]
+    if not known:
+        return [f"no learning rate of the grid has a validation score: {fit.learning_rate:g} taken as configured"]
+    tied = [trial["learning_rate"] for trial, score in zip(fit.trials, scores, strict=True) if score == max(known)]
+    if len(tied) == 1:
+        return []
+    return [f"learning rates {', '.join(f'{rate:g}' for rate in tied)} tie in validation: the first is taken"]
 
 
 def explain(error: BaseException) -> str:

@@ -81,7 +81,9 @@ def build_parser(prog: str = "benchmarks.run") -> argparse.ArgumentParser:
     run = parser.add_argument_group("the run")
     run.add_argument("--out", metavar="FOLDER", help="results folder (default: results/run)")
     run.add_argument("--jobs", metavar="N", type=int, help="fits at the same time (default: the cores, or GPUs, allow)")
-    run.add_argument("--executor", metavar="NAME", help="local (default) or ray: --jobs workers on a Ray cluster")
+    run.add_argument(
+        "--executor", metavar="NAME", help="local (default); ray: --jobs workers on a Ray cluster; or another package's"
+    )
     run.add_argument(
         "--shard", metavar="I/N", help="part I (from 1) of N; the parts may share --out or be copied together"
     )
@@ -147,7 +149,7 @@ def _run(settings: Settings, out: Console, err: Console, command: str, ablation:
     from benchmarks.reporting.write import PAGE, write_report
     from benchmarks.settings import SettingsError
     from benchmarks.store import ResultStore, load_results
-    from benchmarks.sweep import plan, shard, unplanned_cells
+    from benchmarks.sweep import plan, shard, unplanned_cells, validation_notes
     from benchmarks.together import Onlooker, join
     from benchmarks.workbench import Workbench
     from methods.parts.parallel import rank
@@ -166,6 +168,8 @@ def _run(settings: Settings, out: Console, err: Console, command: str, ablation:
     out.print(shown, style="dim", markup=False, highlight=False, soft_wrap=True)
     for name, reason in {**planned.skipped, **(ablation.skipped if ablation else {})}.items():
         warn(f"skipped: {name}: {reason}")
+    for note in validation_notes(planned, settings, workbench):
+        warn(f"note: {note}")
     if not (whole.cells or whole.broken):
         raise SettingsError("nothing to run: choose other --protocols, --datasets or --methods")
     store = (Onlooker if rank() else ResultStore)(settings.out, warn)

@@ -22,11 +22,14 @@ from benchmarks.presets import PRESETS, Preset
 Rules = Literal["clean", "official"]
 Select = Literal["last", "val", "oracle"]
 Precision = Literal["float32", "bf16"]
-Executor = Literal["local", "ray"]
 
 
 class SettingsError(ValueError):
     """A setting that cannot be used; one line that names the option and the mend (exit code 2)."""
+
+
+#: Seeds are whole numbers below this.
+SEEDS = 2**32
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Settings:
     limit: int | None = None
     threads: int = 0
     jobs: int = 0
-    executor: Executor = "local"
+    executor: str = "local"
     shard: tuple[int, int] | None = None
     dry_run: bool = False
     fail_fast: bool = False
@@ -97,11 +100,15 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
         if key not in known:
             raise SettingsError(f"{file}: unknown setting {key!r}; {nearest(key, known)}")
     settings = Settings(**{key: _convert(key, value) for key, value in values.items()})
-    for key, kind in (("rules", Rules), ("select", Select), ("precision", Precision), ("executor", Executor)):
+    for key, kind in (("rules", Rules), ("select", Select), ("precision", Precision)):
         _one_of(key, getattr(settings, key), get_args(kind))
+    _one_of("executor", settings.executor, executors())
     _one_of("preset", settings.preset, PRESETS)
-    if any(seed < 0 for seed in settings.seeds):
-        raise SettingsError(f"--seeds: a seed is 0 or larger, not {min(settings.seeds)}")
+    for seed in settings.seeds:
+        if (
+            not 0 <= seed < SEEDS
+        ):  # numpy and the methods' generators take 32 bits: a larger one would be another's twin
+            raise SettingsError(f"--seeds: a seed is a whole number from 0 to {SEEDS - 1}, not {seed}")
     if not 0 <= settings.gpu_hours_each_fit < float("inf"):
         raise SettingsError(f"{file}: gpu_hours_each_fit must be 0 or more, not {settings.gpu_hours_each_fit}")
     for key in ("limit", "threads", "jobs"):
@@ -133,6 +140,14 @@ def _basis(settings: Settings, stated: Mapping[str, Any]) -> str:
     wanted = {"datasets": ",".join(stated.get("datasets", ())), "backbone": stated.get("backbone", "")}
     others = [f"for {wanted[key]}, not {told[key]}" for key in told if told[key] != wanted[key]]
     return f"{', '.join(others)}: {settings.gpu_hours_basis}" if others else settings.gpu_hours_basis
+
+
+def executors() -> list[str]:
+    """Names that ``--executor`` takes: those of the registry, third parties' included; ``local`` stands for the two of
+    this machine, between which ``--jobs`` chooses."""
+    from benchmarks.executors import EXECUTORS
+
+    return ["local", *(name for name in EXECUTORS.names() if name not in ("serial", "processes"))]
 
 
 #: Folder of the recipes: a settings file for each table of the papers.
@@ -325,7 +340,10 @@ def _convert(key: str, value: Any) -> Any:
             items = (
                 value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
             )
-            return tuple(int(item) for item in items)
+            seeds = tuple(_whole(item) for item in items)
+            if not seeds:
+                raise ValueError
+            return seeds
         if isinstance(default, tuple):
             items = value.split(",") if isinstance(value, str) else value
             names = tuple(item.strip() for item in items if item.strip())
@@ -333,7 +351,7 @@ def _convert(key: str, value: Any) -> Any:
                 raise ValueError
             return names
         if key in ("limit", "threads", "jobs"):
-            return int(value)
+            return None if value is None else _whole(value)
         if isinstance(default, float):
             return float(value)
         if key == "shard":
@@ -347,6 +365,13 @@ def _convert(key: str, value: Any) -> Any:
     if isinstance(default, bool) and not isinstance(value, bool):
         raise SettingsError(f"{key} is true or false, not {value!r}")
     return value if isinstance(default, bool) or value is None else str(value)
+
+
+def _whole(value: Any) -> int:
+    """A whole number; raises ``ValueError`` for anything that ``int`` would only cut to one."""
+    if isinstance(value, bool | float):
+        raise ValueError
+    return int(value)
 
 
 def _one_of(key: str, value: str, known: Iterable[str]) -> None:

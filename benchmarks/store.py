@@ -480,7 +480,7 @@ def _side_file(path: Path, expected: PerQuery) -> bytes:
 
 #: What a frame without a single record has beside the cell's columns, so that readers find them empty, not missing.
 _MORE_COLUMNS = (
-    *("gallery", "metric", "value", "status", "reason", "title", "floor", "headline", "key", "fit_id"),
+    *("gallery", "metric", "value", "status", "reason", "title", "floor", "headline", "notes", "key", "fit_id"),
     *("dataset_version", "gallery_domain", "data_hash", "weights_hash", "precision", "scoring", "created"),
 )
 
@@ -494,7 +494,8 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
     NaN; ``status`` and ``reason`` say why. Columns: the cell (``method``, ``variant``, ``config`` as JSON,
     ``backbone``, ``dataset``, ``protocol``, ``rules``, ``split``, ``select``, ``seed``, ``limit``), ``gallery``,
     ``metric``, ``value`` (a fraction), ``status``, ``reason``, counts, cost, ``floor``, ``extension`` (what the
-    method's paper does not define, empty where it does), ``headline``, hashes, ``key``, ``created``.
+    method's paper does not define, empty where it does), ``headline``, ``notes`` (a tuple), hashes, ``key``,
+    ``created``.
 
     A record that cannot be read is a failed row that knows no more than the file's name says (no ``data_hash``);
     ``report`` gets one line for each (default: a warning). Raises ``FileNotFoundError`` if there is no such folder.
@@ -535,6 +536,7 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
             "pictures_per_second": record.cost.pictures_per_second,
             "trainable_parameters": record.cost.trainable_parameters,
             "total_parameters": record.cost.total_parameters,
+            "notes": tuple(record.notes),
             "key": record.key,
             "created": record.created,
         }
@@ -566,7 +568,7 @@ def _unreadable_row(entry: Unreadable) -> dict[str, Any]:
     return about | empty | {
         "config": "{}", "status": "failed", "reason": entry.reason, "floor": False, "precision": "", "scoring": 0,
         "key": found["key"] if found else entry.name, "created": "", "gallery": "*", "headline": (), "extension": "",
-        "metric": None, "value": math.nan,
+        "notes": (), "metric": None, "value": math.nan,
     }  # fmt: skip
 
 

@@ -19,11 +19,12 @@ import numpy as np
 from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.presets import has_field
-from benchmarks.protocols.task import Classification, Task
+from benchmarks.protocols.task import VALIDATED_WITHIN, Classification, Task
 from benchmarks.settings import Settings, SettingsError, config_changes, nearest, paper_config
 from benchmarks.store import SCORING, CellId, content_key
 from benchmarks.workbench import Workbench
 from methods.interface import Method
+from methods.parts.bounds import faults
 from methods.registry import METHODS
 
 
@@ -100,14 +101,24 @@ def make_config(
     method: type[Method], settings: Settings, changes: Mapping[str, Any], paper: Mapping[str, Any] | None = None
 ) -> Any:
     """A method's config: the paper's defaults, then the named variant, then the preset's budget, then ``paper`` (its
-    values for a data set, under ``--preset full``), then ``--set``."""
+    values for a data set, under ``--preset full``), then ``--set``.
+
+    Raises :class:`~benchmarks.settings.SettingsError`, in one line that names the setting, for a value that no training
+    can have (:mod:`methods.parts.bounds`).
+    """
     values = {
         **method.variants.get(settings.variant, {}),
         **settings.budget.changes(method.Config),
         **(paper or {}),
         **changes,
     }
-    return method.Config(**values)
+    try:
+        config = method.Config(**values)
+    except ValueError as error:  # the method's own check
+        raise SettingsError(f"--set: {' '.join(str(error).split())}") from error
+    if found := faults(config):
+        raise SettingsError("; ".join(f"--set {method.card.name}.{field} {reason}" for field, reason in found))
+    return config
 
 
 def plan(settings: Settings, workbench: Workbench, arms: Mapping[str, Sequence[Arm]] | None = None) -> Plan:
@@ -123,6 +134,7 @@ def plan(settings: Settings, workbench: Workbench, arms: Mapping[str, Sequence[A
     broken: list[Broken] = []
     skipped: dict[str, str] = {}
     groups: dict[tuple[str, int, int, str], list[Cell]] = {}
+    rates_of: dict[tuple[str, int, int, str], tuple[float, ...]] = {}
     for dataset in datasets:
         try:
             workbench.dataset(dataset)
@@ -151,14 +163,18 @@ def plan(settings: Settings, workbench: Workbench, arms: Mapping[str, Sequence[A
                     continue
                 for seed in settings.seeds:
                     for task in tasks:
+                        tried = searchable(settings, task, config, rates)
                         cell = make_cell(
-                            settings, workbench, methods[name], name, config, rates, dataset, task, seed, arm.name
+                            settings, workbench, methods[name], name, config, tried, dataset, task, seed, arm.name
                         )
-                        groups.setdefault((dataset, number, seed, cell.fit_id), []).append(cell)
-    fits = [
-        FitGroup(runs[dataset][number][0], *runs[dataset][number][2:], dataset, seed, fit_id, tuple(cells))
-        for (dataset, number, seed, fit_id), cells in sorted(groups.items(), key=lambda item: item[0][:3])
-    ]
+                        group = (dataset, number, seed, cell.fit_id)
+                        groups.setdefault(group, []).append(cell)
+                        rates_of[group] = tried  # cells of one fit share the validation task
+    fits = []
+    for group, cells in sorted(groups.items(), key=lambda item: item[0][:3]):
+        dataset, number, seed, fit_id = group
+        name, _, config, _ = runs[dataset][number]
+        fits.append(FitGroup(name, config, rates_of[group], dataset, seed, fit_id, tuple(cells)))
     return Plan(tuple(fits), tuple(broken), skipped)
 
 
@@ -181,6 +197,36 @@ def _configured(
             if (name, config, rates) not in [(other, *rest) for other, _, *rest in made]:
                 made.append((name, arm, config, rates))
     return made
+
+
+def searchable(settings: Settings, task: Task, config: Any, rates: tuple[float, ...]) -> tuple[float, ...]:
+    """The learning rates to try on a task: the grid or, where nothing can choose from it, the configured rate alone."""
+    if len(rates) > 1 and task.validation is None and settings.select != "oracle":
+        return (config.learning_rate,)
+    return rates
+
+
+def unvalidated(settings: Settings, task: Task, method: type[Method]) -> str:
+    """What a missing validation task means for a method's score, in one line; "" where it means nothing."""
+    if task.validation is not None or settings.select == "oracle" or not method.trained:
+        return ""
+    kept = "" if settings.select == "last" else ", the last step kept"
+    return f"no validation task: learning rate as configured, nothing searched{kept}"
+
+
+def validation_notes(plan: Plan, settings: Settings, workbench: Workbench) -> list[str]:
+    """A line for each validation task of a plan that is missing or not the protocol's usual one."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for group in plan.groups:
+        for cell in group.cells:
+            task = workbench.task(cell.id.dataset, cell.id.protocol, cell.id.split)
+            method = METHODS.get(group.method)
+            own = [note for note in task.notes if method.trained and note.startswith(VALIDATED_WITHIN)]
+            for note in (*own, unvalidated(settings, task, method)):
+                where = f"{cell.id.protocol}/{cell.id.split}"
+                if note and where not in (places := said.setdefault((cell.id.dataset, note), [])):
+                    places.append(where)
+    return [f"{dataset} {', '.join(places)}: {note}" for (dataset, note), places in said.items()]
 
 
 def make_cell(

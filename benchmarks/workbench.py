@@ -19,7 +19,7 @@ from benchmarks.datasets.base import Dataset, DatasetError, dataset_root
 from benchmarks.datasets.pictures import cache_folder
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols.registry import PROTOCOLS
-from benchmarks.protocols.task import Classification, Retrieval, Task
+from benchmarks.protocols.task import Classification, Retrieval, Task, without_unanswerable_validation
 from benchmarks.settings import Settings, SettingsError, spread
 from methods.interface import Pictures, WithheldError
 from methods.parts.feature_cache import process_cache
@@ -87,6 +87,7 @@ class Workbench:
             task = PROTOCOLS.get(protocol).task(source, split, self.settings.rules)
             if self.settings.limit is not None:
                 task = limited(task, source, self.settings.limit)
+            task = without_unanswerable_validation(task, source)
             task.check(source)
             self._tasks[key] = task
         return self._tasks[key]

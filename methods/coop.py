@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from methods.interface import Deviation, FitReport, Log, Method, MethodCard, TrainingData
 from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Statistics
+from methods.parts.bounds import Bound
 from methods.parts.feature_cache import image_features
 from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import share
@@ -65,6 +66,7 @@ class CoOpConfig:
     * ``fast``: False is the plain path with the same numbers: pictures at every step, every class from its start token.
     """
 
+    bounds: ClassVar = {"temperature": Bound(low=0)}
     context_tokens: int = 16
     template: str = "{context} {name}."
     temperature: float = TEMPERATURE

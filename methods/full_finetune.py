@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from methods.interface import Deviation, FitReport, Log, Method, MethodCard, TrainingData
 from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics
+from methods.parts.bounds import Bound
 from methods.parts.losses import TEMPERATURE, cosine_similarities
 from methods.parts.parallel import share
 from methods.parts.prompt_units import read_image
@@ -61,6 +62,7 @@ class FullFinetuneConfig:
     * ``fast``: False is the plain path with the same numbers: texts at every step, all outputs of the last block.
     """
 
+    bounds: ClassVar = {"temperature": Bound(low=0)}
     template: str = "a photo of a {name}"
     temperature: float = TEMPERATURE
     train_text: bool = False

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from methods.interface import FitReport, Log, Method, MethodCard, TrainingData
 from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics
+from methods.parts.bounds import Bound
 from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import share
 from methods.parts.prompt_units import read_image
@@ -65,6 +66,7 @@ class LoRAConfig:
       outputs of the last vision block.
     """
 
+    bounds: ClassVar = {"temperature": Bound(low=0)}
     rank: int = 8
     alpha: float = 16.0
     vision: bool = True

@@ -32,6 +32,7 @@ from torch_geometric.nn import Linear, MessagePassing
 
 from methods.interface import Deviation, FitReport, Log, Method, MethodCard, Pictures, TrainingData
 from methods.parts.backbone import Backbone
+from methods.parts.bounds import Bound
 from methods.parts.feature_cache import FeatureScope, frozen_values, image_features, process_cache
 from methods.parts.losses import mean_entropy
 from methods.parts.training import batches, budget, count_parameters, run_stage, seeded, target_batches
@@ -208,6 +209,7 @@ class SreClipConfig:
     * ``fast``: the exact speed-ups (frozen features once, not every step; L_pair by sorting). False is the plain path.
     """
 
+    bounds: ClassVar = {"momentum": Bound(above=0, high=1)}
     width: int = 1024
     temperature: float = 0.05
     dropout: float = 0.5

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from methods.interface import Deviation, FitReport, Log, Method, MethodCard, TrainingData
 from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Statistics
+from methods.parts.bounds import Bound
 from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import share
 from methods.parts.prompt_units import new_units, prompted_tokens
@@ -63,6 +64,7 @@ class VPTConfig:
     * ``fast``: False is the plain path with the same numbers: texts at every step, all outputs of the last block.
     """
 
+    bounds: ClassVar = {"temperature": Bound(low=0)}
     prompt_tokens: int = 10
     template: str = "a photo of a {name}"
     temperature: float = TEMPERATURE

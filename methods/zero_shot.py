@@ -14,13 +14,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.interface import FitReport, Log, Method, MethodCard, TrainingData
+from methods.parts.bounds import fill, template_fault
 
 
 @dataclass(frozen=True)
 class ZeroShotConfig:
-    """``template``: the sentence a class name is put into."""
+    """``template``: the sentence a class name is put into, at ``{}`` or ``{name}``."""
 
     template: str = "a photo of a {}"
+
+    def __post_init__(self) -> None:
+        if reason := template_fault(self.template):
+            raise ValueError(f"zero_shot: template {reason}")
 
 
 class ZeroShot(Method):
@@ -64,5 +69,5 @@ class ZeroShot(Method):
     @torch.no_grad()
     def encode_classes(self, names: Sequence[str]) -> Tensor:
         """Normalised CLIP text features ``[C, E]`` of the template filled with each name."""
-        texts = [self.config.template.format(name.replace("_", " ")) for name in names]
+        texts = [fill(self.config.template, name.replace("_", " ")) for name in names]
         return F.normalize(self.backbone.encode_texts(texts), dim=-1)

@@ -5,8 +5,9 @@ all class names. Test: target pictures among all class names; the headline is th
 seen and on unseen classes, beside them the accuracy on all and the zero-shot accuracy among unseen classes only.
 Validation looks at the source alone, by class and by picture: source pictures of the validation classes, which are
 never labelled in training, play the unseen ones, and a held-out tenth of the seen classes' pictures the seen ones.
-Where the source has no further classes (I2AwA, I2WebV), validation is the accuracy on that tenth. The official rules
-train on all source pictures of the seen classes, know no further names and select on the target, as the released code.
+Where the source has no images of further classes (I2AwA, I2WebV), validation is the accuracy on that tenth. The
+official rules train on all source pictures of the seen classes, know no further names and select on the target, as the
+released code.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Dazsl(Protocol):
             validation_classes = tuple(name for name in dataset.classes("val") if name not in test_names)
             train, held_out = held_out_tenth(labelled, classes, keys)
             pretended = np.union1d(held_out, rows(of_source, validation_classes))
-            known = closed.seen if validation_classes else None
+            known = closed.seen if len(pretended) > len(held_out) > 0 else None
             validation = Classification("validation", pretended, (*closed.seen, *validation_classes), seen=known)
         return Task(
             protocol=self.name,

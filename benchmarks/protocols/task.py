@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,10 @@ import numpy as np
 from benchmarks.datasets.base import Dataset, DatasetError
 
 Rules = Literal["clean", "official"]
+
+
+#: How the note begins on a validation task inside one domain.
+VALIDATED_WITHIN = "validated within "
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,7 @@ class Rows:
         self.classes = table["class"].to_numpy()
         self.domains = table["domain"].to_numpy()
         self.splits = table["split"].to_numpy()
+        self.keys = table["key"].to_numpy()
         self.held_back = table["held_back"].to_numpy(dtype=bool)
         self.gallery = dataset.card.gallery_domain
         self.query_domains = tuple(domain for domain in dataset.domains if domain != self.gallery)
@@ -151,11 +157,51 @@ class Rows:
             mask &= self.held_back == held_back
         return np.flatnonzero(mask).astype(np.int64)
 
-    def validation(self, seen_domains: tuple[str, ...]) -> Retrieval | None:
-        """Validation task: validation classes, seen domains but the gallery's, against the gallery domain."""
+    def validation(self, seen_domains: tuple[str, ...]) -> tuple[Retrieval | None, tuple[str, ...]]:
+        """The validation task, and the notes on it.
+
+        Validation classes, seen domains but the gallery's, against the gallery domain. Where that leaves no query with
+        a relevant image (a data set of two domains, one of them held out), one seen domain is searched for its own
+        validation images (:func:`own_gallery`): the gallery domain, or the first other one where that is possible.
+        None where nothing is.
+        """
         queries = self.of("val", domains=tuple(d for d in seen_domains if d != self.gallery))
-        gallery = self.of("val", domains=(self.gallery,))
-        return Retrieval("validation", queries, gallery) if len(queries) and len(gallery) else None
+        across = Retrieval("validation", queries, self.of("val", domains=(self.gallery,)))
+        if answerable(across, self.classes):
+            return across, ()
+        for domain in sorted(seen_domains, key=lambda name: (name != self.gallery, name)):
+            within = own_gallery(self.of("val", domains=(domain,)), self.classes, self.keys)
+            if answerable(within, self.classes):
+                return within, (f"{VALIDATED_WITHIN}{domain}: no other training domain has images of its classes",)
+        return None, ()
+
+
+def own_gallery(rows: np.ndarray, classes: np.ndarray, keys: np.ndarray) -> Retrieval:
+    """A validation task inside one domain: of each class the half whose keys hash lowest queries the other images.
+
+    Classes with one image are only searched. ``rows [N]`` are table rows, ``classes`` and ``keys`` the whole table's
+    columns. The rule depends on the keys alone, not on their order.
+    """
+    queries = lowest_hashes(rows, classes, keys, lambda count: count // 2)
+    return Retrieval("validation", queries, np.setdiff1d(rows, queries))
+
+
+def answerable(question: Retrieval | Classification, classes: np.ndarray) -> bool:
+    """Whether a question has a score: a query with a relevant image, or images to classify (of seen and of unseen
+    classes, where it tells them apart). ``classes`` is the whole table's column."""
+    if isinstance(question, Retrieval):
+        return bool(np.isin(classes[question.query], classes[question.gallery]).any())
+    if question.seen is None:
+        return len(question.rows) > 0
+    seen = np.isin(classes[question.rows], question.seen)
+    return bool(seen.any() and not seen.all())
+
+
+def without_unanswerable_validation(task: Task, dataset: Dataset) -> Task:
+    """The task without a validation question that has no score (too few images, or a ``--limit`` that leaves none)."""
+    if task.validation is None or answerable(task.validation, dataset.table["class"].to_numpy()):
+        return task
+    return replace(task, validation=None)
 
 
 def held_out_tenth(rows: np.ndarray, classes: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -164,11 +210,16 @@ def held_out_tenth(rows: np.ndarray, classes: np.ndarray, keys: np.ndarray) -> t
     Classes with fewer than three pictures give none, others at least one. ``rows [N]`` are table rows, ``classes`` and
     ``keys`` the whole table's columns. The rule depends on the keys alone, not on their order.
     """
-    held: list[int] = []
+    out = lowest_hashes(rows, classes, keys, lambda count: max(1, round(count / 10)) if count >= 3 else 0)
+    return np.setdiff1d(rows, out), out
+
+
+def lowest_hashes(rows: np.ndarray, classes: np.ndarray, keys: np.ndarray, share: Callable[[int], int]) -> np.ndarray:
+    """Of each class's rows the ``share(count)`` whose keys hash lowest: sorted table rows."""
+    chosen: list[int] = []
     order = rows[np.argsort(classes[rows], kind="stable")]
     starts = np.unique(classes[order], return_index=True)[1]
     for part in np.split(order, starts[1:]):
         of_class = sorted(part.tolist(), key=lambda row: hashlib.sha256(str(keys[row]).encode()).digest())
-        held += of_class[: max(1, round(len(of_class) / 10))] if len(of_class) >= 3 else []
-    out = np.array(sorted(held), dtype=np.int64)
-    return np.setdiff1d(rows, out), out
+        chosen += of_class[: share(len(of_class))]
+    return np.array(sorted(chosen), dtype=np.int64)

@@ -76,8 +76,7 @@ def unseen_class_task(protocol: str, dataset: Dataset, query_domain: str, rules:
         held_back = rows.of("train", domains=(rows.gallery,), held_back=True)
         galleries = {"unseen": unseen, "mixed": np.union1d(unseen, held_back)}
         train, class_names = clean_training(rows, held_out, dataset), dataset.classes("train")
-        validation = rows.validation(tuple(domain for domain in dataset.domains if domain != held_out))
-        notes = ()
+        validation, notes = rows.validation(tuple(domain for domain in dataset.domains if domain != held_out))
     return Task(
         protocol=protocol,
         dataset=dataset.card.name,

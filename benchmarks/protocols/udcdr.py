@@ -41,7 +41,7 @@ class Udcdr(Protocol):
         else:
             queries = rows.of("train", domains=(split,))
             gallery = rows.of("train", domains=(rows.gallery,), held_back=True)
-            notes = ()
+            notes = fitted.notes
         return Task(
             protocol=self.name,
             dataset=dataset.card.name,

@@ -238,6 +238,8 @@ def markdown(frame: pd.DataFrame, command: str = "") -> str:
                 "",
             ]
             lines += [*_markdown_table(["method", "protocol", "what is done"], beyond, figures=False), ""]
+        if told := notes_of(frame, setting):
+            lines += ["### Notes", "", *(f"- {_escape(line)}" for line in told), ""]
     failed = failures(frame)
     if len(failed):
         rows = [[str(value) for value in row] for row in failed.itertuples(index=False)]
@@ -283,6 +285,8 @@ def print_tables(console: Console, frame: pd.DataFrame, *, by_domain: bool = Tru
         if extensions(made):
             note = f"{EXTENSION} beyond the method's paper; the leaderboard file says what is done"
             console.print(note, markup=False, highlight=False)
+        for line in notes_of(frame, setting):
+            console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
     print_failures(console, frame)
 
 
@@ -398,6 +402,26 @@ def _of_setting(frame: pd.DataFrame, setting: Setting) -> pd.DataFrame:
         value = getattr(setting, name)
         mask &= frame[name].isna() if value is None else frame[name] == value
     return frame[mask]
+
+
+#: Notes of records that a setting's title says already.
+_IN_TITLE = ("limited to ", "selected on test")
+
+
+def notes_of(frame: pd.DataFrame, setting: Setting) -> list[str]:
+    """What the records of a setting note on how models were selected: ``protocol/split (methods): note``."""
+    mine = _of_setting(newest(frame), setting)
+    if mine.empty or "notes" not in mine:
+        return []
+    found: dict[tuple[str, str, str], dict[str, None]] = {}
+    for row in mine.drop_duplicates("key").to_dict("records"):
+        for note in row["notes"] if isinstance(row["notes"], tuple | list) else ():
+            if not note.startswith(_IN_TITLE):
+                found.setdefault((row["protocol"], row["split"], note), {})[row["method"]] = None
+    by_note: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (protocol, split, note), methods in found.items():
+        by_note.setdefault((note, tuple(methods)), []).append(f"{protocol_title(protocol)} {split}")
+    return [f"{', '.join(places)} ({', '.join(methods)}): {note}" for (note, methods), places in by_note.items()]
 
 
 def _absent(value: Any) -> bool:

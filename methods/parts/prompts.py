@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from methods.parts.backbone import Backbone, BackboneError
-
-NAME, CONTEXT = "{name}", "{context}"
+from methods.parts.bounds import CONTEXT, NAME
 
 #: Classes of one length wait for longer ones until they are this many: smaller parts cost more than their padding.
 SMALLEST_PART = 8
@@ -62,6 +61,7 @@ class PromptTemplate:
         """
         if not names:
             raise BackboneError("a prompt needs at least one class name")
+        template = template.replace("{}", NAME)
         if template.count(NAME) != 1 or template.count(CONTEXT) != (1 if context else 0):
             raise BackboneError(
                 f"prompt template {template!r} with {context} context tokens: write {NAME} once, and {CONTEXT} once"
