@@ -265,7 +265,11 @@ def test_painting_without_t_shirt_is_not_in_order(data_root: Path, tmp_path: Pat
             "holds no pictures of the domain sketch (256x256/sketch",
         ),
         ("sketchy", delete("*/*/*/hot-*", "*/hot-*"), "1 of 125 classes have no pictures under"),
-        ("tuberlin", delete("png"), "lacks the folder png or sketches; the layout is ROOT/{png,ImageResized}/CLASS/*"),
+        (
+            "tuberlin",
+            delete("png"),
+            "lacks the folder png or sketches or png_ready or sketch; the layout is ROOT/{png,ImageResized}/CLASS/*",
+        ),
         ("tuberlin", delete("*/a*", "*/b*"), "classes have no pictures under"),
     ],
 )
