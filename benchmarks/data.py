@@ -149,7 +149,7 @@ def listing(data_root: str | None, prog: str = "benchmarks.data") -> int:
             print(f"{prog}: --data-root {data_root} is no folder", file=sys.stderr)
             return 1
     for entry in DATASETS.entries():
-        there = "" if data_root is None else f"{_there(entry.name, data_root):10}"
+        there = "" if data_root is None else f"{_there(entry.name, data_root):9} "
         print(f"{entry.name:20} {there}{entry.summary}")
     return 0
 
@@ -161,11 +161,13 @@ def _there(name: str, data_root: str) -> str:
     kind = DATASETS.get(name)
     if not (isinstance(kind, type) and issubclass(kind, FolderDataset)):
         return "shipped"
+    root = dataset_root(data_root, name)
     try:
-        check_root(kind(dataset_root(data_root, name)).folder)
+        folder = kind(root).folder
+        check_root(folder)
     except DatasetError as error:
         return "missing" if "does not exist" in str(error) else "unusable"
-    return "found"
+    return "found" if root is None or folder.name == root.name else f"found as {folder.name}"
 
 
 def card(dataset: Dataset) -> None:
@@ -191,6 +193,7 @@ def card(dataset: Dataset) -> None:
     counts["all"] = counts.sum(axis=1)
     counts.loc["all"] = counts.sum()
     print(f"\n{counts.to_string()}")
+    _facts(dataset)
 
 
 def _print_card(own: DatasetCard) -> None:
@@ -297,6 +300,7 @@ def _verify_folder(dataset: FolderDataset, size: int | None, write_broken: bool,
     from benchmarks.datasets.pictures import check_pictures
 
     print(f"folder {dataset.folder}")
+    _facts(dataset)
     _counts(dataset)
     kinds: dict[str, list[str]] = {}
     for finding in dataset.findings:
@@ -312,6 +316,7 @@ def _verify_folder(dataset: FolderDataset, size: int | None, write_broken: bool,
         ("empty", "folders without pictures"),
         ("link", "links that are not followed"),
         ("name", "names that cannot be used"),
+        ("unused", "second folders of a domain, not read"),
         ("skipped", "files that are not read"),
     ):
         _names(title, kinds.get(kind, []), shown)
@@ -355,6 +360,13 @@ def _keep(dataset: FolderDataset, size: int, rows: np.ndarray) -> None:
             f" {(len(rows) * store.slot_bytes + SPARE) / 2**30:.1f} GiB of room"
         )
     print(f"{store.filled()} pictures are kept decoded at {size} x {size} pixels in {store.folder}")
+
+
+def _facts(dataset: Dataset) -> None:
+    for fact in dataset.facts:
+        print(f"{'read':16} {fact}")
+    if dataset.left_out:
+        print(f"{'left out':16} {dataset.left_out}")
 
 
 def _counts(dataset: FolderDataset) -> None:

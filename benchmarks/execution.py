@@ -641,8 +641,10 @@ def make_record(workbench: Workbench, cell: Cell, status: Status, **values: Any)
             # scores depend on the batch where a method mixes the pictures of one (SRE-CLIP's released evaluation)
             "encode_batch": BATCH,
         }
+        source = workbench.dataset(cell.id.dataset)
         dataset = {"title": data.title, "version": data.version, "gallery_domain": data.gallery_domain}
-        notes = list(task.notes)
+        dataset |= {"facts": list(source.facts), "left_out": source.left_out}
+        notes = [*task.notes, *([f"left out of the data: {source.left_out}"] if source.left_out else [])]
         if missing := unvalidated(workbench.settings, task, METHODS.get(cell.id.method)):
             notes.append(missing)
         if values.get("fit"):

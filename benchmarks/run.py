@@ -166,6 +166,12 @@ def _run(settings: Settings, out: Console, err: Console, command: str, ablation:
     told = {key: value for key, value in resolved.items() if key != "gpu_hours_basis"}  # a dry run prints that
     shown = ", ".join(f"{key}={_short(value)}" for key, value in told.items() if value not in (None, False, [], {}))
     out.print(shown, style="dim", markup=False, highlight=False, soft_wrap=True)
+    for name in dict.fromkeys(cell.id.dataset for cell in whole.cells):
+        data = workbench.dataset(name)
+        if data.facts:
+            out.print(f"{name}: {'; '.join(data.facts)}", style="dim", markup=False, highlight=False, soft_wrap=True)
+        if data.left_out:
+            warn(f"left out of {name}: {data.left_out} ({_verify(settings, name)} names them)")
     for name, reason in {**planned.skipped, **(ablation.skipped if ablation else {})}.items():
         warn(f"skipped: {name}: {reason}")
     for note in validation_notes(planned, settings, workbench):
@@ -210,6 +216,11 @@ def _run(settings: Settings, out: Console, err: Console, command: str, ablation:
     for line in lines:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     return code
+
+
+def _verify(settings: Settings, name: str) -> str:
+    root = f" --data-root {shlex.quote(settings.data_root)}" if settings.data_root else ""
+    return f"python -m benchmarks.data verify {name}{root}"
 
 
 def _write_cards(planned: Plan, store: ResultStore) -> None:

@@ -121,6 +121,16 @@ class Dataset(ABC):
         return {}
 
     @property
+    def facts(self) -> tuple[str, ...]:
+        """What of a data set's folder was read and which version of it that is: one line each, without its address."""
+        return ()
+
+    @property
+    def left_out(self) -> str:
+        """How many files of which kind are not used, in one line; "" if every file is used."""
+        return ""
+
+    @property
     def closed_set(self) -> ClosedSet:
         """Fixed UDA and DAZSL settings (empty if the dataset defines none)."""
         return ClosedSet()

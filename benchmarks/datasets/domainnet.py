@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.datasets.base import DatasetCard, ReleasedListing, RetrievalCut
-from benchmarks.datasets.folders import Finding, Listing, Place, read_image_list
+import pandas as pd
+
+from benchmarks.datasets.base import DatasetCard, DatasetError, ReleasedListing, RetrievalCut
+from benchmarks.datasets.folders import Finding, Listing, Place
 from benchmarks.datasets.listed import ListedDataset
+from benchmarks.datasets.lists import OTHER_LISTS, PlacedList, find_lists, names_of, prefix_notes, read_placed, shown
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+
+#: Images of the cleaned archives, as the download page states.
+CLEANED: Mapping[str, int] = {
+    "clipart": 48129,
+    "infograph": 51605,
+    "painting": 72266,
+    "quickdraw": 172500,
+    "real": 172947,
+    "sketch": 69128,
+}
+#: Images of the original archives, as the paper states.
+ORIGINAL: Mapping[str, int] = {
+    "clipart": 48837,
+    "infograph": 53201,
+    "painting": 75759,
+    "quickdraw": 172500,
+    "real": 175327,
+    "sketch": 70386,
+}
 
 
 class DomainNet(ListedDataset):
     """The six archives unpacked side by side; the train and test lists beside them are read if they are there.
 
-    As in the UCDR papers every picture of a class folder is used. The lists only serve to name missing pictures.
+    As in the UCDR papers every image of a class folder is used. The lists only serve to name missing images and to tell
+    the cleaned archives from the original ones.
     """
 
     card = DatasetCard(
@@ -37,39 +61,91 @@ class DomainNet(ListedDataset):
         known_problems=(
             "the original archives hold duplicates that the cleaned ones lack; the papers do not say which they used "
             "(verify names byte-identical pictures that stand on both sides of a test)",
-            "painting's published train list has no t-shirt: a tree without that folder is in order",
+            "painting has two images of the class t-shirt, both in its test list: the train list has none",
             "the released code of the UCDR papers inverts quickdraw and sketch; here only under --rules official",
             "the papers' code lists files in the file system's order: its 92 % and UdCDR samples cannot be repeated",
         ),
-        layout="ROOT/{clipart,infograph,painting,quickdraw,real,sketch}/CLASS/* (optional: ROOT/DOMAIN_train.txt)",
+        layout="ROOT/{clipart,infograph,painting,quickdraw,real,sketch}/CLASS/* (optional: DOMAIN_{train,test}.txt in"
+        " ROOT, ROOT/splits or ROOT/image_list)",
     )
     places = tuple(Place(domain, (domain,)) for domain in DOMAINS)
-    also_named: ClassVar[tuple[str, ...]] = ("DomainNet",)
+    also_named: ClassVar[tuple[str, ...]] = ("DomainNet", "domain_net")
     lists = "domainnet"
-    may_lack: ClassVar = frozenset({("painting", "t-shirt")})
     released = ReleasedListing(inverted=("quickdraw", "sketch"))
-    published_counts: ClassVar = {  # the cleaned archives, as the download page states
-        "clipart": 48129,
-        "infograph": 51605,
-        "painting": 72266,
-        "quickdraw": 172500,
-        "real": 172947,
-        "sketch": 69128,
-    }
+    published_counts: ClassVar = CLEANED
 
     def read(self, root: Path) -> Listing:
-        """The tree; pictures that a published list names and the tree lacks become findings."""
+        """The tree; images that a published list names and that are missing become findings."""
         listing = super().read(root)
-        there = set(listing.pictures["path"])
-        missing = [
-            Finding("missing", path, f"named in {file.name}, but not there")
-            for domain in DOMAINS
-            for file in (root / f"{domain}_train.txt", root / f"{domain}_test.txt")
-            if file.is_file()
-            for path in read_image_list(file)["path"]
-            if path not in there
-        ]
-        return Listing(listing.pictures, (*listing.findings, *missing))
+        by_domain = {str(domain): set(mine) for domain, mine in listing.pictures.groupby("domain")["key"]}
+        placed: dict[Path, PlacedList] = {}
+        findings: list[Finding] = []
+        unlisted: list[str] = []
+        twice: list[Path] = []
+        for domain in DOMAINS:
+            there, named, count = by_domain.get(domain, set()), set(), len(placed)
+            for part in ("train", "test"):
+                file, *more = find_lists(root, [f"{domain}_{part}.txt"]) or [None]
+                twice += more
+                if file is None:
+                    continue
+                placed[file] = read_placed(file, domain, 2, root=root)
+                named |= set(placed[file].rows["path"])
+                reason = f"named in {shown(file, root)}, but not there"
+                findings += [
+                    Finding("missing", path, reason) for path in placed[file].rows["path"] if path not in there
+                ]
+            if len(placed) - count == 2 and there - named:
+                unlisted.append(f"{len(there - named):,} of {domain}'s {len(there):,}")
+        notes = [f"lists: {names_of(list(placed), root) or 'none (DOMAIN_train.txt and DOMAIN_test.txt)'}"]
+        notes += prefix_notes(placed.values())
+        if unlisted:
+            why = "the published lists name the cleaned archives, so these come from the original ones or were added"
+            notes.append(f"images that are in neither list of their domain: {', '.join(unlisted)} ({why})")
+        notes += [f"lists not read, as the same are there already: {names_of(twice, root)}"] if twice else []
+        others = find_lists(root, [name.format(domain=domain) for domain in DOMAINS for name in OTHER_LISTS])
+        notes += [_partial(file, root, by_domain) for file in others]
+        return dataclasses.replace(listing, findings=(*listing.findings, *findings), notes=(*listing.notes, *notes))
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """Folders and lists that were read, and the version of the archives."""
+        return (*super().facts, edition(self.table["domain"].value_counts()))
+
+
+def edition(counts: pd.Series | Mapping[str, int]) -> str:
+    """Which archives a tree with these numbers of images by domain was made from, in one line."""
+    kinds: dict[str, list[str]] = {}
+    for domain in DOMAINS:
+        found = int(counts.get(domain, 0))
+        published = (found == CLEANED[domain], found == ORIGINAL[domain])
+        kind = {(True, True): "", (True, False): "cleaned", (False, True): "original"}.get(published, "unlike both")
+        kinds.setdefault(kind, []).append(domain)
+    kinds.pop("", None)  # quickdraw was not cleaned
+    titles = {
+        "cleaned": "the cleaned archives",
+        "original": "the original, uncleaned archives: scores are not those of the cleaned ones",
+        "unlike both": "unknown, no domain has the size of the cleaned or the original archives",
+    }
+    if len(kinds) == 1:
+        return f"version: {titles[next(iter(kinds))]}"
+    return "version: mixed, " + "; ".join(f"{kind}: {', '.join(domains)}" for kind, domains in sorted(kinds.items()))
+
+
+def _partial(file: Path, root: Path, by_domain: Mapping[str, set[str]]) -> str:
+    """What a list says that is not one of the published twelve: it chooses nothing here, but it may name images that
+    are not there."""
+    name = shown(file, root)
+    domain = next(domain for domain in DOMAINS if domain in file.name)
+    try:
+        rows = read_placed(file, domain, 2, root=root).rows
+    except DatasetError as error:
+        return f"{name}: not used ({str(error).removeprefix(f'{file}: ')})"
+    absent = (~rows["path"].isin(by_domain.get(domain, set()))).sum()
+    return (
+        f"{name}: not used, every image of the class folders is; it names {len(rows):,} images of"
+        f" {rows['label'].nunique()} classes, {absent:,} of them not in this tree"
+    )
 
 
 class DomainNet245(DomainNet):

@@ -60,6 +60,9 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 #: What systems leave in folders; not worth a word.
 LITTER = ("Thumbs.db", "__MACOSX", "desktop.ini")
 
+#: Why a file between class folders is not read.
+BESIDE = "lies beside the class folders; not read"
+
 _NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -84,12 +87,15 @@ class Finding:
     ``kind``: ``skipped`` (no picture), ``link``, ``name``, ``empty`` (folder), ``missing`` (named in a list, but not
     there), ``lacking`` (a class without pictures in a domain), ``twice`` (read already under another name), ``unknown``
     (no class of the data set), ``alike`` (class folders with almost the same name), ``broken`` (named in broken.txt),
-    ``stale`` (named there, but no picture).
+    ``stale`` (named there, but no picture), ``unused`` (a second folder of a domain), ``system`` (files that systems
+    leave in a folder). ``what`` names the kind of file in a summary (default: by ``kind``), ``count`` how many files.
     """
 
     kind: str
     path: str
     reason: str
+    what: str = ""
+    count: int = 1
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
@@ -97,7 +103,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies under a root: ``pictures``, one row each, ordered by key, and what was left out.
+    """What lies under a root: ``pictures``, one row each, ordered by key, what was left out, and ``notes``: which
+    folders and lists were read, one line each.
 
     Columns: ``key`` (path under the root with ``/``, in Unicode form C), ``class`` (folder name, form C), ``domain``,
     ``path`` (as the file system spells it, under the root), ``bytes`` and ``mtime_ns``.
@@ -105,6 +112,7 @@ class Listing:
 
     pictures: pd.DataFrame
     findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 # --- reading trees ----------------------------------------------------------------------------------------------------
@@ -117,13 +125,17 @@ def scan(root: Path, places: Sequence[Place], *, suffixes: Sequence[str] = PICTU
     read, if two names differ only in their Unicode form, or if there is no picture at all.
     """
     reader = _Reader(check_root(root), tuple(suffix.lower() for suffix in suffixes))
-    absent = []
+    absent, read = [], []
     for place in places:
-        folder = next((name for name in place.folders if (reader.root / name).is_dir()), None)
+        folder, others = place_folders(reader.root, place)
         if folder is None and not place.optional:
             absent.append(" or ".join(place.folders))
         elif folder is not None:
             reader.place(folder, place)
+            read.append(f"{place.domain} from {folder}")
+            reader.findings += [
+                Finding("unused", other, f"not read: {place.domain} is read from {folder}") for other in others
+            ]
     if absent:
         raise DatasetError(f"{root} lacks the folder {', '.join(absent)}; the layout is {_sketch(places)}")
     listing = reader.listing()
@@ -131,7 +143,42 @@ def scan(root: Path, places: Sequence[Place], *, suffixes: Sequence[str] = PICTU
     if bare:
         why = f" ({listing.findings[0]})" if listing.findings else ""
         raise DatasetError(f"{root} holds no pictures of the domain {', '.join(sorted(bare))}{why}")
-    return listing
+    return replace(listing, notes=(f"folders: {', '.join(read)}",))
+
+
+def place_folders(root: Path, place: Place) -> tuple[str | None, list[str]]:
+    """The folder of a place under the root, as the file system spells it, and others that could be it as well.
+
+    The first spelling of ``place.folders`` wins; else a path that has the same letters and digits (``Art_Painting`` for
+    ``art_painting``). A folder in or above the one that is read is no other one.
+    """
+    exact = [name for name in place.folders if (root / name).is_dir()]
+    found = list(dict.fromkeys([*exact, *(path for name in place.folders for path in _alike(root, name))]))
+    if not found:
+        return None, []
+    first = root / found[0]
+    real = first.resolve()
+    others = [
+        name
+        for name in found[1:]
+        if not (first.is_relative_to(root / name) or (root / name).is_relative_to(first))
+        and (root / name).resolve() != real
+    ]
+    return found[0], others
+
+
+def _alike(root: Path, name: str) -> list[str]:
+    """Folders under the root that have the letters and digits of ``name``, part by part."""
+    paths = [""]
+    for part in name.split("/"):
+        wanted = plain_name(part)
+        paths = [
+            f"{path}/{entry.name}" if path else entry.name
+            for path in paths
+            for entry in usable_entries(root / path, path)[0]
+            if plain_name(entry.name) == wanted and entry.is_dir()
+        ]
+    return paths if plain_name(name) else []
 
 
 def list_files(root: Path, paths: Iterable[str], *, domain: str, classes: Iterable[str] | None = None) -> Listing:
@@ -151,7 +198,7 @@ def list_files(root: Path, paths: Iterable[str], *, domain: str, classes: Iterab
     if not len(listing.pictures):
         first = f", such as {listing.findings[0].path}" if listing.findings else ""
         raise DatasetError(f"{root} has none of the {len(paths)} pictures that the list of {domain} names{first}")
-    findings = (one if one.kind == "twice" else replace(one, kind="missing") for one in listing.findings)
+    findings = (one if one.kind == "twice" else replace(one, kind="missing", what="") for one in listing.findings)
     return Listing(listing.pictures, tuple(findings))
 
 
@@ -163,14 +210,19 @@ def join_listings(listings: Iterable[Listing]) -> Listing:
     if twice.any():
         raise DatasetError(f"the picture {pictures.loc[twice, 'key'].iloc[0]} is listed twice")
     pictures = pictures.sort_values("key", kind="stable", ignore_index=True)
-    return Listing(pictures, tuple(finding for one in listings for finding in one.findings))
+    findings = tuple(finding for one in listings for finding in one.findings)
+    return Listing(pictures, findings, tuple(note for one in listings for note in one.notes))
+
+
+class NoLabelsError(DatasetError):
+    """A list of images without their labels."""
 
 
 def read_image_list(file: Path) -> pd.DataFrame:
     """A published image list, ``PATH LABEL`` a line (DomainNet, VisDA, mini-DomainNet): columns ``path``, ``label``.
 
     Paths may hold spaces. Raises :class:`DatasetError` naming the file and line that cannot be read, or the file if it
-    is empty.
+    is empty, and :class:`NoLabelsError` if every line is a path alone.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
@@ -179,6 +231,12 @@ def read_image_list(file: Path) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         raise DatasetError(f"{file} is not UTF-8 text: byte {error.start} is wrong; fetch the list again") from error
     rows = []
+    entries = [line.strip() for line in lines if line.strip()]
+    if entries and all(line.lower().endswith(PICTURE_SUFFIXES) for line in entries):
+        first = f"{file}, line {lines.index(next(line for line in lines if line.strip())) + 1}"
+        raise NoLabelsError(
+            f"{first}: expected 'PATH LABEL', found {entries[0][:80]!r}: no line of the list has a label"
+        )
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -205,15 +263,22 @@ def usable_entries(folder: Path, path: str = "") -> tuple[list[os.DirEntry[str]]
 
     ``path``: the folder's path under the root, for the findings. Raises :class:`DatasetError` if it cannot be read.
     """
+    good, odd, _ = _sorted_entries(folder, path)
+    return good, odd
+
+
+def _sorted_entries(folder: Path, path: str) -> tuple[list[os.DirEntry[str]], list[Finding], list[str]]:
+    """:func:`usable_entries`, and the names of hidden files and of what systems leave in a folder."""
     try:
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         raise DatasetError(f"{folder} cannot be read: {error.strerror or error}") from error
-    good, odd = [], []
+    good, odd, system = [], [], []
     prefix = f"{path}/" if path else ""
     for entry in entries:
         if entry.name.startswith(".") or entry.name in LITTER:
+            system.append(entry.name)
             continue
         try:
             entry.name.encode()
@@ -226,7 +291,7 @@ def usable_entries(folder: Path, path: str = "") -> tuple[list[os.DirEntry[str]]
             odd.append(Finding("name", f"{prefix}{entry.name!r}", reason))
             continue
         good.append(entry)
-    return good, odd
+    return good, odd, system
 
 
 class _Reader:
@@ -236,6 +301,7 @@ class _Reader:
         self.root = root
         self.suffixes = suffixes
         self.findings: list[Finding] = []
+        self._system: list[Finding] = []
         self.rows: list[tuple[str, str, str, str, int, int]] = []
         self._spelling: dict[str, str] = {}
         self._real: set[str] = set()
@@ -257,7 +323,7 @@ class _Reader:
             elif entry.is_dir():
                 self._pictures(path, entry.name, place.domain)
             elif self._is_picture(entry.name):
-                self._find("skipped", path, "lies beside the class folders; not read")
+                self._find("skipped", path, BESIDE, what="beside the class folders")
 
     def named(self, path: str, domain: str, name: str) -> None:
         """Take one picture that a list names."""
@@ -296,7 +362,7 @@ class _Reader:
         if not len(frame) and not any(finding.kind == "missing" for finding in self.findings):
             raise DatasetError(f"{self.root} holds no pictures in its class folders{self._hint()}")
         frame = frame.sort_values("key", kind="stable", ignore_index=True)
-        return Listing(frame, tuple(sorted(self.findings, key=lambda one: (one.path, one.kind))))
+        return Listing(frame, (*sorted(self.findings, key=lambda one: (one.path, one.kind)), *self._system))
 
     def _hint(self) -> str:
         return f" ({self.findings[0]}; {len(self.findings)} such)" if self.findings else ""
@@ -308,8 +374,10 @@ class _Reader:
         for entry in self._entries(folder):
             path = f"{folder}/{entry.name}"
             if not self._is_picture(entry.name):
-                what = "a folder" if entry.is_dir(follow_symlinks=False) else f"not one of {' '.join(self.suffixes)}"
-                self._find("skipped", path, f"{what}; not read")
+                folder_there = entry.is_dir(follow_symlinks=False)
+                why = "a folder" if folder_there else f"not one of {' '.join(self.suffixes)}"
+                what = "folders in class folders" if folder_there else Path(path).suffix.lower() or "without an ending"
+                self._find("skipped", path, f"{why}; not read", what=what)
             elif entry.is_symlink():
                 self._links.append((path, name, domain, False))
             else:
@@ -318,8 +386,11 @@ class _Reader:
             self._find("empty", folder, "holds no pictures")
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
-        entries, odd = usable_entries(self.root / folder, folder)
+        entries, odd, system = _sorted_entries(self.root / folder, folder)
         self.findings += odd
+        if system:
+            names = ", ".join(map(ascii, system[:3]))
+            self._system.append(Finding("system", folder, f"system files, such as {names}", count=len(system)))
         return entries
 
     def _refused_folder(self, path: str) -> bool:
@@ -345,7 +416,7 @@ class _Reader:
         elif real.is_dir():
             self._pictures(path, name, domain)
         elif self._is_picture(path):
-            self._find("skipped", path, "lies beside the class folders; not read")
+            self._find("skipped", path, BESIDE, what="beside the class folders")
 
     def _linked_file(self, path: str, name: str, domain: str) -> None:
         real = self._real_path(path)
@@ -370,7 +441,7 @@ class _Reader:
 
     def _take(self, path: str, name: str, domain: str, about: os.stat_result, real: str) -> None:
         if not stat.S_ISREG(about.st_mode):
-            self._find("skipped", path, "not a plain file")
+            self._find("skipped", path, "not a plain file", what="no plain files")
             return
         if real in self._real:
             if self._spelling.get(unicodedata.normalize("NFC", path)) == path:
@@ -391,13 +462,42 @@ class _Reader:
     def _is_picture(self, name: str) -> bool:
         return name.lower().endswith(self.suffixes)
 
-    def _find(self, kind: str, path: str, reason: str) -> None:
-        self.findings.append(Finding(kind, path, reason))
+    def _find(self, kind: str, path: str, reason: str, *, what: str = "", count: int = 1) -> None:
+        self.findings.append(Finding(kind, path, reason, what, count))
 
 
 def _sketch(places: Sequence[Place]) -> str:
     folders = ",".join(place.folders[0] for place in places if not place.optional)
     return f"ROOT/{{{folders}}}/" + ("CLASS/*" if any(place.classes for place in places) else "*")
+
+
+#: Files that are not used, by the kind of finding, as a summary calls them; "" says how it calls the kind itself.
+LEFT_OUT = {
+    "skipped": "",
+    "missing": "named in a list but not there",
+    "unknown": "in folders that are no class",
+    "broken": f"named in {BROKEN_LIST}",
+    "link": "behind links that are not followed",
+    "name": "with names that cannot be used",
+    "unused": "second folders of a domain",
+    "system": "system files",
+}
+
+
+def left_out(findings: Iterable[Finding], empty: int = 0) -> str:
+    """One line that counts the files that are not used, by kind: ``8 .tif, 3 .heic, 2 system files``; "" for none.
+
+    ``empty``: images of zero bytes that are listed still, so that they are not silently left out.
+    """
+    counts: dict[tuple[int, str], int] = {}
+    for one in findings:
+        if one.kind in LEFT_OUT:
+            place = (list(LEFT_OUT).index(one.kind), one.what or LEFT_OUT[one.kind])
+            counts[place] = counts.get(place, 0) + one.count
+    parts = [f"{counts[place]} {place[1]}" for place in sorted(counts, key=lambda at: (at[0], -counts[at], at[1]))]
+    if empty:
+        parts.append(f"{empty} of zero bytes that cannot be decoded (verify --write-broken leaves them out)")
+    return ", ".join(parts)
 
 
 # --- rules that data sets share ---------------------------------------------------------------------------------------
@@ -480,9 +580,9 @@ class FolderDataset(Dataset):
         """Say what each picture is: the frame with ``class``, ``domain``, ``split`` and ``held_back`` as the data set
         has them. Rows may be left out (:meth:`note` says why) but not added."""
 
-    def note(self, kind: str, path: str, reason: str) -> None:
-        """Add a :class:`Finding`."""
-        self._noted.append(Finding(kind, path, reason))
+    def note(self, kind: str, path: str, reason: str, count: int = 1) -> None:
+        """Add a :class:`Finding`; ``count``: files that it is about."""
+        self._noted.append(Finding(kind, path, reason, count=count))
 
     # what follows from it
 
@@ -497,6 +597,11 @@ class FolderDataset(Dataset):
             for root in (self.root, *(self.root.parent / other for other in others)):
                 if root.exists():
                     return root
+            if self.root.name == name and self.root.parent.is_dir():
+                spelled = {plain_name(one) for one in (name, *others)}
+                for entry in usable_entries(self.root.parent)[0]:  # office-home, OFFICE_HOME, ...
+                    if plain_name(entry.name) in spelled and entry.is_dir():
+                        return self.root.parent / entry.name
         raise DatasetError(f"{name}: {self.root} does not exist; the layout is {layout}{self._mend(self.root)}")
 
     @cached_property
@@ -513,8 +618,11 @@ class FolderDataset(Dataset):
 
     def lies_in(self, folder: Path) -> bool:
         """Whether a folder looks like the data set's root: it has the folders of all its places."""
-        wanted = [place.folders for place in self.places if not place.optional]
-        return bool(wanted) and all(any((folder / name).is_dir() for name in names) for names in wanted)
+        wanted = [place for place in self.places if not place.optional]
+        try:
+            return bool(wanted) and all(place_folders(folder, place)[0] is not None for place in wanted)
+        except DatasetError:
+            return False
 
     def _mend(self, root: Path) -> str:
         """Where the data set does not lie in ``root``: the folder that may be meant, or the archives to unpack; "" if
@@ -542,7 +650,7 @@ class FolderDataset(Dataset):
             try:
                 table = self.arrange(listing.pictures)
             except DatasetError as error:
-                odd = (*listing.findings, *self._noted)
+                odd = [one for one in (*listing.findings, *self._noted) if one.kind != "system"]
                 why = f"; left out here: {odd[0]}" + (f" ({len(odd)} in all)" if len(odd) > 1 else "") if odd else ""
                 raise DatasetError(f"{error}{why}") from error
         if not len(table):
@@ -565,9 +673,21 @@ class FolderDataset(Dataset):
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """Everything in the tree that is not used, and why."""
+        """Everything in the tree that is not used, and why; system files are only counted (:attr:`left_out`)."""
         _ = self.table
-        return (*self.listing.findings, *self._noted)
+        return tuple(one for one in (*self.listing.findings, *self._noted) if one.kind != "system")
+
+    @property
+    def left_out(self) -> str:
+        """How many files of which kind are not used, in one line; "" if there are none."""
+        _ = self.table
+        empty = int((self.table["bytes"] == 0).sum())
+        return left_out((*self.listing.findings, *self._noted), empty)
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """Which folders and lists were read."""
+        return self.listing.notes
 
     def paths(self, rows: np.ndarray | None = None) -> list[str]:
         """Full paths of table rows (default: all)."""
@@ -656,9 +776,13 @@ class FolderDataset(Dataset):
         left = pictures[~pictures["key"].isin(gone)].reset_index(drop=True)
         if not len(left):
             raise DatasetError(f"{file} leaves no picture; delete it, then verify again")
-        findings = [Finding("broken", key, f"left out: named in {BROKEN_LIST}") for key in sorted(gone)]
+        empty = set(pictures.loc[pictures["bytes"] == 0, "key"])
+        findings = [
+            Finding("broken", key, f"left out: named in {BROKEN_LIST}", "of zero bytes" if key in empty else "")
+            for key in sorted(gone)
+        ]
         findings += [Finding("stale", name, f"named in {BROKEN_LIST}, but no picture") for name in sorted(stale)]
-        return Listing(left, (*listing.findings, *findings))
+        return replace(listing, pictures=left, findings=(*listing.findings, *findings))
 
 
 def canonical_classes(
@@ -681,7 +805,8 @@ def canonical_classes(
     for folder in folders:
         if names[folder] is None:
             count = int((pictures["class"] == folder).sum())
-            dataset.note("unknown", folder, f"no class of {dataset.card.name}; its {count} pictures are left out")
+            reason = f"no class of {dataset.card.name}; its {count} pictures are left out"
+            dataset.note("unknown", folder, reason, count)
     known = pictures[pictures["class"].map(lambda folder: names[folder] is not None)]
     known = known.assign(**{"class": known["class"].map(names)})
     spelled: dict[tuple[str, str], list[str]] = {}

@@ -122,11 +122,23 @@ class I2AwA(FolderDataset):
             "published for DAZSL: the class split of the retrieval protocols is our seeded rule over the seen classes",
             "24 of the 40 seen classes are classes of ImageNet",
         ),
-        layout="ROOT/3D2/CLASS-WNID/* and ROOT/Animals_with_Attributes2/JPEGImages/CLASS/*",
+        layout="ROOT/3D2/CLASS-WNID/* and ROOT/Animals_with_Attributes2/JPEGImages/CLASS/* (or"
+        " ROOT/{AwA2,AwA}/JPEGImages)",
     )
     places = (
         Place("3d2", ("3D2", "3d2", "3D2-1")),
-        Place("awa2", ("Animals_with_Attributes2/JPEGImages", "AwA2/JPEGImages", "JPEGImages", "AwA2")),
+        Place(
+            "awa2",
+            (
+                "Animals_with_Attributes2/JPEGImages",
+                "AwA2/JPEGImages",
+                "AwA/JPEGImages",
+                "JPEGImages",
+                "Animals_with_Attributes2",
+                "AwA2",
+                "AwA",
+            ),
+        ),
     )
     also_named = ("I2AwA",)
     published_counts: ClassVar = {"3d2": 2970, "awa2": 37322}

@@ -8,10 +8,11 @@ classes are those of WebVision 2.0's own list ``info/synsets.txt``, one WordNet 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -24,10 +25,10 @@ from benchmarks.datasets.folders import (
     class_splits,
     join_listings,
     list_files,
-    read_image_list,
     scan,
 )
 from benchmarks.datasets.i2awa import require_pictures
+from benchmarks.datasets.lists import prefix_notes, read_placed, shown
 from benchmarks.datasets.transfers import plain_keys, with_splits
 from benchmarks.datasets.wnids import synset_of
 
@@ -35,7 +36,10 @@ from benchmarks.datasets.wnids import synset_of
 UNSEEN_SHARE = 0.82
 
 WEBVISION = ("webvision", "webvision2018", "webvision2", "WebVision")
-PICTURES = ("val_images_resized", "val_images_256", "val_images")
+PICTURES = ("val_images_resized", "val_images_256", "val_images", "val", "image", "images")
+#: Where WebVision's lists lie: its info archive, what its benchmark scripts make of it, or beside both.
+SYNSETS = ("info/synsets.txt", "synsets.txt", "meta/synsets.txt")
+VAL_LISTS = ("info/val_filelist.txt", "val_filelist.txt", "meta/val.txt", "meta/val_filelist.txt", "val.txt")
 
 
 class I2WebV(FolderDataset):
@@ -63,15 +67,16 @@ class I2WebV(FolderDataset):
   year={2017}
 }""",
         known_problems=(
-            "class names are not published: a class is called by its first synonym, and by its hypernym too where "
-            "several classes share that",
+            "class names are not published: a class is called by its first synonym, and by its hypernym or another "
+            "synonym too where several classes share that",
             "every class of the source is seen, so validation cannot hold classes back: it is the accuracy on a tenth "
             "of the source pictures",
             "the unlabelled target pictures are the test pictures, as the paper does",
             "published for DAZSL: the class split of the retrieval protocols is our seeded rule over the seen classes",
         ),
         layout="ROOT/imagenet/train/WNID/* and ROOT/webvision/{info/synsets.txt,info/val_filelist.txt,"
-        "val_images_resized/*}",
+        "val_images_resized/*} (or ROOT/webvision/{meta/synsets.txt,meta/val.txt,val/*}, as WebVision's scripts do,"
+        " or info/synsets.txt and image/WNID/*)",
     )
     places = (
         Place(
@@ -87,7 +92,7 @@ class I2WebV(FolderDataset):
     def wnids(self) -> Mapping[str, str]:
         """WordNet id of every class by name, in the order of WebVision's list: the seen ones come first."""
         with self._named():
-            file = self._info("synsets.txt")
+            file = self._info(SYNSETS)
             ids = self._read_list(file)
             try:
                 names = class_names(ids)
@@ -97,25 +102,36 @@ class I2WebV(FolderDataset):
 
     def read(self, root: Path) -> Listing:
         """ImageNet's tree, and the validation pictures that WebVision's list names."""
-        check_root(root)
+        root = check_root(root)
         wnids = list(self.wnids.values())
         source = scan(root, self.places)
-        file = self._info("val_filelist.txt")
-        listed = read_image_list(file)
-        beyond = listed[listed["label"] >= len(wnids)]
+        folder = self._webvision()
+        pictures = [name for name in PICTURES if (root / folder / name).is_dir()]
+        if not pictures:
+            raise DatasetError(
+                f"{root / folder} has no folder {' or '.join(PICTURES)}; the layout is {self.card.layout}"
+            )
+        classed = [name for name in pictures if any((root / folder / name / wnid).is_dir() for wnid in wnids)]
+        if classed:
+            target = scan(root, [Place("webvision", (f"{folder}/{classed[0]}",))])
+        else:
+            target = self._listed(root, f"{folder}/{pictures[0]}", wnids)
+        notes = (f"class list: {shown(self._info(SYNSETS), self.folder)}", *target.notes)
+        return replace(plain_keys(join_listings([source, target])), notes=(*source.notes, *notes))
+
+    def _listed(self, root: Path, folder: str, wnids: Sequence[str]) -> Listing:
+        """The validation images that WebVision's list names, which lie in one folder."""
+        file = self._info(VAL_LISTS)
+        placed = read_placed(file, folder, 1, root=root, spelled=PICTURES)
+        beyond = placed.rows[placed.rows["label"] >= len(wnids)]
         if len(beyond):
             raise DatasetError(
                 f"{file}: label {beyond['label'].iloc[0]} is beyond the {len(wnids)} classes of synsets.txt"
             )
-        folder = self._webvision()
-        pictures = next((name for name in PICTURES if (root / folder / name).is_dir()), None)
-        if pictures is None:
-            raise DatasetError(
-                f"{root / folder} has no folder {' or '.join(PICTURES)}; the layout is {self.card.layout}"
-            )
-        paths = f"{folder}/{pictures}/" + listed["path"]
-        target = list_files(root, paths, domain="webvision", classes=[wnids[label] for label in listed["label"]])
-        return plain_keys(join_listings([source, target]))
+        classes = [wnids[label] for label in placed.rows["label"]]
+        listing = list_files(root, placed.rows["path"], domain="webvision", classes=classes)
+        notes = (f"list of webvision: {shown(file, root)}, images from {folder}", *prefix_notes([placed]))
+        return replace(listing, notes=notes)
 
     def arrange(self, pictures: pd.DataFrame) -> pd.DataFrame:
         """Classes by WordNet id; the unseen ones are test classes."""
@@ -125,7 +141,8 @@ class I2WebV(FolderDataset):
         source = pictures["domain"].eq("imagenet")
         stray = names.isna() | (source & ~names.isin(seen))
         for folder in sorted(pictures.loc[stray, "class"].unique()):
-            self.note("unknown", folder, "not one of the seen classes of synsets.txt; its pictures are left out")
+            count = int((stray & (pictures["class"] == folder)).sum())
+            self.note("unknown", folder, "not one of the seen classes of synsets.txt; its pictures are left out", count)
         found = pictures.assign(**{"class": names})[~stray].reset_index(drop=True)
         require_pictures(found, dict.fromkeys(self.closed_set.seen, ""), "imagenet", self.folder)
         require_pictures(found, self.wnids, "webvision", self.folder)
@@ -148,14 +165,15 @@ class I2WebV(FolderDataset):
     def _webvision(self) -> str:
         return next((name for name in WEBVISION if (self.folder / name).is_dir()), WEBVISION[0])
 
-    def _info(self, name: str) -> Path:
-        """A list of WebVision's ``info`` folder, or beside it."""
+    def _info(self, names: Sequence[str]) -> Path:
+        """One of WebVision's lists, at the first of its usual places."""
         folder = self.folder / self._webvision()
-        found = next((file for file in (folder / "info" / name, folder / name) if file.is_file()), None)
+        found = next((folder / name for name in names if (folder / name).is_file()), None)
         if found is None:
             raise DatasetError(
-                f"{folder / 'info' / name} does not exist: the classes are those of WebVision 2.0's own lists, which"
-                f" are not shipped; fetch its info archive. The layout is {self.card.layout}"
+                f"{folder / names[0]} does not exist, nor {' nor '.join(names[1:])}: the classes are those of "
+                "WebVision 2.0's own lists, which are not shipped; fetch its info archive. "
+                f"The layout is {self.card.layout}"
             )
         return found
 
@@ -179,15 +197,50 @@ class I2WebV(FolderDataset):
 def class_names(wnids: list[str]) -> list[str]:
     """A name for every WordNet id, in order: its first synonym; ``crane (wading bird)`` where several share that.
 
-    The word in brackets is the first hypernym's first synonym; what is still not unique gets its id instead. Raises
-    :class:`DatasetError` for an id that WordNet lacks.
+    The words in brackets are the first hypernym's first synonym. Where these are not different either, they are the
+    first of the class's own other synonyms (``robin (American robin)``), then of its hypernyms' synonyms, then of the
+    synonyms further up, that tells it from all other classes; at last its place among WordNet's senses of the word.
+    No id stands in a name. Raises :class:`DatasetError` for an id that WordNet lacks.
     """
     synsets = [synset_of(wnid) for wnid in wnids]
-    names = [synset.lemma_names()[0].replace("_", " ") for synset in synsets]
+    names = [_words(synset)[0] for synset in synsets]
     several = Counter(name.lower() for name in names)
     for place, synset in enumerate(synsets):
-        above = [*synset.hypernyms(), *synset.instance_hypernyms()]
+        above = _above(synset)
         if several[names[place].lower()] > 1 and above:
-            names[place] = f"{names[place]} ({above[0].lemma_names()[0].replace('_', ' ')})"
+            names[place] = f"{names[place]} ({_words(above[0])[0]})"
     several = Counter(name.lower() for name in names)
-    return [f"{name} ({wnid})" if several[name.lower()] > 1 else name for name, wnid in zip(names, wnids, strict=True)]
+    alike = [place for place, name in enumerate(names) if several[name.lower()] > 1]
+    options = {place: [text for text in _qualified(synsets[place]) if text.lower() not in several] for place in alike}
+    offered = Counter(text.lower() for texts in options.values() for text in dict.fromkeys(texts))
+    for place in alike:
+        own = [text for text in options[place] if offered[text.lower()] == 1]
+        names[place] = own[0] if own else _numbered(synsets[place])
+    return names
+
+
+def _words(synset: Any) -> list[str]:
+    """A synset's synonyms, the first one first."""
+    return [name.replace("_", " ") for name in synset.lemma_names()]
+
+
+def _above(synset: Any) -> list[Any]:
+    return [*synset.hypernyms(), *synset.instance_hypernyms()]
+
+
+def _qualified(synset: Any) -> list[str]:
+    """Names that a class could have beside its first synonym, the most natural first."""
+    first, *others = _words(synset)
+    levels = [[synset], _above(synset)]
+    while levels[-1]:
+        levels.append([higher for one in levels[-1] for higher in _above(one)])
+    above = [word for level in levels[1:] for one in level for word in _words(one)]
+    return [f"{first} ({word})" for word in dict.fromkeys([*others, *above]) if word.lower() != first.lower()]
+
+
+def _numbered(synset: Any) -> str:
+    """The first synonym with the number of its sense among the word's senses in WordNet."""
+    from nltk.corpus import wordnet
+
+    senses = wordnet.synsets(synset.lemma_names()[0], "n")
+    return f"{_words(synset)[0]} (sense {senses.index(synset) + 1})"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -13,7 +15,15 @@ from typing import ClassVar
 import pandas as pd
 
 from benchmarks.datasets.base import DatasetError
-from benchmarks.datasets.folders import FolderDataset, canonical_classes, held_back, note_lacking
+from benchmarks.datasets.folders import (
+    FolderDataset,
+    Listing,
+    canonical_classes,
+    held_back,
+    note_lacking,
+    place_folders,
+    scan,
+)
 
 SPLITS = ("train", "val", "test")
 
@@ -50,11 +60,25 @@ class ListedDataset(FolderDataset):
 
     Of every train class the pictures of the gallery domain that :func:`~benchmarks.datasets.folders.held_back` picks
     are kept from training, so that galleries of seen classes hold nothing that was trained on. ``aliases`` maps folder
-    names (letters and digits only) to classes where spelling alone does not tell.
+    names (letters and digits only) to classes where spelling alone does not tell. Keys begin with the first spelling
+    of a domain's folder, whichever of its spellings was read, so that they do not depend on the layout.
     """
 
     lists: ClassVar[str]
     aliases: ClassVar[Mapping[str, str]] = {}
+
+    def read(self, root: Path) -> Listing:
+        """The tree, its keys under the published folders."""
+        listing = scan(root, self.places)
+        pictures = listing.pictures
+        keys = pictures["key"].copy()
+        for place in self.places:
+            mine = pictures["domain"] == place.domain
+            folder = place_folders(root, place)[0]
+            if folder not in (None, place.folders[0]):
+                keys[mine] = place.folders[0] + keys[mine].str.removeprefix(unicodedata.normalize("NFC", str(folder)))
+        pictures = pictures.assign(key=keys).sort_values("key", kind="stable", ignore_index=True)
+        return replace(listing, pictures=pictures)
 
     def arrange(self, pictures: pd.DataFrame) -> pd.DataFrame:
         """Give every picture its class, the class's split, and whether it is held back."""

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
 
 from benchmarks.datasets.base import DatasetCard, DatasetError
-from benchmarks.datasets.folders import Listing, Place, class_splits, join_listings, list_files, read_image_list
-from benchmarks.datasets.transfers import TransferDataset, with_splits
+from benchmarks.datasets.folders import (
+    Listing,
+    Place,
+    check_root,
+    class_splits,
+    join_listings,
+    list_files,
+    place_folders,
+)
+from benchmarks.datasets.lists import OTHER_LISTS, PlacedList, find_lists, names_of, prefix_notes, read_placed, shown
+from benchmarks.datasets.transfers import TransferDataset, plain_keys, with_splits
 
 DOMAINS = ("clipart", "painting", "real", "sketch")
 LISTS = "splits_mini"
+SOURCE = "splits_mini of KaiyangZhou/Dassl.pytorch on GitHub, DATASETS.md"
+#: Where the eight lists may lie under the root; DomainNet's own twelve have the same names in the later places.
+PLACES = (LISTS, "mini_splits", "splits", "image_list", "image_lists", "lists", "txt", "")
 
 
 class MiniDomainNet(TransferDataset):
@@ -45,37 +58,52 @@ class MiniDomainNet(TransferDataset):
         layout="DomainNet as it unpacks, with ROOT/splits_mini/{clipart,painting,real,sketch}_{train,test}.txt",
     )
     places = (*(Place(domain, (domain,)) for domain in DOMAINS), Place("", (LISTS,), classes=False))
-    also_named = ("domainnet", "DomainNet")
+    also_named = ("domainnet", "DomainNet", "domain_net")
     #: Classes that the published lists name.
     count: ClassVar[int] = 126
 
     def read(self, root: Path) -> Listing:
         """The pictures that the eight lists name, with their ``part``."""
+        folder = self._lists(check_root(root))
         listings: list[Listing] = []
         classes: dict[str, int] = {}
+        lists: dict[Path, PlacedList] = {}
         for domain in DOMAINS:
+            there = place_folders(root, Place(domain, (domain,)))[0] or domain
             for part in ("train", "test"):
-                file = root / LISTS / f"{domain}_{part}.txt"
-                if not file.is_file():
-                    raise DatasetError(f"{file} does not exist; the layout is {self.card.layout}")
-                listed = read_image_list(file)
-                classes.update(self._classes(file, listed, domain, classes))
-                listing = list_files(root, listed["path"], domain=domain)
-                listings.append(Listing(listing.pictures.assign(part=part), listing.findings))
+                file = folder / f"{domain}_{part}.txt"
+                placed = lists[file] = read_placed(file, there, 2, root=root)
+                classes.update(self._classes(file, placed.rows, classes))
+                listing = list_files(root, placed.rows["path"], domain=domain)
+                listings.append(replace(listing, pictures=listing.pictures.assign(part=part)))
         if len(classes) != self.count:
-            raise DatasetError(
-                f"{root / LISTS} names {len(classes)} classes, mini-DomainNet has {self.count}: fetch the lists again"
-            )
-        return join_listings(listings)
+            own = f"those are DomainNet's own lists, mini-DomainNet's are {SOURCE}"
+            why = own if len(classes) == 345 else "fetch the lists again"
+            raise DatasetError(f"{folder} names {len(classes)} classes, mini-DomainNet has {self.count}: {why}")
+        notes = (f"lists: {names_of(list(lists), root)}", *prefix_notes(lists.values()))
+        return replace(plain_keys(join_listings(listings)), notes=notes)
 
-    def _classes(self, file: Path, listed: pd.DataFrame, domain: str, known: dict[str, int]) -> dict[str, int]:
+    def _lists(self, root: Path) -> Path:
+        """The folder that holds all eight lists; raises DatasetError naming what is missing, or what lies there."""
+        names = [f"{domain}_{part}.txt" for domain in DOMAINS for part in ("train", "test")]
+        folders = [root / place for place in PLACES]
+        whole = next((folder for folder in folders if all((folder / name).is_file() for name in names)), None)
+        if whole is not None:
+            return whole
+        other = find_lists(root, [name.format(domain=domain) for domain in DOMAINS for name in OTHER_LISTS])
+        if other:
+            raise DatasetError(
+                f"{root} has {shown(other[0], root)}, a list without train and test parts (DomainNet-126, SSDA);"
+                f" mini-DomainNet needs ROOT/{LISTS}/DOMAIN_{{train,test}}.txt: {SOURCE}"
+            )
+        first = next((folder for folder in folders if any((folder / name).is_file() for name in names)), root / LISTS)
+        absent = next(name for name in names if not (first / name).is_file())
+        raise DatasetError(f"{first / absent} does not exist; the layout is {self.card.layout}")
+
+    def _classes(self, file: Path, listed: pd.DataFrame, known: dict[str, int]) -> dict[str, int]:
         """Label of every class in a list; raises DatasetError if a label is not that of the other lists."""
-        parts = listed["path"].str.split("/")
-        odd = parts.map(len).ne(3) | parts.str[0].ne(domain)
-        if odd.any():
-            raise DatasetError(f"{file}: {listed.loc[odd, 'path'].iloc[0]} is not of the form {domain}/CLASS/FILE")
         found: dict[str, int] = {}
-        for name, label in zip(parts.str[1], listed["label"], strict=True):
+        for name, label in zip(listed["path"].str.split("/").str[-2], listed["label"], strict=True):
             if found.setdefault(name, label) != label or known.get(name, label) != label:
                 raise DatasetError(f"{file}: class {name} has two labels; fetch the lists again")
         return found

@@ -39,15 +39,24 @@ class OfficeHome(TransferDataset):
             "the unlabelled target pictures are the test pictures, as the field does (uda_inductive parts them)",
             "published for domain adaptation: the class split of the retrieval protocols is our seeded rule",
         ),
-        layout="ROOT/{Art,Clipart,Product,Real World}/CLASS/* (or in ROOT/OfficeHomeDataset_10072016)",
+        layout="ROOT/{Art,Clipart,Product,Real World}/CLASS/* (or in ROOT/OfficeHomeDataset_10072016 or ROOT/images;"
+        " Real_World, RealWorld or Real for Real World)",
     )
     places = (
         Place("art", ("Art", "art")),
         Place("clipart", ("Clipart", "clipart")),
         Place("product", ("Product", "product")),
-        Place("real_world", ("Real World", "Real_World", "RealWorld", "real_world")),
+        Place("real_world", ("Real World", "Real_World", "RealWorld", "real_world", "Real", "real")),
     )
-    bases = ("", "OfficeHomeDataset_10072016", "OfficeHomeDataset")
-    also_named = ("OfficeHome", "Office-Home", "officehome", "OfficeHomeDataset_10072016")
+    bases = (
+        "",
+        "OfficeHomeDataset_10072016",
+        "OfficeHomeDataset",
+        "images",
+        "images/OfficeHomeDataset_10072016",
+        "OfficeHome",
+        "office_home",
+    )
+    also_named = ("OfficeHome", "Office-Home", "officehome", "OfficeHomeDataset_10072016", "office_home_dg")
     class_names = CLASSES
     published_counts: ClassVar = {"art": 2427, "clipart": 4365, "product": 4439, "real_world": 4357}

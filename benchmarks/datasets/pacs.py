@@ -31,10 +31,13 @@ class PACS(TransferDataset):
             "published for domain generalisation: the class split of the retrieval protocols is our seeded rule",
             "some copies hold sketch/dog/n02103406_4068-1.png, which the split files name but cannot be read",
         ),
-        layout="ROOT/{pacs_data,PACS/kfold,kfold,images}/{art_painting,cartoon,photo,sketch}/CLASS/* (or in ROOT)",
+        layout="ROOT/{pacs_data,PACS/kfold,kfold,images,PACS}/{art_painting,cartoon,photo,sketch}/CLASS/* (or in ROOT)",
     )
-    places = tuple(Place(domain, (domain,)) for domain in ("art_painting", "cartoon", "photo", "sketch"))
-    bases = ("", "pacs_data", "PACS/kfold", "kfold", "images", "pacs_data/pacs_data")
+    places = (
+        Place("art_painting", ("art_painting", "art")),
+        *(Place(domain, (domain,)) for domain in ("cartoon", "photo", "sketch")),
+    )
+    bases = ("", "pacs_data", "PACS/kfold", "kfold", "images", "pacs_data/pacs_data", "PACS", "pacs")
     also_named = ("PACS",)
     class_names = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
     published_counts: ClassVar = {"art_painting": 2048, "cartoon": 2344, "photo": 1670, "sketch": 3929}

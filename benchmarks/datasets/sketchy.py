@@ -49,10 +49,28 @@ class Sketchy(ListedDataset):
         " (or ROOT/extended_photo/CLASS/*)",
     )
     places = (
-        Place("sketch", ("256x256/sketch/tx_000000000000", "sketch/tx_000000000000", "sketch")),
-        Place("photo", ("EXTEND_image_sketchy", "extended_photo", "256x256/EXTEND_image_sketchy")),
+        Place(
+            "sketch",
+            (
+                "256x256/sketch/tx_000000000000",
+                "sketch/tx_000000000000",
+                "256x256/sketch/tx_000000000000_ready",
+                "sketch/tx_000000000000_ready",
+                "sketch",
+            ),
+        ),
+        Place(
+            "photo",
+            (
+                "EXTEND_image_sketchy",
+                "extended_photo",
+                "256x256/EXTEND_image_sketchy",
+                "EXTEND_image_sketchy_ready",
+                "256x256/EXTEND_image_sketchy_ready",
+            ),
+        ),
     )
-    also_named: ClassVar[tuple[str, ...]] = ("Sketchy",)
+    also_named: ClassVar[tuple[str, ...]] = ("Sketchy", "sketchy_extended")
     lists = "sketchy_eccv2018"
     released = ReleasedListing(mixed_gallery=False, inverted=("sketch",))
     published_counts: ClassVar = {"sketch": 75471, "photo": 73002}

@@ -18,6 +18,7 @@ from benchmarks.datasets.folders import (
     class_splits,
     held_back,
     note_lacking,
+    place_folders,
     scan,
 )
 
@@ -64,11 +65,13 @@ class TransferDataset(FolderDataset):
 
 
 def based(root: Path, places: tuple[Place, ...], bases: tuple[str, ...]) -> tuple[Place, ...]:
-    """The places under the first base folder that has one of them; under the first base if none has."""
-    base = next(
-        (base for base in bases for place in places for name in place.folders if (root / base / name).is_dir()),
-        bases[0],
-    )
+    """The places under the first base folder that has all of them, else one of them; under the first if none has."""
+    there = {
+        base: [place_folders(root / base, place)[0] for place in places] for base in bases if (root / base).is_dir()
+    }
+    whole = [base for base, folders in there.items() if None not in folders]
+    part = [base for base, folders in there.items() if any(folders)]
+    base = next(iter([*whole, *part, bases[0]]))
     prefix = f"{base}/" if base else ""
     return tuple(replace(place, folders=tuple(prefix + name for name in place.folders)) for place in places)
 
@@ -78,7 +81,7 @@ def plain_keys(listing: Listing) -> Listing:
     pictures = listing.pictures
     names = pictures["key"].str.rpartition("/")[2]
     pictures = pictures.assign(key=pictures["domain"] + "/" + pictures["class"] + "/" + names)
-    return Listing(pictures.sort_values("key", kind="stable", ignore_index=True), listing.findings)
+    return replace(listing, pictures=pictures.sort_values("key", kind="stable", ignore_index=True))
 
 
 def with_splits(pictures: pd.DataFrame, split_of: Mapping[str, str], gallery_domain: str) -> pd.DataFrame:

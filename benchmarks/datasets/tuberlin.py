@@ -45,8 +45,11 @@ class TUBerlin(ListedDataset):
         ),
         layout="ROOT/png/CLASS/* (or ROOT/sketches/...) and ROOT/ImageResized/CLASS/* (or ROOT/images/...)",
     )
-    places = (Place("sketch", ("png", "sketches")), Place("photo", ("ImageResized", "images")))
-    also_named = ("TUBerlin", "TU-Berlin")
+    places = (
+        Place("sketch", ("png", "sketches", "png_ready", "sketch")),
+        Place("photo", ("ImageResized", "images", "ImageResized_ready", "photo")),
+    )
+    also_named = ("TUBerlin", "TU-Berlin", "tuberlin_extended")
     lists = "tuberlin"
     released = ReleasedListing(mixed_gallery=False)
     aliases: ClassVar = {  # the photo archive's own spellings

@@ -6,13 +6,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
 
 from benchmarks.datasets.base import DatasetCard, DatasetError
-from benchmarks.datasets.folders import Listing, Place, check_root, join_listings, list_files, read_image_list
+from benchmarks.datasets.folders import (
+    Listing,
+    NoLabelsError,
+    Place,
+    check_root,
+    join_listings,
+    list_files,
+    place_folders,
+)
+from benchmarks.datasets.lists import PlacedList, find_lists, names_of, prefix_notes, read_placed
 from benchmarks.datasets.transfers import TransferDataset
 
 #: In the order of the labels in ``image_list.txt``.
@@ -38,11 +48,14 @@ _BIBTEX = """@article{peng2017visda,
   year={2017}
 }"""
 _SOURCE = "https://ai.bu.edu/visda-2017/, classification track (Peng et al., 2017)"
+#: Where the test images' labels came out after the challenge.
+LABELLED_TEST = "image_list.txt in classification/data of VisionLearningGroup/taskcv-2017-public on GitHub"
 _LICENCE = "non-commercial research and education, as its page states"
 
 
 class VisDA(TransferDataset):
-    """Pictures and labels are those of ``image_list.txt`` in each part's folder."""
+    """Images and labels are those of ``image_list.txt`` in each part's folder, or of a list with another usual name:
+    ``image_list/PART.txt``, ``PART_list.txt``, ``PART/PART_image_list.txt`` (also ``valid`` for validation)."""
 
     card = DatasetCard(
         name="visda",
@@ -58,23 +71,24 @@ class VisDA(TransferDataset):
             "two domains: UCDR and UdCDR train on photographs alone",
             "published for domain adaptation: the class split of the retrieval protocols is our seeded rule",
         ),
-        layout="ROOT/{train,validation}/CLASS/* with ROOT/{train,validation}/image_list.txt",
+        layout="ROOT/{train,validation}/CLASS/* with ROOT/{train,validation}/image_list.txt (or"
+        " ROOT/image_list/{train,validation}.txt, ROOT/{train,validation}_list.txt)",
     )
-    places = (Place("synthetic", ("train",)), Place("real", ("validation",)))
+    places = (Place("synthetic", ("train",)), Place("real", ("validation", "valid", "val")))
     also_named: ClassVar[tuple[str, ...]] = ("visda17", "visda2017", "VisDA2017", "visda-2017", "VisDA-C")
     class_names = CLASSES
     published_counts: ClassVar = {"synthetic": 152397, "real": 55388}
 
     def read(self, root: Path) -> Listing:
         """The pictures that the lists name."""
-        check_root(root)
-        return join_listings([self._part(root, place.folders[0], place.domain) for place in self.places])
+        root = check_root(root)
+        parts = [self._part(root, place) for place in self.places]
+        return replace(join_listings(parts), notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)))
 
-    def _part(self, root: Path, folder: str, domain: str) -> Listing:
-        file = root / folder / "image_list.txt"
-        if not file.is_file():
-            raise DatasetError(f"{file} does not exist; the layout is {self.card.layout}")
-        listed = read_image_list(file)
+    def _part(self, root: Path, place: Place) -> Listing:
+        folder = place_folders(root, place)[0] or place.folders[0]
+        file, placed, unread = self._list(root, folder, place)
+        listed = placed.rows
         twice = listed["path"].duplicated()
         if twice.any():
             raise DatasetError(f"{file}: {listed.loc[twice, 'path'].iloc[0]} is listed twice; fetch the list again")
@@ -83,15 +97,35 @@ class VisDA(TransferDataset):
             path, label = wrong.iloc[0]
             raise DatasetError(f"{file}: {path} has the label {label}, which is not its class; fetch the list again")
         classes = [CLASSES[label] for label in listed["label"]]
-        paths = f"{folder}/" + listed["path"]
-        listing = list_files(root, paths, domain=domain, classes=classes)
+        listing = list_files(root, listed["path"], domain=place.domain, classes=classes)
         pictures = listing.pictures
-        keys = domain + "/" + pictures["key"].str.removeprefix(f"{folder}/")
-        return Listing(pictures.assign(key=keys), listing.findings)
+        keys = place.domain + "/" + pictures["key"].str.removeprefix(f"{folder}/")
+        notes = (f"list of {place.domain}: {names_of([file], root)}", *prefix_notes([placed]))
+        notes += (f"lists not read: {names_of(unread, root)}",) if unread else ()
+        return Listing(pictures.assign(key=keys), listing.findings, notes)
+
+    def _list(self, root: Path, folder: str, place: Place) -> tuple[Path, PlacedList, list[Path]]:
+        """The first list of a part that has labels, and the others; raises DatasetError if there is none."""
+        names = tuple(dict.fromkeys((folder, *place.folders)))
+        inside = [f"{folder}/image_list.txt", *(f"{folder}/{name}_image_list.txt" for name in names)]
+        patterns = [kind.format(name) for kind in ("{}_image_list.txt", "{}_list.txt", "{}.txt") for name in names]
+        patterns += ["image_list.txt"] if folder == "test" else []
+        files = [root / name for name in inside if (root / name).is_file()]
+        files += [file for file in find_lists(root, patterns) if file not in files]
+        if not files:
+            raise DatasetError(f"{root / inside[0]} does not exist; the layout is {self.card.layout}")
+        for file in files:
+            try:
+                placed = read_placed(file, folder, 2, root=root, spelled=names)
+            except NoLabelsError:
+                continue
+            return file, placed, [other for other in files if other != file]
+        source = LABELLED_TEST if folder == "test" else f"unpack {folder}.tar again"
+        raise DatasetError(f"{files[0]} has no labels; the labelled list is needed in its place: {source}")
 
     def _misplaced(self, listed: pd.DataFrame) -> pd.Series:
         """Whether a picture lies in the folder of another class than its label's; other folders say nothing."""
-        folders = listed["path"].str.partition("/")[0]
+        folders = listed["path"].str.split("/").str[-2]
         number_of = {name: number for number, name in enumerate(CLASSES)}
         numbers = folders.map(number_of)
         return numbers.notna() & (numbers != listed["label"])
@@ -117,7 +151,8 @@ class VisDATest(VisDA):
             "most papers adapt to the validation pictures instead: data set visda",
             *VisDA.card.known_problems,
         ),
-        layout="ROOT/train/CLASS/* and ROOT/test/trunk*/*, with ROOT/{train,test}/image_list.txt",
+        layout="ROOT/train/CLASS/* and ROOT/test/trunk*/*, with ROOT/{train,test}/image_list.txt (the test list with"
+        f" labels: {LABELLED_TEST})",
     )
     places = (Place("synthetic", ("train",)), Place("real", ("test",)))
     also_named: ClassVar = ("visda", *VisDA.also_named)

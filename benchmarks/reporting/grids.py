@@ -485,6 +485,14 @@ def dataset_cards(cards: Sequence[Mapping[str, Any]]) -> list[Grid]:
     return made
 
 
+def data_used(records: Sequence[Record]) -> Grid | None:
+    """What of each data set was read, and how many files of which kind were left out."""
+    rows = tuple(Row(tuple(map(Cell, line))) for line in leaderboard.data_used(records))
+    return (
+        Grid("What was read of the data, and what was left out", leaderboard.DATA_USED, rows, "texts") if rows else None
+    )
+
+
 def bibtex(cards: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Name and entry of every card that has one."""
     return [(_text(card, "name"), _text(card, "bibtex")) for card in cards if card.get("bibtex")]

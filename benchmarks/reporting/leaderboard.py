@@ -211,8 +211,26 @@ def row_labels(frame: pd.DataFrame) -> dict[Any, str]:
     return labels
 
 
-def markdown(frame: pd.DataFrame, command: str = "") -> str:
-    """The whole leaderboard as Markdown."""
+def data_used(records: Iterable[Record]) -> list[tuple[str, str, str, str]]:
+    """What the records say of their data: data set, the begin of its hash, what of it was read, what was left out.
+
+    One row for each data set and hash, where there is anything to say.
+    """
+    rows = {}
+    for record in records:
+        facts, left_out = record.dataset.get("facts") or [], record.dataset.get("left_out") or ""
+        if facts or left_out:
+            key = (record.cell.dataset, str(record.inputs.get("dataset", {}).get("data_hash", ""))[:8])
+            rows[(*key, "; ".join(map(str, facts)), str(left_out))] = None
+    return sorted(rows)
+
+
+#: Head of a table of :func:`data_used`.
+DATA_USED = ("data set", "data hash", "what was read", "files left out")
+
+
+def markdown(frame: pd.DataFrame, command: str = "", records: Iterable[Record] = ()) -> str:
+    """The whole leaderboard as Markdown; ``records`` say what of each data set was read and left out."""
     lines = ["# Leaderboard", ""]
     if command:
         lines += [f"Made by `{command}`.", ""]
@@ -240,6 +258,9 @@ def markdown(frame: pd.DataFrame, command: str = "") -> str:
             lines += [*_markdown_table(["method", "protocol", "what is done"], beyond, figures=False), ""]
         if told := notes_of(frame, setting):
             lines += ["### Notes", "", *(f"- {_escape(line)}" for line in told), ""]
+    used = [list(row) for row in data_used(records)]
+    if used:
+        lines += ["## Data", "", *_markdown_table(list(DATA_USED), used, figures=False), ""]
     failed = failures(frame)
     if len(failed):
         rows = [[str(value) for value in row] for row in failed.itertuples(index=False)]

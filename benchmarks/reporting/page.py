@@ -131,7 +131,7 @@ def _page(material: Material) -> dict[str, Any]:
         "failures": grids.failures(material.everything),
         "methods": grids.method_cards(methods),
         "deviations": grids.deviations(methods),
-        "datasets": grids.dataset_cards(datasets),
+        "datasets": [*filter(None, [grids.data_used(records)]), *grids.dataset_cards(datasets)],
         "bibtex": grids.bibtex([*methods, *datasets]),
         "settings_tables": grids.settings_tables(records, _resolved(material.store, problems.append)),
         "problems": problems,

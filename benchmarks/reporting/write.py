@@ -63,7 +63,7 @@ def write_report(
     counted = {*told["key"]}
     records = {record.key: record for record in store.records() if record.key in counted}
     texts: dict[str, Callable[[], str]] = {
-        "leaderboard.md": lambda: leaderboard.markdown(listed, command),
+        "leaderboard.md": lambda: leaderboard.markdown(listed, command, records.values()),
         "leaderboard.csv": lambda: leaderboard.csv_text(listed),
         "leaderboard.tex": lambda: latex(own, comparison, command),
     }

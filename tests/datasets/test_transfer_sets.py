@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -567,8 +568,21 @@ def test_other_places_of_imagenet_and_of_the_lists(trees: Path, copy: Callable[[
 
 
 def test_names_that_several_classes_share() -> None:
-    names = class_names(["n02012849", "n02012849", "n03126707"])
-    assert names == ["crane (wading bird) (n02012849)", "crane (wading bird) (n02012849)", "crane (lifting device)"]
+    assert class_names(["n02012849", "n03126707"]) == ["crane (wading bird)", "crane (lifting device)"]
+    # two robins, both thrushes
+    assert class_names(["n01562265", "n01558993"]) == ["robin (redbreast)", "robin (American robin)"]
+    assert class_names(["n01558993", "n02084071"]) == ["robin", "dog"], "alone, its first synonym tells it"
+
+
+def test_no_two_nouns_of_wordnet_have_one_name_and_no_name_holds_an_id() -> None:
+    from nltk.corpus import wordnet
+
+    wnids = [f"n{synset.offset():08d}" for synset in wordnet.all_synsets("n")]
+    assert len(wnids) == 82115
+    for chosen in (wnids, wnids[::7], np.random.default_rng(0).permutation(wnids)[:5000].tolist()):
+        names = class_names(chosen)
+        assert len({name.lower() for name in names}) == len(chosen)
+        assert not [name for name in names if re.search(r"[0-9]{8}|_", name)]
 
 
 # --- shared rules -----------------------------------------------------------------------------------------------------
