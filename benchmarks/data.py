@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -324,11 +325,12 @@ def _verify_folder(dataset: FolderDataset, size: int | None, write_broken: bool,
     trouble += [f"{len(kinds['lacking'])} classes lack pictures in a domain"] if "lacking" in kinds else []
 
     keys, paths = dataset.table["key"].to_numpy(), dataset.table["path"].to_numpy()
-    hashes, broken = np.zeros(len(keys), dtype="U64"), {}
+    hashes, broken, begun = np.zeros(len(keys), dtype="U64"), {}, time.time()
     for one in check_pictures(dataset.paths()):
         hashes[one.row] = one.sha256
         if one.reason:
             broken[one.row] = one.reason
+    dataset.take_content(hashes.tolist(), begun)
     _names("broken pictures", [f"{paths[row]}: {broken[row]}" for row in sorted(broken)], shown)
     content = hashlib.sha256("".join(f"{key}\t{digest}\n" for key, digest in zip(keys, hashes, strict=True)).encode())
     whole = np.setdiff1d(np.arange(len(keys)), list(broken))

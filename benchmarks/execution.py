@@ -247,7 +247,7 @@ def embedding_folder(group: FitGroup, method: Method, pixels: PixelCache) -> Pat
         digest.update(picture.encode())
     facts = {name: inputs[name] for name in ("scoring", "method", "backbone", "dataset", "select", "seed")}
     facts |= {"rules": inputs["task"]["rules"], "fit_id": group.fit_id if method.trained else ""}
-    facts |= {"size": pixels.size, "device": str(method.device), "model and pictures": digest.hexdigest()}
+    facts |= {"size": pixels.size, "device": method.device.type, "model and pictures": digest.hexdigest()}
     return root / "embeddings" / content_key(facts)
 
 

@@ -265,7 +265,7 @@ def make_cell(
         "scoring": SCORING,
         "method": {"name": name, "version": method.version, "config": values, "learning_rates": learning_rates},
         "backbone": {
-            "weights_hash": backbone.weights_hash,
+            **backbone.identity,
             "preprocessing": backbone.preprocessing,
             "precision": backbone.precision,
         },

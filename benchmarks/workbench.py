@@ -160,7 +160,7 @@ class DatasetPictures(Pictures):
     def __init__(self, cache: PixelCache, rows: np.ndarray) -> None:
         self._count = len(rows)
         self._decode = lambda index: cache[rows[index]]
-        self._hashes = lambda: (cache.dataset.content, cache.inverted, rows)
+        self._hashes = lambda: (cache.dataset.content, cache.dataset.decoding, cache.inverted, rows)
 
     def __len__(self) -> int:
         return self._count
@@ -178,8 +178,9 @@ class DatasetPictures(Pictures):
     @cached_property
     def content(self) -> Sequence[str]:
         """Content hash of every picture as it is shown."""
-        content, inverted, rows = self._hashes()
-        return [f"inverted {content[row]}" if inverted[row] else content[row] for row in rows]
+        content, decoding, inverted, rows = self._hashes()
+        before = f"{decoding} " if decoding else ""
+        return [f"{before}inverted {content[row]}" if inverted[row] else before + content[row] for row in rows]
 
 
 REGISTRIES: dict[str, Registry] = {"methods": METHODS, "datasets": DATASETS, "protocols": PROTOCOLS}

@@ -296,6 +296,7 @@ class Method(ABC):
             "method": self.card.name,
             "config": dataclasses.asdict(self.config),
             "backbone": self.backbone.weights_hash,
+            "identity": self.backbone.identity,
             "facts": self.facts(),
         }
         Path(f"{path}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -304,13 +305,18 @@ class Method(ABC):
     def load(cls, path: Path | str, backbone: Backbone, device: str | torch.device | None = None) -> Method:
         """Read what :meth:`save` wrote, on whatever device that was; ``device`` as in the constructor.
 
-        Raises ``ValueError`` if the file is of another method or was trained on other backbone weights.
+        Raises ``ValueError`` if the file is of another method or was trained on another backbone: other weights or,
+        where the file tells, another config or tokenizer.
         """
         record = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
         if record["method"] != cls.card.name:
             raise ValueError(f"{path}.json is a checkpoint of {record['method']}, not of {cls.card.name}")
         if record["backbone"] != backbone.weights_hash:
             raise ValueError(f"{path}.json was trained on other backbone weights; load that backbone with --backbone")
+        for part, value in record.get("identity", {}).items():
+            if backbone.identity.get(part) != value:
+                what = part.removesuffix("_hash")
+                raise ValueError(f"{path}.json was trained on a backbone with another {what}; load that one")
         config = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
         method = cls(backbone, cls.Config(**config), device)
         tensors = load_file(f"{path}.safetensors")  # on the CPU: the method moves them

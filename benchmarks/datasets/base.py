@@ -97,6 +97,8 @@ class Dataset(ABC):
 
     card: ClassVar[DatasetCard]
     released: ClassVar[ReleasedListing] = ReleasedListing()
+    #: Names the way from a stored picture to its pixels: change it when that way changes, so that no score is kept.
+    decoding: ClassVar[str] = ""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pandas as pd
 
+from benchmarks.datasets import contents
 from benchmarks.datasets import pictures as picture_files
 from benchmarks.datasets.base import Dataset, DatasetError
 
@@ -50,9 +51,6 @@ BROKEN_LIST = "broken.txt"
 
 #: Share of a train class's gallery pictures that no training sees, as in the released code's rule.
 HELD_BACK_SHARE = 0.08
-
-#: Pictures whose content is looked at to name a tree for the picture cache.
-SAMPLE = 64
 
 #: Endings of archives; one that lies where the pictures should be is named, to be unpacked.
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
@@ -563,6 +561,7 @@ class FolderDataset(Dataset):
     also_named: ClassVar[tuple[str, ...]] = ()
     published_counts: ClassVar[Mapping[str, int]] = {}
     may_lack: ClassVar[frozenset[tuple[str, str]]] = frozenset()
+    decoding: ClassVar[str] = picture_files.RECIPE
 
     def __init__(self, root: Path | None = None) -> None:
         super().__init__(root)
@@ -714,44 +713,39 @@ class FolderDataset(Dataset):
     def store(self, size: int) -> picture_files.PictureStore:
         """The decoded pictures at one size."""
         if size not in self._stores:
-            stamps = self.table[["bytes", "mtime_ns"]].to_numpy(dtype=np.int64)
+            digests = b"".join(hashlib.sha256(one.encode()).digest()[:16] for one in self.content)
+            stamps = np.frombuffer(digests, dtype="<i8").reshape(-1, 2)
             folder = picture_files.cache_folder()
-            self._stores[size] = picture_files.PictureStore(self.paths(), stamps, self._identity, size, folder)
+            self._stores[size] = picture_files.PictureStore(
+                self.paths(), stamps, self._identity, size, folder, hashes=self.content
+            )
         return self._stores[size]
 
     @cached_property
     def _identity(self) -> str:
-        """Names the list of pictures for the cache: keys, sizes and the content of a sample."""
-        digest = hashlib.sha256(self._names_and_sizes().encode())
-        for row in np.unique(np.linspace(0, len(self.table) - 1, SAMPLE).astype(np.int64)):
-            try:
-                with Path(self.paths(np.array([row]))[0]).open("rb") as file:
-                    digest.update(hashlib.sha256(file.read(1 << 20)).digest())
-            except OSError:
-                digest.update(b"unreadable")
+        """Names the list of pictures for the cache: keys and contents."""
+        digest = hashlib.sha256()
+        for key, content in zip(self.table["key"], self.content, strict=True):
+            digest.update(f"{key}\t{content}\n".encode())
         return digest.hexdigest()
-
-    def _names_and_sizes(self) -> str:
-        return "\n".join(f"{key}\t{size}" for key, size in zip(self.table["key"], self.table["bytes"], strict=True))
 
     @cached_property
     def content(self) -> Sequence[str]:
-        """A quick stand-in for each picture's content hash: sha256 of its name, size and modification time.
+        """sha256 of each picture's file, read once and remembered while the file is untouched
+        (:mod:`benchmarks.datasets.contents`); ``unreadable KEY`` for a file that cannot be read."""
+        return self._marked(contents.file_hashes(self.paths(), name=self._memory))
 
-        Reading a million files to name them would take hours; ``verify`` reads and hashes them all.
-        """
-        columns = (self.table[name] for name in ("key", "bytes", "mtime_ns"))
-        rows = zip(*columns, strict=True)
-        return [hashlib.sha256(f"{key}\t{size}\t{time}".encode()).hexdigest() for key, size, time in rows]
+    def take_content(self, hashes: Sequence[str], begun: float) -> None:
+        """Use the sha256 of every picture ("" if it cannot be read) that somebody read from the time ``begun`` on."""
+        vars(self)["content"] = self._marked(hashes)
+        contents.remember(self.paths(), hashes, name=self._memory, begun=begun)
 
-    @cached_property
-    def data_hash(self) -> str:
-        """sha256 over keys, classes, domains, splits and file sizes: quick, and the same for every copy."""
-        columns = ["key", "class", "domain", "split", "held_back", "bytes"]
-        digest = hashlib.sha256()
-        for values in zip(*(self.table[name].tolist() for name in columns), strict=True):
-            digest.update(("\t".join(map(str, values)) + "\n").encode())
-        return digest.hexdigest()
+    @property
+    def _memory(self) -> str:
+        return hashlib.sha256(os.fsencode(self.folder.resolve())).hexdigest()[:32]
+
+    def _marked(self, hashes: Sequence[str]) -> list[str]:
+        return [one or f"unreadable {key}" for key, one in zip(self.table["key"], hashes, strict=True)]
 
     def _without_broken(self, listing: Listing) -> Listing:
         file = self.folder / BROKEN_LIST

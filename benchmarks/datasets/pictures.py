@@ -137,13 +137,17 @@ def cache_folder() -> Path | None:
 
 @dataclass(frozen=True)
 class _Job:
-    """Pictures for one worker. ``size`` None: only decode and hash; ``slots``: write pixels there, else return them."""
+    """Pictures for one worker. ``size`` None: only decode and hash; ``slots``: write pixels there, else return them.
+
+    ``expected``: each file's sha256, where it is known; other content is refused.
+    """
 
     rows: tuple[int, ...]
     files: tuple[str, ...]
     size: int | None
     slots: str | None
     hashes: bool
+    expected: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,9 @@ def _work(job: _Job) -> _Answer:
             digest, reason, checksum = "", "", 0
             try:
                 data = Path(file).read_bytes()
-                digest = hashlib.sha256(data).hexdigest() if job.hashes else ""
+                digest = hashlib.sha256(data).hexdigest() if job.hashes or job.expected else ""
+                if job.expected and _is_hash(job.expected[place]) and digest != job.expected[place]:
+                    raise PictureError("it was replaced since its content was read; start the command again")
                 decoded = decode(data, job.size)
             except OSError as error:
                 reason = error.strerror or _reason(error)
@@ -184,6 +190,10 @@ def _work(job: _Job) -> _Answer:
         if slots is not None:
             os.close(slots)
     return _Answer(checked, pixels)
+
+
+def _is_hash(text: str) -> bool:
+    return len(text) == 64 and " " not in text
 
 
 def _write(descriptor: int, data: bytes, offset: int) -> None:
@@ -253,12 +263,14 @@ def _jobs(
     slots: Path | None,
     *,
     hashes: bool = False,
+    expected: Sequence[str] = (),
 ) -> Iterator[_Job]:
     target = None if slots is None else str(slots)
     chunk = max(1, min(CHUNK, -(-len(rows) // workers_wanted())))
     for start in range(0, len(rows), chunk):
         part = tuple(int(row) for row in rows[start : start + chunk])
-        yield _Job(part, tuple(file_of(row) for row in part), size, target, hashes)
+        known = tuple(expected[row] for row in part) if expected else ()
+        yield _Job(part, tuple(file_of(row) for row in part), size, target, hashes, known)
 
 
 def check_pictures(files: Sequence[str], *, progress: bool = True) -> Iterator[Checked]:
@@ -290,15 +302,24 @@ def bar(total: int, what: str, *, show: bool = True) -> Iterator[Callable[[int],
 class PictureStore:
     """Pixels of N picture files at one size, decoded once and kept in the cache folder.
 
-    ``files`` are paths; ``stamps [N, 2]`` (int64) are each file's size and modification time, and a slot is only used
-    while they are what they were when it was filled; ``identity`` names the list of pictures (names, sizes and a sample
-    of contents), so that another copy of the same pictures shares the cache.
+    ``files`` are paths; ``stamps [N, 2]`` (int64) name each file's content, and a slot is only used while they are what
+    they were when it was filled; ``identity`` names the list of pictures (names and contents), so that another copy of
+    the same pictures shares the cache and no two sets that differ do. ``hashes``: each file's sha256 where it is known
+    (anything but 64 digits: not known); a file that has other content when it is decoded counts as broken.
     """
 
     def __init__(
-        self, files: Sequence[str], stamps: NDArray[np.int64], identity: str, size: int, folder: Path | None
+        self,
+        files: Sequence[str],
+        stamps: NDArray[np.int64],
+        identity: str,
+        size: int,
+        folder: Path | None,
+        *,
+        hashes: Sequence[str] = (),
     ) -> None:
         self.files = files
+        self._hashes = hashes
         self.size = size
         self.decoded = 0
         self._stamps = np.asarray(stamps, dtype=np.int64).reshape(len(files), 2)
@@ -335,7 +356,7 @@ class PictureStore:
             return out
         out = np.empty((len(wanted), 3, self.size, self.size), dtype=np.uint8)
         broken: list[Checked] = []
-        for answer in _run(_jobs(wanted, self.files.__getitem__, self.size, None), len(wanted)):
+        for answer in _run(self._jobs(wanted, None), len(wanted)):
             assert answer.pixels is not None
             out[np.searchsorted(wanted, [one.row for one in answer.checked])] = answer.pixels
             broken += [one for one in answer.checked if one.reason]
@@ -367,7 +388,7 @@ class PictureStore:
     def _fill(self, rows: NDArray[np.int64]) -> None:
         broken: list[Checked] = []
         with bar(len(rows), "pictures decoded", show=len(rows) >= BAR_FROM) as advance:
-            for answer in _run(_jobs(rows, self.files.__getitem__, self.size, self._slots_file), len(rows)):
+            for answer in _run(self._jobs(rows, self._slots_file), len(rows)):
                 whole = [one.row for one in answer.checked if not one.reason]
                 self._state["stamp"][whole] = self._stamps[whole]
                 self._state["checksum"][whole] = [one.checksum for one in answer.checked if not one.reason]
@@ -377,6 +398,9 @@ class PictureStore:
                 self.decoded += len(answer.checked)
                 advance(len(answer.checked))
         self._refuse(broken)
+
+    def _jobs(self, rows: NDArray[np.int64], slots: Path | None) -> Iterator[_Job]:
+        return _jobs(rows, self.files.__getitem__, self.size, slots, expected=self._hashes)
 
     def _filled(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         state = self._state[rows]

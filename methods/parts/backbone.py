@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionConfig,
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging as transformers_logging
 
+from methods.parts.identity import config_hash, tokenizer_hash
 from methods.parts.memory import align_parameters
 from methods.parts.transformer import (
     KeysValues,
@@ -489,6 +490,16 @@ class Backbone:
                 digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
             self._hash = (stamp, digest.hexdigest())
         return self._hash[1]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Hashes of all that determines what the towers make of normalised pixels and of texts: ``weights_hash``,
+        ``config_hash`` and ``tokenizer_hash`` (:mod:`methods.parts.identity`)."""
+        return {
+            "weights_hash": self.weights_hash,
+            "config_hash": config_hash(self.model.config),
+            "tokenizer_hash": tokenizer_hash(self.tokenizer),
+        }
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context of this backbone's precision: bfloat16 autocast for "bf16", nothing for "float32".

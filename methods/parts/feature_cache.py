@@ -1,7 +1,7 @@
 """Frozen features, computed once a picture (METHODS.md, "Exact speed", 3).
 
-What a frozen tower says about a picture depends on the weights, the preprocessing, the precision and the picture, and
-on nothing else; those four make the key. Values are kept in memory, those of large sets in memory-mapped files.
+What a frozen tower says about a picture depends on the backbone (weights, config, tokenizer), the preprocessing, the
+precision and the picture, and on nothing else; those make the key. Values are kept in memory, those of large sets in memory-mapped files.
 
 Pictures are always computed in batches of one fixed size (the last one is filled up), so that the last bits of a
 feature do not depend on which other pictures were asked for, or were in the cache already.
@@ -48,7 +48,7 @@ class FeatureScope:
     """What a cached value depends on besides the picture."""
 
     quantity: str
-    weights: str
+    backbone: str
     preprocessing: str
     precision: str
 
@@ -58,7 +58,7 @@ class FeatureScope:
         preprocessing = {**backbone.preprocessing, "statistics": statistics}
         return cls(
             quantity=quantity,
-            weights=backbone.weights_hash,
+            backbone=json.dumps(backbone.identity, sort_keys=True),
             preprocessing=json.dumps(preprocessing, sort_keys=True),
             precision=f"{backbone.precision} {_arithmetic(backbone.device)}",
         )
