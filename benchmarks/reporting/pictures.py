@@ -283,7 +283,7 @@ def embedding_map(
     points = []
     with torch.inference_mode():
         for start in range(0, len(picked), 64):
-            pixels = dataset.pixels(picked.index[start : start + 64].to_numpy(), backbone.image_size)
+            pixels = dataset.processed(picked.index[start : start + 64].to_numpy(), backbone.processing)
             points.append(backbone.encode_images(backbone.normalize(pixels.to(backbone.device))).double().cpu().numpy())
     values = np.concatenate(points)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
