@@ -43,7 +43,7 @@ from methods.parts.preprocessing import ImageProcessing
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Endings (in any case) of files that are read as pictures.
+#: Endings (in any case) of files that are read as pictures: what Pillow reads on this machine.
 PICTURE_SUFFIXES = picture_files.readable_endings()
 
 #: A list of pictures to leave out, one key a line, in the data set's folder. ``verify --write-broken`` writes it.
@@ -309,7 +309,7 @@ class _Reader:
         for entry in self._entries(folder):
             path = f"{folder}/{entry.name}"
             if not self._is_picture(entry.name):
-                what = "a folder" if entry.is_dir(follow_symlinks=False) else f"not one of {' '.join(self.suffixes)}"
+                what = "a folder" if entry.is_dir(follow_symlinks=False) else "not an ending that is read"
                 self._find("skipped", path, f"{what}; not read")
             elif entry.is_symlink():
                 self._links.append((path, name, domain, False))
