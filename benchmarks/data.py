@@ -32,8 +32,10 @@ A data set lies in FOLDER/NAME under the data root, or in the folder that --root
 $UCDR_BENCH_CACHE (default: ucdr-bench in the user's cache folder; "off": nowhere); $UCDR_BENCH_WORKERS sets the number
 of worker processes.
 
-Pictures are decoded as torchvision's loader does it: to RGB, without turning them as their EXIF data say, of several
-frames the first. Two things differ: transparent parts become white, and 16-bit grey keeps its shades.
+Pictures are decoded as torchvision's loader does it: to RGB, of several frames the first. Three things differ: they are
+turned as their EXIF orientation says (not under --rules official), transparent parts become white, and 16-bit grey
+keeps its shades. A run resizes and crops them as the backbone's preprocessor_config.json says; --size N as OpenAI's
+CLIPs do (the shorter edge to N, the central square).
 
 exit code: 0 in order, 1 the data set is missing, damaged or breaks a promise, 2 a wrong option or name, 130 stopped
 """
@@ -326,11 +328,16 @@ def _verify_folder(dataset: FolderDataset, size: int | None, write_broken: bool,
 
     keys, paths = dataset.table["key"].to_numpy(), dataset.table["path"].to_numpy()
     hashes, broken, begun = np.zeros(len(keys), dtype="U64"), {}, time.time()
+    turned: list[int] = []
     for one in check_pictures(dataset.paths()):
         hashes[one.row] = one.sha256
+        turned += [one.row] if one.orientation != 1 else []
         if one.reason:
             broken[one.row] = one.reason
     dataset.take_content(hashes.tolist(), begun)
+    if turned:
+        share = f"{len(turned)} of {len(keys)} images are stored turned, such as {paths[min(turned)]}"
+        print(f"{'EXIF orientation':16} {share}: they are turned upright (not under --rules official)")
     _names("broken pictures", [f"{paths[row]}: {broken[row]}" for row in sorted(broken)], shown)
     content = hashlib.sha256("".join(f"{key}\t{digest}\n" for key, digest in zip(keys, hashes, strict=True)).encode())
     whole = np.setdiff1d(np.arange(len(keys)), list(broken))

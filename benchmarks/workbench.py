@@ -23,6 +23,7 @@ from benchmarks.protocols.task import Classification, Retrieval, Task, without_u
 from benchmarks.settings import Settings, SettingsError, spread
 from methods.interface import Pictures, WithheldError
 from methods.parts.feature_cache import process_cache
+from methods.parts.preprocessing import ImageProcessing
 from methods.registry import METHODS, Registry
 
 if TYPE_CHECKING:
@@ -47,12 +48,18 @@ class Workbench:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The backbone; raises :class:`SettingsError` naming the option if it cannot be loaded."""
+        """The backbone; raises :class:`SettingsError` naming the option if it cannot be loaded.
+
+        Under the official rules its images are processed as in the released code, whatever its image processor says.
+        """
         settings = self.settings
         try:
-            return backbones.load(settings.backbone, device=self.device, precision=settings.precision)
+            backbone = backbones.load(settings.backbone, device=self.device, precision=settings.precision)
         except ValueError as error:  # BackboneError is one
             raise SettingsError(f"--backbone: {error}") from error
+        if settings.rules == "official":
+            backbone.preprocessing = backbone.processing.released().record()
+        return backbone
 
     def spread(self) -> Settings:
         """The settings with jobs and threads shared out over this machine (:func:`benchmarks.settings.spread`).
@@ -93,25 +100,34 @@ class Workbench:
         return self._tasks[key]
 
     def pixels(self, dataset: str) -> PixelCache:
-        """The data set's pictures at the backbone's size."""
+        """The data set's pictures under the backbone's image processing."""
         if dataset not in self._pixels:
             share = CACHE_SHARE / max(1, self.settings.jobs)
             source, rules = self.dataset(dataset), self.settings.rules
             inverted = source.released.inverted if rules == "official" else ()
-            self._pixels[dataset] = PixelCache(source, self.backbone.image_size, share, inverted)
+            self._pixels[dataset] = PixelCache(source, self.backbone.processing, share, inverted)
         return self._pixels[dataset]
 
 
 class PixelCache:
-    """A data set's pictures at one size, decoded once while memory allows.
+    """A data set's pictures under one image processing, decoded once while memory allows.
+
+    ``how``: the processing, or a size in pixels for OpenAI's own (the central square, bicubic).
 
     Pictures are held as 8-bit RGB whether cached or not, so what is cached never changes a number. Those of the domains
     ``inverted`` are shown as negatives.
     """
 
-    def __init__(self, dataset: Dataset, size: int, share: float = CACHE_SHARE, inverted: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        how: int | ImageProcessing,
+        share: float = CACHE_SHARE,
+        inverted: tuple[str, ...] = (),
+    ) -> None:
         self.dataset = dataset
-        self.size = size
+        self.how = ImageProcessing.clip(how) if isinstance(how, int) else how
+        self.size = size = self.how.size
         self.inverted = dataset.table["domain"].isin(inverted).to_numpy()
         count = len(dataset.table)
         fits = count * 3 * size * size <= share * psutil.virtual_memory().available
@@ -130,7 +146,7 @@ class PixelCache:
 
     def _decode(self, rows: np.ndarray) -> np.ndarray:
         try:
-            pixels = self.dataset.pixels(rows, self.size)
+            pixels = self.dataset.processed(rows, self.how)
         except Exception as error:
             raise self._broken(rows, error) from error
         decoded: np.ndarray = pixels.mul(255).round_().to(torch.uint8).numpy()
@@ -144,7 +160,7 @@ class PixelCache:
         name, keys = self.dataset.card.name, self.dataset.table["key"].to_numpy()
         for row in np.unique(rows):
             try:
-                self.dataset.pixels(np.array([row]), self.size)
+                self.dataset.processed(np.array([row]), self.how)
             except Exception as reason:
                 said = " ".join(str(reason).split()) or type(reason).__name__
                 return DatasetError(

@@ -19,6 +19,8 @@ import pandas as pd
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from methods.parts.preprocessing import ImageProcessing
+
 
 @dataclass(frozen=True)
 class ReleasedListing:
@@ -111,6 +113,16 @@ class Dataset(ABC):
     @abstractmethod
     def pixels(self, rows: np.ndarray, size: int) -> Tensor:
         """RGB in [0, 1] of the given rows at ``size`` x ``size`` pixels: float32 ``[B, 3, size, size]``."""
+
+    def processed(self, rows: np.ndarray, how: ImageProcessing) -> Tensor:
+        """RGB in [0, 1] of the given rows under a backbone's image processing: float32 ``[B, 3, size, size]``.
+
+        This default knows :meth:`pixels` alone: the data set resizes as it does, to the size that the processing
+        resizes to, and the processing crops. A data set that has the images overrides it.
+        """
+        import torch
+
+        return torch.from_numpy(how.crop_squares(self.pixels(rows, how.side).numpy()))
 
     @property
     @abstractmethod

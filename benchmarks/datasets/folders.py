@@ -39,12 +39,13 @@ import pandas as pd
 from benchmarks.datasets import contents
 from benchmarks.datasets import pictures as picture_files
 from benchmarks.datasets.base import Dataset, DatasetError
+from methods.parts.preprocessing import ImageProcessing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Endings (in any case) of files that are read as pictures.
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+#: Endings (in any case) of files that are read as pictures: what Pillow reads on this machine.
+PICTURE_SUFFIXES = picture_files.readable_endings()
 
 #: A list of pictures to leave out, one key a line, in the data set's folder. ``verify --write-broken`` writes it.
 BROKEN_LIST = "broken.txt"
@@ -566,7 +567,7 @@ class FolderDataset(Dataset):
     def __init__(self, root: Path | None = None) -> None:
         super().__init__(root)
         self._noted: list[Finding] = []
-        self._stores: dict[int, picture_files.PictureStore] = {}
+        self._stores: dict[ImageProcessing, picture_files.PictureStore] = {}
 
     # what a subclass may say
 
@@ -699,10 +700,14 @@ class FolderDataset(Dataset):
 
         Raises :class:`DatasetError` naming a broken picture and the command that lists them all.
         """
+        return self.processed(rows, ImageProcessing.clip(size))
+
+    def processed(self, rows: np.ndarray, how: ImageProcessing) -> Tensor:
+        """RGB in [0, 1] under a backbone's image processing, from the picture cache; errors as :meth:`pixels`."""
         import torch
 
         try:
-            pixels = self.store(size).pixels(np.asarray(rows))
+            pixels = self.store(how).pixels(np.asarray(rows))
         except picture_files.PictureError as error:
             raise DatasetError(
                 f"{self.card.name}: {error}; list all with: python -m benchmarks.data verify {self.card.name} "
@@ -710,16 +715,17 @@ class FolderDataset(Dataset):
             ) from error
         return torch.from_numpy(pixels).float().div_(255)
 
-    def store(self, size: int) -> picture_files.PictureStore:
-        """The decoded pictures at one size."""
-        if size not in self._stores:
+    def store(self, how: int | ImageProcessing) -> picture_files.PictureStore:
+        """The decoded images under one image processing, or OpenAI's own at a size in pixels."""
+        how = (ImageProcessing.clip(how) if isinstance(how, int) else how).without_statistics()
+        if how not in self._stores:
             digests = b"".join(hashlib.sha256(one.encode()).digest()[:16] for one in self.content)
             stamps = np.frombuffer(digests, dtype="<i8").reshape(-1, 2)
             folder = picture_files.cache_folder()
-            self._stores[size] = picture_files.PictureStore(
-                self.paths(), stamps, self._identity, size, folder, hashes=self.content
+            self._stores[how] = picture_files.PictureStore(
+                self.paths(), stamps, self._identity, how, folder, hashes=self.content
             )
-        return self._stores[size]
+        return self._stores[how]
 
     @cached_property
     def _identity(self) -> str:

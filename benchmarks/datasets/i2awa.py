@@ -15,7 +15,6 @@ import pandas as pd
 
 from benchmarks.datasets.base import ClosedSet, DatasetCard, DatasetError
 from benchmarks.datasets.folders import (
-    PICTURE_SUFFIXES,
     FolderDataset,
     Listing,
     Place,
@@ -145,7 +144,7 @@ class I2AwA(FolderDataset):
 
     def read(self, root: Path) -> Listing:
         """The tree; 3D2 holds GIF files too, of which the first frame counts."""
-        return plain_keys(scan(root, self.places, suffixes=(*PICTURE_SUFFIXES, ".gif")))
+        return plain_keys(scan(root, self.places))
 
     def arrange(self, pictures: pd.DataFrame) -> pd.DataFrame:
         """Classes by folder name, checked against the WordNet id in 3D2's; the unseen ones are test classes."""

@@ -22,6 +22,8 @@ from benchmarks.datasets.base import ClosedSet, Dataset, DatasetCard, DatasetErr
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from methods.parts.preprocessing import ImageProcessing
+
 VERSION = "v1"
 
 
@@ -81,6 +83,17 @@ class PictoDomains(Dataset):
         if pixels.shape[-1] != size:
             pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True, align_corners=False)
         return pixels.clamp_(0, 1)
+
+    def processed(self, rows: np.ndarray, how: ImageProcessing) -> Tensor:
+        """RGB in [0, 1] under a backbone's image processing: :meth:`pixels` where it resizes the whole square with
+        bicubic interpolation, else as Pillow resizes and crops."""
+        import torch
+        from PIL import Image
+
+        if how.whole_square and how.resample == "bicubic":
+            return self.pixels(rows, how.size)
+        made = [how.apply(Image.fromarray(self._decoded[row])) for row in np.asarray(rows)]
+        return torch.from_numpy(np.stack(made)).float().div_(255)
 
     @cached_property
     def content(self) -> Sequence[str]:

@@ -1,9 +1,10 @@
 """Picture files to pixels: decoding and resizing in worker processes, into a memory-mapped cache that can be resumed.
 
-A picture is opened with Pillow, laid on white where it is transparent, turned to RGB, cropped to its central square and
-resized with bicubic interpolation (CLIP's evaluation preprocessing without the normalisation). EXIF orientation is not
-applied, as in the published loaders; 16-bit grey is scaled to 8 bits (they clip it to white). Of several frames the
-first counts. A picture that cannot be decoded is reported by name and never replaced.
+A picture is opened with Pillow, laid on white where it is transparent, turned to RGB, turned upright as its EXIF data
+say (not under the official rules, whose loaders do not), then resized and cropped as the backbone's image processor says
+(:class:`methods.parts.preprocessing.ImageProcessing`). Grey of 16 bits, whole or floating-point numbers is scaled to 8
+bits where its range is known, else refused. Of several frames the first counts; the checksums of a PNG are checked. A
+picture that cannot be decoded is reported by name and never replaced.
 
 The cache is a sparse file of 8-bit pixels, one slot a picture, and a small table that says which slots are filled, from
 which file state, with which checksum; what is filled is never decoded again, whatever happened to the process that
@@ -16,13 +17,16 @@ here imports torch or pandas, so that workers start quickly.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import importlib.util
 import io
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import struct
 import sys
 import warnings
 import zlib
@@ -31,12 +35,18 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from methods.parts.preprocessing import ImageProcessing
+
+if TYPE_CHECKING:
+    from PIL import Image
+
 #: Raised when the way from file to pixels changes; part of every cache key.
-RECIPE = "fit-bicubic-white-3"
+RECIPE = "processor-exif-white-4"
 
 #: Fewer pictures than this are decoded in the calling process.
 POOL_FROM = 24
@@ -51,6 +61,33 @@ SPARE = 1 << 30
 BAR_FROM = 2000
 
 
+#: Endings that Pillow reads wherever it is installed; :func:`readable_endings` adds what depends on the installation.
+_ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".icb", ".vda", ".vst", ".ico", ".cur", ".icns", ".pcx", ".dcx"),
+    *(".psd", ".sgi", ".rgb", ".rgba", ".bw", ".ras", ".qoi", ".dds", ".blp", ".xbm", ".xpm", ".msp", ".im", ".fits"),
+    *(".fit", ".fli", ".flc", ".ftc", ".ftu", ".gbr", ".iim", ".pcd", ".pxr"),
+)
+_JPEG_2000 = (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx")
+_AVIF = (".avif", ".avifs")
+_HEIF = (".heic", ".heif", ".hif", ".heics", ".heifs")
+
+
+@functools.cache
+def readable_endings() -> tuple[str, ...]:
+    """Endings (lower case, with the dot) of files that Pillow reads as images on this machine, the usual ones first.
+
+    Left out is what needs another program (PostScript, PDF, Windows metafiles) or is no image by itself (MPEG, HDF5).
+    HEIC is among them only where the package ``pillow_heif`` is installed.
+    """
+    from PIL import features
+
+    endings = _ENDINGS
+    endings += _JPEG_2000 if features.check("jpg_2000") else ()
+    endings += _AVIF if features.check("avif") else ()
+    return endings + (_HEIF if importlib.util.find_spec("pillow_heif") else ())
+
+
 class PictureError(ValueError):
     """A picture that cannot be read or decoded; the message is the reason, without the file's name."""
 
@@ -58,48 +95,228 @@ class PictureError(ValueError):
 @dataclass(frozen=True)
 class Checked:
     """What decoding said about one picture: its number, the sha256 of its file, and why it is broken ("" if whole);
-    ``checksum``: CRC-32 of the pixels where they were stored."""
+    ``checksum``: CRC-32 of the pixels where they were stored; ``orientation``: how its EXIF data say it lies, 1 to 8 (1
+    upright), where it was decoded as a whole."""
 
     row: int
     sha256: str
     reason: str
     checksum: int = 0
+    orientation: int = 1
 
 
-def decode(data: bytes, size: int | None = None) -> NDArray[np.uint8]:
-    """RGB pixels of an encoded picture: uint8 ``[3, size, size]``, or ``[3, H, W]`` as it is without ``size``.
+def decode(data: bytes, how: int | ImageProcessing | None = None) -> NDArray[np.uint8]:
+    """RGB pixels of an encoded picture: uint8 ``[3, size, size]``, or ``[3, H, W]`` as it is without ``how``.
+
+    ``how``: the processing of a backbone, or a size in pixels for OpenAI's own (the central square, bicubic). The
+    picture is turned as its EXIF data say, unless the processing says "as stored".
 
     Raises :class:`PictureError` with the reason in one line.
     """
-    from PIL import Image, ImageOps
+    how = ImageProcessing.clip(how) if isinstance(how, int) else how
+    image, _ = upright(data, turn=how is None or how.orientation == "exif")
+    try:
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)) if how is None else how.apply(image)
+    except Exception as error:  # MemoryError and what Pillow raises for absurd sizes
+        raise PictureError(_reason(error)) from error
 
+
+def upright(data: bytes, *, turn: bool = True) -> tuple[Image.Image, int]:
+    """The RGB image in an encoded picture, turned as its EXIF data say, and what they say: 1 (upright) to 8.
+
+    ``turn=False`` leaves it as it is stored (a TIFF is turned by Pillow all the same).
+    Raises :class:`PictureError` with the reason in one line.
+    """
+    from PIL import Image
+
+    _refuse_by_content(data)
+    try:
+        with warnings.catch_warnings(), _whole_files_only():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as opened:
+                if opened.format in ("ICO", "ICNS"):
+                    _check_png_inside(data)
+                before = _orientation(opened) if opened.format == "TIFF" else 1  # Pillow turns it while it loads
+                opened.load()
+                orientation = before if opened.format == "TIFF" else _orientation(opened)
+                image = _rgb(opened, data)
+                return (image.transpose(_TURNS[orientation]) if turn and _turns(opened, orientation) else image), orientation
+    except PictureError:
+        raise
+    except Exception as error:  # Pillow raises almost anything on damaged files
+        raise PictureError(_reason(error, data)) from error
+
+
+#: EXIF orientation to Pillow's ``Image.Transpose``, by number.
+_TURNS: Any = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+
+
+def _turns(opened: Image.Image, orientation: int) -> bool:
+    return orientation in _TURNS and opened.format != "TIFF"
+
+
+def _orientation(opened: Image.Image) -> int:
+    """1 to 8; 1 where nothing is said, or nothing that can be read."""
+    try:
+        orientation = opened.getexif().get(0x0112, 1)
+    except Exception:  # broken EXIF data say nothing of the pixels
+        return 1
+    return orientation if orientation in _TURNS else 1
+
+
+def _rgb(opened: Image.Image, data: bytes) -> Image.Image:
+    """8-bit RGB, transparent parts on white."""
+    from PIL import Image
+
+    picture = opened
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        picture = Image.fromarray(_eight_bits(opened))
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        picture = Image.new("RGBA", layer.size, "white")
+        picture.alpha_composite(layer)
+    picture = picture.convert("RGB")
+    if _bits(opened, data) == 16 and opened.mode in ("RGB", "RGBA", "LA"):
+        _refuse_dark(256 * max(top for _, top in opened.convert("RGB").getextrema()))  # type: ignore[misc]
+    return picture
+
+
+def _bits(opened: Image.Image, data: bytes) -> int:
+    """Bits of a sample as the file states them; 0 where it does not."""
+    if opened.format == "PNG":
+        return data[24]
+    tags = getattr(opened, "tag_v2", {}) if opened.format == "TIFF" else {}
+    bits = tags.get(258, 0)
+    return int(bits[0] if isinstance(bits, tuple) else bits)
+
+
+def _eight_bits(opened: Image.Image) -> NDArray[np.uint8]:
+    """Grey of more than 8 bits in 8: by the range that the file states, by that of its bits, or by its values where they
+    leave no doubt. Raises :class:`PictureError` where the range is not known."""
+    values = np.asarray(opened)
+    if opened.mode.startswith("I;16") and values.dtype != np.uint16:
+        values = values.view(np.uint16) if values.dtype.itemsize == 2 else values
+    if not np.isfinite(values).all():
+        raise PictureError("it has values that are not finite numbers (NaN or infinite): replace them")
+    tags = getattr(opened, "tag_v2", {}) if opened.format == "TIFF" else {}
+    low, high = float(values.min()), float(values.max())
+    stated = [_number(tags.get(one, tags.get(other))) for one, other in ((340, 280), (341, 281))]
+    if stated[1] is not None and stated[1] > (stated[0] or 0.0):
+        bottom, top = stated[0] or 0.0, stated[1]
+        if low < bottom or high > top:
+            raise PictureError(f"its values, {low:g} to {high:g}, leave the range it states, {bottom:g} to {top:g}")
+    else:
+        bottom, top = 0.0, _top(opened, low, high)
+    grey = values // 256 if top == 65535 else np.rint((values.astype(np.float64) - bottom) * (255 / (top - bottom)))
+    out: NDArray[np.uint8] = grey.astype(np.uint8)
+    return 255 - out if tags.get(262) == 0 else out
+
+
+def _number(value: Any) -> float | None:
+    value = value[0] if isinstance(value, tuple) and value else value
+    return float(value) if isinstance(value, int | float) and np.isfinite(value) else None
+
+
+def _top(opened: Image.Image, low: float, high: float) -> float:
+    """The value that is white, of an image whose values lie between ``low`` and ``high``."""
+    bits = _bits(opened, b"") if opened.format == "TIFF" else 16
+    if low < 0:
+        raise PictureError(f"its values start at {low:g}, below 0: save it with values from 0 to 1, or with 8 bits")
+    if opened.mode == "F":
+        whole = high <= 255 and not np.mod(np.asarray(opened), 1).any()
+        if high <= 1:
+            return 1.0
+        if high <= 255 and (high >= 128 or whole):
+            return 255.0
+    elif opened.mode != "I" or bits == 16:
+        signed = opened.mode == "I" and opened.format == "TIFF"
+        top = 32767.0 if signed else {12: 4095.0}.get(bits, 65535.0)
+        if opened.format != "PPM" and bits == 16:  # PPM states its range, and Pillow scales by it
+            _refuse_dark(high)
+        return top
+    elif high == 0 or 1 < high <= 255:
+        return 255.0
+    elif _DARK < high <= 65535:
+        return 65535.0
+    raise PictureError(
+        f"its values reach {high:g}, and the file does not say which value is white: save it with values from 0 to 1, or"
+        " with 8 bits"
+    )
+
+
+#: A 16-bit image that is not black and has no larger value holds 12 bits or fewer: it would come out black.
+_DARK = 4095
+
+
+def _refuse_dark(high: float) -> None:
+    if 0 < high <= _DARK:
+        raise PictureError(
+            f"it has 16 bits and no value above {high:g}: 12 bits or fewer in 16, or all but black; save it scaled to 8"
+            " bits"
+        )
+
+
+# --- what can be told from the bytes ----------------------------------------------------------------------------------
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _refuse_by_content(data: bytes) -> None:
     if not data:
         raise PictureError("the file is empty")
     if data.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6")):  # Pillow would run Ghostscript on it
         raise PictureError("a PostScript file, no picture")
+    if data[4:8] == b"ftyp" and importlib.util.find_spec("pillow_heif"):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    if data.startswith(_PNG):
+        _check_png(data)
+
+
+def _check_png(data: bytes, start: int = 0) -> None:
+    """Check every chunk's checksum, which Pillow skips for the pixels; a file cut off behind its pixels is whole."""
+    place = start + len(_PNG)
+    while place + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[place : place + 8])
+        end = place + 12 + length
+        name = kind.decode("ascii", "backslashreplace")
+        if end > len(data):
+            if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT"):
+                raise PictureError(f"image file is truncated (the PNG ends in its chunk {name})")
+            return
+        if zlib.crc32(data[place + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise PictureError(f"the PNG is damaged: the checksum of its chunk {name} is wrong")
+        if kind == b"IEND":
+            return
+        place = end
+
+
+def _check_png_inside(data: bytes) -> None:
+    """Icons hold PNG files."""
+    start = data.find(_PNG)
+    while start >= 0:
+        _check_png(data, start)
+        start = data.find(_PNG, start + 1)
+
+
+@contextlib.contextmanager
+def _whole_files_only() -> Iterator[None]:
+    """Truncated files are errors, whatever another library has set."""
+    from PIL import ImageFile
+
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as opened:
-                opened.load()
-                picture: Image.Image = opened
-                if picture.mode == "I" or picture.mode.startswith("I;16"):
-                    picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 256).astype(np.uint8))
-                if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-                    layer = picture.convert("RGBA")
-                    picture = Image.new("RGBA", layer.size, "white")
-                    picture.alpha_composite(layer)
-                picture = picture.convert("RGB")
-                if size is not None and picture.size != (size, size):
-                    picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
-                return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
-    except Exception as error:  # Pillow raises almost anything on damaged files
-        raise PictureError(_reason(error)) from error
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, data: bytes = b"") -> str:
     text = " ".join(str(error).split())
     if "cannot identify image file" in text:
+        if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+            return "a TIFF of a kind that Pillow cannot read: save it with 8 bits a channel"
+        if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"):
+            return "a HEIC image, which Pillow reads only with the package pillow-heif"
         return "not a picture that Pillow can read"
     return text or type(error).__name__
 
@@ -137,14 +354,14 @@ def cache_folder() -> Path | None:
 
 @dataclass(frozen=True)
 class _Job:
-    """Pictures for one worker. ``size`` None: only decode and hash; ``slots``: write pixels there, else return them.
+    """Images for one worker. ``how`` None: only decode and hash; ``slots``: write pixels there, else return them.
 
     ``expected``: each file's sha256, where it is known; other content is refused.
     """
 
     rows: tuple[int, ...]
     files: tuple[str, ...]
-    size: int | None
+    how: ImageProcessing | None
     slots: str | None
     hashes: bool
     expected: tuple[str, ...] = ()
@@ -162,18 +379,22 @@ def _leave_interrupts_to_the_caller() -> None:
 
 def _work(job: _Job) -> _Answer:
     checked: list[Checked] = []
-    keep = job.size is not None and job.slots is None
-    pixels = np.zeros((len(job.rows), 3, job.size or 0, job.size or 0), dtype=np.uint8) if keep else None
+    keep = job.how is not None and job.slots is None
+    side = 0 if job.how is None else job.how.size
+    pixels = np.zeros((len(job.rows), 3, side, side), dtype=np.uint8) if keep else None
     slots = os.open(job.slots, os.O_WRONLY | getattr(os, "O_BINARY", 0)) if job.slots is not None else None
     try:
         for place, (row, file) in enumerate(zip(job.rows, job.files, strict=True)):
-            digest, reason, checksum = "", "", 0
+            digest, reason, checksum, orientation = "", "", 0, 1
             try:
                 data = Path(file).read_bytes()
                 digest = hashlib.sha256(data).hexdigest() if job.hashes or job.expected else ""
                 if job.expected and _is_hash(job.expected[place]) and digest != job.expected[place]:
                     raise PictureError("it was replaced since its content was read; start the command again")
-                decoded = decode(data, job.size)
+                if job.how is None:
+                    orientation = upright(data)[1]
+                else:
+                    decoded = decode(data, job.how)
             except OSError as error:
                 reason = error.strerror or _reason(error)
             except PictureError as error:
@@ -181,11 +402,11 @@ def _work(job: _Job) -> _Answer:
             else:
                 if pixels is not None:
                     pixels[place] = decoded
-                elif slots is not None:
+                elif slots is not None and job.how is not None:
                     raw = decoded.tobytes()
                     checksum = zlib.crc32(raw)
                     _write(slots, raw, row * len(raw))
-            checked.append(Checked(row, digest, reason, checksum))
+            checked.append(Checked(row, digest, reason, checksum, orientation))
     finally:
         if slots is not None:
             os.close(slots)
@@ -259,7 +480,7 @@ def _interrupts_wait() -> Iterator[None]:
 def _jobs(
     rows: Sequence[int] | NDArray[np.int64],
     file_of: Callable[[int], str],
-    size: int | None,
+    how: ImageProcessing | None,
     slots: Path | None,
     *,
     hashes: bool = False,
@@ -270,7 +491,7 @@ def _jobs(
     for start in range(0, len(rows), chunk):
         part = tuple(int(row) for row in rows[start : start + chunk])
         known = tuple(expected[row] for row in part) if expected else ()
-        yield _Job(part, tuple(file_of(row) for row in part), size, target, hashes, known)
+        yield _Job(part, tuple(file_of(row) for row in part), how, target, hashes, known)
 
 
 def check_pictures(files: Sequence[str], *, progress: bool = True) -> Iterator[Checked]:
@@ -300,12 +521,13 @@ def bar(total: int, what: str, *, show: bool = True) -> Iterator[Callable[[int],
 
 
 class PictureStore:
-    """Pixels of N picture files at one size, decoded once and kept in the cache folder.
+    """Pixels of N picture files under one processing, decoded once and kept in the cache folder.
 
     ``files`` are paths; ``stamps [N, 2]`` (int64) name each file's content, and a slot is only used while they are what
-    they were when it was filled; ``identity`` names the list of pictures (names and contents), so that another copy of
-    the same pictures shares the cache and no two sets that differ do. ``hashes``: each file's sha256 where it is known
-    (anything but 64 digits: not known); a file that has other content when it is decoded counts as broken.
+    they were when it was filled; ``identity`` names the list of images (names and contents), so that another copy of
+    the same images shares the cache and no two sets that differ do. ``how``: the processing of a backbone, or a size in
+    pixels for OpenAI's own; mean and deviation do not count. ``hashes``: each file's sha256 where it is known (anything
+    but 64 digits: not known); a file that has other content when it is decoded counts as broken.
     """
 
     def __init__(
@@ -313,21 +535,22 @@ class PictureStore:
         files: Sequence[str],
         stamps: NDArray[np.int64],
         identity: str,
-        size: int,
+        how: int | ImageProcessing,
         folder: Path | None,
         *,
         hashes: Sequence[str] = (),
     ) -> None:
         self.files = files
         self._hashes = hashes
-        self.size = size
+        self.how = ImageProcessing.clip(how) if isinstance(how, int) else how
+        self.size = self.how.size
         self.decoded = 0
         self._stamps = np.asarray(stamps, dtype=np.int64).reshape(len(files), 2)
         self._folder = None
         self._warned = False
         self._trusted = np.zeros(len(files), dtype=bool)
         if folder is not None and len(files):
-            key = hashlib.sha256(f"{RECIPE}\n{identity}\n{size}".encode()).hexdigest()[:32]
+            key = hashlib.sha256(f"{RECIPE}\n{identity}\n{self._geometry}".encode()).hexdigest()[:32]
             self._folder = folder / "pictures" / key
             try:
                 self._open(self._folder)
@@ -338,6 +561,10 @@ class PictureStore:
     def folder(self) -> Path | None:
         """This store's folder in the cache; None where nothing is kept."""
         return self._folder
+
+    @property
+    def _geometry(self) -> str:
+        return json.dumps(self.how.geometry(), sort_keys=True)
 
     @property
     def slot_bytes(self) -> int:
@@ -400,7 +627,7 @@ class PictureStore:
         self._refuse(broken)
 
     def _jobs(self, rows: NDArray[np.int64], slots: Path | None) -> Iterator[_Job]:
-        return _jobs(rows, self.files.__getitem__, self.size, slots, expected=self._hashes)
+        return _jobs(rows, self.files.__getitem__, self.how, slots, expected=self._hashes)
 
     def _filled(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         state = self._state[rows]
@@ -424,7 +651,7 @@ class PictureStore:
             if not file.exists() or file.stat().st_size != length:
                 with file.open("ab") as new:  # never cuts off what another process has written already
                     new.truncate(length)
-        about = {"recipe": RECIPE, "pictures": count, "size": self.size, "first": self.files[0]}
+        about = {"recipe": RECIPE, "pictures": count, **self.how.geometry(), "first": self.files[0]}
         (folder / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
         self._state = np.memmap(state_file, dtype=kind, mode="r+", shape=(count,))
         self._slots = np.memmap(self._slots_file, dtype=np.uint8, mode="r", shape=(count, 3, self.size, self.size))

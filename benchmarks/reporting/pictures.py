@@ -275,6 +275,7 @@ def embedding_map(
     backbone = backbones.load(setting.backbone, device="cpu", precision="float32")
     if backbone.weights_hash != setting.weights_hash:
         raise ValueError(f"backbone {setting.backbone} has other weights now than these results")
+    how = backbone.processing.released() if setting.rules == "official" else backbone.processing
     table = dataset.table.reset_index(drop=True)
     test = table[table["split"] == "test"]
     table = test if len(test) else table
@@ -283,7 +284,7 @@ def embedding_map(
     points = []
     with torch.inference_mode():
         for start in range(0, len(picked), 64):
-            pixels = dataset.pixels(picked.index[start : start + 64].to_numpy(), backbone.image_size)
+            pixels = dataset.processed(picked.index[start : start + 64].to_numpy(), how)
             points.append(backbone.encode_images(backbone.normalize(pixels.to(backbone.device))).double().cpu().numpy())
     values = np.concatenate(points)
     values /= np.linalg.norm(values, axis=1, keepdims=True)

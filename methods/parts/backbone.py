@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from methods.parts.identity import config_hash, tokenizer_hash
 from methods.parts.memory import align_parameters
+from methods.parts.preprocessing import CLIP_MEAN, CLIP_STD, ImageProcessing, ProcessingError, read_processor
 from methods.parts.transformer import (
     KeysValues,
     prefix_keys_values,
@@ -39,9 +40,7 @@ from methods.parts.transformer import (
 Precision = Literal["float32", "bf16"]
 Statistics = Literal["clip", "imagenet", "none"]
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 #: Configs older than transformers 4.31 say 2 whatever the tokenizer; the text is then read at its largest id.
 _LEGACY_EOS = 2
 _HUB_SECONDS = 5.0
@@ -289,13 +288,7 @@ class Backbone:
         self.tokenizer = tokenizer
         self.name = name
         self.precision: Precision = precision
-        given = dict(preprocessing or {})
-        self.preprocessing: dict[str, Any] = {
-            "mean": [float(value) for value in given.get("mean") or CLIP_MEAN],
-            "std": [float(value) for value in given.get("std") or CLIP_STD],
-            "size": self.image_size,
-            "resample": given.get("resample") or "bicubic",
-        }
+        self.preprocessing: dict[str, Any] = ImageProcessing.of_record(preprocessing or {}, self.image_size).record()
         self._hash: tuple[tuple[tuple[int, int], ...], str] | None = None
         self._check_tokenizer()
 
@@ -351,7 +344,7 @@ class Backbone:
             part = "tokenizer"
             tokenizer = AutoTokenizer.from_pretrained(text, local_files_only=local)
             part = "preprocessor_config.json"
-            preprocessing = _preprocessing(text, local)
+            preprocessing = _preprocessing(text, local, _square(config.vision_config.image_size, "image size"))
         except BackboneError:
             raise
         except Exception as error:  # transformers raises OSError, ValueError, SafetensorError, KeyError, ... here
@@ -437,6 +430,11 @@ class Backbone:
     def image_size(self) -> int:
         """Side of a picture in pixels."""
         return self.vision.image_size
+
+    @property
+    def processing(self) -> ImageProcessing:
+        """How an image becomes the pixels that this backbone takes; :attr:`preprocessing` states it for records."""
+        return ImageProcessing.of_record(self.preprocessing, self.image_size)
 
     @property
     def grid(self) -> int:
@@ -758,33 +756,24 @@ def _check_weights(text: str, model: CLIPModel, report: Mapping[str, Any]) -> No
             raise BackboneError(f"backbone {text}: weight {name} is not finite: the file is broken, fetch it again")
 
 
-def _preprocessing(text: str, local: bool) -> dict[str, Any]:
-    """Mean, deviation and resampling of a checkpoint's image processor; CLIP's own without one.
+def _preprocessing(text: str, local: bool, size: int) -> dict[str, Any]:
+    """What a checkpoint's image processor does, as :meth:`ImageProcessing.record`; CLIP's own without one.
 
     Raises:
-        BackboneError: a processor whose numbers cannot be meant.
+        BackboneError: a processor that cannot be followed.
     """
     try:
         processor, _ = ImageProcessingMixin.get_image_processor_dict(text, local_files_only=local)
     except OSError as error:
         if isinstance(error.__context__, ValueError):  # it is there and no JSON
             raise
-        processor = {}
-    mean, std = processor.get("image_mean") or CLIP_MEAN, processor.get("image_std") or CLIP_STD
-    if not processor.get("do_normalize", True):
-        mean, std = 0.0, 1.0
-    mean, std = ([value] * 3 if isinstance(value, int | float) else list(value) for value in (mean, std))
-    resample = processor.get("resample", 3)
-    what = ""
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        what = f"image_mean {mean} and image_std {std}: give three numbers each, the deviations above 0"
-    elif not processor.get("do_rescale", True):
-        what = "do_rescale false: give image_mean and image_std of pixels in [0, 1] and leave do_rescale out"
-    elif resample is not None and resample not in _RESAMPLE:
-        what = f"resample {resample!r}: give a number of 0 to 5 (3 is bicubic)"
-    if what:
-        raise BackboneError(f"backbone {text}: preprocessor_config.json has {what}")
-    return {"mean": mean, "std": std, "resample": "bicubic" if resample is None else _RESAMPLE[resample]}
+        return ImageProcessing.clip(size).record()
+    try:
+        return read_processor(processor, size).record()
+    except ProcessingError as error:
+        alone = not Path(text).is_dir() or (Path(text) / "preprocessor_config.json").is_file()
+        file = "preprocessor_config.json" if alone else "processor_config.json"
+        raise BackboneError(f"backbone {text}: {file} has {error}") from error
 
 
 def _check_folder(folder: Path) -> None:

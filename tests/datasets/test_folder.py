@@ -204,8 +204,8 @@ def test_verify_names_what_is_wrong_and_can_leave_it_out(
 
 def test_verify_cuts_long_lists_unless_asked(root: Path, capsys: pytest.CaptureFixture) -> None:
     for number in range(25):
-        (root / "photo" / "dog" / f"{number}.gif").write_bytes(b"")
+        (root / "photo" / "dog" / f"{number}.mp4").write_bytes(b"")
     assert data.main(["verify", "folder", "--root", str(root)]) == 0
     assert "  ... and 5 more (--all names them)" in capsys.readouterr().out
     assert data.main(["verify", "folder", "--root", str(root), "--all"]) == 0
-    assert capsys.readouterr().out.count(".gif: not one of .jpg") == 25
+    assert capsys.readouterr().out.count(".mp4: not an ending that is read") == 25

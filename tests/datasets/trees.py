@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
+FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF"}
 SIDE = (10, 8)
 
 
@@ -157,10 +157,10 @@ def damage(root: Path, class_folder: str, outside: Path) -> Damage:
     (folder / "page.jpg").write_text("<html>404</html>")
     whole = write_pictures(
         root,
-        [f"{class_folder}/{name}" for name in ("UPPER.JPG", "photo.jpeg", "new.webp", "raw.bmp", "naïve ☃.png")],
+        [f"{class_folder}/{name}" for name in ("UPPER.JPG", "photo.jpeg", "new.webp", "raw.bmp", "naïve ☃.png", "moving.gif", "scan.TIF")],
     )
     (folder / "notes.txt").write_text("not a picture")
-    (folder / "moving.gif").write_bytes(picture_bytes("moving.gif"))
+    (folder / "film.mp4").write_bytes(some)
     (folder / "nested").mkdir()
     (folder / ".hidden.jpg").write_bytes(some)
     outside.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def damage(root: Path, class_folder: str, outside: Path) -> Damage:
     (beside / "linked away").symlink_to(outside)
     (beside / "linked back").symlink_to("..")
     left_out = [
-        *(f"{class_folder}/{name}" for name in ("notes.txt", "moving.gif", "nested")),
+        *(f"{class_folder}/{name}" for name in ("notes.txt", "film.mp4", "nested")),
         *(f"{class_folder}/{name}" for name in ("leaves.jpg", "loop.jpg", "dangling.jpg", "again.jpg")),
         *(f"{beside.relative_to(root).as_posix()}/{name}" for name in ("empty class", "linked away", "linked back")),
     ]

@@ -254,7 +254,10 @@ def test_preprocessing_is_the_checkpoints_own(tiny_backbone: Backbone) -> None:
         "mean": [0.6, 0.5, 0.4],
         "std": [0.25, 0.3, 0.2],
         "size": 32,
+        "resize": {"to": [32], "mode": "shortest_edge"},
+        "crop": [32, 32],
         "resample": "bilinear",
+        "orientation": "exif",
     }
     grey = torch.full((1, 3, 32, 32), 0.5)
     close(tiny_backbone.normalize(grey)[0, :, 0, 0], torch.tensor([-0.4, 0.0, 0.5]))
