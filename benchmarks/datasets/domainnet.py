@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -85,10 +86,11 @@ class DomainNet(ListedDataset):
         for domain in DOMAINS:
             there, named, count = by_domain.get(domain, set()), set(), len(placed)
             for part in ("train", "test"):
-                file, *more = find_lists(root, [f"{domain}_{part}.txt"]) or [None]
-                twice += more
-                if file is None:
+                files = find_lists(root, [f"{domain}_{part}.txt"])
+                if not files:
                     continue
+                file, *more = files
+                twice += more
                 placed[file] = read_placed(file, domain, 2, root=root)
                 named |= set(placed[file].rows["path"])
                 reason = f"named in {shown(file, root)}, but not there"
@@ -102,12 +104,12 @@ class DomainNet(ListedDataset):
         if unlisted:
             why = "the published lists name the cleaned archives, so these come from the original ones or were added"
             notes.append(f"images that are in neither list of their domain: {', '.join(unlisted)} ({why})")
-        notes += [f"lists not read, as the same are there already: {names_of(twice, root)}"] if twice else []
+        notes += [f"lists not read, as others of their names are: {names_of(twice, root)}"] if twice else []
         others = find_lists(root, [name.format(domain=domain) for domain in DOMAINS for name in OTHER_LISTS])
         notes += [_partial(file, root, by_domain) for file in others]
         return dataclasses.replace(listing, findings=(*listing.findings, *findings), notes=(*listing.notes, *notes))
 
-    @property
+    @cached_property
     def facts(self) -> tuple[str, ...]:
         """Folders and lists that were read, and the version of the archives."""
         return (*super().facts, edition(self.table["domain"].value_counts()))

@@ -495,7 +495,9 @@ def left_out(findings: Iterable[Finding], empty: int = 0) -> str:
             counts[place] = counts.get(place, 0) + one.count
     parts = [f"{counts[place]} {place[1]}" for place in sorted(counts, key=lambda at: (at[0], -counts[at], at[1]))]
     if empty:
-        parts.append(f"{empty} of zero bytes that cannot be decoded (verify --write-broken leaves them out)")
+        parts.append(
+            f"not yet left out, but of zero bytes: {empty} (cells fail; verify --write-broken leaves them out)"
+        )
     return ", ".join(parts)
 
 
@@ -677,7 +679,7 @@ class FolderDataset(Dataset):
         _ = self.table
         return tuple(one for one in (*self.listing.findings, *self._noted) if one.kind != "system")
 
-    @property
+    @cached_property
     def left_out(self) -> str:
         """How many files of which kind are not used, in one line; "" if there are none."""
         _ = self.table

@@ -133,9 +133,7 @@ class I2AwA(FolderDataset):
                 "AwA2/JPEGImages",
                 "AwA/JPEGImages",
                 "JPEGImages",
-                "Animals_with_Attributes2",
                 "AwA2",
-                "AwA",
             ),
         ),
     )

@@ -24,6 +24,8 @@ from benchmarks.evaluation.statistics import mean_over_seeds
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from benchmarks.store import Record
+
 #: Columns of :func:`benchmarks.store.load_results` that make two scores comparable.
 SETTING = (
     "dataset",
@@ -216,7 +218,7 @@ def data_used(records: Iterable[Record]) -> list[tuple[str, str, str, str]]:
 
     One row for each data set and hash, where there is anything to say.
     """
-    rows = {}
+    rows: dict[tuple[str, str, str, str], None] = {}
     for record in records:
         facts, left_out = record.dataset.get("facts") or [], record.dataset.get("left_out") or ""
         if facts or left_out:
