@@ -205,6 +205,20 @@ def test_damaged_files_are_begun_anew(
     assert again.misses == 0
 
 
+def test_a_flipped_bit_costs_its_row_and_no_score(
+    tiny_backbone: Backbone, tmp_path: Path, on_disk: Callable[[], FeatureCache]
+) -> None:
+    expected = image_features(tiny_backbone, album(), cache=on_disk(), batch_size=4).clone()
+    (file,) = tmp_path.rglob("features.bin")
+    data = bytearray(file.read_bytes())
+    data[24 * 4 * 3 + 5] ^= 64  # in row 3
+    file.write_bytes(data)
+    for misses in (1, 0):
+        cache = on_disk()
+        assert torch.equal(image_features(tiny_backbone, album(), cache=cache, batch_size=4), expected)
+        assert cache.misses == misses
+
+
 def test_without_room_on_the_disk_features_are_held_in_memory(
     tiny_backbone: Backbone, on_disk: Callable[[], FeatureCache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
