@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import errno
 import os
 import random
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -773,7 +773,7 @@ def test_the_content_of_a_file_that_a_method_reads_is_in_the_key(settings: Setti
     table = tmp_path / "table.txt"
     METHODS.add("reads", Reads)
     try:
-        named = dataclasses.replace(settings, methods=("reads",), changes={"reads.table": str(table)})
+        named = dataclasses.replace(settings, methods=("reads",), set=(("reads.table", str(table)),))
         absent = keys_of(named)
         table.write_text("one")
         first = keys_of(named)

@@ -58,7 +58,7 @@ def file_hashes(paths: Sequence[str], *, name: str, what: str = "images read") -
         unread = []
         for row in rows:
             with contextlib.suppress(OSError, ValueError):
-                stamps[row] = _stamp(os.stat(paths[row]))
+                stamps[row] = _stamp(os.stat(paths[row]))  # noqa: PTH116 - a million times
                 if known is not None and (known.stamps[row] == stamps[row]).all():
                     found[row] = known.hashes[row]
                 else:
@@ -89,7 +89,7 @@ def remember(paths: Sequence[str], hashes: Sequence[str], *, name: str, begun: f
     stamps = np.full((len(paths), len(_STAMP)), -1, dtype=np.int64)
     for row, path in enumerate(paths):
         with contextlib.suppress(OSError, ValueError):
-            stamps[row] = _stamp(os.stat(path))
+            stamps[row] = _stamp(Path(path).stat())
     _Memory(name).keep(paths, stamps, np.array(hashes, dtype="U64"), begun)
 
 
@@ -131,7 +131,7 @@ def _stamp(about: os.stat_result) -> tuple[int, int, int, int]:
 def _read(path: str) -> tuple[str, tuple[int, int, int, int]]:
     """A file's sha256 and its stamp; raises ``OSError`` if it is written to meanwhile."""
     digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
+    with Path(path).open("rb", buffering=0) as file:
         before = _stamp(os.fstat(file.fileno()))
         while block := file.read(BLOCK):
             digest.update(block)
@@ -148,8 +148,8 @@ class _Known:
 
 
 class _Memory:
-    """A file ``CACHE/contents/NAME.hashes``: a sha256, then the Parquet table that it is of, with path, stamp and sha256
-    (32 bytes) of each file. A damaged one counts as empty."""
+    """A file ``CACHE/contents/NAME.hashes``: a sha256, then the Parquet table that it is of, with path, stamp and
+    sha256 (32 bytes) of each file. A damaged one counts as empty."""
 
     def __init__(self, name: str) -> None:
         folder = cache_folder()
@@ -177,7 +177,7 @@ class _Memory:
         still = stamps[:, 1:3].max(axis=1, initial=-1) < (begun - SETTLED) * 1e9
         rows = np.flatnonzero((hashes != "") & (stamps[:, 0] >= 0) & still)
         new = pd.DataFrame(stamps[rows], columns=list(_STAMP))
-        new.insert(0, "path", [paths[row] for row in rows])
+        new.insert(0, "path", [paths[row] for row in rows.tolist()])
         new["sha256"] = [bytes.fromhex(hashes[row]) for row in rows]
         old = self._frame()
         whole = new if old is None else pd.concat([old[~old["path"].isin(set(paths))], new], ignore_index=True)

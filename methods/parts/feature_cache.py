@@ -1,7 +1,8 @@
 """Frozen features, computed once a picture (METHODS.md, "Exact speed", 3).
 
 What a frozen tower says about a picture depends on the backbone (weights, config, tokenizer), the preprocessing, the
-precision and the picture, and on nothing else; those make the key. Values are kept in memory, those of large sets in memory-mapped files.
+precision and the picture, and on nothing else; those make the key. Values are kept in memory, those of large sets in
+memory-mapped files.
 
 Pictures are always computed in batches of one fixed size (the last one is filled up). On a CPU each batch is computed
 by one thread, and several threads compute batches side by side, because products that are shared out over threads are

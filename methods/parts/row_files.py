@@ -4,7 +4,8 @@ For values of so many pictures that they should not be held in memory: the syste
 whoever is killed goes on with the rows that are not filled yet. ``FOLDER/about.json`` says names, shapes and types,
 ``NAME.bin`` holds the rows one after the other, ``filled.bin`` a mark and a CRC-32 of its values for each row, written
 after the values have reached the disk. A row whose values do not fit its checksum counts as not filled; each row is
-checked once by each :class:`RowFiles`, when :attr:`RowFiles.filled` is asked for. Several processes may fill the same files if they write the same values.
+checked once by each :class:`RowFiles`, when :attr:`RowFiles.filled` is asked for. Several processes may fill the same
+files if they write the same values.
 """
 
 from __future__ import annotations
