@@ -44,7 +44,8 @@ from methods.parts.training import check_processes
 from methods.registry import METHODS
 
 #: Pictures encoded at once. Every batch has this size (the last is filled up), so that a picture's embedding does not
-#: depend on which other pictures a run, or a resumed part of it, needed.
+#: depend on which other pictures a run, or a resumed part of it, needed: equal to the bit with one thread (``--threads
+#: 1``); with several the last digits of a float32 may depend on the place in the batch (about 1e-6 of its length).
 BATCH = 64
 
 #: Pictures encoded between two writes to files: all that a killed process loses.

@@ -263,13 +263,19 @@ def make_cell(
     )
     inputs = {
         "scoring": SCORING,
-        "method": {"name": name, "version": method.version, "config": values, "learning_rates": learning_rates},
+        "method": {
+            "name": name,
+            "version": method.version,
+            "config": values,
+            "learning_rates": learning_rates,
+            "files": workbench.file_hashes(method, config),
+        },
         "backbone": {
             **backbone.identity,
             "preprocessing": backbone.preprocessing,
             "precision": backbone.precision,
         },
-        "dataset": {"name": dataset, "version": source.card.version, "data_hash": source.data_hash},
+        "dataset": workbench.dataset_facts(dataset),
         "task": {
             "protocol": task.protocol,
             "split": task.split,

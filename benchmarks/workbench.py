@@ -16,12 +16,14 @@ from torch import Tensor
 
 from benchmarks import backbones
 from benchmarks.datasets.base import Dataset, DatasetError, dataset_root
+from benchmarks.datasets.contents import tree_hash
 from benchmarks.datasets.pictures import cache_folder
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.protocols.task import Classification, Retrieval, Task, without_unanswerable_validation
 from benchmarks.settings import Settings, SettingsError, spread
-from methods.interface import Pictures, WithheldError
+from benchmarks.store import content_key
+from methods.interface import Method, Pictures, WithheldError
 from methods.parts.feature_cache import process_cache
 from methods.parts.preprocessing import ImageProcessing
 from methods.registry import METHODS, Registry
@@ -43,6 +45,8 @@ class Workbench:
         self._datasets: dict[str, Dataset] = {}
         self._tasks: dict[tuple[str, str, str], Task] = {}
         self._pixels: dict[str, PixelCache] = {}
+        self._facts: dict[str, dict[str, Any]] = {}
+        self._files: dict[str, str] = {}
         cache = cache_folder()
         process_cache().folder = None if cache is None else cache / "features"
 
@@ -81,6 +85,29 @@ class Workbench:
             dataset.check()
             self._datasets[name] = dataset
         return self._datasets[name]
+
+    def dataset_facts(self, name: str) -> dict[str, Any]:
+        """What of a data set determines scores (JSON-able): its name and version, and hashes of its pictures with their
+        classes, domains and splits, of the way they are decoded and of the classes' WordNet synsets."""
+        if name not in self._facts:
+            source = self.dataset(name)
+            facts = {"name": name, "version": source.card.version, "data_hash": source.data_hash}
+            self._facts[name] = facts | {"decoding": source.decoding, "synsets": _synsets_hash(source)}
+        return self._facts[name]
+
+    def file_hashes(self, method: type[Method], config: Any) -> dict[str, str]:
+        """sha256 of every file that a method of this config reads beside pictures and backbone; "" for one that cannot
+        be read (``fit`` says why)."""
+        found = {}
+        for name, path in sorted(method.files(config).items()):
+            place = str(path)
+            if place not in self._files:
+                try:
+                    self._files[place] = tree_hash(path)
+                except OSError:
+                    self._files[place] = ""
+            found[name] = self._files[place]
+        return found
 
     def splits(self, dataset: str, protocol: str) -> list[str]:
         """The splits a protocol runs on a data set, at most the preset's number."""
@@ -197,6 +224,13 @@ class DatasetPictures(Pictures):
         content, decoding, inverted, rows = self._hashes()
         before = f"{decoding} " if decoding else ""
         return [f"{before}inverted {content[row]}" if inverted[row] else before + content[row] for row in rows]
+
+
+def _synsets_hash(dataset: Dataset) -> str:
+    try:
+        return content_key(dict(dataset.synsets))
+    except Exception:  # WordNet is missing: every fit says so
+        return ""
 
 
 REGISTRIES: dict[str, Registry] = {"methods": METHODS, "datasets": DATASETS, "protocols": PROTOCOLS}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -237,6 +238,17 @@ class Method(ABC):
             raise TypeError(f"{self.card.name}: config must be {self.Config.__name__}, not {type(config).__name__}")
         self.device = torch.device(backbone.device if device is None else device)
 
+    @classmethod
+    def files(cls, config: Any) -> Mapping[str, Path]:
+        """Files and folders that a method of this config reads beside pictures and backbone, by name; their content is
+        part of a score's key. Default: every setting that is the path of something that exists.
+
+        Override it for what no setting names (a database that a library finds). A file need not exist; nothing is
+        raised.
+        """
+        values = {one.name: getattr(config, one.name) for one in dataclasses.fields(config)}
+        return {name: Path(value).expanduser() for name, value in values.items() if _is_path(value)}
+
     @abstractmethod
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
         """Learn from ``data``; the same seed on the same machine gives the same numbers."""
@@ -322,3 +334,13 @@ class Method(ABC):
         tensors = load_file(f"{path}.safetensors")  # on the CPU: the method moves them
         method.load_tensors({name: aligned(tensor) for name, tensor in tensors.items()}, record["facts"])
         return method
+
+
+def _is_path(value: Any) -> bool:
+    """Whether a setting is the path of something that exists; a plain word is never one, whatever the folder holds."""
+    if not isinstance(value, Path) and not (isinstance(value, str) and re.search(r"[./\\]", value)):
+        return False
+    try:
+        return Path(value).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):
+        return False

@@ -19,10 +19,12 @@ Shapes: B pictures, C classes (seen and unseen), N graph nodes, E embedding widt
 (E, unless the nodes are word vectors), d width of adapter and prototypes, P patches, R stored reference pictures.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -40,10 +42,12 @@ from methods.parts.word_graph import (
     Field,
     GraphSource,
     WordGraph,
+    WordNetError,
     build_graph,
     extend_graph,
     read_word_vectors,
     receptive_field,
+    wordnet_path,
 )
 
 _INIT, _SOURCE, _TARGET, _DROPOUT, _PAIRS, _REFERENCE = range(6)  # what a random generator is for
@@ -664,6 +668,14 @@ class SreClip(Method):
         if self._model is None:
             raise RuntimeError("sre_clip has learned nothing yet: call fit, or load a checkpoint")
         return self._model
+
+    @classmethod
+    def files(cls, config: SreClipConfig) -> Mapping[str, Path]:
+        """WordNet, and the file of word vectors if one is named."""
+        found = {"word_vectors": Path(config.word_vectors)} if config.word_vectors else {}
+        with contextlib.suppress(WordNetError):  # fit says what is wrong
+            found["wordnet"] = wordnet_path()
+        return found
 
     # --- frozen inputs ---
 

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import os
 import random
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -736,3 +737,98 @@ def test_smoke_is_small() -> None:
     assert settings.limit == PRESETS["smoke"].limit
     assert resolve({"preset": "smoke", "limit": 7}).limit == 7
     assert PRESETS["smoke"].splits == 1
+
+
+# --- what a key holds -------------------------------------------------------------------------------------------------
+
+
+def keys_of(settings: Settings) -> set[str]:
+    return {cell.key for cell in plan(settings, Workbench(settings)).cells}
+
+
+def test_a_checkpoint_whose_config_changes_is_measured_again(
+    settings: Settings, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "elsewhere")
+    elsewhere = dataclasses.replace(settings, backbone=str(folder))
+    assert keys_of(elsewhere) == keys_of(settings), "the same checkpoint in another folder"
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace("quick_gelu", "gelu"))
+    assert not keys_of(elsewhere) & keys_of(settings)
+    (folder / "config.json").write_text(config)
+    assert keys_of(elsewhere) == keys_of(settings)
+
+
+class Reads(Probe):
+    """Reads a file that a setting names."""
+
+    card = dataclasses.replace(Probe.card, name="reads")
+
+    @dataclasses.dataclass(frozen=True)
+    class Config(Probe.Config):
+        table: str = ""
+
+
+def test_the_content_of_a_file_that_a_method_reads_is_in_the_key(settings: Settings, tmp_path: Path) -> None:
+    table = tmp_path / "table.txt"
+    METHODS.add("reads", Reads)
+    try:
+        named = dataclasses.replace(settings, methods=("reads",), set=(("reads.table", str(table)),))
+        absent = keys_of(named)
+        table.write_text("one")
+        first = keys_of(named)
+        table.write_text("two")
+        second = keys_of(named)
+        table.write_text("one")
+        assert keys_of(named) == first
+        assert len(absent | first | second) == 3 * len(first)
+    finally:
+        METHODS.remove("reads")
+
+
+def test_a_plain_word_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "word").write_text("x")
+    (tmp_path / "a.txt").write_text("x")
+    assert Reads.files(Reads.Config(table="word")) == {}
+    assert Reads.files(Reads.Config(table="a.txt")) == {"table": Path("a.txt")}
+    assert Reads.files(Reads.Config(table="a photo of a {}.")) == {}
+    assert Reads.files(Reads.Config(table="no\0name/")) == {}
+
+
+def test_synsets_decoding_and_version_are_in_the_key(
+    settings: Settings, tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [keys_of(settings)]
+    with monkeypatch.context() as context:
+        context.setattr(tiny_dataset, "synsets", {"one_ring": "ring.n.02"})
+        found.append(keys_of(settings))
+    with monkeypatch.context() as context:
+        context.setattr(tiny_dataset, "decoding", "another way")
+        found.append(keys_of(settings))
+    with monkeypatch.context() as context:
+        context.setattr(Probe, "version", Probe.version + 1)
+        found.append(keys_of(settings))
+    assert len(set.union(*found)) == 4 * len(found[0])
+
+
+def test_sre_clip_reads_wordnet_and_word_vectors(tmp_path: Path) -> None:
+    from methods.sre_clip import SreClip, SreClipConfig
+
+    assert set(SreClip.files(SreClipConfig())) == {"wordnet"}
+    assert SreClip.files(SreClipConfig())["wordnet"].exists()
+    named = SreClip.files(SreClipConfig(word_vectors=str(tmp_path / "glove.txt")))
+    assert named["word_vectors"] == tmp_path / "glove.txt"
+
+
+def test_equal_devices_share_embeddings(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "LARGE", 1)
+    monkeypatch.setattr(execution, "cache_folder", lambda: Path("cache"))
+    workbench = Workbench(settings)
+    group, pixels = plan(settings, workbench).groups[0], workbench.pixels("tiny")
+    method = Probe(workbench.backbone)
+    places = []
+    for device in ("cpu", "cuda:0", "cuda:1"):
+        method.device = torch.device(device)
+        places.append(execution.embedding_folder(group, method, pixels))
+    assert places[1] == places[2] != places[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import sys
 import time
@@ -57,7 +58,7 @@ def file_hashes(paths: Sequence[str], *, name: str, what: str = "images read") -
         unread = []
         for row in rows:
             with contextlib.suppress(OSError, ValueError):
-                stamps[row] = _stamp(os.stat(paths[row]))
+                stamps[row] = _stamp(os.stat(paths[row]))  # noqa: PTH116 - a million times
                 if known is not None and (known.stamps[row] == stamps[row]).all():
                     found[row] = known.hashes[row]
                 else:
@@ -88,7 +89,7 @@ def remember(paths: Sequence[str], hashes: Sequence[str], *, name: str, begun: f
     stamps = np.full((len(paths), len(_STAMP)), -1, dtype=np.int64)
     for row, path in enumerate(paths):
         with contextlib.suppress(OSError, ValueError):
-            stamps[row] = _stamp(os.stat(path))
+            stamps[row] = _stamp(Path(path).stat())
     _Memory(name).keep(paths, stamps, np.array(hashes, dtype="U64"), begun)
 
 
@@ -130,7 +131,7 @@ def _stamp(about: os.stat_result) -> tuple[int, int, int, int]:
 def _read(path: str) -> tuple[str, tuple[int, int, int, int]]:
     """A file's sha256 and its stamp; raises ``OSError`` if it is written to meanwhile."""
     digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
+    with Path(path).open("rb", buffering=0) as file:
         before = _stamp(os.fstat(file.fileno()))
         while block := file.read(BLOCK):
             digest.update(block)
@@ -147,11 +148,12 @@ class _Known:
 
 
 class _Memory:
-    """A Parquet file ``CACHE/contents/NAME.parquet``: path, stamp, sha256 (32 bytes). A damaged one counts as empty."""
+    """A file ``CACHE/contents/NAME.hashes``: a sha256, then the Parquet table that it is of, with path, stamp and
+    sha256 (32 bytes) of each file. A damaged one counts as empty."""
 
     def __init__(self, name: str) -> None:
         folder = cache_folder()
-        self.file = None if folder is None else folder / "contents" / f"{name}.parquet"
+        self.file = None if folder is None else folder / "contents" / f"{name}.hashes"
 
     def load(self, paths: Sequence[str]) -> _Known | None:
         """What is known of these paths; None if nothing is."""
@@ -175,7 +177,7 @@ class _Memory:
         still = stamps[:, 1:3].max(axis=1, initial=-1) < (begun - SETTLED) * 1e9
         rows = np.flatnonzero((hashes != "") & (stamps[:, 0] >= 0) & still)
         new = pd.DataFrame(stamps[rows], columns=list(_STAMP))
-        new.insert(0, "path", [paths[row] for row in rows])
+        new.insert(0, "path", [paths[row] for row in rows.tolist()])
         new["sha256"] = [bytes.fromhex(hashes[row]) for row in rows]
         old = self._frame()
         whole = new if old is None else pd.concat([old[~old["path"].isin(set(paths))], new], ignore_index=True)
@@ -185,27 +187,29 @@ class _Memory:
     def _frame(self) -> pd.DataFrame | None:
         from pyarrow import parquet
 
-        if self.file is None or not os.access(self.file, os.R_OK):
+        if self.file is None:
             return None
         try:
-            table = parquet.read_table(self.file, page_checksum_verification=True)
-            frame = table.select(["path", *_STAMP, "sha256"]).to_pandas()
-            if frame.isna().any(axis=None) or frame["path"].duplicated().any():
-                return None
-            return frame if all(frame[name].dtype == np.int64 for name in _STAMP) else None
-        except Exception:  # pyarrow raises almost anything on damaged files
+            data = self.file.read_bytes()
+        except OSError:
             return None
+        if hashlib.sha256(data[32:]).digest() != data[:32]:
+            return None
+        frame: pd.DataFrame = parquet.read_table(io.BytesIO(data[32:])).to_pandas()
+        return frame
 
     def _write(self, frame: pd.DataFrame) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
         assert self.file is not None
+        written = io.BytesIO()
+        parquet.write_table(pa.Table.from_pandas(frame, preserve_index=False), written, compression="zstd")
+        data = written.getvalue()
         self.file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.file.with_suffix(f".{os.getpid()}.part")
         try:
-            table = pa.Table.from_pandas(frame, preserve_index=False)
-            parquet.write_table(table, temporary, write_page_checksum=True, compression="zstd")
+            temporary.write_bytes(hashlib.sha256(data).digest() + data)
             temporary.replace(self.file)
         finally:
             temporary.unlink(missing_ok=True)

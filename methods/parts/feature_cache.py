@@ -1,17 +1,26 @@
 """Frozen features, computed once a picture (METHODS.md, "Exact speed", 3).
 
 What a frozen tower says about a picture depends on the backbone (weights, config, tokenizer), the preprocessing, the
-precision and the picture, and on nothing else; those make the key. Values are kept in memory, those of large sets in memory-mapped files.
+precision and the picture, and on nothing else; those make the key. Values are kept in memory, those of large sets in
+memory-mapped files.
 
-Pictures are always computed in batches of one fixed size (the last one is filled up), so that the last bits of a
-feature do not depend on which other pictures were asked for, or were in the cache already.
+Pictures are always computed in batches of one fixed size (the last one is filled up). On a CPU each batch is computed
+by one thread, and several threads compute batches side by side, because products that are shared out over threads are
+rounded otherwise at another place of the batch. A picture's features on one machine are therefore equal to the bit
+whatever the number of threads, whichever other pictures were asked for, and whatever was in the cache already. On a GPU
+they are so if its kernels round each row alike, which nobody promises: there, and between machines, expect float32
+features to agree to about 1e-5 of their length. Text features are computed one node at a time with all threads: equal
+to the bit for one number of threads, and to about 1e-6 between numbers of threads.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -26,6 +35,9 @@ from methods.parts.row_files import RowFiles
 #: Pictures computed between two writes to files, all that a killed process loses: a multiple of every batch size in
 #: use, so that batches are the same as without files.
 CHUNK = 4096
+
+#: Batches computed side by side on a CPU, at most: each needs the memory of its activations.
+SIDE_BY_SIDE = 8
 
 Row = dict[str, Tensor]  # one picture's values by name, on the CPU
 
@@ -237,23 +249,61 @@ def frozen_values(
 ) -> dict[str, Tensor]:
     """What ``compute`` makes of all N pictures, each tensor [N, ...] on the CPU (large ones over a file).
 
-    ``compute`` gets pixels [batch_size, 3, H, W] in [0, 1] on the backbone's device; ``quantity`` names what it
+    ``compute`` gets pixels [batch_size, 3, H, W] in [0, 1] on the backbone's device, on a CPU in several threads at a
+    time, so it must change nothing; ``quantity`` names what it
     computes, together with every setting that it depends on beside the backbone and ``statistics``.
     """
 
-    @torch.no_grad()
+    def batch(part: Tensor) -> Tensor:
+        pixels = pictures.pixels(part).to(backbone.device)
+        if len(pixels) < batch_size:  # a fixed batch size keeps the last bits the same in any company
+            filler = pixels.new_zeros(batch_size - len(pixels), 3, backbone.image_size, backbone.image_size)
+            pixels = torch.cat([pixels, filler])
+        return pixels
+
+    @torch.no_grad()  # here, since it holds for one thread
+    def run(pixels: Tensor, count: int) -> dict[str, Tensor]:
+        return {name: value[:count].cpu() for name, value in compute(pixels).items()}
+
     def in_batches(index: Tensor) -> dict[str, Tensor]:
-        parts: list[dict[str, Tensor]] = []
-        for part in index.split(batch_size):
-            pixels = pictures.pixels(part).to(backbone.device)
-            if len(pixels) < batch_size:  # a fixed batch size keeps the last bits the same in any company
-                filler = pixels.new_zeros(batch_size - len(pixels), 3, backbone.image_size, backbone.image_size)
-                pixels = torch.cat([pixels, filler])
-            parts.append({name: value[: len(part)].cpu() for name, value in compute(pixels).items()})
+        split = index.split(batch_size)
+        with _one_thread_a_batch(backbone.device) as side_by_side:
+            if min(side_by_side, len(split)) == 1:
+                parts = [run(batch(part), len(part)) for part in split]
+            else:
+                parts = list(_side_by_side(side_by_side, run, ((batch(part), len(part)) for part in split)))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     scope = FeatureScope.of(backbone, f"{quantity} batch {batch_size}", statistics)
     return (process_cache() if cache is None else cache).lookup(scope, pictures.content, in_batches)
+
+
+@contextlib.contextmanager
+def _one_thread_a_batch(device: torch.device) -> Iterator[int]:
+    """On a CPU one thread for each operation meanwhile; yields how many batches to compute side by side."""
+    if device.type != "cpu":
+        yield 1
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield min(threads, SIDE_BY_SIDE)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _side_by_side(
+    count: int, run: Callable[[Tensor, int], dict[str, Tensor]], batches: Iterable[tuple[Tensor, int]]
+) -> Iterator[dict[str, Tensor]]:
+    """``run`` of each batch, in order, ``count`` at a time; pictures are decoded in the calling thread."""
+    with ThreadPoolExecutor(count) as pool:
+        running: deque[Future[dict[str, Tensor]]] = deque()
+        for pixels, wanted in batches:
+            if len(running) == count:
+                yield running.popleft().result()
+            running.append(pool.submit(run, pixels, wanted))
+        while running:
+            yield running.popleft().result()
 
 
 def _read_or_compute(

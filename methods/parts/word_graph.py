@@ -49,6 +49,16 @@ def wordnet() -> Any:
     return reader
 
 
+def wordnet_path() -> Path:
+    """The folder, or the zip file, of the WordNet that nltk reads.
+
+    Raises:
+        WordNetError: as :func:`wordnet` does.
+    """
+    place = wordnet()._root
+    return Path(place.zipfile.filename if hasattr(place, "zipfile") else str(place))
+
+
 def find_synset(name: str, synset: str = "") -> Any | None:
     """The noun synset of a class: the one named, else the commonest sense of the class name, else None.
 

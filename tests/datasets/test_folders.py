@@ -299,7 +299,7 @@ def test_the_table_has_canonical_classes_and_rows_in_key_order(root: Path) -> No
     assert len(held) == 1
 
 
-def test_the_data_hash_follows_names_and_sizes_not_place_or_time(root: Path, tmp_path: Path) -> None:
+def test_the_data_hash_follows_names_and_contents_not_place_or_time(root: Path, tmp_path: Path) -> None:
     first = Small(root)
     copy = tmp_path / "copy"
     class_tree(copy, ("photos", "draw/256"), ("ant", "Bumble-Bee", "hot-dog"), 4)

@@ -3,7 +3,7 @@
 import hashlib
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -56,14 +56,54 @@ def test_cached_values_are_the_backbones(tiny_backbone: Backbone) -> None:
     torch.testing.assert_close(styles["features"], features)
 
 
-def test_last_bits_do_not_depend_on_company_or_history(tiny_backbone: Backbone) -> None:
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's threads; puts the number back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_last_bits_do_not_depend_on_company_or_history(
+    tiny_backbone: Backbone, threads: Callable[[int], None], count: int
+) -> None:
     pictures = album()
+    threads(count)
     together = image_features(tiny_backbone, pictures, cache=FeatureCache(), batch_size=4)
+    assert torch.get_num_threads() == count
     cache = FeatureCache()
     order = torch.tensor([7, 3, 8])
     some = image_features(tiny_backbone, Album(pictures.all[order]), cache=cache, batch_size=4)
     assert torch.equal(some, together[order])
     assert torch.equal(image_features(tiny_backbone, pictures, cache=cache, batch_size=4), together)
+
+
+def test_last_bits_do_not_depend_on_the_number_of_threads(
+    tiny_backbone: Backbone, threads: Callable[[int], None]
+) -> None:
+    found = []
+    for count in (1, 2, 4):
+        threads(count)
+        features = image_features(tiny_backbone, album(50), cache=FeatureCache(), batch_size=4)
+        styles = layer_statistics(tiny_backbone, album(50), cache=FeatureCache(), batch_size=4)
+        assert not features.requires_grad
+        found.append({"image": features, **styles})
+    for other in found[1:]:
+        assert all(torch.equal(found[0][name], other[name]) for name in found[0])
+
+
+def test_an_error_in_a_batch_puts_the_threads_back(tiny_backbone: Backbone, threads: Callable[[int], None]) -> None:
+    class Torn(Album):
+        def pixels(self, index: Tensor) -> Tensor:
+            if 8 in index:
+                raise OSError("torn")
+            return super().pixels(index)
+
+    threads(2)
+    with pytest.raises(OSError, match="torn"):
+        image_features(tiny_backbone, Torn(album().all), cache=FeatureCache(), batch_size=4)
+    assert torch.get_num_threads() == 2
 
 
 def test_equal_pictures_are_computed_once(tiny_backbone: Backbone) -> None:
@@ -163,6 +203,20 @@ def test_damaged_files_are_begun_anew(
     again = on_disk()
     image_features(tiny_backbone, album(), cache=again, batch_size=4)
     assert again.misses == 0
+
+
+def test_a_flipped_bit_costs_its_row_and_no_score(
+    tiny_backbone: Backbone, tmp_path: Path, on_disk: Callable[[], FeatureCache]
+) -> None:
+    expected = image_features(tiny_backbone, album(), cache=on_disk(), batch_size=4).clone()
+    (file,) = tmp_path.rglob("features.bin")
+    data = bytearray(file.read_bytes())
+    data[24 * 4 * 3 + 5] ^= 64  # in row 3
+    file.write_bytes(data)
+    for misses in (1, 0):
+        cache = on_disk()
+        assert torch.equal(image_features(tiny_backbone, album(), cache=cache, batch_size=4), expected)
+        assert cache.misses == misses
 
 
 def test_without_room_on_the_disk_features_are_held_in_memory(
