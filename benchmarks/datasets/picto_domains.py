@@ -22,7 +22,7 @@ from benchmarks.datasets.base import ClosedSet, Dataset, DatasetCard, DatasetErr
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = "v1"
+VERSION = "v2"
 
 
 def pack_path() -> Path:
