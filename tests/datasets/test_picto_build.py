@@ -329,8 +329,6 @@ def test_the_build_stops_at_a_drawing_in_two_classes(
     sources: tuple[Path, Path], curation: Curation, tmp_path: Path
 ) -> None:
     pair = frozenset({"noto:cat", "noto:key"})
-    with pytest.raises(
-        ValueError, match=r"in two classes: flat/cat/noto:cat and flat/key/noto:key; drop"
-    ):
+    with pytest.raises(ValueError, match=r"in two classes: flat/cat/noto:cat and flat/key/noto:key; drop"):
         picto_build.build(*sources, tmp_path / "out", curation=replace(curation, one_drawing=(pair,)))
     assert not (tmp_path / "out").exists()
