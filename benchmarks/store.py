@@ -142,7 +142,7 @@ class Cost:
 class Environment:
     """Where a cell ran: package versions, the code's git commit, hardware (no host name), device and threads.
 
-    ``tf32``: whether a GPU may round the factors of float32 products and convolutions to TF32; None in records that were
+    ``tf32``: whether a GPU may round the factors of float32 products and convolutions to TF32; None in records
     written before this was recorded.
     """
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,23 +16,27 @@ import pytest
 import torch
 
 from benchmarks.datasets.registry import DATASETS
+from benchmarks.environment import environment
 from benchmarks.evaluation.classification import classify, classify_zero_shot
 from benchmarks.evaluation.ranking import rank
 from benchmarks.evaluation.search import search
+from benchmarks.execution import Runner, prepare_process
 from benchmarks.protocols.training import training_data
 from benchmarks.run import main
 from benchmarks.settings import SettingsError, resolve
-from benchmarks.store import ResultStore
+from benchmarks.store import Record, ResultStore
 from benchmarks.workbench import Workbench, pick_device
 from methods.interface import Method
+from methods.parts.training import training_attention
 from methods.registry import METHODS
-from tests.support.every import METHOD_NAMES, small, small_set
+from tests.support.every import METHOD_NAMES, Silent, small, small_set
 from tests.support.sim_device import simulated
+from tests.support.tiny_clip import tiny_tokenizer
 from tests.support.tiny_dataset import TinyShapes
 
 #: Every method with its paper settings and, where there are any, those of its released code.
 VARIANTS = [
-    (name, variant) for name in METHOD_NAMES for variant in (dict(METHODS.get(name).variants) or {"paper": {}})
+    (name, variant) for name in METHOD_NAMES for variant in dict.fromkeys(["paper", *METHODS.get(name).variants])
 ]
 
 
@@ -91,7 +99,9 @@ def test_every_method_on_the_device(
         assert loaded.device.type == place.backbone.device.type
         for key, value in answers(loaded, pixels, names).items():
             assert value.device.type == place.device
-            torch.testing.assert_close(value.cpu(), given[key].cpu(), atol=1e-4, rtol=1e-4, msg=f"{key}, {place.device}")
+            torch.testing.assert_close(
+                value.cpu(), given[key].cpu(), atol=1e-4, rtol=1e-4, msg=f"{key}, {place.device}"
+            )
 
 
 @pytest.mark.parametrize("name", [name for name in METHOD_NAMES if METHODS.get(name).trained])
@@ -118,6 +128,10 @@ def test_a_small_run_on_the_device(tiny_folder: Path, tmp_path: Path, tiny: None
         records = list(ResultStore(out).records())
         assert {record.status for record in records} <= {"ok", "not_applicable"}
         assert {record.environment.device for record in records} == {device}
+        assert {record.environment.tf32 for record in records} == {False}
+        older = json.loads(records[0].to_json())
+        del older["environment"]["tf32"]  # as in records that were written before it was recorded
+        assert Record.from_json(json.dumps(older)).environment.tf32 is None
         scores[device] = {
             (record.cell.method, record.cell.protocol, record.cell.split, name): one.metrics
             for record in records
@@ -212,3 +226,120 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(SettingsError, match=r"^--device .* cannot be used here \(.+\); try --device cpu$") as refused:
         pick_device(name)
     assert len(str(refused.value)) < 400
+
+
+# --- one process, one GPU ---------------------------------------------------------------------------------------------
+
+
+def test_peak_memory_is_that_of_the_gpu_in_use(tiny_folder: Path, tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = Runner(bench(tiny_folder, "cpu"), Silent(), lambda record, values: None)
+    runner.workbench.device = "cuda:3"
+    asked: list[tuple[str, Any]] = []
+
+    def spy(name: str) -> Callable[..., int]:
+        return lambda device=None: asked.append((name, device)) or 5 * 2**20
+
+    for name in ("reset_peak_memory_stats", "synchronize", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, spy(name))
+    with runner._measured() as peak:
+        asked.append(("work", None))
+    third = torch.device("cuda:3")
+    assert asked == [
+        ("reset_peak_memory_stats", third),
+        ("work", None),
+        ("synchronize", third),
+        ("max_memory_allocated", third),
+    ]
+    assert peak["gpu_mib"] == 5
+
+
+@pytest.fixture
+def arithmetic() -> Iterator[None]:
+    """The process's settings, put back after the test."""
+    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    rounded = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield
+    torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = rounded
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_float32_is_float32_and_each_record_says_so(before: bool, arithmetic: None) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = before
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert environment("cpu", 1).tf32 is before
+    prepare_process(0)
+    assert environment("cpu", 1).tf32 is False
+    assert torch.backends.cudnn.conv.fp32_precision != "tf32"
+    assert torch.are_deterministic_algorithms_enabled()
+    torch.backends.cudnn.allow_tf32 = True
+    assert environment("cpu", 1).tf32 is True  # what is so, not what should be
+
+
+def test_memory_that_is_only_reserved_is_not_written(arithmetic: None) -> None:
+    prepare_process(0)
+    assert torch.utils.deterministic.fill_uninitialized_memory is False
+    for _ in range(20):
+        kept = torch.empty(64)
+        if not kept.isnan().all():
+            return
+    pytest.fail("torch.empty is filled with NaN")
+
+
+def kernels() -> dict[str, bool]:
+    """Which attention kernels torch may choose from."""
+    cuda = torch.backends.cuda
+    on = (cuda.math_sdp_enabled, cuda.flash_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.cudnn_sdp_enabled)
+    return {one.__name__.removesuffix("_sdp_enabled"): one() for one in on}
+
+
+def test_attention_in_training_is_deterministic_on_a_gpu() -> None:
+    before = kernels()
+    assert before["flash"]
+    with training_attention(torch.device("cuda:1")):
+        assert kernels() == {"math": True, "flash": False, "mem_efficient": False, "cudnn": False}
+    assert kernels() == before
+    with training_attention(torch.device("cpu")):
+        assert kernels() == before
+
+
+def test_every_step_of_a_stage_uses_that_attention(
+    tiny_folder: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.device] = []
+    real = training_attention
+
+    def spy(device: torch.device) -> Any:
+        seen.append(device)
+        return real(device)
+
+    monkeypatch.setattr("methods.parts.training.training_attention", spy)
+    method, _, _ = trained("coop", "paper", bench(tiny_folder, "cpu"))
+    assert seen == [method.device] * method.config.steps
+
+
+@pytest.mark.gpu
+def test_attention_gradients_on_a_gpu_are_equal_in_every_run(arithmetic: None) -> None:
+    prepare_process(0)
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(64, 8, 257, 64, generator=generator).cuda().requires_grad_() for _ in range(3)]
+
+    def gradients() -> list[torch.Tensor]:
+        with training_attention(torch.device("cuda")):
+            loss = torch.nn.functional.scaled_dot_product_attention(*tensors).square().sum()
+        return list(torch.autograd.grad(loss, tensors))
+
+    first = gradients()
+    for _ in range(5):
+        assert all(torch.equal(a, b) for a, b in zip(first, gradients(), strict=True))
+
+
+def test_the_tiny_tokenizer_is_equal_in_every_process() -> None:
+    code = "from tests.support.tiny_clip import tiny_tokenizer as t; import json; print(json.dumps(t().get_vocab()))"
+    root = str(Path(__file__).parents[1])
+    other = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    variables = os.environ | {"PYTHONHASHSEED": other, "PYTHONPATH": root}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, check=True, text=True)
+    assert json.loads(done.stdout) == tiny_tokenizer().get_vocab()

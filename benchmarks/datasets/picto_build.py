@@ -18,7 +18,8 @@ What happens, in this order (each step is one function below):
    only, the rarer one, as long as the class stays valid.
 4. :func:`drop_near_duplicates`: perceptual near-duplicates, within and across collections, domains and classes.
 5. :func:`cap`: at most :data:`CAP` pictures a class and domain, collections taking turns.
-6. :func:`valid_classes`, :func:`draw_splits`, :func:`draw_held_back`, :func:`write_pack`.
+6. :func:`valid_classes`, and :func:`check_one_class`: no drawing is in two classes.
+7. :func:`draw_splits`, :func:`draw_held_back`, :func:`write_parquet`.
 
 Nothing is drawn from a random generator: every draw sorts by a SHA-256 of seed and name, so the same sources give the
 same bytes.
@@ -46,7 +47,7 @@ from PIL import Image
 from benchmarks.datasets import perceptual, picto_documents, picto_sources
 from benchmarks.datasets.picto_sources import DOMAIN_COLLECTIONS, Drawing
 
-VERSION = "1"
+VERSION = "2"
 SIDE = 96
 GALLERY = "flat"
 #: A class needs pictures in this many domains, and this many in the gallery domain.
@@ -54,6 +55,7 @@ MIN_DOMAINS = 5
 MIN_GALLERY = 2
 #: At most this many pictures of a class in a domain.
 CAP = 10
+#: Stays as the versions go on, so that a class keeps its split.
 SPLIT_SEED = "pictodomains-v1"
 #: Shares of the classes of each WordNet lexicographer file.
 SPLIT_SHARES = {"train": 0.62, "val": 0.13, "test": 0.25}
@@ -109,7 +111,11 @@ class ClassEntry:
 
 @dataclass(frozen=True)
 class Curation:
-    """The hand-checked part of the build, as ``picto_curation.json`` holds it."""
+    """The hand-checked part of the build, as ``picto_curation.json`` holds it.
+
+    ``one_drawing``: keys of pictures that show one drawing, with and without ornaments for example, which
+    :mod:`~benchmarks.datasets.perceptual` does not find; they may be in one class only.
+    """
 
     classes: Mapping[str, ClassEntry]
     category_prefixes: frozenset[str]
@@ -117,6 +123,7 @@ class Curation:
     drops: Mapping[str, str]
     moves: Mapping[str, str]
     dropped_classes: Mapping[str, str] = field(default_factory=dict)
+    one_drawing: tuple[frozenset[str], ...] = ()
 
     @property
     def phrase_to_class(self) -> dict[str, str]:
@@ -148,7 +155,9 @@ def load_curation(path: Path = CURATION) -> Curation:
     for source, target in [*moves.items(), *clipart.items()]:
         if target not in classes:
             raise ValueError(f"{path}: '{source}' goes to the unknown class '{target}': add the class or mend the name")
-    return Curation(classes, frozenset(data["category_prefixes"]), clipart, drops, moves, data["dropped_classes"])
+    one_drawing = tuple(frozenset(keys) for keys in data.get("one_drawing", ()))
+    prefixes = frozenset(data["category_prefixes"])
+    return Curation(classes, prefixes, clipart, drops, moves, data["dropped_classes"], one_drawing)
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -391,6 +400,38 @@ def valid_classes(pictures: Iterable[Picture]) -> list[Picture]:
     return [picture for group in by_class(pictures).values() if is_valid(group) for picture in group]
 
 
+def drawings_in_two_classes(
+    keys: Sequence[str], labels: Sequence[str], signatures: np.ndarray, one_drawing: Iterable[frozenset[str]] = ()
+) -> list[tuple[int, int]]:
+    """Pairs ``(i, j)``, ``i < j``, of N pictures in different classes that show one drawing.
+
+    That is: they have the same key (``collection:name``), are both in one of the sets ``one_drawing`` of keys, or their
+    ``signatures [N, 2048]`` reach :data:`~benchmarks.datasets.perceptual.SAME_DRAWING`.
+    """
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, key in enumerate(keys):
+        rows[key].append(row)
+    same = [rows_of_key for rows_of_key in rows.values() if len(rows_of_key) > 1]
+    same += [sorted(row for key in group for row in rows.get(key, ())) for group in one_drawing]
+    pairs = {(i, j) for group in same for i in group for j in group if i < j}
+    pairs |= {(i, j) for i, j, _ in perceptual.near_duplicate_pairs(signatures)}
+    return sorted((i, j) for i, j in pairs if labels[i] != labels[j])
+
+
+def check_one_class(pictures: Sequence[Picture], curation: Curation) -> None:
+    """Raises ``ValueError``, one line, if a drawing is in two classes (:func:`drawings_in_two_classes`)."""
+    keys, labels = [picture.key for picture in pictures], [picture.label for picture in pictures]
+    signatures = np.stack([picture.signature for picture in pictures])
+    found = drawings_in_two_classes(keys, labels, signatures, curation.one_drawing)
+    if found:
+        i, j = found[0]
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise ValueError(
+            f"one drawing is in two classes: {pictures[i].id} and {pictures[j].id}{more}; drop one of the two under"
+            f' "pictures" in {CURATION.name}'
+        )
+
+
 # --- splits -----------------------------------------------------------------------------------------------------------
 
 
@@ -549,9 +590,9 @@ def build(
 ) -> Path:
     """Builds the whole pack in ``out`` and returns the Parquet file's path.
 
-    Writes the Parquet file, ``splits-v1.json``, ``CARD.md``, ``ATTRIBUTION.md`` and ``contact_sheet.png``; with
-    ``contact_sheets`` also labelled sheets of every class for review. Raises as :func:`match` does, and ``ValueError``
-    when no class is valid.
+    Writes the Parquet file, the splits file, ``CARD.md``, ``ATTRIBUTION.md`` and ``contact_sheet.png``; with
+    ``contact_sheets`` also labelled sheets of every class for review. Raises as :func:`match` and
+    :func:`check_one_class` do, and ``ValueError`` when no class is valid.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -574,6 +615,7 @@ def build(
     pictures = valid_classes(capped)
     if not pictures:
         raise ValueError(f"no class has pictures in {MIN_DOMAINS} domains and {MIN_GALLERY} in {GALLERY}")
+    check_one_class(pictures, curation)
     classes = {name: curation.classes[name] for name in sorted({picture.label for picture in pictures})}
     splits = draw_splits(classes)
     for picture in pictures:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from methods.parts.preprocessing import ImageProcessing
 
-VERSION = "v1"
+VERSION = "v2"
 
 
 def pack_path() -> Path:

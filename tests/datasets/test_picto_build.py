@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,8 +151,8 @@ def test_two_builds_give_the_same_bytes(sources: tuple[Path, Path], curation: Cu
     assert files[0] == files[1]
     assert {path.name for path in files[0]} >= {
         *(
-            "pictodomains-v1.parquet",
-            "splits-v1.json",
+            picto_build.PARQUET,
+            picto_build.SPLITS,
             "CARD.md",
             "ATTRIBUTION.md",
             "contact_sheet.png",
@@ -303,3 +304,31 @@ def test_png_is_lossless_for_flat_and_noisy_pictures() -> None:
     smooth = np.add.outer(np.arange(96), np.arange(96)).astype(np.uint8)[..., None].repeat(3, axis=2)
     for pixels in (noisy, smooth, np.zeros((5, 7, 3), dtype=np.uint8)):
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(picto_build.png(pixels)))), pixels)
+
+
+# --- one drawing, one class -------------------------------------------------------------------------------------------
+
+
+def _signatures(count: int) -> np.ndarray:
+    vectors = np.random.default_rng(0).standard_normal((count, 2048)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_a_drawing_in_two_classes_is_found_by_key_look_and_list() -> None:
+    keys, signatures = ["noto:cat", "noto:dog", "noto:cat", "line:cow", "line:ox", "a:fir", "a:tree"], _signatures(7)
+    signatures[4] = signatures[3]
+    listed = [frozenset({"a:fir", "a:tree", "a:gone"})]
+    two = ["cat", "dog", "dog", "cow", "ox", "conifer", "christmas tree"]
+    assert picto_build.drawings_in_two_classes(keys, two, signatures, listed) == [(0, 2), (3, 4), (5, 6)]
+    assert picto_build.drawings_in_two_classes(keys, two, signatures) == [(0, 2), (3, 4)]
+    one = ["cat", "dog", "cat", "cow", "cow", "conifer", "conifer"]
+    assert picto_build.drawings_in_two_classes(keys, one, signatures, listed) == []
+
+
+def test_the_build_stops_at_a_drawing_in_two_classes(
+    sources: tuple[Path, Path], curation: Curation, tmp_path: Path
+) -> None:
+    pair = frozenset({"noto:cat", "noto:key"})
+    with pytest.raises(ValueError, match=r"in two classes: flat/cat/noto:cat and flat/key/noto:key; drop"):
+        picto_build.build(*sources, tmp_path / "out", curation=replace(curation, one_drawing=(pair,)))
+    assert not (tmp_path / "out").exists()

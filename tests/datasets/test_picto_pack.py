@@ -151,3 +151,21 @@ def test_card_names_the_file_it_describes() -> None:
     card = (picto_build.ASSETS / "CARD.md").read_text(encoding="utf-8")
     assert hashlib.sha256(PARQUET.read_bytes()).hexdigest() in card
     assert Path(picto_build.ASSETS / "contact_sheet.png").stat().st_size <= 600_000
+
+
+def test_no_drawing_is_in_two_classes(table: pd.DataFrame) -> None:
+    keys = (table["collection"] + ":" + table["name"]).tolist()
+    signatures = np.stack([perceptual.signature(_pixels(image)) for image in table["image"]])
+    found = picto_build.drawings_in_two_classes(
+        keys, table["class"].tolist(), signatures, picto_build.load_curation().one_drawing
+    )
+    assert [(table["id"][i], table["id"][j]) for i, j in found] == []
+
+
+def test_pictures_judged_to_be_one_drawing_exist(table: pd.DataFrame) -> None:
+    curation = picto_build.load_curation()
+    keys = set(table["collection"] + ":" + table["name"])
+    assert curation.one_drawing
+    for group in curation.one_drawing:
+        assert len(group & keys) == 1
+        assert group - keys <= set(curation.drops)

@@ -13,8 +13,8 @@ CUDA's lists of operators. It does not simulate speed, memory, kernels whose res
 devices.
 
 torch can register a device only once and only for the whole process, so the name ``sim`` stays known after the first
-use. Everything else (``torch.Generator``, the watch over generators, how modules swap their parameters) is put back when
-the context ends, and no tensor of another device ever passes through this file's operators.
+use. Everything else (``torch.Generator``, the watch over generators, how modules swap their parameters) is put back
+when the context ends, and no tensor of another device ever passes through this file's operators.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ _STRICT = {
 }
 
 #: What CUDA's autocast runs in the low precision, in float32, and in the widest type among the arguments.
-_LOW = """conv1d conv2d conv3d conv_transpose1d convolution _convolution matmul mm mv bmm addmm addmv addr addbmm baddbmm
-    linear prelu chain_matmul linalg_multi_dot scaled_dot_product_attention""".split()
+_LOW = """conv1d conv2d conv3d conv_transpose1d convolution _convolution matmul mm mv bmm addmm addmv addr addbmm
+    baddbmm linear prelu chain_matmul linalg_multi_dot scaled_dot_product_attention""".split()  # noqa: SIM905
 _FULL = """acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow.Tensor_Scalar
     pow.Tensor_Tensor pow.Scalar softplus layer_norm native_layer_norm group_norm norm.Scalar norm.ScalarOpt_dim
     nuclear_norm cosine_similarity poisson_nll_loss cosine_embedding_loss nll_loss nll_loss2d hinge_embedding_loss
     kl_div l1_loss smooth_l1_loss huber_loss mse_loss margin_ranking_loss multilabel_margin_loss soft_margin_loss
     triplet_margin_loss multi_margin_loss binary_cross_entropy_with_logits dist pdist cdist renorm logsumexp
-    softmax.int log_softmax.int cumprod cumsum prod prod.dim_int sum sum.dim_IntList""".split()
-_WIDEST = "addcdiv addcmul atan2 bilinear cross dot grid_sampler index_put tensordot scatter_add cat stack".split()
+    softmax.int log_softmax.int cumprod cumsum prod prod.dim_int sum sum.dim_IntList""".split()  # noqa: SIM905
+_WIDEST = "addcdiv addcmul atan2 bilinear cross dot grid_sampler index_put tensordot scatter_add cat stack".split()  # noqa: SIM905
 
 _CPU_KEY = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 _pointer = ctypes.pythonapi.PyCapsule_GetPointer

@@ -1,10 +1,12 @@
 """A tiny CLIP checkpoint with random weights and a real byte-pair tokenizer, written as a Hugging Face folder."""
 
+import itertools
 import json
+from collections import Counter
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 CORPUS = [
@@ -16,18 +18,51 @@ CORPUS = [
 ]
 
 
+#: Merges that the tiny tokenizer learns.
+MERGES = 100
+
+
+def learned_merges() -> list[tuple[str, str]]:
+    """The byte pairs that CORPUS teaches: again and again the most frequent one, the first in the alphabet if equal.
+
+    (The trainer of ``tokenizers`` breaks ties by hash order, which differs between processes.)
+    """
+    stock = CLIPTokenizer().backend_tokenizer  # normaliser and word splitting as in every CLIP
+    words: Counter[tuple[str, ...]] = Counter()
+    for text in CORPUS:
+        for word, _ in stock.pre_tokenizer.pre_tokenize_str(stock.normalizer.normalize_str(text)):
+            words[*word[:-1], f"{word[-1]}</w>"] += 1
+    merges: list[tuple[str, str]] = []
+    while len(merges) < MERGES:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, count in words.items():
+            for pair in itertools.pairwise(word):
+                pairs[pair] += count
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        words = Counter({_merged(word, best): count for word, count in words.items()})
+    return merges
+
+
+def _merged(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    parts: list[str] = []
+    for part in word:
+        if parts and (parts[-1], part) == pair:
+            parts[-1] += part
+        else:
+            parts.append(part)
+    return tuple(parts)
+
+
 def tiny_tokenizer() -> CLIPTokenizer:
-    """CLIP's tokenizer with the 256 bytes, the 256 word-final bytes and the few merges that CORPUS teaches."""
-    stock = CLIPTokenizer()  # normaliser and word splitting as in every CLIP; the vocabulary is learned here
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.normalizer = stock.backend_tokenizer.normalizer
-    learner.pre_tokenizer = stock.backend_tokenizer.pre_tokenizer
+    """CLIP's tokenizer with the 256 bytes, the 256 word-final bytes and the few merges that CORPUS teaches.
+
+    The same in every process.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    learner.train_from_iterator(CORPUS, trainer)
-    merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
+    merges = learned_merges()
     words = alphabet + [f"{byte}</w>" for byte in alphabet] + ["".join(merge) for merge in merges]
     words += ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={word: number for number, word in enumerate(dict.fromkeys(words))}, merges=merges)
