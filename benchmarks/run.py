@@ -82,7 +82,7 @@ def build_parser(prog: str = "benchmarks.run") -> argparse.ArgumentParser:
     run.add_argument("--out", metavar="FOLDER", help="results folder (default: results/run)")
     run.add_argument("--jobs", metavar="N", type=int, help="fits at the same time (default: the cores, or GPUs, allow)")
     run.add_argument(
-        "--executor", metavar="NAME", help="local (default); ray: --jobs workers on a Ray cluster; or another package's"
+        "--executor", metavar="NAME", help="local (default), ray (--jobs workers on a cluster), or a plugin's"
     )
     run.add_argument(
         "--shard", metavar="I/N", help="part I (from 1) of N; the parts may share --out or be copied together"
