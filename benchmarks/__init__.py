@@ -43,11 +43,10 @@ def retrieve(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ``k`` gallery pictures nearest to each query under a fitted method, best first.
 
-    ``queries [Q, 3, H, W]`` and ``gallery [N, 3, H, W]`` are RGB at the backbone's size: floats in [0, 1], or uint8 from
-    0 to 255. Returns gallery
-    positions (int64) and scores (float64: cosine, or minus the squared Euclidean distance where that is the method's
-    similarity), both ``[Q, min(k, N)]``. Raises ``ValueError`` for an empty gallery, k < 1, another shape or type, and floats that
-    are NaN or outside [0, 1].
+    ``queries [Q, 3, H, W]`` and ``gallery [N, 3, H, W]`` are RGB at the backbone's size: floats in [0, 1], or uint8.
+    Returns gallery positions (int64) and scores (float64: cosine, or minus the squared Euclidean distance where that is
+    the method's similarity), both ``[Q, min(k, N)]``. Raises ``ValueError`` for an empty gallery, k < 1, another shape
+    or type, and floats that are NaN or outside [0, 1].
     """
     import torch
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.commandline import command
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.run import OneLineParser
 
@@ -81,6 +82,7 @@ def _size(text: str) -> int:
     return int(text)
 
 
+@command
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.data") -> int:
     """Run the command; exit code 0, 1 if a data set cannot be used, 2 for an unknown name, 130 if it is stopped."""
     arguments = build_parser(prog).parse_args(argv)
@@ -165,7 +167,12 @@ def _there(name: str, data_root: str) -> str:
         check_root(kind(dataset_root(data_root, name)).folder)
     except DatasetError as error:
         return "missing" if "does not exist" in str(error) else "unusable"
-    return "found"
+    return "found" if _has_files(kind(dataset_root(data_root, name)).folder) else "empty"
+
+
+def _has_files(folder: Path) -> bool:
+    """Whether there is any file but hidden ones, at any depth."""
+    return any(not name.startswith(".") for _, _, names in os.walk(folder, followlinks=True) for name in names)
 
 
 def card(dataset: Dataset) -> None:

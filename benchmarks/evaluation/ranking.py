@@ -186,7 +186,7 @@ def rank(
 
 
 def nearest(
-    query: NDArray[Any], gallery: NDArray[Any], k: int, *, similarity: Similarity, memory_mib: float = 256
+    query: NDArray[Any], gallery: NDArray[Any], k: int, *, similarity: Similarity, memory_mib: float = 16
 ) -> tuple[Int64, Float64]:
     """Ids and scores ``[Q, k]`` of each query's ``k`` best gallery items, as `rank` with ``top=k`` gives them.
 

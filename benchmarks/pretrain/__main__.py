@@ -78,6 +78,7 @@ def _recipe(arguments: argparse.Namespace) -> tuple[dict, dict]:
     return model, values
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = build_parser().parse_args(argv)
