@@ -16,6 +16,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commandline import command
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of ``python -m benchmarks.pretrain``."""
