@@ -43,9 +43,10 @@ def retrieve(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ``k`` gallery pictures nearest to each query under a fitted method, best first.
 
-    ``queries [Q, 3, H, W]`` and ``gallery [N, 3, H, W]`` are RGB in [0, 1] at the backbone's size. Returns gallery
-    positions (int64) and scores (float64: cosine, or minus the squared Euclidean distance where that is the method's
-    similarity), both ``[Q, min(k, N)]``. Raises ``ValueError`` for an empty gallery or k < 1.
+    ``queries [Q, 3, H, W]`` and ``gallery [N, 3, H, W]`` are RGB at the backbone's size: floats in [0, 1], or uint8.
+    Returns gallery positions (int64) and scores (float64: cosine, or minus the squared Euclidean distance where that is
+    the method's similarity), both ``[Q, min(k, N)]``. Raises ``ValueError`` for an empty gallery, k < 1, another shape
+    or type, and floats that are NaN or outside [0, 1].
     """
     import torch
 
@@ -53,10 +54,39 @@ def retrieve(
 
     if len(gallery) == 0:
         raise ValueError("the gallery is empty; there is nothing to search")
+    images = [_pixels(name, images) for name, images in (("queries", queries), ("gallery", gallery))]
     with torch.no_grad():
         encoded = [
-            torch.cat([method.encode_images(part).float().cpu() for part in pictures.split(batch_size)])
-            for pictures in (queries, gallery)
+            torch.cat([method.encode_images(_unit(part)).float().cpu() for part in one.split(batch_size)])
+            for one in images
         ]
     found = search(encoded[0], encoded[1], k, similarity=method.card.similarity)
     return found.ids, found.scores
+
+
+#: How far beyond [0, 1] a float may be: rounding, not the overshoot of an interpolation.
+_ROUNDING = 1e-4
+
+
+def _pixels(name: str, images: Tensor) -> Tensor:
+    """The images, checked; raises ``ValueError`` in one line that names the argument."""
+    import torch
+
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"{name} must be RGB images [B, 3, H, W], not of shape {list(images.shape)}")
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise ValueError(f"{name} must be floats in [0, 1] or uint8, not {images.dtype}")
+    if not images.numel():
+        return images
+    low, high = (float(value) for value in torch.aminmax(images))
+    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN is neither
+        hint = "divide by 255" if high > 2 else "clamp them after an interpolation, and undo any normalisation"
+        raise ValueError(f"{name} must be in [0, 1], not from {low:g} to {high:g}; {hint}")
+    return images
+
+
+def _unit(images: Tensor) -> Tensor:
+    """uint8 as floats in [0, 1]; floats as they are."""
+    return images if images.is_floating_point() else images.float().div_(255)

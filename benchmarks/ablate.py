@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from benchmarks.commandline import command
 from benchmarks.run import build_parser, perform
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ Without --protocols each method runs on the protocols its paper defines it on.
 """
 
 
+@command
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.ablate") -> int:
     """Run the command; returns the exit code."""
     parser = build_parser(prog)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from benchmarks.commandline import command
 from benchmarks.run import OneLineParser
 from methods.registry import METHODS, Registry, UnknownNameError
 
 
+@command
 def methods(argv: Sequence[str] | None = None, prog: str = "ucdr-bench methods") -> int:
     """List methods; imports none of them."""
     return _list(METHODS, argv, prog)
 
 
+@command
 def datasets(argv: Sequence[str] | None = None, prog: str = "ucdr-bench datasets") -> int:
     """List data sets; imports none of them."""
     from benchmarks.datasets.registry import DATASETS
@@ -21,6 +24,7 @@ def datasets(argv: Sequence[str] | None = None, prog: str = "ucdr-bench datasets
     return _list(DATASETS, argv, prog)
 
 
+@command
 def protocols(argv: Sequence[str] | None = None, prog: str = "ucdr-bench protocols") -> int:
     """List protocols; imports none of them."""
     from benchmarks.protocols.registry import PROTOCOLS
@@ -28,6 +32,7 @@ def protocols(argv: Sequence[str] | None = None, prog: str = "ucdr-bench protoco
     return _list(PROTOCOLS, argv, prog)
 
 
+@command
 def cite(argv: Sequence[str] | None = None, prog: str = "ucdr-bench cite") -> int:
     """Print the BibTeX entry of a method; exit code 2 if there is no such method, 1 if it has no paper."""
     parser = OneLineParser(prog=prog, description="Print the BibTeX entry of a method's paper.")

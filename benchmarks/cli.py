@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from benchmarks.commandline import command
 from methods.registry import Registry, UnknownNameError
 
 COMMANDS: Registry = Registry("command")
@@ -26,6 +27,7 @@ for _name, _target, _summary in (
     COMMANDS.add(_name, _target, summary=_summary)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code, 2 for an unknown one."""
     arguments = list(sys.argv[1:] if argv is None else argv)

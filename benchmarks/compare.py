@@ -8,6 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.commandline import command
 from benchmarks.run import OneLineParser, consoles
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def build_parser(prog: str = "benchmarks.compare") -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.compare") -> int:
     """Run the command; exit code 0, 1 on a significant drop above the threshold or a lost cell, 2 on unusable input."""
     arguments = build_parser(prog).parse_args(argv)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.commandline import command
 from benchmarks.run import OneLineParser
 
 
@@ -30,6 +31,7 @@ def build_parser(prog: str = "benchmarks.convert") -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.convert") -> int:
     """Run the command; exit code 0, or 2 if the checkpoint cannot be used."""
     arguments = build_parser(prog).parse_args(argv)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.commandline import command
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.run import OneLineParser
 
@@ -84,6 +85,7 @@ def _size(text: str) -> int:
     return int(text)
 
 
+@command
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.data") -> int:
     """Run the command; exit code 0, 1 if a data set cannot be used, 2 for an unknown name, 130 if it is stopped."""
     arguments = build_parser(prog).parse_args(argv)
@@ -170,7 +172,14 @@ def _there(name: str, data_root: str) -> str:
         check_root(folder)
     except DatasetError as error:
         return "missing" if "does not exist" in str(error) else "unusable"
+    if not _has_files(folder):
+        return "empty"
     return "found" if root is None or folder.name == root.name else f"found as {folder.name}"
+
+
+def _has_files(folder: Path) -> bool:
+    """Whether there is any file but hidden ones, at any depth."""
+    return any(not name.startswith(".") for _, _, names in os.walk(folder, followlinks=True) for name in names)
 
 
 def card(dataset: Dataset) -> None:

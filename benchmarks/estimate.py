@@ -15,6 +15,29 @@ from benchmarks.sweep import Cell, FitGroup, search_key
 #: Parts of a cell's work that it does not share with other cells of its fitted model.
 OWN = ("encode", "rank", "classify")
 
+#: What a cell of each method costs beside the others': median seconds of all phases over the scored records of
+#: ``results/reference`` (``sum(record.cost.seconds.values())``; preset standard, two cores). Only ratios count.
+RELATIVE_COSTS: Mapping[str, float] = {
+    "zero_shot": 0.1,
+    "constant": 0.1,
+    "raw_pixel": 0.2,
+    "random": 0.3,
+    "full_finetune": 48.6,
+    "coop": 48.8,
+    "vpt_shallow": 53.7,
+    "sre_clip": 63.9,
+    "lora": 72.6,
+    "ucdr_adapter": 77.4,
+    "vpt_deep": 80.0,
+    "pros": 272.5,
+    "ad_clip": 587.3,
+}
+
+
+def relative_cost(method: str) -> float:
+    """A method's entry in :data:`RELATIVE_COSTS`; the median for one that is not there."""
+    return RELATIVE_COSTS.get(method, statistics.median(RELATIVE_COSTS.values()))
+
 
 @dataclass
 class MethodEstimate:

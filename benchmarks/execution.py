@@ -37,7 +37,7 @@ from benchmarks.settings import SettingsError
 from benchmarks.store import CellId, Cost, Fit, GalleryScores, Record, ResultStore, Search, Status, content_key
 from benchmarks.sweep import Cell, FitGroup, Plan, describe, unvalidated
 from benchmarks.workbench import PixelCache, Workbench
-from methods.interface import FitReport, Method, NotApplicableError, TrainingData
+from methods.interface import FitReport, Method, NotApplicableError, TrainingData, unit_length
 from methods.parts.parallel import one_fate
 from methods.parts.row_files import RowFiles
 from methods.parts.training import check_processes
@@ -316,7 +316,7 @@ def class_logits(method: Method, encoded: EncodedPictures, question: Classificat
     with torch.no_grad():
         if type(method).classify is Method.classify and rules == "clean":
             encoded.encode(rows)
-            classes = method.encode_classes(names).float().cpu().T
+            classes = unit_length(method.encode_classes(names).float().cpu()).T
             # about equally many pictures in each block: one left over alone would be rounded otherwise
             for block in np.array_split(rows, math.ceil(len(rows) * len(names) / LOGITS)):
                 images = torch.nn.functional.normalize(encoded[block], dim=-1)
@@ -324,7 +324,10 @@ def class_logits(method: Method, encoded: EncodedPictures, question: Classificat
             return
         for start in range(0, len(rows), BATCH):
             batch = rows[start : start + BATCH]
-            logits = method.classify(encoded.pixels[batch], names).float().cpu()
+            pixels, begun = encoded.pixels[batch], time.perf_counter()
+            logits = method.classify(pixels, names).float().cpu()
+            encoded.seconds += time.perf_counter() - begun
+            encoded.count += len(batch)
             if logits.shape != (len(batch), len(names)):
                 wanted = [len(batch), len(names)]
                 raise ValueError(f"logits of {len(batch)} pictures have shape {tuple(logits.shape)}, not {wanted}")
@@ -508,7 +511,6 @@ class Runner:
         cuts = tuple(sorted({100, 200, *(k for k in (card.headline.map_at, card.headline.precision_at) if k)}))
         scores: dict[str, GalleryScores] = {}
         frames: list[pd.DataFrame] = []
-        before = encoded.seconds
         clock = time.perf_counter
         with self._measured() as peak:
             started = clock()
@@ -536,7 +538,7 @@ class Runner:
         seconds = {"encode": encoded_at - started, "rank": ranked_at - encoded_at}
         if task.classifications:
             seconds["classify"] = classified_at - ranked_at
-        rate = encoded.count / encoded.seconds if encoded.seconds > before else None
+        rate = encoded.count / encoded.seconds if encoded.seconds else None
         cost = self._fit_cost(fitted, peak)
         cost = dataclasses.replace(
             cost,

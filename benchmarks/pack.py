@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.commandline import command
 from benchmarks.packed import (
     FORMS,
     MANIFEST,
@@ -64,6 +65,7 @@ def build_parser(prog: str = "benchmarks.pack") -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.pack") -> int:
     """Run the command; exit code 0, 1 if records could not be read and were left out, 2 if there is nothing to pack."""
     arguments = build_parser(prog).parse_args(argv)

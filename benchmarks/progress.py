@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.estimate import duration
+from benchmarks.estimate import duration, relative_cost
 from benchmarks.store import CellId
 from benchmarks.sweep import FitGroup
 
@@ -23,13 +26,16 @@ SHOWN = 4
 class RunProgress:
     """Progress over ``total`` cells: a bar, or a line every `EVERY` seconds where the console is not a terminal.
 
-    Failures are always printed.
+    Failures are always printed. ``methods`` names the method of each cell: the time left is told by what their cells
+    cost beside each other (:data:`benchmarks.estimate.RELATIVE_COSTS`) and by how fast this run is.
     """
 
-    def __init__(self, console: Console, total: int) -> None:
+    def __init__(self, console: Console, total: int, methods: Sequence[str] = ()) -> None:
         self._console = console
         self._started = self._said = time.monotonic()
         self._cached = 0
+        self._left = Counter(methods)
+        self._made = 0.0
         self._pictures = 0
         self._workers: dict[int, str] = {}
         self._bar = Progress(
@@ -38,13 +44,12 @@ class RunProgress:
             MofNCompleteColumn(),
             TextColumn("cells, {task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[left]}", markup=False),
             console=console,
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("planning", total=total, rate="")
+        self._task = self._bar.add_task("planning", total=total, rate="", left="")
 
     def __enter__(self) -> RunProgress:
         self._bar.start()
@@ -85,12 +90,28 @@ class RunProgress:
     def cell(self, cell: CellId, status: str, reason: str = "") -> None:
         """Advance; print what went wrong."""
         self._cached += status == "cached"
-        self._show(advance=1)
+        known = self._left[cell.method] > 0
+        self._left[cell.method] -= known
+        if status != "cached" and known:
+            self._made += relative_cost(cell.method)
+        self._show(advance=1, left=self._time_left())
         if not self._workers:
             self._show(description=f"{cell.method} {cell.protocol}/{cell.split}")
         if status == "failed":
             line = f"failed: {cell.method} on {cell.dataset}/{cell.protocol}/{cell.split}, seed {cell.seed}: {reason}"
             self._bar.console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+
+    def _time_left(self) -> str:
+        """``about 3 min left``; "" before anything is made, or where nothing is left."""
+        gone = time.monotonic() - self._started
+        task = self._bar.tasks[0]
+        made, total = task.completed - self._cached, task.total or 0
+        rest = sum(count * relative_cost(method) for method, count in self._left.items())
+        if self._made and rest:
+            return f"about {duration(gone / self._made * rest)} left"
+        if not self._left and made > 0 and task.completed < total:
+            return f"about {duration(gone / made * (total - task.completed))} left"
+        return ""
 
     def _show(self, **changes: Any) -> None:
         """Change the bar, or say where things stand if that was long ago."""
@@ -101,11 +122,31 @@ class RunProgress:
         self._said = now
         task = self._bar.tasks[0]
         done, total, gone = int(task.completed), int(task.total or 0), now - self._started
-        made = done - self._cached
-        left = f", about {duration(gone / made * (total - done))} left" if made and done < total else ""
+        told = self._time_left()
+        left = f", {told}" if told else ""
         at = ", ".join(part for part in (task.description, task.fields["rate"]) if part)
         line = f"{done} of {total} cells after {duration(gone)}{left}: {at}"
         self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class Lines:
+    """A line on standard error every :data:`EVERY` seconds: how many of ``total`` are done, and the time left."""
+
+    def __init__(self, total: int, what: str) -> None:
+        self._total, self._what, self._done = total, what, 0
+        self._started = self._said = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        """Count what was done; speak if that is due."""
+        self._done += count
+        now = time.monotonic()
+        if now - self._said < EVERY or not self._done:
+            return
+        self._said, gone = now, now - self._started
+        rest = gone / self._done * max(0, self._total - self._done)
+        left = f", about {duration(rest)} left" if rest else ""
+        line = f"{self._done} of {self._total} {self._what} after {duration(gone)}{left}"
+        print(line, file=sys.stderr, flush=True)
 
 
 class WorkerProgress:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.commandline import command
 from benchmarks.run import OneLineParser, consoles
 
 
@@ -32,6 +33,7 @@ def build_parser(prog: str = "benchmarks.report") -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> int:
     """Run the command; exit code 0, 1 if a record cannot be read, 2 without results or if --out cannot be written."""
     arguments = build_parser(prog).parse_args(argv)

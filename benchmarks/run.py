@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from benchmarks.commandline import command
 from benchmarks.presets import PRESETS
 from benchmarks.settings import recipes
 
@@ -82,7 +83,7 @@ def build_parser(prog: str = "benchmarks.run") -> argparse.ArgumentParser:
     run.add_argument("--out", metavar="FOLDER", help="results folder (default: results/run)")
     run.add_argument("--jobs", metavar="N", type=int, help="fits at the same time (default: the cores, or GPUs, allow)")
     run.add_argument(
-        "--executor", metavar="NAME", help="local (default); ray: --jobs workers on a Ray cluster; or another package's"
+        "--executor", metavar="NAME", help="local (default), ray (--jobs workers on a cluster), or a plugin's"
     )
     run.add_argument(
         "--shard", metavar="I/N", help="part I (from 1) of N; the parts may share --out or be copied together"
@@ -97,6 +98,7 @@ def build_parser(prog: str = "benchmarks.run") -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.run") -> int:
     """Run the command; returns the exit code."""
     arguments = vars(build_parser(prog).parse_args(argv))
@@ -151,13 +153,14 @@ def _run(settings: Settings, out: Console, err: Console, command: str, ablation:
     from benchmarks.store import ResultStore, load_results
     from benchmarks.sweep import plan, shard, unplanned_cells, validation_notes
     from benchmarks.together import Onlooker, join
-    from benchmarks.workbench import Workbench
+    from benchmarks.workbench import Workbench, settle_cache
     from methods.parts.parallel import rank
 
     def warn(line: str) -> None:
         err.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     settings = join(settings)
+    settle_cache(warn)
     workbench = Workbench(settings)
     whole = plan(settings, workbench, ablation.arms if ablation else None)
     planned = whole if settings.shard is None else shard(whole, *settings.shard)
@@ -190,7 +193,8 @@ def _run(settings: Settings, out: Console, err: Console, command: str, ablation:
         raise SettingsError(f"--out {settings.out}: cannot be written ({error.strerror or error})") from error
     for cell in unplanned_cells(settings, planned):
         store.discard(cell.id, cell.key)
-    with RunProgress(err, len(planned.cells) + len(planned.broken)) as progress:
+    methods = [cell.id.method for cell in planned.cells]
+    with RunProgress(err, len(planned.cells) + len(planned.broken), methods) as progress:
         outcome = execute(planned, workbench, store, progress)
     if rank():  # the first process reports
         return 1 if outcome.failed else 0

@@ -108,7 +108,7 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
         if (
             not 0 <= seed < SEEDS
         ):  # numpy and the methods' generators take 32 bits: a larger one would be another's twin
-            raise SettingsError(f"--seeds: a seed is a whole number from 0 to {SEEDS - 1}, not {seed}")
+            raise SettingsError(f"--seeds: a seed is 0 or larger and at most {SEEDS - 1}, not {seed}")
     if not 0 <= settings.gpu_hours_each_fit < float("inf"):
         raise SettingsError(f"{file}: gpu_hours_each_fit must be 0 or more, not {settings.gpu_hours_each_fit}")
     for key in ("limit", "threads", "jobs"):

@@ -127,7 +127,7 @@ class Cost:
     ``search`` (training with every learning rate of the grid, once for all seeds; with the search's seed the kept fit
     is one of them), ``encode`` (pictures first needed by this cell), ``rank`` and ``classify``.
     ``peak_memory_mib``: resident memory of the process at its highest in these phases. ``pictures_per_second``:
-    encoding with this fitted model, decoding excluded; None if nothing had to be encoded.
+    encoding or classifying with this fitted model, decoding excluded; None if nothing had to be.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)

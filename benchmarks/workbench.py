@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -134,6 +136,16 @@ class Workbench:
             inverted = source.released.inverted if rules == "official" else ()
             self._pixels[dataset] = PixelCache(source, self.backbone.processing, share, inverted)
         return self._pixels[dataset]
+
+
+def settle_cache(report: Callable[[str], None]) -> None:
+    """Say once that there is no folder for the cache, and switch it off for this process and its workers."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cache_folder()
+    for warning in caught[:1]:
+        report(str(warning.message))
+        os.environ["UCDR_BENCH_CACHE"] = "off"
 
 
 class PixelCache:

@@ -193,6 +193,12 @@ class TrainingData:
         return score if processes() == 1 else agree(score, method.device)
 
 
+def unit_length(embeddings: Tensor) -> Tensor:
+    """Embeddings ``[N, D]`` of length 1: as they are where they have it (to 1 %), else L2-normalised."""
+    lengths = embeddings.detach().float().norm(dim=-1)
+    return embeddings if bool(((lengths - 1).abs() <= 0.01).all()) else F.normalize(embeddings, dim=-1)
+
+
 @dataclass
 class FitReport:
     """What ``fit`` did: optimiser steps, the step kept, curves, and the number of parameters it trained."""
@@ -274,7 +280,7 @@ class Method(ABC):
     def classify(self, pixels: Tensor, names: Sequence[str]) -> Tensor:
         """Logits ``[B, C]`` of pictures over class names; default: logit scale times cosine."""
         images = F.normalize(self.encode_images(pixels), dim=-1)
-        return self.logit_scale() * images @ self.encode_classes(names).T
+        return self.logit_scale() * images @ unit_length(self.encode_classes(names)).T
 
     def logit_scale(self) -> float:
         """Factor from cosine to logit; the backbone's own unless a method says otherwise."""

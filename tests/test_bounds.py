@@ -45,7 +45,7 @@ def test_choices_are_checked(name: str) -> None:
     method = METHODS.get(name)
     for field in dataclasses.fields(method.Config()):
         if "Literal" in str(field.type) or field.type in ("Sampler", "Statistics", "ReadOut"):
-            with pytest.raises(SettingsError, match=f"{field.name} must be one of"):
+            with pytest.raises(SettingsError, match=f"{field.name} .*one of"):
                 make_config(method, Settings(preset="full"), {field.name: "nonsense"})
 
 

@@ -507,9 +507,14 @@ def check_pictures(files: Sequence[str], *, progress: bool = True) -> Iterator[C
 
 @contextlib.contextmanager
 def bar(total: int, what: str, *, show: bool = True) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error, where that is a terminal; yields ``advance(count)``."""
-    if not show or not sys.stderr.isatty():
+    """A progress bar on standard error, or a line a minute where that is no terminal; yields ``advance(count)``."""
+    if not show:
         yield lambda count: None
+        return
+    if not sys.stderr.isatty():
+        from benchmarks.progress import Lines
+
+        yield Lines(total, what).advance
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

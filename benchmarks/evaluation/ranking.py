@@ -185,6 +185,25 @@ def rank(
     )
 
 
+def nearest(
+    query: NDArray[Any], gallery: NDArray[Any], k: int, *, similarity: Similarity, memory_mib: float = 16
+) -> tuple[Int64, Float64]:
+    """Ids and scores ``[Q, k]`` of each query's ``k`` best gallery items, as `rank` with ``top=k`` gives them.
+
+    Takes checked embeddings. Raises ``ValueError`` as `rank` does where squared distances do not fit float64.
+    """
+    scorer = _Scorer(query, gallery, similarity, memory_mib * _MIB)
+    ids, scores = np.empty((len(query), k), np.int64), np.empty((len(query), k))
+    step = max(1, int(memory_mib * _MIB / 4 // (8 * len(gallery))))
+    rows = np.empty((min(step, len(query)), len(gallery)))
+    for start in range(0, len(query), step):
+        part = rows[: min(step, len(query) - start)]
+        scorer.fill(part, start)
+        for i, row in enumerate(part, start):
+            ids[i], scores[i] = _best(row, k, scorer.unit)
+    return ids, scores
+
+
 def rank_scores(
     scores: torch.Tensor | NDArray[Any],
     query_labels: Any,
@@ -244,6 +263,8 @@ class _Scorer:
 
     def __init__(self, query: NDArray[Any], gallery: NDArray[Any], similarity: Similarity, budget: float) -> None:
         self.query, self.gallery, self.cosine = query, gallery, similarity == "cosine"
+        if not self.cosine:
+            _check_squares(query, gallery)
         n, d = gallery.shape
         self.shape = (len(query), n)
         self.unit = FIXED_POINT**-2 if self.cosine else 1.0
@@ -579,6 +600,22 @@ def _check_finite(x: NDArray[Any], name: str) -> None:
     if bad:
         shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
         raise ValueError(f"{name} has NaN or infinite values in {len(bad)} of {len(x)} rows ({shown})")
+
+
+#: Embeddings whose largest value lies outside these have squared distances that float64 cannot hold.
+_SMALLEST, _LARGEST = 1e-140, 1e140
+
+
+def _check_squares(query: NDArray[Any], gallery: NDArray[Any]) -> None:
+    largest = max(
+        (float(np.abs(x[i : i + _SLAB]).max(initial=0.0)) for x in (query, gallery) for i in range(0, len(x), _SLAB)),
+        default=0.0,
+    )
+    if largest > _LARGEST or 0 < largest < _SMALLEST:
+        raise ValueError(
+            f"the largest value of the embeddings is {largest:.3g}: squared distances do not fit float64; scale query"
+            " and gallery embeddings by one factor"
+        )
 
 
 def _labels(labels: Any, n: int, name: str) -> NDArray[Any]:

@@ -1,6 +1,6 @@
 """Exact search for the k best gallery items of each query, through faiss, for galleries too large to rank in full.
 
-faiss scans the gallery (``IndexFlatIP`` or ``IndexFlatL2``, no approximation) in float32. A few more candidates than
+For the cosine, faiss scans the gallery (``IndexFlatIP``, no approximation) in float32. A few more candidates than
 asked for are then scored again in float64 and put in order: the same scores and the same order as
 `benchmarks.evaluation.ranking.rank` with ``top=k``, equal scores by gallery position. The figures of a ranking come
 from `rank`; this is for neighbours, pictures and everything that never looks below the first k. Beside the inputs, it
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.evaluation.ranking import FIXED_POINT, Similarity, check_embeddings, fixed_point
+from benchmarks.evaluation.ranking import FIXED_POINT, Similarity, check_embeddings, fixed_point, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -58,10 +58,9 @@ def search(
         similarity: ``cosine``, or ``sqeuclidean`` for minus the squared Euclidean distance of the raw embeddings.
 
     Raises:
-        ValueError: shapes that do not fit, values that are not finite, an empty gallery, k < 1, unknown similarity.
+        ValueError: shapes that do not fit, values that are not finite or whose squared distances do not fit float64,
+            an empty gallery, k < 1, unknown similarity.
     """
-    import faiss
-
     q, g = check_embeddings(query, gallery)
     n, d = g.shape
     if n == 0:
@@ -71,37 +70,33 @@ def search(
     if similarity not in ("cosine", "sqeuclidean"):
         raise ValueError(f"similarity={similarity!r} is unknown; use 'cosine' or 'sqeuclidean'")
     k = min(k, n)
+    if similarity == "sqeuclidean":  # float32 cannot order distances of embeddings of very different lengths
+        return Neighbours(*nearest(q, g, k, similarity=similarity))
+    import faiss
+
     wanted = min(k + SPARE, n)
-    index = faiss.IndexFlatIP(d) if similarity == "cosine" else faiss.IndexFlatL2(d)
+    index = faiss.IndexFlatIP(d)
     for start in range(0, n, _SLAB):
-        index.add(_scanned(g[start : start + _SLAB], similarity))
+        index.add(_scanned(g[start : start + _SLAB]))
     ids, scores = np.empty((len(q), k), np.int64), np.empty((len(q), k))
     step = max(1, _CANDIDATE_BYTES // (8 * wanted * d))
     for start in range(0, len(q), step):
         part = slice(start, start + step)
-        candidates = np.sort(index.search(_scanned(q[part], similarity), wanted)[1], axis=1)
-        exact = _exact(q[part], g, candidates, similarity)
+        candidates = np.sort(index.search(_scanned(q[part]), wanted)[1], axis=1)
+        exact = _exact(q[part], g, candidates)
         order = np.argsort(-exact, axis=1, kind="stable")[:, :k]
         ids[part] = np.take_along_axis(candidates, order, 1)
         scores[part] = np.take_along_axis(exact, order, 1)
     return Neighbours(ids, scores)
 
 
-def _scanned(x: NDArray[Any], similarity: Similarity) -> NDArray[np.float32]:
-    """What faiss gets to see: float32, unit length for the cosine."""
-    if similarity == "cosine":
-        x = fixed_point(x)[0] / FIXED_POINT
-    return np.ascontiguousarray(x, dtype=np.float32)
+def _scanned(x: NDArray[Any]) -> NDArray[np.float32]:
+    """What faiss gets to see: float32, unit length."""
+    return np.ascontiguousarray(fixed_point(x)[0] / FIXED_POINT, dtype=np.float32)
 
 
-def _exact(
-    query: NDArray[Any], gallery: NDArray[Any], candidates: NDArray[np.int64], similarity: Similarity
-) -> NDArray[np.float64]:
-    """Scores [b, c] of the gallery items ``candidates`` [b, c]: `rank`'s cosine to the bit, direct distances."""
-    if similarity == "cosine":
-        distinct, where = np.unique(candidates, return_inverse=True)
-        directions = fixed_point(gallery[distinct])[0][where.reshape(candidates.shape)]
-        return np.einsum("qd,qcd->qc", fixed_point(query)[0], directions) * FIXED_POINT**-2
-    difference = gallery[candidates].astype(np.float64)
-    difference -= query.astype(np.float64)[:, None]
-    return -np.square(difference, out=difference).sum(axis=2)
+def _exact(query: NDArray[Any], gallery: NDArray[Any], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Cosines [b, c] of the gallery items ``candidates`` [b, c]: those of `rank` to the bit."""
+    distinct, where = np.unique(candidates, return_inverse=True)
+    directions = fixed_point(gallery[distinct])[0][where.reshape(candidates.shape)]
+    return np.einsum("qd,qcd->qc", fixed_point(query)[0], directions) * FIXED_POINT**-2

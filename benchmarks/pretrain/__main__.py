@@ -16,6 +16,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commandline import command
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of ``python -m benchmarks.pretrain``."""
@@ -78,6 +80,7 @@ def _recipe(arguments: argparse.Namespace) -> tuple[dict, dict]:
     return model, values
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = build_parser().parse_args(argv)

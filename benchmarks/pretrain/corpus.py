@@ -118,10 +118,15 @@ def _progress_columns() -> tuple:
 def _render_all(drawings: Iterable[Drawing], size: int, jobs: int, label: str, total: int) -> Iterator:
     from rich.progress import Progress
 
+    from benchmarks.progress import Lines
+
     with Progress(*_progress_columns(), disable=not sys.stderr.isatty()) as bar, multiprocessing.Pool(jobs) as pool:
         task = bar.add_task(label, total=total)
+        lines = None if sys.stderr.isatty() else Lines(total, f"drawings ({label})")
         for result in pool.imap(_draw, ((drawing, size) for drawing in drawings), chunksize=64):
             bar.advance(task)
+            if lines is not None:
+                lines.advance(1)
             yield result
 
 

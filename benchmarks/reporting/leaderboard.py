@@ -495,15 +495,35 @@ def _print(console: Console, title: str, head: list[str], rows: list[list[str]])
 
     console.print()
     console.print(" ".join(title.split()), markup=False, highlight=False, soft_wrap=True)
-    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    for place, name in enumerate(head):
-        shown.add_column(
-            Text(" ".join(name.split())), justify="left" if place == 0 else "right", overflow="fold", no_wrap=place == 0
-        )
-    for line in rows:
-        style = "dim" if line[0].endswith("(floor)") else ""
-        shown.add_row(*(Text(" ".join(text.split()), style=style) for text in line))
-    console.print(shown)
+    for columns in blocks(head, rows, console.width):
+        shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+        for place in columns:
+            name = " ".join(head[place].split())
+            shown.add_column(Text(name), justify="right" if place else "left", overflow="fold", no_wrap=True)
+        for line in rows:
+            style = "dim" if line[0].endswith("(floor)") else ""
+            shown.add_row(*(Text(" ".join(line[place].split()), style=style) for place in columns))
+        console.print(shown, width=max(console.width, _width(head, rows, columns)), soft_wrap=True, crop=False)
+
+
+def blocks(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """Columns to print side by side so that no figure is broken over two lines: the label (column 0) with as many
+    others as fit into ``width``, at least one each time."""
+    made: list[list[int]] = []
+    for place in range(1, len(head)):
+        if made and _width(head, rows, [*made[-1], place]) <= width:
+            made[-1].append(place)
+        else:
+            made.append([0, place])
+    return made or [[0]]
+
+
+def _width(head: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int]) -> int:
+    """Letters that these columns take side by side, with what stands between them."""
+    from rich.cells import cell_len
+
+    of_column = (max(cell_len(" ".join(line[place].split())) for line in (head, *rows)) for place in columns)
+    return sum(of_column) + 3 * len(columns) + 2
 
 
 _IDENTITY = ["method", "variant", "config", "ablation"]
