@@ -659,7 +659,9 @@ def _check_sizes(source: Path, config: CLIPConfig, told: Told) -> None:
 
 
 def _convert_openai(source: Path, out: Path, tokenizer: str, told: Told) -> None:
-    weights = {name.removeprefix("module."): value for name, value in read_weights(source).items()}
+    weights = {
+        name.removeprefix("_orig_mod.").removeprefix("module."): value for name, value in read_weights(source).items()
+    }
     try:
         clip_config(weights)
         values = clip_weights(weights)
@@ -676,7 +678,8 @@ def _convert_openai(source: Path, out: Path, tokenizer: str, told: Told) -> None
             " belong together"
         )
     ends = {"start_id": vocabulary.bos_token_id, "end_id": vocabulary.eos_token_id}
-    _check_shapes(clip_config(weights, **ends), values, source)
+    one_head = Told("gelu", weights["visual.conv1.weight"].shape[0], 1)  # shapes do not depend on heads
+    _check_shapes(clip_config(weights, **ends, told=one_head), values, source)
     told = _complete(source, weights, told)
     config = clip_config(weights, **ends, told=told)
     _check_sizes(source, config, told)
