@@ -112,7 +112,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return dict(load_file(path))
     except Exception as error:  # SafetensorError, OSError, ...
-        raise CheckpointError(f"checkpoint {path} is broken ({' '.join(str(error).split())}): fetch it again") from error
+        raise CheckpointError(
+            f"checkpoint {path} is broken ({' '.join(str(error).split())}): fetch it again"
+        ) from error
 
 
 def recognise(path: Path, weights: Mapping[str, Tensor]) -> Told:
@@ -620,7 +622,10 @@ def _complete(source: Path, weights: Mapping[str, Tensor], told: Told) -> Told:
         missing = " and ".join(
             option
             for option, value in (
-                ("--activation (gelu for open_clip's, quick_gelu for OpenAI's and for those named quickgelu)", told.activation),
+                (
+                    "--activation (gelu for open_clip's, quick_gelu for OpenAI's and for those named quickgelu)",
+                    told.activation,
+                ),
                 ("--head-width (64; 80 for ViT-H, 88 for ViT-g, 104 for ViT-bigG)", told.head_width),
             )
             if value is None

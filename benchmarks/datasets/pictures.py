@@ -82,7 +82,7 @@ def readable_endings() -> tuple[str, ...]:
     """
     from PIL import features
 
-    endings = _ENDINGS
+    endings: tuple[str, ...] = _ENDINGS
     endings += _JPEG_2000 if features.check("jpg_2000") else ()
     endings += _AVIF if features.check("avif") else ()
     return endings + (_HEIF if importlib.util.find_spec("pillow_heif") else ())
@@ -140,7 +140,9 @@ def upright(data: bytes, *, turn: bool = True) -> tuple[Image.Image, int]:
                 opened.load()
                 orientation = before if opened.format == "TIFF" else _orientation(opened)
                 image = _rgb(opened, data)
-                return (image.transpose(_TURNS[orientation]) if turn and _turns(opened, orientation) else image), orientation
+                return (
+                    image.transpose(_TURNS[orientation]) if turn and _turns(opened, orientation) else image
+                ), orientation
     except PictureError:
         raise
     except Exception as error:  # Pillow raises almost anything on damaged files

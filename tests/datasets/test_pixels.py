@@ -93,7 +93,7 @@ def test_a_damaged_png_is_named_and_one_cut_behind_its_pixels_is_whole() -> None
 def test_truncated_files_are_errors_whatever_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     data = encoded(UPRIGHT, "JPEG")
-    with pytest.raises(PictureError, match="truncated"):
+    with pytest.raises(PictureError, match="(?i)truncated"):
         decode(data[: len(data) // 2])
     assert ImageFile.LOAD_TRUNCATED_IMAGES
 
@@ -150,9 +150,7 @@ def test_a_colour_image_of_twelve_bits_in_sixteen_is_refused() -> None:
     def png(values: np.ndarray) -> bytes:
         rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
         head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
-        return (
-            b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-        )
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
     colours = np.asarray(UPRIGHT).astype(np.uint16)
     assert np.array_equal(decode(png(colours * 257)), np.asarray(UPRIGHT).transpose(2, 0, 1))
