@@ -1,4 +1,4 @@
-"""``python -m benchmarks.convert CHECKPOINT OUT``: OpenAI's and open_clip's CLIP files as folders that ``--backbone`` takes."""
+"""``python -m benchmarks.convert CHECKPOINT OUT``: CLIP files as folders that ``--backbone`` takes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.convert") ->
         return 2
     vision = backbone.model.config.vision_config
     heads = vision.hidden_size // vision.num_attention_heads
-    sizes = f"{vision.hidden_act}, heads of {heads}, {backbone.image_size} px, patch {backbone.patch_size}, {backbone.vision_layers} vision blocks"
+    sizes = f"{vision.hidden_act}, heads of {heads}, {backbone.image_size} px, patch {backbone.patch_size}"
+    sizes += f", {backbone.vision_layers} vision blocks"
     print(f"{folder}: {sizes}, embedding {backbone.embed_dim}, weights {backbone.weights_hash[:16]}")
     print(f"use it with --backbone {folder}")
     return 0

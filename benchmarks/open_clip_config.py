@@ -1,7 +1,7 @@
-"""What a CLIP checkpoint's weights do not say, its activation and heads, and where that is read: ``open_clip_config.json``.
+"""What a CLIP checkpoint's weights do not say, its activation and heads: read from ``open_clip_config.json``.
 
-open_clip stores weights under OpenAI's names, but its models have plain GELU unless their config says ``quick_gelu``, and
-the heads of its larger ones are 80, 88 or 104 wide.
+open_clip stores weights under OpenAI's names, but its models have plain GELU unless their config says ``quick_gelu``,
+and the heads of its larger ones are 80, 88 or 104 wide.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _refuse_unknown(where: str, part: Mapping[str, Any]) -> None:
 
 
 def _preprocess(given: Mapping[str, Any]) -> dict[str, Any]:
-    """open_clip's ``preprocess_cfg`` as settings of a ``CLIPImageProcessor``, without sizes that are the model's own."""
+    """open_clip's ``preprocess_cfg`` as settings of a ``CLIPImageProcessor``, without the model's own sizes."""
     mode, resample = given.get("resize_mode", "shortest"), given.get("interpolation", "bicubic")
     if mode not in ("shortest", "squash") or resample not in ("bicubic", "bilinear"):
         raise ConfigError(

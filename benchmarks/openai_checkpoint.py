@@ -2,8 +2,9 @@
 
 OpenAI publishes TorchScript archives: zip files whose ``data.pkl`` lists the modules and whose ``data/N`` hold the raw
 tensors. :func:`read_archive` reads that list with an interpreter of its own, which knows numbers, texts, containers and
-tensors and calls nothing; the code in the archive is never run, only searched for its activation. Everything else ``torch.save`` wrote, state dicts
-in the same naming or ``pytorch_model.bin`` of a Hugging Face folder, goes through ``torch.load(weights_only=True)``.
+tensors and calls nothing; the code in the archive is never run, only searched for its activation. Everything else
+``torch.save`` wrote, state dicts in the same naming or ``pytorch_model.bin`` of a Hugging Face folder, goes through
+``torch.load(weights_only=True)``.
 """
 
 from __future__ import annotations
@@ -120,9 +121,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def recognise(path: Path, weights: Mapping[str, Tensor]) -> Told:
     """What a checkpoint file shows of its activation and heads by itself.
 
-    OpenAI's own are known by their form: a TorchScript archive that computes ``quick_gelu`` with a vision tower no wider
-    than OpenAI's, or a state dict that holds the archive's three numbers. Nothing else shows it: open_clip uses the same
-    names for models with another activation and other heads.
+    OpenAI's own are known by their form: a TorchScript archive with ``quick_gelu`` and a vision tower no wider than
+    OpenAI's, or a state dict that holds the archive's three numbers. Nothing else shows it: open_clip uses the
+    same names for models with another activation and other heads.
     """
     activation = None
     if set(NO_WEIGHTS) <= set(weights):
@@ -551,13 +552,13 @@ def convert(
 ) -> Path:
     """Write the checkpoint ``source`` as a folder ``out`` that ``Backbone.load`` takes; returns ``out``.
 
-    ``source``: OpenAI's ``.pt`` file (TorchScript archive or state dict), open_clip's weights (a file, or its folder), or
+    ``source``: OpenAI's ``.pt`` file (TorchScript archive or state dict), open_clip's weights (a file or its folder), or
     a Hugging Face folder whose weights are pickled (``pytorch_model.bin``). The folder appears whole or not at all.
     ``config``: open_clip's ``open_clip_config.json`` (by default the one beside ``source``); ``activation`` and
     ``head_width`` of the vision tower say the same without one.
 
-    Raises :class:`CheckpointError` if ``out`` is in use, the checkpoint or tokenizer cannot be used, or nothing says what
-    the weights do not show.
+    Raises :class:`CheckpointError` if ``out`` is in use, the checkpoint or tokenizer cannot be used, or nothing says
+    what the weights do not show.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists already: give a new folder, or remove it first")
@@ -611,7 +612,8 @@ def _complete(source: Path, weights: Mapping[str, Tensor], told: Told) -> Told:
     shown = recognise(source, weights)
     if told.activation and _is_archive(source) and shown.activation not in (None, told.activation):
         raise CheckpointError(
-            f"checkpoint {source} computes {shown.activation}, not {told.activation}: correct the config or --activation"
+            f"checkpoint {source} computes {shown.activation}, not {told.activation}:"
+            " correct the config or --activation"
         )
     if not told.complete:
         told = dataclasses.replace(
@@ -659,7 +661,8 @@ def _check_sizes(source: Path, config: CLIPConfig, told: Told) -> None:
     for name, value in told.expected.items():
         if own[name] != value:
             raise CheckpointError(
-                f"checkpoint {source} has {own[name]}, where its config says {name} {value}: they do not belong together"
+                f"checkpoint {source} has {own[name]}, where its config says {name} {value}:"
+                " they do not belong together"
             )
 
 

@@ -1,7 +1,7 @@
 """Picture files to pixels: decoding and resizing in worker processes, into a memory-mapped cache that can be resumed.
 
 A picture is opened with Pillow, laid on white where it is transparent, turned to RGB, turned upright as its EXIF data
-say (not under the official rules, whose loaders do not), then resized and cropped as the backbone's image processor says
+say (not under the official rules, whose loaders do not), then resized and cropped as the backbone's processor says
 (:class:`methods.parts.preprocessing.ImageProcessing`). Grey of 16 bits, whole or floating-point numbers is scaled to 8
 bits where its range is known, else refused. Of several frames the first counts; the checksums of a PNG are checked. A
 picture that cannot be decoded is reported by name and never replaced.
@@ -193,7 +193,7 @@ def _bits(opened: Image.Image, data: bytes) -> int:
 
 
 def _eight_bits(opened: Image.Image) -> NDArray[np.uint8]:
-    """Grey of more than 8 bits in 8: by the range that the file states, by that of its bits, or by its values where they
+    """Grey of more than 8 bits in 8: by the range that the file states, by that of its bits, or by values that
     leave no doubt. Raises :class:`PictureError` where the range is not known."""
     values = np.asarray(opened)
     if opened.mode.startswith("I;16") and values.dtype != np.uint16:
@@ -241,8 +241,8 @@ def _top(opened: Image.Image, low: float, high: float) -> float:
     elif _DARK < high <= 65535:
         return 65535.0
     raise PictureError(
-        f"its values reach {high:g}, and the file does not say which value is white: save it with values from 0 to 1, or"
-        " with 8 bits"
+        f"its values reach {high:g}, and the file does not say which value is white: save it with values from 0"
+        " to 1, or with 8 bits"
     )
 
 
@@ -515,7 +515,7 @@ class PictureStore:
 
     ``files`` are paths; ``stamps [N, 2]`` (int64) are each file's size and modification time, and a slot is only used
     while they are what they were when it was filled; ``identity`` names the list of pictures (names, sizes and a sample
-    of contents), so that another copy of the same pictures shares the cache. ``how``: the processing of a backbone, or a
+    of contents), so that another copy of the same pictures shares the cache. ``how``: a backbone's processing, or a
     size in pixels for OpenAI's own; mean and deviation do not count.
     """
 

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionConfig,
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging as transformers_logging
 
-from methods.parts.preprocessing import CLIP_MEAN, CLIP_STD, ImageProcessing, ProcessingError, read_processor
+from methods.parts.preprocessing import ImageProcessing, ProcessingError, read_processor
 from methods.parts.transformer import (
     KeysValues,
     prefix_keys_values,
@@ -394,8 +394,8 @@ class Backbone:
             )
         if end == self.tokenizer.bos_token_id:
             raise BackboneError(
-                f"backbone {self.name}: its tokenizer starts and ends a text with the same id {end}: its vocabulary has no"
-                f" {self.tokenizer.bos_token!r}; fetch the tokenizer's files again"
+                f"backbone {self.name}: its tokenizer starts and ends a text with the same id {end}: its vocabulary has"
+                f" no {self.tokenizer.bos_token!r}; fetch the tokenizer's files again"
             )
         if len(self.tokenizer) <= len(set(self.tokenizer.all_special_ids)):
             raise BackboneError(
@@ -421,9 +421,9 @@ class Backbone:
         lost = _without_merge(self.tokenizer)
         if lost:
             raise BackboneError(
-                f"backbone {self.name}: no merge of its tokenizer makes {len(lost)} of its tokens, such as {lost[0]!r}, so"
-                " words fall into letters: its merges (in tokenizer.json, or merges.txt beside vocab.json) are missing or"
-                " cut off; fetch the tokenizer's files again"
+                f"backbone {self.name}: no merge of its tokenizer makes {len(lost)} of its tokens, such as {lost[0]!r},"
+                " so words fall into letters: its merges (in tokenizer.json, or merges.txt beside vocab.json) are missing"
+                " or cut off; fetch the tokenizer's files again"
             )
 
     # --- sizes and identity -------------------------------------------------------------------------------------------
@@ -723,7 +723,7 @@ def _without_merge(tokenizer: Any) -> list[str]:
         if len(token.removesuffix(suffix).removeprefix(prefix)) > 1
         and token not in made
         and token not in special
-        and not (token[0] + token[-1] in ("<>", "[]"))
+        and token[0] + token[-1] not in ("<>", "[]")
     ]
 
 

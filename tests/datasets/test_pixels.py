@@ -93,7 +93,7 @@ def test_a_damaged_png_is_named_and_one_cut_behind_its_pixels_is_whole() -> None
 def test_truncated_files_are_errors_whatever_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     data = encoded(UPRIGHT, "JPEG")
-    with pytest.raises(PictureError, match="(?i)truncated"):
+    with pytest.raises(PictureError, match=r"(?i)truncated"):
         decode(data[: len(data) // 2])
     assert ImageFile.LOAD_TRUNCATED_IMAGES
 

@@ -483,13 +483,13 @@ def test_a_tokenizer_whose_merges_are_missing_is_refused(tmp_path: Path) -> None
     for left in ([], merges[:-1], merges[:20]):
         whole["model"]["merges"] = left
         file.write_text(json.dumps(whole))
-        with pytest.raises(BackboneError, match=f"no merge of its tokenizer makes {len(merges) - len(left)} of") as caught:
+        with pytest.raises(BackboneError, match=f"makes {len(merges) - len(left)} of its tokens") as caught:
             Backbone.load(folder)
         assert "\n" not in str(caught.value)
     file.unlink()
     (folder / "vocab.json").write_text(json.dumps(whole["model"]["vocab"]))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    with pytest.raises(BackboneError, match="merges.txt beside vocab.json"):
+    with pytest.raises(BackboneError, match=r"merges\.txt beside vocab.json"):
         Backbone.load(folder)
     lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(lines) + "\n")
