@@ -47,10 +47,17 @@ def resolve(name_or_folder: str) -> tuple[str, str]:
             f"backbone {name_or_folder} is not in this installation (there: {there}); use --backbone FOLDER"
         )
     path = Path(name_or_folder).expanduser()
-    if path.suffix in (".pt", ".pth", ".bin") and not path.is_dir():
+    if path.suffix in (".pt", ".pth", ".bin", ".safetensors") and not path.is_dir():
         raise ValueError(
             f"backbone {name_or_folder} is a checkpoint file, not a folder: convert it first, with"
-            f" `python -m benchmarks.convert {name_or_folder} {path.stem}`, and use --backbone {path.stem}"
+            f" `python -m benchmarks.convert {name_or_folder} {path.stem}` (open_clip's weights with their"
+            f" open_clip_config.json beside them, or --config FILE), and use --backbone {path.stem}"
+        )
+    if (path / "open_clip_config.json").is_file() and not (path / "config.json").is_file():
+        raise ValueError(
+            f"backbone {name_or_folder} is a folder of open_clip's: convert it first, with"
+            f" `python -m benchmarks.convert {name_or_folder} {path.name}-converted`, and use --backbone"
+            f" {path.name}-converted"
         )
     if name_or_folder in OPENAI:
         raise ValueError(f"backbone {name_or_folder} is OpenAI's name: use its Hub name {OPENAI[name_or_folder]}")

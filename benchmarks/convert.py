@@ -1,4 +1,4 @@
-"""``python -m benchmarks.convert CHECKPOINT OUT``: OpenAI's CLIP files as folders that ``--backbone`` takes."""
+"""``python -m benchmarks.convert CHECKPOINT OUT``: CLIP files as folders that ``--backbone`` takes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.commandline import command
+from benchmarks.open_clip_config import ACTIVATIONS
 from benchmarks.run import OneLineParser
 
 
@@ -20,7 +21,7 @@ def build_parser(prog: str = "benchmarks.convert") -> argparse.ArgumentParser:
         "checkpoint",
         metavar="CHECKPOINT",
         type=Path,
-        help="OpenAI's .pt file, or a Hugging Face folder with pytorch_model.bin",
+        help="OpenAI's .pt file, open_clip's weights (file or folder), or a Hugging Face folder with pytorch_model.bin",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="the new folder")
     parser.add_argument(
@@ -28,7 +29,31 @@ def build_parser(prog: str = "benchmarks.convert") -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="Hub name, folder, or OpenAI's bpe_simple_vocab_16e6.txt.gz (default: openai/clip-vit-base-patch32)",
     )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="open_clip's open_clip_config.json of these weights (default: the one beside them)",
+    )
+    parser.add_argument(
+        "--activation",
+        metavar="NAME",
+        choices=ACTIVATIONS,
+        help="where no config says it: gelu (open_clip) or quick_gelu (OpenAI); OpenAI's own archives need no option",
+    )
+    parser.add_argument(
+        "--head-width",
+        metavar="N",
+        type=_width,
+        help="where no config says it: width of the vision heads (64; 80 for ViT-H, 88 for ViT-g, 104 for ViT-bigG)",
+    )
     return parser
+
+
+def _width(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 4096:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on, not {text!r}")
+    return int(text)
 
 
 @command
@@ -39,12 +64,22 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.convert") ->
     from methods.parts.backbone import Backbone, BackboneError
 
     try:
-        folder = convert(arguments.checkpoint, arguments.out, tokenizer=arguments.tokenizer or TOKENIZER)
+        folder = convert(
+            arguments.checkpoint,
+            arguments.out,
+            tokenizer=arguments.tokenizer or TOKENIZER,
+            config=arguments.config,
+            activation=arguments.activation,
+            head_width=arguments.head_width,
+        )
         backbone = Backbone.load(folder)
     except (CheckpointError, BackboneError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
-    sizes = f"{backbone.image_size} px, patch {backbone.patch_size}, {backbone.vision_layers} vision blocks"
+    vision = backbone.model.config.vision_config
+    heads = vision.hidden_size // vision.num_attention_heads
+    sizes = f"{vision.hidden_act}, heads of {heads}, {backbone.image_size} px, patch {backbone.patch_size}"
+    sizes += f", {backbone.vision_layers} vision blocks"
     print(f"{folder}: {sizes}, embedding {backbone.embed_dim}, weights {backbone.weights_hash[:16]}")
     print(f"use it with --backbone {folder}")
     return 0

@@ -2,12 +2,14 @@
 
 OpenAI publishes TorchScript archives: zip files whose ``data.pkl`` lists the modules and whose ``data/N`` hold the raw
 tensors. :func:`read_archive` reads that list with an interpreter of its own, which knows numbers, texts, containers and
-tensors and calls nothing; the code in the archive is never looked at. Everything else ``torch.save`` wrote, state dicts
-in the same naming or ``pytorch_model.bin`` of a Hugging Face folder, goes through ``torch.load(weights_only=True)``.
+tensors and calls nothing; the code in the archive is never run, only searched for its activation. Everything else
+``torch.save`` wrote, state dicts in the same naming or ``pytorch_model.bin`` of a Hugging Face folder, goes through
+``torch.load(weights_only=True)``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import math
@@ -25,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from benchmarks import open_clip_config
+from benchmarks.open_clip_config import Told
 from methods.parts.backbone import CLIP_MEAN, CLIP_STD, hub_silence
 
 if TYPE_CHECKING:
@@ -35,6 +39,12 @@ TOKENIZER = "openai/clip-vit-base-patch32"
 
 #: Buffers of the archives that are no weights.
 NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+
+#: Where training code keeps the state dict in what it saves.
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+#: The widest vision tower of OpenAI's; its heads are 64 wide, those of wider ones are not.
+_OPENAI_WIDEST = 1024
 
 _DTYPES: Mapping[str, torch.dtype] = {
     "HalfStorage": torch.float16,
@@ -68,6 +78,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"checkpoint {path} does not exist: give OpenAI's .pt file (the `clip` package keeps them in ~/.cache/clip)"
             f", or fetch a converted checkpoint with `hf download {TOKENIZER}`"
         )
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
     if _is_archive(path):
         return read_archive(path)
     _check_stored(path)
@@ -81,8 +93,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"checkpoint {path} is broken, or holds more than tensors{what}: refused, nothing of it was run"
         ) from error
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
+    for wrapper in WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
     if not isinstance(loaded, Mapping) or not any(isinstance(value, Tensor) for value in loaded.values()):
         raise CheckpointError(f"checkpoint {path} holds no state dict (names and tensors)")
     weights = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
@@ -92,6 +105,42 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise CheckpointError(f"checkpoint {path} is broken (tensor {name} reaches beyond its data)")
     return weights
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except Exception as error:  # SafetensorError, OSError, ...
+        raise CheckpointError(
+            f"checkpoint {path} is broken ({' '.join(str(error).split())}): fetch it again"
+        ) from error
+
+
+def recognise(path: Path, weights: Mapping[str, Tensor]) -> Told:
+    """What a checkpoint file shows of its activation and heads by itself.
+
+    OpenAI's own are known by their form: a TorchScript archive with ``quick_gelu`` and a vision tower no wider than
+    OpenAI's, or a state dict that holds the archive's three numbers. Nothing else shows it: open_clip uses the
+    same names for models with another activation and other heads.
+    """
+    activation = None
+    if set(NO_WEIGHTS) <= set(weights):
+        activation = "quick_gelu"
+    if _is_archive(path):
+        activation = _activation_of_code(path)
+    width = weights["visual.conv1.weight"].shape[0]
+    own = activation == "quick_gelu" and width <= _OPENAI_WIDEST and width % 64 == 0
+    return Told(activation=activation, head_width=64 if own else None)
+
+
+def _activation_of_code(path: Path) -> str | None:
+    with zipfile.ZipFile(path) as archive:
+        files = [name for name in archive.namelist() if "/code/" in name and name.endswith(".py")]
+        text = b"".join(archive.open(name).read(_LONGEST_LIST) for name in files)
+    plain, quick = b"torch.gelu(" in text, b"torch.sigmoid(" in text
+    return None if plain == quick else "gelu" if plain else "quick_gelu"
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
@@ -323,10 +372,17 @@ def _leaves(value: Any, place: str, seen: set[int]) -> list[tuple[str, Tensor]]:
 # --- OpenAI's layout --------------------------------------------------------------------------------------------------
 
 
-def clip_config(weights: Mapping[str, Tensor], *, start_id: int | None = None, end_id: int | None = None) -> CLIPConfig:
-    """The architecture that OpenAI's weights imply; heads are 64 wide, as in all of OpenAI's models.
+def clip_config(
+    weights: Mapping[str, Tensor],
+    *,
+    start_id: int | None = None,
+    end_id: int | None = None,
+    told: Told = Told("quick_gelu", 64),  # noqa: B008 (frozen)
+) -> CLIPConfig:
+    """The architecture that weights in OpenAI's naming imply.
 
-    ``start_id`` and ``end_id``: the tokenizer's; by default the last two of the vocabulary, OpenAI's.
+    ``start_id`` and ``end_id``: the tokenizer's; by default the last two of the vocabulary, OpenAI's. ``told``: what
+    weights do not show, by default OpenAI's.
     Raises :class:`CheckpointError` if this is not a CLIP of OpenAI with a vision transformer.
     """
     from transformers import CLIPConfig
@@ -341,32 +397,39 @@ def clip_config(weights: Mapping[str, Tensor], *, start_id: int | None = None, e
     except KeyError as error:
         raise CheckpointError(f"lacks {error.args[0]}: it is not a CLIP in OpenAI's naming") from None
     width, _, _, patch = patches.shape
+    vision_hidden = _hidden(weights, "visual.", width)
+    text_hidden = _hidden(weights, "", text_width)
     return CLIPConfig(
         projection_dim=projection,
         vision_config={
             "hidden_size": width,
-            "intermediate_size": 4 * width,
+            "intermediate_size": vision_hidden,
             "num_hidden_layers": _blocks(weights, "visual."),
-            "num_attention_heads": max(1, width // 64),
+            "num_attention_heads": max(1, width // (told.head_width or 64)),
             "patch_size": patch,
             "image_size": patch * math.isqrt(vision_positions.shape[0] - 1),
-            "hidden_act": "quick_gelu",
+            "hidden_act": told.activation or "quick_gelu",
             "projection_dim": projection,
         },
         text_config={
             "hidden_size": text_width,
-            "intermediate_size": 4 * text_width,
+            "intermediate_size": text_hidden,
             "num_hidden_layers": _blocks(weights, ""),
-            "num_attention_heads": max(1, text_width // 64),
+            "num_attention_heads": told.text_heads or max(1, text_width // 64),
             "max_position_embeddings": context,
             "vocab_size": vocabulary,
-            "hidden_act": "quick_gelu",
+            "hidden_act": told.activation or "quick_gelu",
             "projection_dim": projection,
             "bos_token_id": vocabulary - 2 if start_id is None else start_id,
             "eos_token_id": vocabulary - 1 if end_id is None else end_id,
             "pad_token_id": vocabulary - 1 if end_id is None else end_id,
         },
     )
+
+
+def _hidden(weights: Mapping[str, Tensor], prefix: str, width: int) -> int:
+    first = weights.get(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight")
+    return 4 * width if first is None else int(first.shape[0])
 
 
 def _blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
@@ -478,23 +541,37 @@ def _vocabulary(path: Path) -> dict[str, Any]:
     return {"vocab": {word: number for number, word in enumerate(words)}, "merges": merges}
 
 
-def convert(source: Path, out: Path, *, tokenizer: str = TOKENIZER) -> Path:
+def convert(
+    source: Path,
+    out: Path,
+    *,
+    tokenizer: str = TOKENIZER,
+    config: Path | None = None,
+    activation: str | None = None,
+    head_width: int | None = None,
+) -> Path:
     """Write the checkpoint ``source`` as a folder ``out`` that ``Backbone.load`` takes; returns ``out``.
 
-    ``source``: OpenAI's ``.pt`` file (TorchScript archive or state dict), or a Hugging Face folder whose weights are
-    pickled (``pytorch_model.bin``). The folder appears whole or not at all.
+    ``source``: OpenAI's ``.pt`` file (TorchScript archive or state dict), open_clip's weights (a file or its folder), or
+    a Hugging Face folder whose weights are pickled (``pytorch_model.bin``). The folder appears whole or not at all.
+    ``config``: open_clip's ``open_clip_config.json`` (by default the one beside ``source``); ``activation`` and
+    ``head_width`` of the vision tower say the same without one.
 
-    Raises :class:`CheckpointError` if ``out`` is in use, or the checkpoint or tokenizer cannot be used.
+    Raises :class:`CheckpointError` if ``out`` is in use, the checkpoint or tokenizer cannot be used, or nothing says
+    what the weights do not show.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists already: give a new folder, or remove it first")
     work = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         work.mkdir(parents=True)
-        if source.is_dir():
+        if source.is_dir() and (source / "config.json").is_file():
+            if config or activation or head_width:
+                raise CheckpointError(f"folder {source} has a config.json, which says all: leave the other options out")
             _convert_folder(source, work)
         else:
-            _convert_openai(source, work, tokenizer)
+            told = _told(source, config, activation, head_width)
+            _convert_openai(_open_clip_weights(source) if source.is_dir() else source, work, tokenizer, told)
         if out.is_dir():
             out.rmdir()
         work.rename(out)
@@ -503,8 +580,96 @@ def convert(source: Path, out: Path, *, tokenizer: str = TOKENIZER) -> Path:
     return out
 
 
-def _convert_openai(source: Path, out: Path, tokenizer: str) -> None:
-    weights = {name.removeprefix("module."): value for name, value in read_weights(source).items()}
+def _open_clip_weights(folder: Path) -> Path:
+    """The weights in a folder of open_clip's."""
+    found = [folder / name for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")]
+    if open_clip_config.beside(folder) is not None:
+        for file in found:
+            if file.is_file():
+                return file
+    raise CheckpointError(
+        f"folder {folder} lacks config.json and pytorch_model.bin (or open_clip's {open_clip_config.NAME} and"
+        f" {found[1].name}): there is nothing to convert"
+    )
+
+
+def _told(source: Path, config: Path | None, activation: str | None, head_width: int | None) -> Told:
+    """What a config file or the options say."""
+    by_options = Told(activation, head_width)
+    if config is not None and by_options != Told():
+        raise CheckpointError("--config says all: leave --activation and --head-width out")
+    file = config or (open_clip_config.beside(source) if by_options == Told() else None)
+    if file is None:
+        return by_options
+    try:
+        return open_clip_config.read(file)
+    except open_clip_config.ConfigError as error:
+        raise CheckpointError(f"config {file}: {error}") from error
+
+
+def _complete(source: Path, weights: Mapping[str, Tensor], told: Told) -> Told:
+    """``told``, completed and checked by what the file shows itself; raises :class:`CheckpointError` if it is open."""
+    shown = recognise(source, weights)
+    if told.activation and _is_archive(source) and shown.activation not in (None, told.activation):
+        raise CheckpointError(
+            f"checkpoint {source} computes {shown.activation}, not {told.activation}:"
+            " correct the config or --activation"
+        )
+    if not told.complete:
+        told = dataclasses.replace(
+            told, activation=told.activation or shown.activation, head_width=told.head_width or shown.head_width
+        )
+    width, text_width = weights["visual.conv1.weight"].shape[0], weights["token_embedding.weight"].shape[1]
+    if not told.complete:
+        missing = " and ".join(
+            option
+            for option, value in (
+                (
+                    "--activation (gelu for open_clip's, quick_gelu for OpenAI's and for those named quickgelu)",
+                    told.activation,
+                ),
+                ("--head-width (64; 80 for ViT-H, 88 for ViT-g, 104 for ViT-bigG)", told.head_width),
+            )
+            if value is None
+        )
+        raise CheckpointError(
+            f"checkpoint {source} does not show how it computes (OpenAI's and open_clip's have the same names): put its"
+            f" {open_clip_config.NAME} beside it, or give --config FILE, or give {missing}"
+        )
+    assert told.head_width is not None
+    if width % told.head_width or text_width % (told.text_heads or max(1, text_width // 64)):
+        raise CheckpointError(
+            f"checkpoint {source}: widths {width} (vision) and {text_width} (text) do not divide into heads of"
+            f" {told.head_width} and {told.text_heads or text_width // 64} heads: correct the config or --head-width"
+        )
+    return told
+
+
+def _check_sizes(source: Path, config: CLIPConfig, told: Told) -> None:
+    vision, text = config.vision_config, config.text_config
+    own = {
+        "embed_dim": config.projection_dim,
+        "vision_cfg.width": vision.hidden_size,
+        "vision_cfg.layers": vision.num_hidden_layers,
+        "vision_cfg.patch_size": vision.patch_size,
+        "vision_cfg.image_size": vision.image_size,
+        "text_cfg.width": text.hidden_size,
+        "text_cfg.layers": text.num_hidden_layers,
+        "text_cfg.context_length": text.max_position_embeddings,
+        "text_cfg.vocab_size": text.vocab_size,
+    }
+    for name, value in told.expected.items():
+        if own[name] != value:
+            raise CheckpointError(
+                f"checkpoint {source} has {own[name]}, where its config says {name} {value}:"
+                " they do not belong together"
+            )
+
+
+def _convert_openai(source: Path, out: Path, tokenizer: str, told: Told) -> None:
+    weights = {
+        name.removeprefix("_orig_mod.").removeprefix("module."): value for name, value in read_weights(source).items()
+    }
     try:
         clip_config(weights)
         values = clip_weights(weights)
@@ -520,19 +685,26 @@ def _convert_openai(source: Path, out: Path, tokenizer: str) -> None:
             f"checkpoint {source} has {known} tokens, tokenizer {tokenizer} {len(vocabulary)}: they do not"
             " belong together"
         )
-    config = clip_config(weights, start_id=vocabulary.bos_token_id, end_id=vocabulary.eos_token_id)
+    ends = {"start_id": vocabulary.bos_token_id, "end_id": vocabulary.eos_token_id}
+    one_head = Told("gelu", weights["visual.conv1.weight"].shape[0], 1)  # shapes do not depend on heads
+    _check_shapes(clip_config(weights, **ends, told=one_head), values, source)
+    told = _complete(source, weights, told)
+    config = clip_config(weights, **ends, told=told)
+    _check_sizes(source, config, told)
     _save(config, values, out, source)
     vocabulary.save_pretrained(out)
     size = config.vision_config.image_size
+    square = {"height": size, "width": size}
+    squash = told.preprocess.get("squash", False)
     processor = {
         "image_processor_type": "CLIPImageProcessor",
-        "image_mean": CLIP_MEAN,
-        "image_std": CLIP_STD,
-        "resample": 3,
-        "size": {"shortest_edge": size},
-        "crop_size": {"height": size, "width": size},
+        "image_mean": told.preprocess.get("image_mean", CLIP_MEAN),
+        "image_std": told.preprocess.get("image_std", CLIP_STD),
+        "resample": told.preprocess.get("resample", 3),
+        "size": square if squash else {"shortest_edge": size},
+        "crop_size": square,
         "do_resize": True,
-        "do_center_crop": True,
+        "do_center_crop": not squash,
         "do_normalize": True,
         "do_convert_rgb": True,
     }
@@ -557,7 +729,8 @@ def _convert_folder(source: Path, out: Path) -> None:
             shutil.copyfile(file, out / file.name)
 
 
-def _save(config: CLIPConfig, values: Mapping[str, Tensor], out: Path, source: Path) -> None:
+def _check_shapes(config: CLIPConfig, values: Mapping[str, Tensor], source: Path) -> Any:
+    """An empty model of the config; raises :class:`CheckpointError` naming the first weight that does not fit it."""
     from transformers import CLIPModel
 
     with torch.device("meta"):  # shapes without memory: a checkpoint's sizes may be absurd
@@ -568,6 +741,11 @@ def _save(config: CLIPConfig, values: Mapping[str, Tensor], out: Path, source: P
             there = tuple(values[name].shape) if name in values else "missing"
             wanted = tuple(own[name]) if name in own else "not part of a CLIP"
             raise CheckpointError(f"checkpoint {source}: weight {name} is {there}, expected {wanted}")
+    return model
+
+
+def _save(config: CLIPConfig, values: Mapping[str, Tensor], out: Path, source: Path) -> None:
+    model = _check_shapes(config, values, source)
     own_values = {name: value.float().contiguous() for name, value in values.items()}
     model.load_state_dict(own_values, strict=False, assign=True)
     model.save_pretrained(out, max_shard_size="50GB")

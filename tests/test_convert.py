@@ -209,6 +209,64 @@ def test_a_hugging_face_folder_with_pickled_weights(tiny_folder: Path, tmp_path:
     assert torch.equal(converted.encode_texts(texts), original.encode_texts(texts))
 
 
+def open_clip_config(tmp_path: Path, **changes: Any) -> Path:
+    import json
+
+    model = {
+        "embed_dim": 24,
+        "vision_cfg": {"image_size": 32, "layers": 3, "width": 128, "patch_size": 8, "head_width": 64},
+        "text_cfg": {"context_length": 16, "width": 64, "heads": 1, "layers": 2},
+        **changes,
+    }
+    preprocess = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize_mode": "squash"}
+    file = tmp_path / "open_clip_config.json"
+    file.write_text(json.dumps({"model_cfg": model, "preprocess_cfg": preprocess}))
+    return file
+
+
+def test_weights_that_do_not_show_how_they_compute_are_refused(
+    clip: OpenAIClip, vocabulary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, state = ["--tokenizer", str(vocabulary)], clip.state_dict()
+    wrapped = {"state_dict": {f"module.{name}": value for name, value in state.items()}}
+    for number, kept in enumerate((state, wrapped, {"model": state})):
+        file = tmp_path / f"{number}.pt"
+        torch.save(kept, file)
+        assert main([str(file), str(tmp_path / "out"), *words]) == 2
+        error = capsys.readouterr().err
+        assert "open_clip_config.json beside it, or give --config FILE" in error
+        told = ["--activation", "quick_gelu", "--head-width", "64"]
+        assert main([str(file), str(tmp_path / f"out{number}"), *words, *told]) == 0
+    assert main([str(file), str(tmp_path / "out"), *words, "--activation", "gelu"]) == 2
+    assert "--head-width (64; 80 for ViT-H" in capsys.readouterr().err
+
+
+def test_open_clips_config_is_followed(clip: OpenAIClip, vocabulary: Path, tmp_path: Path) -> None:
+    file = state_dict_file(clip, tmp_path / "open_clip_pytorch_model.bin")
+    open_clip_config(tmp_path, vision_cfg={"head_width": 32, "width": 128})
+    config = Backbone.load(convert(file, tmp_path / "beside", tokenizer=str(vocabulary))).model.config
+    assert (config.vision_config.hidden_act, config.vision_config.num_attention_heads) == ("gelu", 4)
+    given = open_clip_config(tmp_path, quick_gelu=True)
+    out = convert(tmp_path, tmp_path / "folder", tokenizer=str(vocabulary), config=given)
+    backbone = Backbone.load(out)
+    assert backbone.model.config.text_config.hidden_act == "quick_gelu"
+    assert backbone.preprocessing["resize"] == {"to": [32, 32], "mode": "height_width"}
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = clip.visual(pixels)
+    torch.testing.assert_close(backbone.encode_images(pixels), expected, rtol=1e-4, atol=1e-4)
+    for changes, reason in (
+        ({"vision_cfg": {"width": 256}}, "has 128, where its config says vision_cfg.width 256"),
+        ({"vision_cfg": {"timm_model_name": "vit"}}, "timm_model_name 'vit' is not what"),
+        ({"custom_text": True}, "custom_text True is not what"),
+        ({"vision_cfg": {"head_width": 48}}, "do not divide into heads of 48"),
+    ):
+        open_clip_config(tmp_path, **changes)
+        with pytest.raises(CheckpointError, match=reason) as caught:
+            convert(file, tmp_path / "refused", tokenizer=str(vocabulary))
+        assert "\n" not in str(caught.value)
+
+
 # --- nothing is executed ----------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """Picture files to pixels: decoding and resizing in worker processes, into a memory-mapped cache that can be resumed.
 
 A picture is opened with Pillow, laid on white where it is transparent, turned to RGB, turned upright as its EXIF data
-say (not under the official rules, whose loaders do not), then resized and cropped as the backbone's image processor says
+say (not under the official rules, whose loaders do not), then resized and cropped as the backbone's processor says
 (:class:`methods.parts.preprocessing.ImageProcessing`). Grey of 16 bits, whole or floating-point numbers is scaled to 8
 bits where its range is known, else refused. Of several frames the first counts; the checksums of a PNG are checked. A
 picture that cannot be decoded is reported by name and never replaced.
@@ -82,7 +82,7 @@ def readable_endings() -> tuple[str, ...]:
     """
     from PIL import features
 
-    endings = _ENDINGS
+    endings: tuple[str, ...] = _ENDINGS
     endings += _JPEG_2000 if features.check("jpg_2000") else ()
     endings += _AVIF if features.check("avif") else ()
     return endings + (_HEIF if importlib.util.find_spec("pillow_heif") else ())
@@ -140,7 +140,9 @@ def upright(data: bytes, *, turn: bool = True) -> tuple[Image.Image, int]:
                 opened.load()
                 orientation = before if opened.format == "TIFF" else _orientation(opened)
                 image = _rgb(opened, data)
-                return (image.transpose(_TURNS[orientation]) if turn and _turns(opened, orientation) else image), orientation
+                return (
+                    image.transpose(_TURNS[orientation]) if turn and _turns(opened, orientation) else image
+                ), orientation
     except PictureError:
         raise
     except Exception as error:  # Pillow raises almost anything on damaged files
@@ -191,7 +193,7 @@ def _bits(opened: Image.Image, data: bytes) -> int:
 
 
 def _eight_bits(opened: Image.Image) -> NDArray[np.uint8]:
-    """Grey of more than 8 bits in 8: by the range that the file states, by that of its bits, or by its values where they
+    """Grey of more than 8 bits in 8: by the range that the file states, by that of its bits, or by values that
     leave no doubt. Raises :class:`PictureError` where the range is not known."""
     values = np.asarray(opened)
     if opened.mode.startswith("I;16") and values.dtype != np.uint16:
@@ -239,8 +241,8 @@ def _top(opened: Image.Image, low: float, high: float) -> float:
     elif _DARK < high <= 65535:
         return 65535.0
     raise PictureError(
-        f"its values reach {high:g}, and the file does not say which value is white: save it with values from 0 to 1, or"
-        " with 8 bits"
+        f"its values reach {high:g}, and the file does not say which value is white: save it with values from 0"
+        " to 1, or with 8 bits"
     )
 
 

@@ -11,6 +11,7 @@ Shapes: B pictures, C texts, P patches (grid x grid), w vision width, v text wid
 import contextlib
 import copy
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -26,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from methods.parts.identity import config_hash, tokenizer_hash
 from methods.parts.memory import align_parameters
-from methods.parts.preprocessing import CLIP_MEAN, CLIP_STD, ImageProcessing, ProcessingError, read_processor
+from methods.parts.preprocessing import ImageProcessing, ProcessingError, read_processor
 from methods.parts.transformer import (
     KeysValues,
     prefix_keys_values,
@@ -388,6 +389,17 @@ class Backbone:
         if self.tokenizer is None:
             return
         end = self.tokenizer.eos_token_id
+        if end is None or self.tokenizer.bos_token_id is None:
+            missing = "end" if end is None else "start"
+            raise BackboneError(
+                f"backbone {self.name}: its tokenizer has no {missing}-of-text token: name it in tokenizer_config.json"
+                f" as {'eos' if end is None else 'bos'}_token"
+            )
+        if end == self.tokenizer.bos_token_id:
+            raise BackboneError(
+                f"backbone {self.name}: its tokenizer starts and ends a text with the same id {end}: its vocabulary has"
+                f" no {self.tokenizer.bos_token!r}; fetch the tokenizer's files again"
+            )
         if len(self.tokenizer) <= len(set(self.tokenizer.all_special_ids)):
             raise BackboneError(
                 f"backbone {self.name}: its tokenizer knows no words: put the checkpoint's tokenizer.json, or"
@@ -403,10 +415,18 @@ class Backbone:
                 f"backbone {self.name}: the tokenizer ends a text with id {end}, config.json's text_config.eos_token_id"
                 f" says {self.text.end_ids}: make them agree"
             )
-        if len(self.tokenizer) > self.vocabulary_size:
+        largest = max(self.tokenizer.get_vocab().values())
+        if max(len(self.tokenizer), largest + 1) > self.vocabulary_size:
             raise BackboneError(
-                f"backbone {self.name}: the tokenizer knows {len(self.tokenizer)} tokens, the model"
-                f" {self.vocabulary_size}: tokenizer and weights do not belong together"
+                f"backbone {self.name}: the tokenizer knows {len(self.tokenizer)} tokens (largest id {largest}), the"
+                f" model {self.vocabulary_size}: tokenizer and weights do not belong together"
+            )
+        lost = _without_merge(self.tokenizer)
+        if lost:
+            raise BackboneError(
+                f"backbone {self.name}: no merge of its tokenizer makes {len(lost)} of its tokens, such as {lost[0]!r},"
+                " so words fall into letters: its merges (in tokenizer.json, or merges.txt beside vocab.json) are missing"
+                " or cut off; fetch the tokenizer's files again"
             )
 
     # --- sizes and identity -------------------------------------------------------------------------------------------
@@ -692,6 +712,32 @@ class Backbone:
         ids = self.tokenize(texts)
         parts = [self.encode_ids(part, projection=projection) for part in ids.split(batch_size)]
         return torch.cat(parts)
+
+
+def _without_merge(tokenizer: Any) -> list[str]:
+    """Tokens of a byte-pair vocabulary that no text can become, since no merge makes them; none for other kinds.
+
+    Single symbols and special tokens (``<...>``, ``[...]``, added ones) need no merge.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return []
+    whole = json.loads(backend.to_str())
+    model = whole.get("model") or {}
+    if model.get("type") != "BPE" or model.get("ignore_merges"):
+        return []
+    suffix, prefix = model.get("end_of_word_suffix") or "", model.get("continuing_subword_prefix") or ""
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    made = {first + second.removeprefix(prefix) for first, second in pairs}
+    special = {token["content"] for token in whole.get("added_tokens") or ()} | set(tokenizer.all_special_tokens)
+    return [
+        token
+        for token in model["vocab"]
+        if len(token.removesuffix(suffix).removeprefix(prefix)) > 1
+        and token not in made
+        and token not in special
+        and token[0] + token[-1] not in ("<>", "[]")
+    ]
 
 
 @contextlib.contextmanager

@@ -179,7 +179,9 @@ class ImageProcessing:
         pixels = np.asarray(_resized_part(image, (width, height), shown, method))
         if pixels.shape[:2] != (rows, columns):
             canvas = np.zeros((rows, columns, 3), dtype=np.uint8)
-            canvas[max(0, -top) : max(0, -top) + pixels.shape[0], max(0, -left) : max(0, -left) + pixels.shape[1]] = pixels
+            canvas[max(0, -top) : max(0, -top) + pixels.shape[0], max(0, -left) : max(0, -left) + pixels.shape[1]] = (
+                pixels
+            )
             pixels = canvas
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -312,11 +314,12 @@ def _check_result(
     wanted = f"the model takes {side} x {side}"
     if crop is not None:
         if crop != (side, side):
-            raise ProcessingError(f"crop_size {_said(config, 'crop_size', crop)}, but {wanted} (vision_config.image_size)")
+            raise ProcessingError(
+                f"crop_size {_said(config, 'crop_size', crop)}, but {wanted} (vision_config.image_size)"
+            )
     elif resize == "none":
         raise ProcessingError(
-            f"do_resize and do_center_crop false: {wanted}, so images of"
-            " other sizes need one of them"
+            f"do_resize and do_center_crop false: {wanted}, so images of other sizes need one of them"
         )
     elif resize == "shortest_edge":
         raise ProcessingError(

@@ -15,7 +15,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF"}
+FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+}
 SIDE = (10, 8)
 
 
@@ -157,7 +165,10 @@ def damage(root: Path, class_folder: str, outside: Path) -> Damage:
     (folder / "page.jpg").write_text("<html>404</html>")
     whole = write_pictures(
         root,
-        [f"{class_folder}/{name}" for name in ("UPPER.JPG", "photo.jpeg", "new.webp", "raw.bmp", "naïve ☃.png", "moving.gif", "scan.TIF")],
+        [
+            f"{class_folder}/{name}"
+            for name in ("UPPER.JPG", "photo.jpeg", "new.webp", "raw.bmp", "naïve ☃.png", "moving.gif", "scan.TIF")
+        ],
     )
     (folder / "notes.txt").write_text("not a picture")
     (folder / "film.mp4").write_bytes(some)

@@ -473,3 +473,24 @@ def test_the_hub_is_asked_once_and_the_local_cache_serves_without_it(
     assert (found.name, found.weights_hash) == ("nobody/tiny", Backbone.load(tiny_folder).weights_hash)
     assert [name for name, _ in asked] == ["nobody/tiny"] * 2
     assert all(timeout <= 5 for _, timeout in asked)
+
+
+def test_a_tokenizer_whose_merges_are_missing_is_refused(tmp_path: Path) -> None:
+    folder = tiny_clip_folder(tmp_path / "clip")
+    file = folder / "tokenizer.json"
+    whole = json.loads(file.read_text())
+    merges = whole["model"]["merges"]
+    for left in ([], merges[:-1], merges[:20]):
+        whole["model"]["merges"] = left
+        file.write_text(json.dumps(whole))
+        with pytest.raises(BackboneError, match=f"makes {len(merges) - len(left)} of its tokens") as caught:
+            Backbone.load(folder)
+        assert "\n" not in str(caught.value)
+    file.unlink()
+    (folder / "vocab.json").write_text(json.dumps(whole["model"]["vocab"]))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(BackboneError, match=r"merges\.txt beside vocab.json"):
+        Backbone.load(folder)
+    lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(lines) + "\n")
+    Backbone.load(folder)

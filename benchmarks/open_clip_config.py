@@ -1,0 +1,126 @@
+"""What a CLIP checkpoint's weights do not say, its activation and heads: read from ``open_clip_config.json``.
+
+open_clip stores weights under OpenAI's names, but its models have plain GELU unless their config says ``quick_gelu``,
+and the heads of its larger ones are 80, 88 or 104 wide.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+NAME = "open_clip_config.json"
+
+ACTIVATIONS = ("quick_gelu", "gelu")
+
+#: Keys of open_clip's configs that change nothing of a trained model's output.
+_HARMLESS = {
+    "": ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "cast_dtype", "output_dict"),
+    "vision_cfg": ("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout"),
+    "text_cfg": ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"),
+}
+
+#: Values that other keys may have, since they are what every CLIP does.
+_USUAL = {"pool_type": ("tok", "argmax"), "pos_embed_type": ("learnable",), "pad_id": (0,), "proj_type": ("linear",)}
+
+
+class ConfigError(ValueError):
+    """A config that cannot be followed; one line without the file's name."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the weights alone do not say. ``None``: nobody said it.
+
+    ``activation``: "quick_gelu" or "gelu"; ``head_width`` of the vision tower and ``text_heads``; ``expected``: sizes
+    that the weights must have, by the config's names; ``preprocess``: image processor settings.
+    """
+
+    activation: str | None = None
+    head_width: int | None = None
+    text_heads: int | None = None
+    expected: Mapping[str, int] = field(default_factory=dict)
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether a model can be built."""
+        return self.activation is not None and self.head_width is not None
+
+
+def beside(checkpoint: Path) -> Path | None:
+    """The ``open_clip_config.json`` in a checkpoint's folder, if there is one."""
+    file = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / NAME
+    return file if file.is_file() else None
+
+
+def read(file: Path) -> Told:
+    """What open_clip's config says: the file beside its weights, or one of its ``model_configs``.
+
+    Raises :class:`ConfigError` if it cannot be read, or asks for what ``transformers.CLIPModel`` does not do.
+    """
+    try:
+        whole = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ConfigError(f"it cannot be read as JSON ({reason})") from error
+    whole = whole if isinstance(whole, dict) else {}
+    model = whole.get("model_cfg", whole)
+    if not isinstance(model, dict) or not all(isinstance(model.get(key), dict) for key in ("vision_cfg", "text_cfg")):
+        raise ConfigError("it has no vision_cfg and text_cfg: give open_clip's config of the model")
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    for where, part in (("", model), ("vision_cfg", vision), ("text_cfg", text)):
+        _refuse_unknown(where, part)
+    head_width, heads = vision.get("head_width", 64), text.get("heads", 8)
+    for key, value in (("vision_cfg.head_width", head_width), ("text_cfg.heads", heads)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{key} {value!r} is no number of 1 or more")
+    if not isinstance(model.get("quick_gelu", False), bool):
+        raise ConfigError(f"quick_gelu {model['quick_gelu']!r} is neither true nor false")
+    return Told(
+        activation="quick_gelu" if model.get("quick_gelu", False) else "gelu",
+        head_width=head_width,
+        text_heads=heads,
+        expected={
+            name: value
+            for name, value in (
+                ("embed_dim", model.get("embed_dim")),
+                ("vision_cfg.width", vision.get("width")),
+                ("vision_cfg.layers", vision.get("layers")),
+                ("vision_cfg.patch_size", vision.get("patch_size")),
+                ("vision_cfg.image_size", vision.get("image_size")),
+                ("text_cfg.width", text.get("width")),
+                ("text_cfg.layers", text.get("layers")),
+                ("text_cfg.context_length", text.get("context_length")),
+                ("text_cfg.vocab_size", text.get("vocab_size")),
+            )
+            if isinstance(value, int)
+        },
+        preprocess=_preprocess(whole.get("preprocess_cfg") or {}),
+    )
+
+
+def _refuse_unknown(where: str, part: Mapping[str, Any]) -> None:
+    for key, value in part.items():
+        if key in _HARMLESS[where] or value in (None, False, "", {}) or value in _USUAL.get(key, ()):
+            continue
+        name = f"{where}.{key}" if where else key
+        raise ConfigError(f"{name} {value!r} is not what a transformers.CLIPModel does: it cannot be converted")
+
+
+def _preprocess(given: Mapping[str, Any]) -> dict[str, Any]:
+    """open_clip's ``preprocess_cfg`` as settings of a ``CLIPImageProcessor``, without the model's own sizes."""
+    mode, resample = given.get("resize_mode", "shortest"), given.get("interpolation", "bicubic")
+    if mode not in ("shortest", "squash") or resample not in ("bicubic", "bilinear"):
+        raise ConfigError(
+            f"preprocess_cfg has resize_mode {mode!r} and interpolation {resample!r}: only shortest or squash, bicubic"
+            " or bilinear can be converted"
+        )
+    made: dict[str, Any] = {"resample": 3 if resample == "bicubic" else 2, "squash": mode == "squash"}
+    for key, name in (("mean", "image_mean"), ("std", "image_std")):
+        if given.get(key) is not None:
+            made[name] = given[key]
+    return made
