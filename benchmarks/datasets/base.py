@@ -121,6 +121,11 @@ class Dataset(ABC):
         return {}
 
     @property
+    def synsets_published(self) -> bool:
+        """Whether :attr:`synsets` come with the data set; False: they were chosen by hand for this suite."""
+        return True
+
+    @property
     def closed_set(self) -> ClosedSet:
         """Fixed UDA and DAZSL settings (empty if the dataset defines none)."""
         return ClosedSet()
