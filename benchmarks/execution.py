@@ -617,7 +617,7 @@ def make_record(workbench: Workbench, cell: Cell, status: Status, **values: Any)
             "encode_batch": BATCH,
         }
         dataset = {"title": data.title, "version": data.version, "gallery_domain": data.gallery_domain}
-        notes = list(task.notes)
+        notes = [*task.notes, *workbench.dataset(cell.id.dataset).name_notes]
     return Record(
         key=cell.key,
         status=status,

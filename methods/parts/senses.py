@@ -92,8 +92,8 @@ def _described(synset: str) -> str:
 def senses(name: str, strict: bool = False) -> tuple[Any, ...]:
     """All noun senses of a class name, the commonest first; () if WordNet has none.
 
-    Underscores, spaces and hyphens may stand for each other, or for nothing. Unless ``strict``, they may also be mixed, a
-    remark in parentheses and an article may be left out, and a WordNet id (``n02084071``) means its synset.
+    Underscores, spaces and hyphens may stand for each other, or for nothing. Unless ``strict``, they may also be mixed,
+    a remark in parentheses and an article may be left out, and a WordNet id (``n02084071``) means its synset.
     """
     reader = wordnet()
     if not strict and re.fullmatch(r"n[0-9]{8}", name):
@@ -122,7 +122,7 @@ def _without_article(name: str) -> str:
 
 
 def _spellings(name: str, mixed: bool) -> tuple[str, ...]:
-    """How WordNet may write a name: its words joined by underscores, hyphens, nothing, or a mixture of the first two."""
+    """How WordNet may write a name: its words joined by underscores, hyphens, nothing, or the first two mixed."""
     name = unicodedata.normalize("NFC", name).strip()
     words = [word for word in re.split(r"[\s_-]+", name) if word]
     if not words:
