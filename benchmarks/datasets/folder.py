@@ -10,7 +10,8 @@ The rule, with the defaults that ``ROOT/folder.toml`` may change (``gallery_doma
 2. The gallery domain is ``real``, ``photo``, ``photos``, ``image`` or ``images`` if there is one (in that order), else
    the domain with most pictures, the first by name if equal.
 3. Validation and test classes are drawn among the classes with pictures in every domain, in the order of
-   ``sha256("SEED/class/NAME")``, NAME without capitals: the first quarter is test, the next 15 % val, at least one each; all others are train.
+   ``sha256("SEED/class/NAME")``, NAME without capitals: the first quarter is test, the next 15 % val, at least one
+   each; all others are train.
 4. Of every train class a fifth of the gallery domain's pictures, those whose key has the lowest sha256, is held back.
 5. UDA: all ordered pairs of the four domains with most pictures, over the classes with three pictures in each of them.
 6. DAZSL: from the domain with most pictures (the gallery domain excepted) to the gallery domain; seen are the train
@@ -78,7 +79,7 @@ def read_rule(file: Path) -> FolderRule:
         values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DatasetError(f"{file} is not TOML: {' '.join(str(error).split())}") from error
-    known = {name: value for name, value in vars(FolderRule()).items()}
+    known = dict(vars(FolderRule()))
     stated = values.get("synsets", {})
     if not isinstance(stated, dict) or not all(isinstance(one, str) for one in stated.values()):
         raise DatasetError(f'{file}: synsets is a table of class = "synset", such as mouse = "mouse.n.04"')
