@@ -881,7 +881,7 @@ class SreClip(Method):
         return kept if self._reference is None else {**kept, "reference": self._reference}
 
     def facts(self) -> dict[str, Any]:
-        """Class names in order, their synsets, how others are found, a random graph's seed, the sizes of the graph's part."""
+        """Class names in order, their synsets, how others are found, a random graph's seed, the graph part's sizes."""
         return {
             "class_names": list(self.class_names),
             "synsets": self._synsets,

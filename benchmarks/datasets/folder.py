@@ -127,7 +127,7 @@ class Folder(FolderDataset):
     def read(self, root: Path) -> Listing:
         """Every folder under the root that is not hidden is a domain."""
         entries, odd = usable_entries(root)
-        names = [entry.name for entry in entries if entry.is_dir()]
+        names = [entry.name for entry in entries if Path(entry.path).is_dir()]  # False for a link to itself
         odd += [
             Finding(
                 "link", entry.name, "a link to nothing, or to itself; no domain: remove it, or link a folder in here"
