@@ -35,7 +35,7 @@ def _capitalised(word: str) -> bool:
 
 def _split_camel(name: str) -> str:
     """Spaces before the capitals inside a word, but not in iPod, McDonald, TVs."""
-    made = []
+    made: list[str] = []
     for word in name.split():
         parts = re.findall(r"[A-Z]{2,}(?=[A-Z][a-z]{2})|[A-Z][a-z]+|[a-z]+|[A-Z]+", word)
         whole = "".join(parts) == word and len(parts) > 1
