@@ -335,6 +335,7 @@ def _verify_folder(dataset: FolderDataset, size: int | None, write_broken: bool,
     trouble = [f"{len(kinds['missing'])} pictures are missing"] if "missing" in kinds else []
     trouble += [f"{len(kinds['lacking'])} classes lack pictures in a domain"] if "lacking" in kinds else []
 
+    _names("class names whose WordNet sense is doubtful (SRE-CLIP)", _doubtful_senses(dataset), shown)
     keys, paths = dataset.table["key"].to_numpy(), dataset.table["path"].to_numpy()
     hashes, broken, begun = np.zeros(len(keys), dtype="U64"), {}, time.time()
     turned: list[int] = []
@@ -360,6 +361,20 @@ def _verify_folder(dataset: FolderDataset, size: int | None, write_broken: bool,
         _keep(dataset, size, whole)
     print(f"content hash {content.hexdigest()}")
     return trouble
+
+
+def _doubtful_senses(dataset: FolderDataset) -> list[str]:
+    """Classes whose WordNet synset nobody gave and the names leave open, a line each."""
+    from benchmarks.datasets.synsets import checked_synsets
+    from methods.parts.senses import doubtful
+
+    lines = [str(one) for one in doubtful(dataset.classes(), dataset.synsets)]
+    wide = [
+        f"{name}: {one.synset} is only the nearest wider synset"
+        for name, one in checked_synsets(dataset.card.name).items()
+        if not one.exact and name in set(dataset.classes())
+    ]
+    return lines + wide
 
 
 def _keep(dataset: FolderDataset, size: int, rows: np.ndarray) -> None:

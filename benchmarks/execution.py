@@ -647,7 +647,9 @@ def make_record(workbench: Workbench, cell: Cell, status: Status, **values: Any)
         source = workbench.dataset(cell.id.dataset)
         dataset = {"title": data.title, "version": data.version, "gallery_domain": data.gallery_domain}
         dataset |= {"facts": list(source.facts), "left_out": source.left_out}
-        notes = [*task.notes, *([f"left out of the data: {source.left_out}"] if source.left_out else [])]
+        notes = [*task.notes, *source.name_notes]
+        if source.left_out:
+            notes.append(f"left out of the data: {source.left_out}")
         if missing := unvalidated(workbench.settings, task, METHODS.get(cell.id.method)):
             notes.append(missing)
         if values.get("fit"):

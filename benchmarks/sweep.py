@@ -261,7 +261,7 @@ def make_cell(
         limit=settings.limit,
         ablation=ablation,
     )
-    inputs = {
+    inputs: dict[str, Any] = {
         "scoring": SCORING,
         "method": {
             "name": name,
@@ -287,6 +287,8 @@ def make_cell(
         "select": settings.select,
         "seed": seed,
     }
+    if method.reads_synsets:
+        inputs["dataset"]["synsets"] = _hash(sorted(source.synsets.items()), source.synsets_published)
     leading = {one.name: source.card.headline.metrics() for one in task.retrievals}
     leading |= {one.name: classification_metrics(one) for one in task.classifications}
     return Cell(cell, inputs, leading, fit_id)

@@ -117,6 +117,8 @@ class TrainingData:
       ``domain_names``.
     * ``class_names``: the class names the method may know. In DAZSL they include classes without labelled pictures.
     * ``unseen_names``: those of them without labelled pictures, where the protocol shows any.
+    * ``synsets``: WordNet synset names of class names, where they are known; ``synsets_published``: whether they come
+      with the data set (True) or were chosen for this suite (False), so that released code did not have them.
     * ``target``: unlabelled target-domain pictures, where the protocol shows any.
     * ``validate(method)``: the protocol's validation score of the method as it stands (higher is better). It never
       touches what the protocol holds back, unless the run was asked to select by ``oracle``.
@@ -136,6 +138,7 @@ class TrainingData:
         validate: Callable[[Method], float] | None = None,
         target: Pictures | None = None,
         synsets: Mapping[str, str] | None = None,
+        synsets_published: bool = True,
         select: Literal["last", "val", "oracle"] = "val",
     ) -> None:
         if not len(images) == len(labels) == len(domains):
@@ -149,6 +152,7 @@ class TrainingData:
         self.class_names = tuple(class_names)
         self.domain_names = tuple(domain_names)
         self.synsets = dict(synsets or {})
+        self.synsets_published = synsets_published
         self.select = select
         self._validate = validate
         self._target = target
@@ -226,6 +230,7 @@ class Method(ABC):
     * ``variants``: named changes to the defaults, e.g. ``{"official": {"mask": False}}``; ``paper`` is the defaults;
     * ``one_process``: why its training cannot be spread over several processes, "" if it can: its loss is a mean over
       the pictures of a batch, of which each process takes :func:`methods.parts.parallel.share`;
+    * ``reads_synsets``: whether its scores depend on the classes' WordNet synsets, which are then part of their key;
     * ``version``: raise it when a change of the code changes scores, so that stored scores are not taken for new ones.
     """
 
@@ -234,6 +239,7 @@ class Method(ABC):
     trained: ClassVar[bool] = True
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     one_process: ClassVar[str] = "it does not say that its loss is a mean over the pictures of a batch"
+    reads_synsets: ClassVar[bool] = False
     version: ClassVar[int] = 1
 
     def __init__(self, backbone: Backbone, config: Any = None, device: str | torch.device | None = None) -> None:

@@ -41,6 +41,7 @@ from methods.parts.training import batches, budget, count_parameters, run_stage,
 from methods.parts.word_graph import (
     Field,
     GraphSource,
+    SenseChoice,
     WordGraph,
     WordNetError,
     build_graph,
@@ -70,6 +71,7 @@ OFFICIAL: dict[str, Any] = {
     "memory_surplus": True,
     "eval_attention": "batch",
     "unit_features": False,
+    "senses": "first",
 }
 DEVIATIONS = (
     Deviation(
@@ -160,6 +162,14 @@ DEVIATIONS = (
         ours="built from WordNet for the class names at hand",
     ),
     Deviation(
+        "WordNet sense of a class name",
+        "not in the abstract",
+        "the files that state it are not published",
+        "senses",
+        "the synset that the data set states or that was chosen by hand, else the sense nearest to the other classes'"
+        " (`context`); officially the published one, else the commonest sense (`first`)",
+    ),
+    Deviation(
         "I2WebV",
         "5000 classes",
         "crashes: the structure loss knows 100 of them, and its variant with patches reads other rows",
@@ -198,6 +208,8 @@ class SreClipConfig:
       numbers), or, without a file, the mean CLIP token embedding of a name.
     * ``pair_reading``: ``submatrix`` or ``diagonal``. ``pair_list``: ``all`` or ``half``. ``empty_pairs``: the
       structure loss where nothing is left to compare, ``zero`` or ``nan``.
+    * ``senses``: ``context``, hand-checked synsets and for other names the sense nearest to the other classes', or
+      ``first``, the synsets that a data set is published with and for other names the commonest sense.
     * ``srs_scale``: ``cosine`` or ``logits``. ``srs_class``: ``label`` or ``predicted``, of source pictures.
     * ``unit_features``: whether features are L2-normalised before the adapter.
     * ``target_gradients``: whether the memory and balance terms train the prototypes (``memory``) or not (``none``).
@@ -250,6 +262,7 @@ class SreClipConfig:
     unit_features: bool = True
     target_gradients: Literal["memory", "none"] = "memory"
     memory_surplus: bool = False
+    senses: SenseChoice = "context"
     learning_rate: float = 1e-3
     gcn_rate: float = 5.0
     batch_size: int = 256
@@ -629,6 +642,7 @@ class SreClip(Method):
         },
     )
     Config = SreClipConfig
+    reads_synsets = True
     one_process = "its pictures attend to all others of their batch, and train on stored features in minutes"
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": OFFICIAL}
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -656,6 +670,7 @@ class SreClip(Method):
         super().__init__(backbone, config, device)
         self.class_names: tuple[str, ...] = ()
         self._synsets: dict[str, str] = {}
+        self._senses: SenseChoice = self.config.senses
         self._seed = 0
         self._model: SreClipModel | None = None
         self._reference: Tensor | None = None
@@ -741,14 +756,18 @@ class SreClip(Method):
         """The graph of the training classes; without a graph network, the classes alone."""
         if self._graph is None:
             source: GraphSource = self.config.graph if self.config.gcn else "none"
-            self._graph = build_graph(self.class_names, self._synsets, source=source, seed=self._seed)
+            self._graph = build_graph(
+                self.class_names, self._synsets, source=source, seed=self._seed, choice=self._senses
+            )
         return self._graph
 
     # --- training ---
 
     def prepare(self, data: TrainingData, seed: int) -> None:
         """Graph, node vectors and fresh weights for the classes of ``data``."""
-        self.class_names, self._synsets, self._seed = data.class_names, data.synsets, seed
+        known = data.synsets_published or self.config.senses == "context"
+        self.class_names, self._synsets, self._seed = data.class_names, data.synsets if known else {}, seed
+        self._senses = self.config.senses
         self._graph = None
         self._encoded.clear()
         graph = self.graph
@@ -876,10 +895,11 @@ class SreClip(Method):
         return kept if self._reference is None else {**kept, "reference": self._reference}
 
     def facts(self) -> dict[str, Any]:
-        """Class names in order, their synsets, the seed of a random graph, and the sizes of the graph's part."""
+        """Class names in order, their synsets, how others are found, a random graph's seed, the graph part's sizes."""
         return {
             "class_names": list(self.class_names),
             "synsets": self._synsets,
+            "senses": self._senses,
             "seed": self._seed,
             "sizes": list(self.model.field.sizes),
         }
@@ -887,6 +907,7 @@ class SreClip(Method):
     def load_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Put back what :meth:`tensors` and :meth:`facts` gave."""
         self.class_names, self._synsets = tuple(facts["class_names"]), dict(facts["synsets"])
+        self._senses = facts.get("senses", "first")  # how checkpoints without this fact were trained
         self._seed, self._graph = int(facts["seed"]), None
         self._encoded.clear()
         kept = {name: tensor.to(self.device) for name, tensor in tensors.items()}

@@ -145,6 +145,16 @@ class Dataset(ABC):
         return ""
 
     @property
+    def name_notes(self) -> tuple[str, ...]:
+        """What records must say of how class names were read, a line each."""
+        return ()
+
+    @property
+    def synsets_published(self) -> bool:
+        """Whether :attr:`synsets` come with the data set; False: they were chosen by hand for this suite."""
+        return True
+
+    @property
     def closed_set(self) -> ClosedSet:
         """Fixed UDA and DAZSL settings (empty if the dataset defines none)."""
         return ClosedSet()

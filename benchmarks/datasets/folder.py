@@ -3,11 +3,15 @@
 The rule, with the defaults that ``ROOT/folder.toml`` may change (``gallery_domain``, ``seed``, ``test_share``,
 ``val_share``, ``held_back_share``):
 
+0. Class folders are read as words (:mod:`benchmarks.datasets.class_words`): ``alarm_clock``, ``AlarmClock`` and
+   ``001.alarm_clock`` are the class ``alarm clock``. ``exact_names = true`` takes them as they are written. The table
+   ``[synsets]`` may give WordNet synsets of classes: ``mouse = "mouse.n.04"``.
 1. A domain is a folder under the root that holds class folders with pictures; two at least.
 2. The gallery domain is ``real``, ``photo``, ``photos``, ``image`` or ``images`` if there is one (in that order), else
    the domain with most pictures, the first by name if equal.
 3. Validation and test classes are drawn among the classes with pictures in every domain, in the order of
-   ``sha256("SEED/class/NAME")``: the first quarter is test, the next 15 % val, at least one each; all others are train.
+   ``sha256("SEED/class/NAME")``, NAME without capitals: the first quarter is test, the next 15 % val, at least one
+   each; all others are train.
 4. Of every train class a fifth of the gallery domain's pictures, those whose key has the lowest sha256, is held back.
 5. UDA: all ordered pairs of the four domains with most pictures, over the classes with three pictures in each of them.
 6. DAZSL: from the domain with most pictures (the gallery domain excepted) to the gallery domain; seen are the train
@@ -20,7 +24,8 @@ import dataclasses
 import itertools
 import tomllib
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +33,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.datasets.base import ClosedSet, DatasetCard, DatasetError, RetrievalCut
+from benchmarks.datasets.class_words import read_classes, same_name, words_of
 from benchmarks.datasets.folders import (
     PICTURE_SUFFIXES,
     Finding,
@@ -44,6 +50,14 @@ SETTINGS = "folder.toml"
 PHOTOGRAPHS = ("real", "photo", "photos", "image", "images")
 
 
+#: Folders that often stand between a domain and its classes.
+BETWEEN = frozenset({"images", "image", "imgs", "train", "test", "val", "valid", "validation", "data"})
+
+
+def _braces(domain: str, names: list[str]) -> str:
+    return f"{domain}/{names[0]}" if len(names) == 1 else f"{domain}/{{{','.join(names)}}}"
+
+
 @dataclass(frozen=True)
 class FolderRule:
     """What ``folder.toml`` may say; ``gallery_domain`` "" lets the rule choose."""
@@ -53,6 +67,8 @@ class FolderRule:
     test_share: float = 0.25
     val_share: float = 0.15
     held_back_share: float = 0.2
+    exact_names: bool = False
+    synsets: dict[str, str] = field(default_factory=dict)
 
 
 def read_rule(file: Path) -> FolderRule:
@@ -63,12 +79,17 @@ def read_rule(file: Path) -> FolderRule:
         values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DatasetError(f"{file} is not TOML: {' '.join(str(error).split())}") from error
-    known = {field.name: field.default for field in dataclasses.fields(FolderRule)}
+    known = dict(vars(FolderRule()))
+    stated = values.get("synsets", {})
+    if not isinstance(stated, dict) or not all(isinstance(one, str) for one in stated.values()):
+        raise DatasetError(f'{file}: synsets is a table of class = "synset", such as mouse = "mouse.n.04"')
     for key, value in values.items():
         if key not in known:
             raise DatasetError(f"{file}: unknown key {key!r}; known are {', '.join(known)}")
         wanted = type(known[key])
-        if isinstance(value, bool) or not isinstance(value, (int, float) if wanted is float else wanted):
+        if isinstance(value, bool) is not (wanted is bool) or not isinstance(
+            value, (int, float) if wanted is float else wanted
+        ):
             raise DatasetError(f"{file}: {key} is {wanted.__name__}, not {value!r}")
     rule = FolderRule(**values)
     shares: dict[str, Any] = {key: getattr(rule, key) for key in known if key.endswith("_share")}
@@ -106,23 +127,74 @@ class Folder(FolderDataset):
     def read(self, root: Path) -> Listing:
         """Every folder under the root that is not hidden is a domain."""
         entries, odd = usable_entries(root)
-        names = [entry.name for entry in entries if entry.is_dir()]
+        names = [entry.name for entry in entries if Path(entry.path).is_dir()]  # False for a link to itself
+        odd += [
+            Finding(
+                "link", entry.name, "a link to nothing, or to itself; no domain: remove it, or link a folder in here"
+            )
+            for entry in entries
+            if entry.is_symlink() and not Path(entry.path).exists()
+        ]
         if not names:
             why = f" ({odd[0]})" if odd else ""
             raise DatasetError(f"{root} holds no domain folders{why}; the layout is {self.card.layout}")
         listing = scan(root, [Place(unicodedata.normalize("NFC", name), (name,), optional=True) for name in names])
-        empty = sorted(set(names) - set(listing.pictures["path"].str.partition("/")[0]))
-        odd += [Finding("empty", name, "holds no class folders with pictures: no domain") for name in empty]
+        linked = {finding.path for finding in listing.findings if finding.kind == "link"}
+        empty = sorted(set(names) - set(listing.pictures["path"].str.partition("/")[0]) - linked)
+        deeper = self._deeper(root)
+        for name in empty:
+            why = (
+                f": its class folders lie in {_braces(name, deeper[name])}, move them to {name}/"
+                if name in deeper
+                else ""
+            )
+            odd.append(Finding("empty", name, f"holds no class folders with pictures: no domain{why}"))
         return Listing(listing.pictures, (*listing.findings, *odd))
 
     def lies_in(self, folder: Path) -> bool:
         """Whether there are pictures two folders below."""
         return any(file.suffix.lower() in PICTURE_SUFFIXES for file in itertools.islice(folder.glob("*/*/*"), 1000))
 
+    def _deeper(self, root: Path) -> dict[str, list[str]]:
+        """Domain folders whose class folders lie one level too deep, with the folders between."""
+        found: dict[str, list[str]] = {}
+        for domain in sorted(root.iterdir()):
+            middle = (
+                [one.name for one in sorted(domain.iterdir()) if self._holds_classes(one)] if domain.is_dir() else []
+            )
+            if middle and not domain.name.startswith("."):
+                found[domain.name] = middle
+        return found
+
+    @staticmethod
+    def _holds_classes(folder: Path) -> bool:
+        """Whether there are pictures one folder below, and none in the folder itself."""
+        if not folder.is_dir() or folder.name.startswith("."):
+            return False
+        return any(file.suffix.lower() in PICTURE_SUFFIXES for file in itertools.islice(folder.glob("*/*"), 1000))
+
+    def _mend(self, root: Path) -> str:
+        """Names the folder between domain and class where there is one in several domains."""
+        try:
+            deeper = self._deeper(root) if root.is_dir() else {}
+        except OSError:
+            deeper = {}
+        between = {name for names in deeper.values() for name in names}
+        shared = len(deeper) > 1 and between == set.intersection(*map(set, deeper.values()))
+        if not deeper or not (shared or (between and between <= BETWEEN)):
+            return super()._mend(root)
+        first = next(iter(deeper))
+        lie = _braces(first, deeper[first])
+        return f"; the class folders lie one level too deep, in {lie}: move them up, so that they are {first}/CLASS" + (
+            f" (in all of {', '.join(deeper)})" if len(deeper) > 1 else ""
+        )
+
     def _gallery(self, pictures: pd.DataFrame) -> str:
         counts = pictures.groupby("domain").size()
         if len(counts) < 2:
-            raise DatasetError(f"folder: {self.folder} has one domain, {counts.index[0]}; two are needed")
+            out = [str(one) for one in self.listing.findings if one.kind in ("link", "empty") and "/" not in one.path]
+            why = f" (left out: {'; '.join(out[:3])})" if out else ""
+            raise DatasetError(f"folder: {self.folder} has one domain, {counts.index[0]}; two are needed{why}")
         wanted = unicodedata.normalize("NFC", self.rule.gallery_domain)
         if wanted and wanted not in counts.index:
             raise DatasetError(
@@ -136,6 +208,7 @@ class Folder(FolderDataset):
 
     def arrange(self, pictures: pd.DataFrame) -> pd.DataFrame:
         """The rule of this module."""
+        pictures = self._named_classes(pictures)
         counts = pictures.groupby(["class", "domain"]).size().unstack(fill_value=0)
         everywhere = counts.index[(counts > 0).all(axis=1)]
         if len(everywhere) < 3:
@@ -143,17 +216,68 @@ class Folder(FolderDataset):
                 f"{self.folder}: {len(everywhere)} classes lie in every domain ({', '.join(counts.columns)}); "
                 "three are needed: train, validation and test"
             )
-        alike: dict[str, str] = {}
-        for name in counts.index:
-            other = alike.setdefault(name.casefold(), name)
-            if other != name:
-                self.note("alike", name, f"differs from {other} in case only; if both are one class, rename one")
         rule = self.rule
-        split_of = class_splits(everywhere, seed=rule.seed, val_share=rule.val_share, test_share=rule.test_share)
+        plain = {name: name.casefold() for name in everywhere}
+        if rule.exact_names or len(set(plain.values())) < len(plain):
+            plain = {name: name for name in everywhere}
+        drawn = class_splits(plain.values(), seed=rule.seed, val_share=rule.val_share, test_share=rule.test_share)
+        split_of = {name: drawn[plain[name]] for name in everywhere}
         split = pictures["class"].map(lambda name: split_of.get(name, "train"))
         train = set(pictures["class"][split == "train"])
         held = held_back(pictures, train, self.card.gallery_domain, share=rule.held_back_share)
         return pictures.assign(split=split, held_back=held)
+
+    def _named_classes(self, pictures: pd.DataFrame) -> pd.DataFrame:
+        """Class folders read as words; a note for every class that is spelled in several ways, or kept apart."""
+        pairs = sorted(set(zip(pictures["domain"], pictures["class"], strict=True)))
+        folders = sorted({folder for _, folder in pairs})
+        names = {folder: folder for folder in folders} if self.rule.exact_names else read_classes(pairs)
+        spelled: dict[str, list[str]] = {}
+        for folder in folders:
+            spelled.setdefault(names[folder], []).append(folder)
+        for name, several in spelled.items():
+            if len(several) > 1:
+                self.note("alike", name, f"one class, read from the folders {', '.join(map(repr, several))}")
+        alike: dict[str, str] = {}
+        for name in spelled:
+            other = alike.setdefault(words_of(name).casefold(), name)
+            if other != name:
+                differs = "differs from {} in case only" if other.casefold() == name.casefold() else "reads as {} does"
+                self.note("alike", name, f"{differs.format(other)}; if both are one class, rename one")
+        return pictures.assign(**{"class": pictures["class"].map(names)})
+
+    @property
+    def name_notes(self) -> tuple[str, ...]:
+        """What a run must say of the class names."""
+        notes = [f"class {one}" for one in self.findings if one.kind == "alike"]
+        return (*notes[:5], *([f"and {len(notes) - 5} more classes of several spellings"] if len(notes) > 5 else []))
+
+    @property
+    def synsets(self) -> Mapping[str, str]:
+        """Those that ``folder.toml`` gives; raises :class:`DatasetError` for a class or synset that does not exist."""
+        if self.root is None or not self.root.is_dir() or not self.rule.synsets:
+            return {}
+        return self._stated
+
+    @cached_property
+    def _stated(self) -> dict[str, str]:
+        from methods.parts.senses import WordNetError, named_synset
+
+        file, known = self.folder / SETTINGS, {same_name(words_of(name)): name for name in self.classes()}
+        known |= {name: name for name in self.classes()}
+        found = {}
+        for name, synset in self.rule.synsets.items():
+            written = unicodedata.normalize("NFC", name)
+            own = known.get(written) or known.get(same_name(words_of(written)))
+            if own is None:
+                raise DatasetError(f"folder: {file}: synsets names {name!r}, which is no class here")
+            try:
+                found[own] = str(named_synset(own, synset).name())
+            except WordNetError:
+                raise DatasetError(f"folder: {file}: WordNet has no noun synset {synset!r} (class {name!r})") from None
+            if not synset.split(".")[-2:-1] == ["n"]:
+                raise DatasetError(f"folder: {file}: {synset!r} (class {name!r}) is no noun synset")
+        return found
 
     @cached_property
     def closed_set(self) -> ClosedSet:

@@ -39,6 +39,7 @@ import pandas as pd
 from benchmarks.datasets import contents
 from benchmarks.datasets import pictures as picture_files
 from benchmarks.datasets.base import Dataset, DatasetError
+from benchmarks.datasets.synsets import TABLES, checked_synsets
 from methods.parts.preprocessing import ImageProcessing
 
 if TYPE_CHECKING:
@@ -643,6 +644,16 @@ class FolderDataset(Dataset):
             return ""
         more = f" and {len(packed) - 3} more" if len(packed) > 3 else ""
         return f"; unpack {', '.join(packed[:3])}{more} first" if packed else ""
+
+    @property
+    def synsets(self) -> Mapping[str, str]:
+        """The hand-checked WordNet synset of each class (:mod:`benchmarks.datasets.synsets`); {} without a table."""
+        return {name: one.synset for name, one in checked_synsets(self.card.name).items()}
+
+    @property
+    def synsets_published(self) -> bool:
+        """False where :attr:`synsets` are this suite's own table."""
+        return self.card.name not in TABLES
 
     @cached_property
     def table(self) -> pd.DataFrame:

@@ -15,8 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.datasets.base import Dataset, DatasetError
-from benchmarks.protocols.task import Classification, Protocol, Rules, Task, held_out_tenth
-from benchmarks.protocols.uda import ARROW
+from benchmarks.protocols.task import Classification, Protocol, Rules, Task, held_out_tenth, named_transfers
 
 
 class Dazsl(Protocol):
@@ -28,13 +27,14 @@ class Dazsl(Protocol):
 
     def splits(self, dataset: Dataset) -> list[str]:
         """``"source to target"`` for every pair that the data set defines."""
-        return [f"{source}{ARROW}{target}" for source, target in dataset.closed_set.dazsl_pairs]
+        return list(named_transfers(dataset.closed_set.dazsl_pairs))
 
     def task(self, dataset: Dataset, split: str, rules: Rules = "clean") -> Task:
         """The pair ``split``; under the official rules nothing is held out, and selection looks at the test set."""
-        source, _, target = split.partition(ARROW)
-        if split not in self.splits(dataset):
-            raise DatasetError(f"{dataset.card.name} has no DAZSL pair {split!r}; choose from {self.splits(dataset)}")
+        transfers = named_transfers(dataset.closed_set.dazsl_pairs)
+        if split not in transfers:
+            raise DatasetError(f"{dataset.card.name} has no DAZSL pair {split!r}; choose from {list(transfers)}")
+        source, target = transfers[split]
         closed, table = dataset.closed_set, dataset.table
         classes, domains, keys = (table[column].to_numpy() for column in ("class", "domain", "key"))
         of_source, of_target = domains == source, domains == target
@@ -59,6 +59,7 @@ class Dazsl(Protocol):
             dataset=dataset.card.name,
             rules=rules,
             split=split,
+            transfer=(source, target),
             train=train,
             target=test,
             class_names=(*test_names, *validation_classes),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -50,7 +50,8 @@ class Task:
     """One cell's data.
 
     ``split`` is what varies inside a protocol (the query domain in the UCDR family, ``source to target`` in UDA and
-    DAZSL). ``train`` are the labelled rows, ``target`` the unlabelled ones (None where the protocol shows none),
+    DAZSL, which ``transfer`` holds apart).
+    ``train`` are the labelled rows, ``target`` the unlabelled ones (None where the protocol shows none),
     ``class_names`` what the method may know during training, ``validation`` the question that scores a model during
     training. ``transductive``: the unlabelled target pictures are also the test pictures, as the field does in UDA and
     DAZSL. ``gallery_trained``: the gallery is the labelled source, as in UDA's retrieval.
@@ -69,6 +70,7 @@ class Task:
     transductive: bool = False
     gallery_trained: bool = False
     notes: tuple[str, ...] = ()
+    transfer: tuple[str, str] | None = None
     fit_id: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -202,6 +204,20 @@ def without_unanswerable_validation(task: Task, dataset: Dataset) -> Task:
     if task.validation is None or answerable(task.validation, dataset.table["class"].to_numpy()):
         return task
     return replace(task, validation=None)
+
+
+def named_transfers(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Transfers (source, target) by name, ``SOURCE to TARGET``.
+
+    Domains may hold " to " themselves: of several transfers that would have one name, each has its domains in quotes.
+    """
+    pairs = list(dict.fromkeys(pairs))
+    plain = [f"{source} to {target}" for source, target in pairs]
+    names = [
+        name if plain.count(name) == 1 else f"{source!r} to {target!r}"
+        for name, (source, target) in zip(plain, pairs, strict=True)
+    ]
+    return dict(zip(names, pairs, strict=True))
 
 
 def held_out_tenth(rows: np.ndarray, classes: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

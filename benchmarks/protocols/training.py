@@ -48,5 +48,6 @@ def training_data(
         validate=None if question is None else lambda method: score(method, question),
         target=None if task.target is None else DatasetPictures(cache, task.target),
         synsets=synsets,
+        synsets_published=cache.dataset.synsets_published,
         select=select,
     )

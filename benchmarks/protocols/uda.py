@@ -16,9 +16,7 @@ import hashlib
 import numpy as np
 
 from benchmarks.datasets.base import Dataset, DatasetError
-from benchmarks.protocols.task import Classification, Protocol, Retrieval, Rules, Task, held_out_tenth
-
-ARROW = " to "
+from benchmarks.protocols.task import Classification, Protocol, Retrieval, Rules, Task, held_out_tenth, named_transfers
 
 
 class Uda(Protocol):
@@ -31,13 +29,14 @@ class Uda(Protocol):
 
     def splits(self, dataset: Dataset) -> list[str]:
         """``"source to target"`` for every pair (12 for four domains)."""
-        return [f"{source}{ARROW}{target}" for source, target in dataset.uda_pairs]
+        return list(named_transfers(dataset.uda_pairs))
 
     def task(self, dataset: Dataset, split: str, rules: Rules = "clean") -> Task:
         """The transfer ``split``; under the official rules nothing is held out, and selection looks at the test set."""
-        source, _, target = split.partition(ARROW)
-        if split not in self.splits(dataset):
-            raise DatasetError(f"{dataset.card.name} has no UDA transfer {split!r}; choose from {self.splits(dataset)}")
+        transfers = named_transfers(dataset.uda_pairs)
+        if split not in transfers:
+            raise DatasetError(f"{dataset.card.name} has no UDA transfer {split!r}; choose from {list(transfers)}")
+        source, target = transfers[split]
         table, names = dataset.table, dataset.closed_set.uda_classes
         classes, domains, keys = (table[column].to_numpy() for column in ("class", "domain", "key"))
         inside = table["class"].isin(names).to_numpy()
@@ -57,6 +56,7 @@ class Uda(Protocol):
             dataset=dataset.card.name,
             rules=rules,
             split=split,
+            transfer=(source, target),
             train=train,
             target=shown,
             class_names=names,

@@ -76,7 +76,7 @@ def draw(
         return Drawn(tuple(easel.plots), (note,))
     for table in leading:
         if len(table.columns) > 1:
-            what = "transfer" if " to " in table.columns[0] else "query domain"
+            what = "transfer" if leaderboard.is_transfer(table.protocol) else "query domain"
             easel.draw(
                 partial(plots.heat_map, table, folder), "methods by domains",
                 f"{grids.question_title(table)}: method by {what}", f"{table.metric}, darker is better", table.protocol,

@@ -234,7 +234,7 @@ def by_domain(tables: Sequence[Table], split: str, scores: Scores, data: Mapping
             mark = EXTENSION if row and row.extension and score.value is not None else ""
             cells.append(score_cell(score, scores.of(table, split, label), mark))
         lines.append(Row(tuple(cells), next(row.method for row in own if row), "floor" if floor else ""))
-    word = "Transfer" if " to " in split else "Query domain"
+    word = "Transfer" if asked and all(leaderboard.is_transfer(table.protocol) for table in asked) else "Query domain"
     head = ("method", *(f"{question_title(table)}: {table.metric}" for table in asked))
     return Grid(f"{word} {split}: leading metrics in percent", head, tuple(lines), data=data)
 

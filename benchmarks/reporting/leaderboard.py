@@ -146,8 +146,13 @@ class Table:
 
     def title(self) -> str:
         """Protocol, gallery and metric."""
-        by = "transfer" if any(" to " in column for column in self.columns) else "query domain"
+        by = "transfer" if is_transfer(self.protocol) else "query domain"
         return f"{protocol_title(self.protocol)}, {self.gallery}: {self.metric} in percent, by {by}"
+
+
+def is_transfer(protocol: str) -> bool:
+    """Whether a protocol's splits are transfers (SOURCE to TARGET), not query domains, whatever the domains' names."""
+    return protocol.partition("_")[0] in ("uda", "dazsl")
 
 
 def settings_of(frame: pd.DataFrame) -> list[Setting]:

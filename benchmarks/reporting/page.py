@@ -152,7 +152,9 @@ def _setting(material: Material, setting: Setting, number: int) -> dict[str, Any
     protocols = numbered(table.protocol for table in tables)
     galleries = numbered(table.gallery for table in tables)
     metrics = numbered(["", *(table.metric for table in tables)])
-    splits = numbered(sorted({column for table in tables for column in table.columns}, key=lambda s: (" to " in s, s)))
+    of_transfers = {column for table in tables if leaderboard.is_transfer(table.protocol) for column in table.columns}
+    every = {column for table in tables for column in table.columns}
+    splits = numbered(sorted(every, key=lambda split: (split in of_transfers, split)))
     drawn = material.drawn.get(setting, Drawn())
     plots = [plot for plot in drawn.plots if plot.on_page]
     kinds = numbered(plot.kind for plot in plots)

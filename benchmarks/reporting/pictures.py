@@ -225,11 +225,12 @@ def _hardest(
         ranked = sorted((lists[split, key] for lists in found.values()), key=lambda one: order[one.label])
         judged = [one.score for one in ranked if not one.floor] or [one.score for one in ranked]
         name, domain = about[split, key]
-        title = f"{protocol_title(table.protocol)} {table.gallery}" + (f", {split}" if " to " in split else "")
+        of_transfer = f", {split}" if leaderboard.is_transfer(table.protocol) else ""
+        title = f"{protocol_title(table.protocol)} {table.gallery}{of_transfer}"
         spread = max(judged) - min(judged)
         queries.append(Query(key, name, domain, title, float(np.mean(judged)), tuple(ranked), spread))
     queries.sort(key=lambda query: (query.score, query.domain, query.key, query.title))
-    if any(" to " in query.title for query in queries):  # of many transfers, each query once, under its hardest
+    if leaderboard.is_transfer(table.protocol):  # of many transfers, each query once, under its hardest
         queries = list({query.key: query for query in reversed(queries)}.values())[::-1]
         queries = [replace(query, title=f"{protocol_title(table.protocol)} {table.gallery}") for query in queries]
     return queries

@@ -9,7 +9,6 @@ C classes, N nodes, K edges.
 
 import functools
 import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,34 +18,12 @@ import torch
 from torch import Tensor
 from torch_geometric.utils import coalesce
 
+from methods.parts.senses import WordNetError, choose_senses, named_synset, nearest_sense, senses, wordnet
+
+__all__ = ["WordNetError", "wordnet"]  # where they were before
+
 GraphSource = Literal["wordnet", "none", "random"]
-
-
-class WordNetError(RuntimeError):
-    """WordNet, a synset or a word vector that is not there; one line with the mend."""
-
-
-def wordnet() -> Any:
-    """nltk's WordNet reader.
-
-    Raises:
-        WordNetError: WordNet's files are nowhere on nltk's path, or in a folder that others may write to.
-    """
-    from nltk.corpus import wordnet as reader
-
-    try:
-        reader.ensure_loaded()
-    except LookupError as error:
-        if refused := re.search(r"chmod go-w '(.+?)'", str(error)):
-            raise WordNetError(
-                "NLTK refuses WordNet's files, because other accounts may write to their folder: run"
-                f" chmod -R go-w '{refused[1]}'"
-            ) from None
-        raise WordNetError(
-            "WordNet is not found: `import benchmarks` brings the nouns shipped with this suite, or set NLTK_DATA to a"
-            " folder that holds corpora/wordnet"
-        ) from None
-    return reader
+SenseChoice = Literal["context", "first"]
 
 
 def wordnet_path() -> Path:
@@ -67,20 +44,20 @@ def find_synset(name: str, synset: str = "") -> Any | None:
     Raises:
         WordNetError: WordNet is missing, or it has no synset of the name given.
     """
-    reader = wordnet()
-    if synset:
-        try:
-            return reader.synset(synset)
-        except Exception as error:  # nltk raises WordNetError, ValueError or KeyError here
-            raise WordNetError(
-                f"class {name!r}: WordNet has no synset {synset!r}; correct the data set's synsets"
-            ) from error
-    words = re.split(r"[\s_-]+", name.strip())
-    for spelling in dict.fromkeys((name.strip().replace(" ", "_"), "_".join(words), "-".join(words), "".join(words))):
-        found = reader.synsets(spelling, pos=reader.NOUN)
-        if found:
-            return found[0]
-    return None
+    return named_synset(name, synset) if synset else next(iter(senses(name, strict=True)), None)
+
+
+def synsets_of(names: Sequence[str], given: Mapping[str, str], choice: SenseChoice) -> list[Any | None]:
+    """The synset of each class, None for a class without one: the one given, else by ``choice``, ``first`` the
+    commonest sense of the name, ``context`` the one nearest to the other classes.
+
+    Raises:
+        WordNetError: WordNet is missing, or it has no synset of a name given.
+    """
+    if choice == "context":
+        chosen = choose_senses(names, given)
+        return [chosen[name] for name in names]
+    return [find_synset(name, given.get(name, "")) for name in names]
 
 
 def _parents(synset: Any) -> list[Any]:
@@ -117,7 +94,7 @@ class WordGraph:
 
     ``classes`` C; ``synsets`` N synset names ("" for a class without one); ``words`` N tuples of synonyms, the class
     name first; ``edges`` [K, 2] int64 (parent, child), sorted, each once; ``source`` and ``seed`` as given to
-    :func:`build_graph`.
+    :func:`build_graph`, ``choice`` too.
     """
 
     classes: int
@@ -126,6 +103,7 @@ class WordGraph:
     edges: Tensor
     source: GraphSource = "wordnet"
     seed: int = 0
+    choice: SenseChoice = "context"
 
     @property
     def nodes(self) -> int:
@@ -134,15 +112,20 @@ class WordGraph:
 
 
 def build_graph(
-    names: Sequence[str], synsets: Mapping[str, str] | None = None, *, source: GraphSource = "wordnet", seed: int = 0
+    names: Sequence[str],
+    synsets: Mapping[str, str] | None = None,
+    *,
+    source: GraphSource = "wordnet",
+    seed: int = 0,
+    choice: SenseChoice = "context",
 ) -> WordGraph:
-    """The graph of C class names; ``synsets`` names the synset of a class where its name alone might mislead.
+    """The graph of C class names; ``synsets`` names the synset of a class where its name alone might mislead, and
+    ``choice`` says how the others' are found (:func:`synsets_of`).
 
     ``source``: "wordnet"; "random", the same nodes with every edge's parent drawn anew (from ``seed``); "none", the
     classes alone, without edges. Of two classes with one synset both get its parents, the first gets its children.
     """
-    given = synsets or {}
-    found = [find_synset(name, given.get(name, "")) for name in names]
+    found = synsets_of(names, synsets or {}, choice)
     node: dict[str, int] = {}
     for row, synset in enumerate(found):
         if synset is not None:
@@ -159,18 +142,23 @@ def build_graph(
         edges=torch.tensor(edges, dtype=torch.int64).view(-1, 2),
         source=source,
         seed=seed,
+        choice=choice,
     )
     return replace(graph, edges=_rewire(graph.edges, graph.nodes, seed)) if source == "random" else graph
 
 
 def extend_graph(graph: WordGraph, name: str, synset: str = "") -> tuple[WordGraph, int]:
-    """The graph with one more class -> (graph, the class's node): as if it had been built with that name, too.
+    """The graph with one more class -> (graph, the class's node): as if it had been built with that name, too, but
+    for the synsets of the classes that were there, which stay.
 
     The nodes that were there keep their places; the class and those of its ancestors that are new follow. A class that
     was an ancestor already stays where it was and becomes a named class. A "random" graph keeps its edges, and the new
     ones start at random old nodes, drawn from the seed and the name.
     """
-    found = find_synset(name, synset)
+    if synset or graph.choice == "first":
+        found = find_synset(name, synset)
+    else:
+        found = nearest_sense(name, graph.synsets[: graph.classes])
     key = "" if found is None else found.name()
     if key in graph.synsets[graph.classes :] and key:
         row = graph.synsets.index(key, graph.classes)

@@ -112,12 +112,75 @@ def test_domains_are_the_same_in_both_unicode_forms(root: Path) -> None:
     assert Folder(root).card.gallery_domain == "Öl auf Leinwand"
 
 
-def test_classes_that_differ_in_case_only_are_named(root: Path) -> None:
-    (root / "photo" / "dog").rename(root / "photo" / "Dog")
+def test_one_class_that_two_domains_spell_differently(root: Path) -> None:
+    expected = {split: Folder(root).classes(split) for split in ("train", "val", "test")}
+    (root / "photo" / "dog").rename(root / "photo" / "003.Dog ")
     dataset = Folder(root)
-    assert [(one.kind, str(one)) for one in dataset.findings] == [
-        ("alike", "dog: differs from Dog in case only; if both are one class, rename one")
-    ]
+    assert {split: dataset.classes(split) for split in expected} == expected
+    assert dataset.name_notes == ("class dog: one class, read from the folders '003.Dog ', 'dog'",)
+
+
+def test_one_domain_may_tell_classes_apart_by_case(root: Path) -> None:
+    shutil.copytree(root / "photo" / "dog", root / "photo" / "Dog")
+    dataset = Folder(root)
+    assert {"Dog", "dog"} <= set(dataset.classes())
+    assert "dog: differs from Dog in case only; if both are one class, rename one" in map(str, dataset.findings)
+
+
+def test_names_as_they_are_written(root: Path) -> None:
+    (root / "photo" / "dog").rename(root / "photo" / "Big_Dog")
+    assert "big dog" in Folder(root).classes()
+    (root / "folder.toml").write_text("exact_names = true\n")
+    assert "Big_Dog" in Folder(root).classes()
+
+
+def test_synsets_of_the_settings(root: Path) -> None:
+    assert Folder(root).synsets == {}
+    (root / "folder.toml").write_text('[synsets]\n"Dog" = "dog.n.03"\n')
+    assert Folder(root).synsets == {"dog": "dog.n.03"}
+    for text, line in (
+        ('dog = "dog.n.99"', r"folder.toml: WordNet has no noun synset 'dog.n.99' \(class 'dog'\)"),
+        ('dragonet = "dog.n.01"', "synsets names 'dragonet', which is no class here"),
+        ('dog = "run.v.01"', "no"),
+        ("dog = 3", "synsets is a table"),
+    ):
+        (root / "folder.toml").write_text(f"[synsets]\n{text}\n")
+        with pytest.raises(DatasetError, match=line):
+            _ = Folder(root).synsets
+
+
+@pytest.mark.parametrize("middle", ["images", "train"])
+def test_class_folders_one_level_too_deep(root: Path, middle: str) -> None:
+    for domain in list(root.iterdir()):
+        domain.rename(root / "moved")
+        (root / domain.name).mkdir()
+        (root / "moved").rename(root / domain.name / middle)
+    with pytest.raises(DatasetError, match=rf"one level too deep, in drawing/{middle}: move them up") as caught:
+        Folder(root).check()
+    assert "did you mean" not in str(caught.value)
+
+
+def test_links_that_are_no_domain_are_named(root: Path, tmp_path: Path) -> None:
+    (root / "drawing").rename(tmp_path / "elsewhere")
+    (root / "out").symlink_to(tmp_path / "elsewhere")
+    (root / "nothing").symlink_to(tmp_path / "absent")
+    (root / "loop").symlink_to(root / "loop")
+    kinds = {one.path: one.kind for one in Folder(root).findings}
+    assert kinds == {"out": "link", "nothing": "link", "loop": "link"}
+
+
+@pytest.mark.parametrize("name", ["sim to real", "a to b to c", "a->b", "a,b", "-x", "PHOTO", "to"])
+def test_domains_of_any_name_have_sound_tasks(root: Path, name: str) -> None:
+    (root / "drawing").rename(root / name)
+    dataset = Folder(root)
+    for protocol in ("uda", "uda_inductive", "dazsl", "ucdr"):
+        found = PROTOCOLS.get(protocol)
+        for split in found.splits(dataset):
+            task = found.task(dataset, split)
+            task.check(dataset)
+            if task.transfer:
+                domains = dataset.table["domain"].to_numpy()
+                assert (set(domains[task.train]), set(domains[task.target])) == ({task.transfer[0]}, {task.transfer[1]})
 
 
 def test_trees_that_no_protocol_fits_fail_with_one_line(root: Path, tmp_path: Path) -> None:

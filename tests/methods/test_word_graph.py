@@ -1,6 +1,7 @@
 """Class graphs from WordNet, and propagation on them."""
 
 import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from nltk.corpus.util import LazyCorpusLoader
 from torch import Tensor
 
 import benchmarks  # noqa: F401 (brings WordNet's nouns)
+from methods.parts.senses import choose_senses, doubtful
 from methods.parts.word_graph import (
     WordGraph,
     WordNetError,
@@ -249,3 +251,81 @@ def test_word_vectors(tmp_path: Path) -> None:
     file.write_text("cat one two\n", encoding="utf-8")
     with pytest.raises(WordNetError, match="cannot be read"):
         read_word_vectors(file, ["cat"])
+
+
+# --- senses ----------------------------------------------------------------------------------------------------------
+
+
+def chosen(names: list[str]) -> dict[str, str]:
+    return {name: "" if one is None else one.name() for name, one in choose_senses(names).items()}
+
+
+def test_the_other_classes_tell_the_sense() -> None:
+    office = ["mouse", "monitor", "computer keyboard", "printer", "laptop", "calculator", "webcam", "scanner"]
+    found = chosen(office)
+    assert (found["mouse"], found["monitor"]) == ("mouse.n.04", "monitor.n.04")
+    assert (found["calculator"], found["printer"]) == ("calculator.n.02", "printer.n.02")
+    farm = ["mouse", "cat", "dog", "cow", "seal", "squirrel", "tiger"]
+    found = chosen(farm)
+    assert (found["mouse"], found["seal"], found["tiger"]) == ("mouse.n.01", "seal.n.09", "tiger.n.02")
+
+
+@given(st.permutations(["mouse", "monitor", "seal", "cat", "crane", "mug", "plant", "bat"]))
+@settings(max_examples=10, deadline=None)
+def test_senses_do_not_depend_on_the_order(names: list[str]) -> None:
+    assert chosen(names) == chosen(sorted(names))
+    assert build_graph(names).synsets[: len(names)] == tuple(chosen(names)[name] for name in names)
+
+
+def test_a_given_synset_goes_before_the_context_and_is_context() -> None:
+    assert choose_senses(["mouse", "cat"], {"mouse": "mouse.n.04"})["mouse"].name() == "mouse.n.04"
+    with pytest.raises(WordNetError, match=r"class 'mouse': WordNet has no synset 'mouse.n.77'"):
+        choose_senses(["mouse", "cat"], {"mouse": "mouse.n.77"})
+
+
+@pytest.mark.parametrize(
+    ("name", "synset"),
+    [
+        ("n02084071", "dog.n.01"),
+        ("n01440764", "tench.n.01"),
+        ("n99999999", ""),
+        ("The_Eiffel_Tower", "eiffel_tower.n.01"),
+        ("hot_air_balloon", "hot-air_balloon.n.01"),
+        ("car_(sedan)", "car.n.01"),
+        ("jack o lantern", "jack-o-lantern_fungus.n.01"),
+        ("", ""),
+        ("17", "seventeen.n.01"),
+        ("qwertyuiop", ""),
+        ("{}", ""),
+    ],
+)
+def test_names_alone(name: str, synset: str) -> None:
+    assert chosen([name])[name] == synset
+
+
+def test_doubtful_names_are_listed() -> None:
+    listed = {one.name: str(one) for one in doubtful(["qwertyuiop", "crane", "dog", "cat", "helicopter", "swan"])}
+    assert listed["qwertyuiop"] == "qwertyuiop: WordNet has no such noun"
+    assert "dog" not in listed
+    assert doubtful(["crane", "swan"], {"crane": "crane.n.05"}) == ()
+
+
+def test_many_names_take_seconds() -> None:
+    names = sorted({name.replace("_", " ") for name in itertools.islice(wordnet().all_lemma_names("n"), 0, 40000, 100)})
+    started = time.perf_counter()
+    assert len(choose_senses(names)) == len(names) >= 345
+    assert time.perf_counter() - started < 10
+
+
+def test_a_name_asked_for_later_is_read_among_the_training_classes() -> None:
+    graph = build_graph(["laptop", "computer keyboard", "printer", "webcam"])
+    extended, row = extend_graph(graph, "mouse")
+    assert extended.synsets[row] == "mouse.n.04"
+    first, row = extend_graph(build_graph(["laptop", "webcam"], choice="first"), "mouse")
+    assert first.synsets[row] == "mouse.n.01"
+
+
+def test_the_commonest_sense_stays_the_released_choice() -> None:
+    names = ["monitor", "mug", "mouse", "car_(sedan)", "The_Eiffel_Tower"]
+    found = build_graph(names, choice="first").synsets[: len(names)]
+    assert found == ("proctor.n.01", "mug.n.01", "mouse.n.01", "", "")

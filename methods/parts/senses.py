@@ -1,0 +1,261 @@
+"""Which noun sense of WordNet a class name means: found by its spelling, chosen by the other classes around it.
+
+``mouse`` among monitors and keyboards is the device, among cats and horses the animal. :func:`choose_senses` takes for
+each name the sense nearest to the other names' senses. Nearness of two senses is the share of ancestors that they have
+in common (Dice's coefficient of the two sets, each with the sense itself), which is what Wu and Palmer measure in a
+tree. The same names always give the same senses, whatever their order.
+"""
+
+import functools
+import itertools
+import re
+import unicodedata
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+#: WordNet's files of things that can be seen in an image.
+CONCRETE = frozenset(
+    f"noun.{kind}"
+    for kind in ("animal", "artifact", "body", "food", "object", "phenomenon", "plant", "shape", "substance")
+)
+
+#: What a sense loses: a person (seldom what a class is called after), anything else that is no concrete thing, and each
+#: place down WordNet's order (commonest first), up to :data:`PLACES`. Chosen on the hand-checked classes.
+PERSON, ABSTRACT, RANK = 0.2, 0.1, 0.06
+PLACES = 6
+
+#: Nearness is that to this many of the other classes, the nearest ones, so that a few animals among many tools stay
+#: animals; :data:`ALL` is the weight of the mean over all of them.
+NEAREST, ALL = 2, 0.2
+
+#: Rounds of choosing; the first starts from what is concrete and common.
+ROUNDS = 3
+
+#: A choice is doubtful if the next sense comes closer than this.
+CLOSE = 0.05
+
+#: Longest name, in words, of which every spelling is tried.
+_WORDS = 5
+
+
+def wordnet() -> Any:
+    """nltk's WordNet reader.
+
+    Raises:
+        WordNetError: WordNet's files are nowhere on nltk's path, or in a folder that others may write to.
+    """
+    from nltk.corpus import wordnet as reader
+
+    try:
+        reader.ensure_loaded()
+    except LookupError as error:
+        if refused := re.search(r"chmod go-w '(.+?)'", str(error)):
+            raise WordNetError(
+                "NLTK refuses WordNet's files, because other accounts may write to their folder: run"
+                f" chmod -R go-w '{refused[1]}'"
+            ) from None
+        raise WordNetError(
+            "WordNet is not found: `import benchmarks` brings the nouns shipped with this suite, or set NLTK_DATA to a"
+            " folder that holds corpora/wordnet"
+        ) from None
+    return reader
+
+
+class WordNetError(RuntimeError):
+    """WordNet, a synset or a word vector that is not there; one line with the fix."""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A class whose sense is doubtful: ``chosen`` (a synset name, "" if WordNet knows none) and ``instead``, the next
+    best one ("" if nothing was found)."""
+
+    name: str
+    chosen: str
+    instead: str = ""
+
+    def __str__(self) -> str:
+        if not self.chosen:
+            return f"{self.name}: WordNet has no such noun"
+        return f"{self.name}: {_described(self.chosen)}, or {_described(self.instead)}"
+
+
+def _described(synset: str) -> str:
+    return f"{synset} ({' '.join(wordnet().synset(synset).definition().split())[:60]})"
+
+
+@functools.lru_cache(maxsize=65536)
+def senses(name: str, strict: bool = False) -> tuple[Any, ...]:
+    """All noun senses of a class name, the commonest first; () if WordNet has none.
+
+    Underscores, spaces and hyphens may stand for each other, or for nothing. Unless ``strict``, they may also be mixed,
+    a remark in parentheses and an article may be left out, and a WordNet id (``n02084071``) means its synset.
+    """
+    reader = wordnet()
+    if not strict and re.fullmatch(r"n[0-9]{8}", name):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nltk warns of an offset without a synset, or raises what it likes
+            try:
+                synset = reader.synset_from_pos_and_offset("n", int(name[1:]))
+            except Exception:
+                return ()
+        return () if synset is None or not synset.name() else (synset,)
+    texts = (name,) if strict else (name, _without_remark(name), _without_article(_without_remark(name)))
+    for text in dict.fromkeys(texts):
+        for spelling in _spellings(text, mixed=not strict):
+            found = reader.synsets(spelling, pos=reader.NOUN)
+            if found:
+                return tuple(found)
+    return ()
+
+
+def _without_remark(name: str) -> str:
+    return re.sub(r"[\s_]*\([^()]*\)[\s_]*$", "", name)
+
+
+def _without_article(name: str) -> str:
+    return re.sub(r"^(the|an|a)[\s_]+(?=\w)", "", name, flags=re.IGNORECASE)
+
+
+def _spellings(name: str, mixed: bool) -> tuple[str, ...]:
+    """How WordNet may write a name: its words joined by underscores, hyphens, nothing, or the first two mixed."""
+    name = unicodedata.normalize("NFC", name).strip()
+    words = [word for word in re.split(r"[\s_-]+", name) if word]
+    if not words:
+        return ()
+    plain = (name.replace(" ", "_"), "_".join(words), "-".join(words), "".join(words))
+    more: list[str] = []
+    if mixed and 2 < len(words) <= _WORDS:
+        for joints in itertools.product("_-", repeat=len(words) - 1):
+            more.append("".join(part for pair in zip(words, (*joints, ""), strict=True) for part in pair))
+    return tuple(dict.fromkeys((*plain, *more)))
+
+
+@functools.lru_cache(maxsize=65536)
+def _line(synset: Any) -> frozenset[Any]:
+    """A synset and everything above it."""
+    found, waiting = {synset}, [synset]
+    while waiting:
+        one = waiting.pop()
+        for parent in (*one.hypernyms(), *one.instance_hypernyms()):
+            if parent not in found:
+                found.add(parent)
+                waiting.append(parent)
+    return frozenset(found)
+
+
+def _prior(synset: Any, place: int) -> float:
+    kind = synset.lexname()
+    lost = 0.0 if kind in CONCRETE else PERSON if kind == "noun.person" else ABSTRACT
+    return -RANK * min(place, PLACES) - lost
+
+
+class _Candidates:
+    """Senses of the names, one row each, and how near they are to each other."""
+
+    def __init__(self, of_name: Sequence[tuple[Any, ...]]) -> None:
+        self.synsets = [synset for found in of_name for synset in found]
+        self.owner = np.repeat(np.arange(len(of_name)), [len(found) for found in of_name])
+        places = [place for found in of_name for place in range(len(found))]
+        self.prior = np.array([_prior(one, place) for one, place in zip(self.synsets, places, strict=True)])
+        column: dict[Any, int] = {}
+        lines = [[column.setdefault(above, len(column)) for above in _line(one)] for one in self.synsets]
+        above = np.zeros((len(lines), len(column)), dtype=np.float32)  # whole numbers: exact in any order of adding
+        for row, line in enumerate(lines):
+            above[row, line] = 1
+        size = above.sum(axis=1)
+        self.near = 2 * (above @ above.T) / np.maximum(size[:, None] + size[None], 1)
+
+    def scores(self, chosen: np.ndarray) -> np.ndarray:
+        """Score of every row beside the ``chosen`` rows of the other names."""
+        others = len(chosen) - 1
+        if not others:
+            return self.prior
+        own = self.owner[:, None] == self.owner[chosen][None]
+        beside = self.near[:, chosen].astype(np.float64)
+        nearest = -np.sort(-np.where(own, -1.0, beside), axis=1)[:, : min(NEAREST, others)]
+        mean = np.where(own, 0.0, beside).sum(axis=1) / others
+        return np.round((1 - ALL) * nearest.mean(axis=1) + ALL * mean + self.prior, 9)
+
+    def best(self, scores: np.ndarray) -> np.ndarray:
+        """The best row of each name, the commoner sense if equal."""
+        order = np.lexsort((np.arange(len(scores)), -np.round(scores, 9), self.owner))
+        return order[np.r_[True, self.owner[order][1:] != self.owner[order][:-1]]]
+
+
+@functools.lru_cache(maxsize=64)
+def _choose(
+    names: tuple[str, ...], given: tuple[tuple[str, str], ...]
+) -> tuple[tuple[tuple[str, Any], ...], tuple[Doubt, ...]]:
+    """``(name, synset or None)`` of distinct sorted names, and the doubtful ones; ``given`` ones are fixed."""
+    stated = dict(given)
+    found = [(named_synset(name, stated[name]),) if stated.get(name) else senses(name) for name in names]
+    known = [row for row, one in enumerate(found) if one]
+    doubts = [Doubt(name, "") for name, one in zip(names, found, strict=True) if not one]
+    chosen: dict[str, Any] = dict.fromkeys(names)
+    if known:
+        table = _Candidates([found[row] for row in known])
+        rows = table.best(table.prior)
+        for _ in range(ROUNDS):
+            rows = table.best(table.scores(rows))
+        scores = table.scores(rows)
+        for place, row in enumerate(rows):
+            name = names[known[place]]
+            chosen[name] = table.synsets[row]
+            others = [one for one in np.flatnonzero(table.owner == place) if one != row]
+            second = max(others, key=lambda one: (scores[one], -one), default=None)
+            if second is not None and scores[row] - scores[second] < CLOSE:
+                doubts.append(Doubt(name, table.synsets[row].name(), table.synsets[second].name()))
+    return tuple(chosen.items()), tuple(sorted(doubts, key=lambda doubt: doubt.name))
+
+
+def choose_senses(names: Sequence[str], given: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The noun synset of each name, None where WordNet has none; ``given`` names the synset of some.
+
+    Raises:
+        WordNetError: WordNet is missing, or it has no synset of a name given.
+    """
+    fixed = tuple(sorted((name, synset) for name, synset in (given or {}).items() if synset and name in set(names)))
+    return dict(_choose(tuple(sorted(set(names))), fixed)[0])
+
+
+def doubtful(names: Sequence[str], given: Mapping[str, str] | None = None) -> tuple[Doubt, ...]:
+    """The names, sorted, whose sense nobody gave and whose two best senses are nearly equal, or that have none."""
+    fixed = tuple(sorted((name, synset) for name, synset in (given or {}).items() if synset and name in set(names)))
+    return _choose(tuple(sorted(set(names))), fixed)[1]
+
+
+def nearest_sense(name: str, others: Sequence[str]) -> Any | None:
+    """The noun synset of one more name among chosen ones (``others``: synset names); None where WordNet has none."""
+    found, reader = senses(name), wordnet()
+    beside = [reader.synset(one) for one in dict.fromkeys(others) if one]
+    if not found or not beside:
+        return found[0] if found else None
+
+    def score(place: int) -> float:
+        line = _line(found[place])
+        near = sorted((2 * len(line & _line(one)) / (len(line) + len(_line(one))) for one in beside), reverse=True)
+        best, mean = near[:NEAREST], sum(near) / len(near)
+        return round((1 - ALL) * sum(best) / len(best) + ALL * mean + _prior(found[place], place), 9)
+
+    return found[max(range(len(found)), key=lambda place: (score(place), -place))]
+
+
+def named_synset(name: str, synset: str) -> Any:
+    """The synset called ``synset``, for class ``name``.
+
+    Raises:
+        WordNetError: WordNet is missing, or it has no such synset.
+    """
+    reader = wordnet()
+    try:
+        found = reader.synset(synset)
+    except Exception as error:  # nltk raises WordNetError, ValueError or KeyError here
+        raise WordNetError(
+            f"class {name!r}: WordNet has no synset {synset!r}; correct the data set's synsets"
+        ) from error
+    return found
