@@ -29,7 +29,8 @@ from torch import Tensor
 
 from benchmarks import open_clip_config
 from benchmarks.open_clip_config import Told
-from methods.parts.backbone import CLIP_MEAN, CLIP_STD, hub_silence
+from methods.parts.backbone import hub_silence
+from methods.parts.preprocessing import CLIP_MEAN, CLIP_STD
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig
@@ -552,7 +553,7 @@ def convert(
 ) -> Path:
     """Write the checkpoint ``source`` as a folder ``out`` that ``Backbone.load`` takes; returns ``out``.
 
-    ``source``: OpenAI's ``.pt`` file (TorchScript archive or state dict), open_clip's weights (a file or its folder), or
+    ``source``: OpenAI's ``.pt`` file (TorchScript archive or state dict), open_clip's weights (file or folder), or
     a Hugging Face folder whose weights are pickled (``pytorch_model.bin``). The folder appears whole or not at all.
     ``config``: open_clip's ``open_clip_config.json`` (by default the one beside ``source``); ``activation`` and
     ``head_width`` of the vision tower say the same without one.

@@ -425,7 +425,7 @@ class Backbone:
         if lost:
             raise BackboneError(
                 f"backbone {self.name}: no merge of its tokenizer makes {len(lost)} of its tokens, such as {lost[0]!r},"
-                " so words fall into letters: its merges (in tokenizer.json, or merges.txt beside vocab.json) are missing"
+                " so words fall into letters: its merges (in tokenizer.json, or merges.txt by vocab.json) are missing"
                 " or cut off; fetch the tokenizer's files again"
             )
 

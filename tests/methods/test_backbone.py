@@ -489,7 +489,7 @@ def test_a_tokenizer_whose_merges_are_missing_is_refused(tmp_path: Path) -> None
     file.unlink()
     (folder / "vocab.json").write_text(json.dumps(whole["model"]["vocab"]))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    with pytest.raises(BackboneError, match=r"merges\.txt beside vocab.json"):
+    with pytest.raises(BackboneError, match=r"merges\.txt by vocab.json"):
         Backbone.load(folder)
     lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(lines) + "\n")
