@@ -375,7 +375,7 @@ class _Reader:
             path = f"{folder}/{entry.name}"
             if not self._is_picture(entry.name):
                 folder_there = entry.is_dir(follow_symlinks=False)
-                why = "a folder" if folder_there else f"not one of {' '.join(self.suffixes)}"
+                why = "a folder" if folder_there else "not an ending that is read"
                 what = "folders in class folders" if folder_there else Path(path).suffix.lower() or "without an ending"
                 self._find("skipped", path, f"{why}; not read", what=what)
             elif entry.is_symlink():
