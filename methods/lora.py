@@ -5,8 +5,8 @@ Here W are the query, key, value and output projections of every attention layer
 starts at random (Kaiming uniform, as in peft), B at zero, so training starts from CLIP.
 
 Trained: A and B. Texts: ``a photo of a {class}``; the text tower learns, so they are computed at every step. Loss:
-cross-entropy over cosine(image, text of every class with labelled pictures) / tau, Adam 1e-4. Not in docs/methods.md: batch
-size, epochs and early stop; they are those of CoOp and VPT.
+cross-entropy over cosine(image, text of every class with labelled pictures) / tau, Adam 1e-4. Batch size,
+epochs and early stop, our choice, are those of CoOp and VPT (docs/methods.md, Baselines).
 
 Speed: the words ``a photo of a`` that all texts begin with are computed once a step, texts are cut at their ends.
 

@@ -187,7 +187,7 @@ class UCDRAdapterConfig:
     * ``validate_every``: steps between validations in the last phase (0: once an epoch); ``patience``: validations
       without gain before training stops (0: never).
     * ``crop``, ``flip``, ``jitter``: augmentation, see :class:`methods.parts.augment.Augmentation`.
-    * ``fast``: the exact speed-ups of docs/methods.md. False is the plain path with the same numbers: all texts at every
+    * ``fast``: the exact speed-ups of docs/methods.md. False: the plain path of the same numbers: all texts at every
       step, the momentum pass with a graph and in phase 2 too, W_prm once a picture, a Python loop over the queues.
     """
 
