@@ -36,7 +36,7 @@ def generator() -> ModuleType:
 
 def examples(language: str = "python") -> list[tuple[str, str, str]]:
     """Every marked code block of the pages in a language: page, name, code."""
-    marked = re.compile(rf"<!-- example: (.+?) -->\n```{language}\n(.*?)```", flags=re.DOTALL)
+    marked = re.compile(rf"<!-- example: ([^\n]+?) -->\n```{language}\n(.*?)```", flags=re.DOTALL)
     return [(page.name, *found) for page in PAGES for found in marked.findall(page.read_text(encoding="utf-8"))]
 
 
