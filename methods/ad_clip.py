@@ -1,4 +1,4 @@
-"""AD-CLIP: adapting domains in prompt space using CLIP (Singha et al., ICCV Workshops 2023). METHODS.md, section 3.
+"""AD-CLIP: adapting domains in prompt space using CLIP (Singha et al., ICCV Workshops 2023). docs/methods.md, AD-CLIP.
 
 Idea: CLIP stays frozen; the *prompt* of a class is written anew for every picture, from what the vision tower's layers
 say about the picture's domain (its style) and its content, so that one prompt spans source and target domain.
@@ -213,7 +213,7 @@ class AdClipConfig:
       ``patience``: validations without gain before training stops (0: never).
     * ``crop``, ``flip``, ``jitter``: augmentation, see :class:`methods.parts.augment.Augmentation`. Without any, the
       vision tower runs once a picture, not once a step.
-    * ``fast``: the exact speed-ups of METHODS.md. False is the plain path with the same numbers.
+    * ``fast``: the exact speed-ups of docs/methods.md. False is the plain path with the same numbers.
     """
 
     domain_tokens: bool = True

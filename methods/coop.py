@@ -1,4 +1,4 @@
-"""CoOp: learning to prompt for vision-language models (Zhou et al., IJCV 2022). METHODS.md, "Baselines".
+"""CoOp: learning to prompt for vision-language models (Zhou et al., IJCV 2022). docs/methods.md, "Baselines".
 
 Idea: the words before a class name are learned vectors, ``X_1 ... X_16 {class}.``, the same for all classes. Everything
 else is CLIP as it is: pictures are embedded by the frozen vision tower, so a *retrieval* by pictures alone scores
@@ -111,7 +111,7 @@ class CoOp(Method):
                 "the ProS release's CoOp also trains the vision projection and the text projection",
                 "train_projections",
             ),
-            Deviation("temperature", "0.07 (METHODS.md)", "1 / CLIP's logit scale", "temperature"),
+            Deviation("temperature", "0.07, as in ProS", "1 / CLIP's logit scale", "temperature"),
             Deviation("learning rate", "1e-3", "1e-3, times 10^(-3 epoch / 20), at least 1e-6", "schedule"),
             Deviation(
                 "augmentation", "none: image features are cached", "random crop, flip and colour jitter", "augment"

@@ -1,4 +1,4 @@
-"""CLIP-Full: the whole vision tower trained with the image-text loss. METHODS.md, "Baselines".
+"""CLIP-Full: the whole vision tower trained with the image-text loss. docs/methods.md, "Baselines".
 
 Nothing is added to CLIP; a copy of its vision tower (blocks, embeddings, LayerNorms, projection) is trained. Texts,
 ``a photo of a {class}``, are constant and computed once. Loss: cross-entropy over cosine(image, text of every class
@@ -108,7 +108,7 @@ class FullFinetune(Method):
                 "the ProS release's CLIP-Full trains all of CLIP: both towers, both projections, the logit scale",
                 "train_text",
             ),
-            Deviation("temperature", "0.07 (METHODS.md)", "1 / CLIP's logit scale, which is trained", "temperature"),
+            Deviation("temperature", "0.07, as in ProS", "1 / CLIP's logit scale, which is trained", "temperature"),
             Deviation("learning rate", "1e-6", "1e-6, times 10^(-3 epoch / 20), at least 1e-8", "schedule"),
             *TRAINING,
             EPOCH,

@@ -1,12 +1,12 @@
-"""LoRA: low-rank adaptation (Hu et al., ICLR 2022) of both CLIP towers, through peft. METHODS.md, "Baselines".
+"""LoRA: low-rank adaptation (Hu et al., ICLR 2022) of both CLIP towers, through peft. docs/methods.md, "Baselines".
 
 Idea: a frozen linear map W gets a learned low-rank summand, ``W x + (alpha / r) B A x`` with A [r, in] and B [out, r].
 Here W are the query, key, value and output projections of every attention layer of both towers; r = 8, alpha = 16. A
 starts at random (Kaiming uniform, as in peft), B at zero, so training starts from CLIP.
 
 Trained: A and B. Texts: ``a photo of a {class}``; the text tower learns, so they are computed at every step. Loss:
-cross-entropy over cosine(image, text of every class with labelled pictures) / tau, Adam 1e-4. METHODS.md leaves batch
-size, epochs and early stop open; they are those of CoOp and VPT.
+cross-entropy over cosine(image, text of every class with labelled pictures) / tau, Adam 1e-4. Batch size,
+epochs and early stop, our choice, are those of CoOp and VPT (docs/methods.md, Baselines).
 
 Speed: the words ``a photo of a`` that all texts begin with are computed once a step, texts are cut at their ends.
 

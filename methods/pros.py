@@ -1,4 +1,4 @@
-"""ProS: prompting to simulate generalised knowledge (Fang et al., CVPR 2024). METHODS.md, section 1.
+"""ProS: prompting to simulate generalised knowledge (Fang et al., CVPR 2024). docs/methods.md, ProS.
 
 Idea: learn what every training domain and class looks like as *prompt units*, then train a small transformer to write
 the prompts of a picture whose domain and class it is not shown, as will be the case at test time.
@@ -151,7 +151,7 @@ class ProSConfig:
     * ``validate_every``: steps between validations in the last stage (0: once an epoch); ``patience``: validations
       without gain before training stops (0: never).
     * ``crop``, ``flip``, ``jitter``: augmentation, see :class:`methods.parts.augment.Augmentation`.
-    * ``fast``: the exact speed-ups of METHODS.md. False is the plain path with the same numbers.
+    * ``fast``: the exact speed-ups of docs/methods.md. False is the plain path with the same numbers.
     """
 
     context_tokens: int = 16

@@ -1,4 +1,4 @@
-"""SRE-CLIP: semantic relation-enhanced CLIP adapter (Yu et al., 2025). METHODS.md, section 4.
+"""SRE-CLIP: semantic relation-enhanced CLIP adapter (Yu et al., 2025). docs/methods.md, SRE-CLIP.
 
 Made for domain-adaptive zero-shot learning: labelled source pictures of the seen classes, unlabelled target pictures of
 seen and unseen classes, the names of all of them.

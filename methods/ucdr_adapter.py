@@ -1,6 +1,6 @@
 """UCDR-Adapter (Jiang et al., WACV 2025): prompts of the training domains and classes, and generated ones for new ones.
 
-Idea (METHODS.md, section 2):
+Idea (docs/methods.md, UCDR-Adapter):
 
 1. **Source adapter learning.** Every training domain and class gets prompt tokens P_D, P_C for the frozen CLIP vision
    tower, ``[cls + pos_0 ; P_D[d] ; P_C[y] ; patches + pos]``; the texts share a learned context, the learnable textual
@@ -15,7 +15,7 @@ Idea (METHODS.md, section 2):
 
 Trained: phase 1 the text context, class and domain prompts; phase 2 W_img, W_prm, W_o, its LayerNorm, the class token
 and the vision projection. CLIP's blocks and the text tower stay frozen. ``DEVIATIONS`` tells where the released code
-differs. That code carries no licence: this file is written from METHODS.md and the golden numbers.
+differs. That code carries no licence: this file is written from docs/methods.md and the golden numbers.
 
 Shapes: B pictures, D training domains, C training classes, L prompt tokens each, K = D*L or C*L, w vision width,
 v text width, E embedding width, m context tokens.
@@ -187,7 +187,7 @@ class UCDRAdapterConfig:
     * ``validate_every``: steps between validations in the last phase (0: once an epoch); ``patience``: validations
       without gain before training stops (0: never).
     * ``crop``, ``flip``, ``jitter``: augmentation, see :class:`methods.parts.augment.Augmentation`.
-    * ``fast``: the exact speed-ups of METHODS.md. False is the plain path with the same numbers: full texts at every
+    * ``fast``: the exact speed-ups of docs/methods.md. False: the plain path of the same numbers: all texts at every
       step, the momentum pass with a graph and in phase 2 too, W_prm once a picture, a Python loop over the queues.
     """
 

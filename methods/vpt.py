@@ -1,4 +1,4 @@
-"""Visual prompt tuning (Jia et al., ECCV 2022), shallow and deep. METHODS.md, "Baselines".
+"""Visual prompt tuning (Jia et al., ECCV 2022), shallow and deep. docs/methods.md, "Baselines".
 
 Idea: K learned tokens stand behind the class token of the frozen vision tower,
 ``[cls + pos_0 ; P_1 ... P_K ; patches + pos_1..]``.
@@ -115,7 +115,7 @@ class VPTShallow(Method):
                 "the ProS release's VPT also trains the vision projection",
                 "train_projection",
             ),
-            Deviation("temperature", "0.07 (METHODS.md)", "1 / CLIP's logit scale", "temperature"),
+            Deviation("temperature", "0.07, as in ProS", "1 / CLIP's logit scale", "temperature"),
             Deviation("learning rate", "1e-3", "1e-3, times 10^(-3 epoch / 20), at least 1e-6", "schedule"),
             *TRAINING,
             EPOCH,

@@ -98,7 +98,7 @@ def swept(registered: None, tiny_folder: Path, tmp_path_factory: pytest.TempPath
 
 
 def has_no_answer(record: Record, task: Task) -> bool:
-    """Whether PROTOCOLS.md lets the method decline: a floor, asked for a class it was shown no picture of."""
+    """Whether docs/protocols.md lets the method decline: a floor, asked for a class it was shown no picture of."""
     trained = set(TinyShapes().table["class"][task.train])
     asked = {name for question in task.classifications for name in question.class_names}
     return bool(METHODS.get(record.cell.method).card.floor) and not asked <= trained

@@ -1,8 +1,8 @@
-"""Guards: every registered method in every registered protocol learns from what PROTOCOLS.md shows, and nothing else.
+"""Guards: every registered method in every protocol learns from what docs/protocols.md shows, and nothing else.
 
 Four kinds of test, all fed from the registries:
 
-* what a protocol hands out is compared with PROTOCOLS.md's table, row by row, on the tiny data set and on PictoDomains;
+* what a protocol hands out is compared with docs/protocols.md, row by row, on the tiny data set and on PictoDomains;
 * a method that asks for what is withheld gets an error, and the sweep records it and goes on;
 * a tripwire under the data set and the tokenizer notes which pictures and class names each method's training asks for;
 * a second world, in which everything withheld is different, must give bit for bit the same trained method.
@@ -46,12 +46,12 @@ every_protocol = pytest.mark.parametrize("protocol", PROTOCOL_NAMES)
 every_method = pytest.mark.parametrize("method", METHOD_NAMES)
 
 
-# --- what a protocol hands out, against PROTOCOLS.md ------------------------------------------------------------------
+# --- what a protocol hands out, against docs/protocols.md -------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One column of PROTOCOLS.md as conditions on the data set's table.
+    """One column of docs/protocols.md as conditions on the data set's table.
 
     ``labelled``: pictures that fit may see with their label; ``unlabelled``: without; ``names``: class names in fit;
     ``validation``: pictures that the validation task may hold.
@@ -64,7 +64,7 @@ class Shown:
 
 
 def shown(dataset: Dataset, protocol: str, split: str) -> Shown:
-    """The table of PROTOCOLS.md, written down a second time."""
+    """The table of docs/protocols.md, written down a second time."""
     table, closed = dataset.table, dataset.closed_set
     none = pd.Series(False, index=table.index)
     train, val = table["split"] == "train", table["split"] == "val"
@@ -80,7 +80,7 @@ def shown(dataset: Dataset, protocol: str, split: str) -> Shown:
         seen, inside = (table["class"].isin(names) for names in (closed.seen, (*closed.seen, *closed.unseen)))
         names = frozenset((*closed.seen, *closed.unseen, *table.loc[val, "class"]))
         return Shown(seen & source, inside & target, names, (seen | val) & source)
-    pytest.skip(f"PROTOCOLS.md's table has no column {protocol}; the other tests of this file cover it")
+    pytest.skip(f"docs/protocols.md's table has no column {protocol}; the other tests of this file cover it")
 
 
 def _data_sets() -> list[Any]:

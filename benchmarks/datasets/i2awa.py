@@ -81,7 +81,7 @@ UNSEEN: Mapping[str, str] = {
     "bobcat": "n02127482",
 }
 
-#: c of SRE-CLIP's balance term on this set (METHODS.md, section 4): ``--set sre_clip.unseen_share=0.3``.
+#: c of SRE-CLIP's balance term on this set (docs/methods.md, SRE-CLIP): ``--set sre_clip.unseen_share=0.3``.
 UNSEEN_SHARE = 0.3
 
 _WITH_ID = re.compile(r"(.+)-(n\d{8})")

@@ -32,7 +32,7 @@ from benchmarks.datasets.lists import prefix_notes, read_placed, shown
 from benchmarks.datasets.transfers import plain_keys, with_splits
 from benchmarks.datasets.wnids import synset_of
 
-#: c of SRE-CLIP's balance term on this set (METHODS.md, section 4): ``--set sre_clip.unseen_share=0.82``.
+#: c of SRE-CLIP's balance term on this set (docs/methods.md, SRE-CLIP): ``--set sre_clip.unseen_share=0.82``.
 UNSEEN_SHARE = 0.82
 
 WEBVISION = ("webvision", "webvision2018", "webvision2", "WebVision")

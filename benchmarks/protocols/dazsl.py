@@ -1,4 +1,4 @@
-"""DAZSL, domain-adaptive zero-shot learning (PROTOCOLS.md, column DAZSL).
+"""DAZSL, domain-adaptive zero-shot learning (docs/protocols.md, column DAZSL).
 
 Training sees labelled source pictures of the seen classes, unlabelled target pictures of seen and unseen classes, and
 all class names. Test: target pictures among all class names; the headline is the harmonic mean H of the accuracies on

@@ -1,4 +1,4 @@
-"""UcCDR: seen domains, unseen classes (PROTOCOLS.md, column UcCDR).
+"""UcCDR: seen domains, unseen classes (docs/protocols.md, column UcCDR).
 
 Training sees the train classes in all domains, without the held-back pictures. Queries are each domain's pictures of
 the test classes (the gallery domain's excepted); galleries as in UCDR. One training serves all query domains.

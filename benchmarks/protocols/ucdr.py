@@ -1,4 +1,4 @@
-"""UCDR, universal cross-domain retrieval: queries of an unseen domain and unseen classes (PROTOCOLS.md, column UCDR).
+"""UCDR, universal cross-domain retrieval: queries of an unseen domain and unseen classes (docs/protocols.md, UCDR).
 
 For a held-out domain h and the gallery domain g: training sees labelled pictures of the train classes in all domains
 but h, without the held-back ones. Queries are h's pictures of the test classes. Gallery ``unseen``: g's pictures of

@@ -1,4 +1,4 @@
-"""UDA, unsupervised domain adaptation on a closed class set (PROTOCOLS.md, column UDA).
+"""UDA, unsupervised domain adaptation on a closed class set (docs/protocols.md, column UDA).
 
 Training sees labelled pictures of the source domain and unlabelled pictures of the target domain; both hold the same
 classes, whose names are known. Test: accuracy on the target pictures, and retrieval from target to source (gallery: the

@@ -1,4 +1,4 @@
-"""UdCDR: unseen domain, seen classes (PROTOCOLS.md, column UdCDR).
+"""UdCDR: unseen domain, seen classes (docs/protocols.md, column UdCDR).
 
 The same training data as UCDR (so the same fitted model). Queries are the held-out domain's pictures of the train
 classes; the gallery is the gallery domain's held-back pictures of the train classes.

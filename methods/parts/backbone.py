@@ -1,4 +1,4 @@
-"""CLIP as prompt methods need it (ARCHITECTURE.md, "Backbone").
+"""CLIP as prompt methods need it (docs/architecture.md, "Backbone").
 
 :class:`Backbone` wraps any ``transformers.CLIPModel`` checkpoint and lets a method run the vision tower on its own
 tokens, read any token or every block's state, and run the text tower on given embeddings. All sizes come from the
@@ -66,7 +66,7 @@ def insert_prompts(tokens: Tensor, prompts: Tensor) -> Tensor:
 
 
 def token_statistics(hidden_per_layer: Sequence[Tensor], eps: float = 2.3e-8) -> tuple[Tensor, Tensor]:
-    """Each layer's style: mean and (biased) standard deviation over its tokens (METHODS.md, section 3).
+    """Each layer's style: mean and (biased) standard deviation over its tokens (docs/methods.md, AD-CLIP).
 
     ``hidden_per_layer``: n tensors [B, T, w]. Returns mu and sigma, both [n, B, w], with
     ``sigma = sqrt((sum over tokens of (t - mu)^2 + eps) / T)``; the released code adds its eps to the sum as here.

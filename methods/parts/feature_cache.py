@@ -1,4 +1,4 @@
-"""Frozen features, computed once a picture (METHODS.md, "Exact speed", 3).
+"""Frozen features, computed once a picture (docs/methods.md, "Exact speed", 3).
 
 What a frozen tower says about a picture depends on the backbone (weights, config, tokenizer), the preprocessing, the
 precision and the picture, and on nothing else; those make the key. Values are kept in memory, those of large sets in

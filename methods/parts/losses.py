@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TEMPERATURE = 0.07  # tau of METHODS.md, where a method says nothing else
+TEMPERATURE = 0.07  # tau of docs/methods.md, where a method says nothing else
 
 #: Unit vectors nearer than this are equal: float32 features of one image, computed twice, differ by about 1e-7.
 SAME_VECTOR = 1e-5
@@ -22,7 +22,7 @@ def cosine_similarities(images: Tensor, texts: Tensor) -> Tensor:
 
 
 def image_text_loss(images: Tensor, texts: Tensor, labels: Tensor, *, temperature: float = TEMPERATURE) -> Tensor:
-    """Mean cross-entropy of softmax(cosine / temperature) over the C texts (METHODS.md, section 1).
+    """Mean cross-entropy of softmax(cosine / temperature) over the C texts (docs/methods.md, ProS).
 
     ``images`` [B, E], ``texts`` [C, E] or [B, C, E] (normalised here), ``labels`` [B] in 0..C-1.
     """

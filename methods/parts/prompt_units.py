@@ -1,6 +1,6 @@
 """What ProS and UCDR-Adapter have in common: prompt units, the image sequence that holds them, and where it is read.
 
-METHODS.md, sections 1 and 2. Both papers keep a table of learned vectors, the *prompt units* (one or more for every
+See docs/methods.md. Both papers keep a table of learned vectors, the *prompt units* (one or more for every
 training domain and every training class), put two kinds of prompt between the class token and the patches of the frozen
 CLIP vision tower, and write each class as ``a photo of {class} from X ... X domain.`` with learned context X.
 

@@ -4,7 +4,7 @@ A prompt is ``[start] words and context slots [end]``. Prompts of different clas
 the start token and the whole learned context, ProS and UCDR-Adapter with ``a photo of``. The text tower is causal, so
 the states of that common prefix do not depend on the class: :func:`encode_prompts` computes its keys and values once
 (or once per picture, where the context depends on the picture) and lets every class's suffix attend to them. It also
-runs classes of like length together and cuts each such part at its longest end of text (METHODS.md, "Exact speed", 1
+runs classes of like length together and cuts each such part at its longest end (docs/methods.md, "Exact speed", 1
 and 2). ``shared_prefix=False`` is the plain path with the same numbers.
 
 Shapes: C classes, L context length, m context slots, v text width, B pictures, E embedding width.

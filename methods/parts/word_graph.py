@@ -1,4 +1,4 @@
-"""Class graphs from WordNet: synonyms, ancestors, edges, and what a graph network sees of them (METHODS.md, section 4).
+"""Class graphs from WordNet: synonyms, ancestors, edges, what a graph network sees of them (docs/methods.md, SRE-CLIP).
 
 Nodes are the classes, in the order given, then all their ancestors by synset name. Edges are WordNet's hypernymy;
 :func:`row_normalised` makes propagation weights of them: both directions, a self loop a node, rows summing to one.

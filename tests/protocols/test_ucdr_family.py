@@ -1,4 +1,4 @@
-"""UCDR, UcCDR, UdCDR: who sees what (PROTOCOLS.md), and the released code's lists to the file (tests/golden)."""
+"""UCDR, UcCDR, UdCDR: who sees what (docs/protocols.md), and the released code's lists to the file (tests/golden)."""
 
 from __future__ import annotations
 

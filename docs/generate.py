@@ -1,0 +1,262 @@
+"""Write the parts of the documentation that follow from the code: ``python docs/generate.py`` (``--check``: compare).
+
+* ``docs/discrepancies.md``: the ledger of what each paper's released code does differently, from the method cards.
+* In ``docs/methods.md``: each method's settings (from its ``Config`` and that class's docstring) and ablations.
+* In ``docs/datasets.md``: every data set's source, layout, size and known problems, from the data set cards.
+* In ``docs/reproduce.md``: the recipes.
+
+Inside a page, a generated part is between ``<!-- generated: NAME -->`` and ``<!-- end of NAME -->``. A test fails when
+a committed page differs from what this script writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+COMMAND = "python docs/generate.py"
+
+LEDGER_HEAD = f"""\
+# Discrepancies between papers and released code
+
+This page is generated from the method cards (`DEVIATIONS` in each file of `methods/`) by `{COMMAND}`.
+Each row is one place where the code released with a paper does something else than the paper says, cannot run, or uses
+test data. The cards are written from the abstracts, the README files and the code at these commits: ProS `ccb8841`,
+UCDR-Adapter `dbbd797`, AD-CLIP `c82d861` (with Dassl `c61a1b5`), SRE-CLIP `f392d02`. "Not in the abstract" means that
+the paper's abstract leaves the point open, so the released code may well be what the authors intended.
+
+* **Switch**: the field of the method's config that chooses between the two. The default is the paper's behaviour;
+  `--variant official` sets all switches of a method to the released code's. One switch alone:
+  `--set METHOD.SWITCH=VALUE`.
+* **Here**: what this suite does where there is no switch, or in both variants.
+
+What belongs to a data set or protocol and not to a method (class splits, metrics, selection on the test set) is chosen
+with `--rules official`: see [Protocols](protocols.md#clean-and-official-rules). The official variants are checked
+against outputs of the released implementations ([golden fixtures](../tests/golden/README.md)).
+"""
+
+
+def cell(text: str) -> str:
+    """Text as one cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    names = list(head)
+    lines = [names, ["---"] * len(names), *(list(map(cell, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def plain(text: str) -> str:
+    """A docstring's reST as Markdown: roles and double backticks become code."""
+    text = re.sub(r":\w+:`~?(?:[\w.]*\.)?([\w]+)`", r"`\1`", text)
+    return text.replace("``", "`")
+
+
+# --- methods ----------------------------------------------------------------------------------------------------------
+
+
+def method_classes() -> dict[str, Any]:
+    """Every method of this repository by name, in the order of the registry."""
+    from methods.registry import METHODS
+
+    own = [entry.name for entry in METHODS.entries() if str(entry.target).startswith("methods.")]
+    return {name: METHODS.get(name) for name in own}
+
+
+def bullets(docstring: str) -> list[str]:
+    """The items of a docstring's lists, each as one line."""
+    items: list[str] = []
+    for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
+        if block.startswith("* "):
+            items += [" ".join(item.split()) for item in re.split(r"(?:^|\n)\* ", block) if item.strip()]
+    return items
+
+
+def meanings(config: type) -> list[tuple[tuple[str, ...], str]]:
+    """The fields of a ``Config`` with what its docstring says of them: fields that one item explains go together."""
+    left = [field.name for field in dataclasses.fields(config)]
+    items = bullets(config.__doc__ or "") or [" ".join((config.__doc__ or "").split())]
+    owner: dict[str, int] = {}
+    for pattern in (r"(``\w+``(?:, ``\w+``)*):", r"(``\w+``)"):  # first what an item defines, then what it mentions
+        for number, item in enumerate(items):
+            for names in re.findall(pattern, item):
+                for name in re.findall(r"\w+", names):
+                    if name in left:
+                        owner.setdefault(name, number)
+    rows = [
+        (tuple(name for name in left if owner.get(name) == number), plain(item)) for number, item in enumerate(items)
+    ]
+    unexplained = tuple(name for name in left if name not in owner)
+    return [row for row in (*rows, (unexplained, "")) if row[0]]
+
+
+def shown(value: Any) -> str:
+    """A setting's value as ``--set`` takes it."""
+    text = str(value).lower() if isinstance(value, bool) else f'"{value}"' if value == "" else str(value)
+    return f"`{text}`"
+
+
+def settings_table(method: Any) -> str:
+    """The settings of a method: defaults, the official variant where it differs, and their meaning."""
+    config = method.Config()
+    official = method.variants.get("official", {})
+
+    def official_values(names: tuple[str, ...]) -> str:
+        changed = {name: official[name] for name in names if name in official and official[name] != value(name)}
+        return ", ".join(f"`{name}` {shown(new)}" for name, new in changed.items())
+
+    def value(name: str) -> Any:
+        return getattr(config, name)
+
+    rows = (
+        (", ".join(f"`{name}` {shown(value(name))}" for name in names), official_values(names), text)
+        for names, text in meanings(method.Config)
+    )
+    head = ("field and default", "official variant", "meaning")
+    if not official:
+        return table((head[0], head[2]), ((row[0], row[2]) for row in rows))
+    return table(head, rows)
+
+
+def ablations_table(method: Any) -> str:
+    """What ``benchmarks.ablate`` switches, one factor a row."""
+    rows = (
+        (f"`{name}`", ", ".join(f"`{key}` {shown(new)}" for key, new in changes.items()))
+        for name, changes in method.ablations.items()
+    )
+    return table(("factor", "what it changes"), rows)
+
+
+def ledger() -> str:
+    """``docs/discrepancies.md``."""
+    parts = [LEDGER_HEAD]
+    for name, method in method_classes().items():
+        card = method.card
+        if not card.deviations:
+            continue
+        licence = f" Licence of the released code: {card.code_licence}." if card.code_licence else ""
+        parts.append(f"## {card.title}\n\n`{name}`; {card.authors}, {card.venue} {card.year}.{licence}\n")
+        rows = (
+            (d.topic, d.paper, d.released, f"`{d.switch}`" if d.switch else "", d.ours or "by the switch")
+            for d in card.deviations
+        )
+        parts.append(table(("topic", "paper", "released code", "switch", "here"), rows))
+    return "\n".join(parts)
+
+
+# --- data sets and recipes --------------------------------------------------------------------------------------------
+
+
+def dataset_cards() -> str:
+    """Every data set's card."""
+    from benchmarks.datasets.registry import DATASETS
+
+    parts = []
+    for entry in DATASETS.entries():
+        if not str(entry.target).startswith("benchmarks."):
+            continue
+        found = DATASETS.get(entry.name)
+        card = found.card
+        counts: Mapping[str, int] = getattr(found, "published_counts", {})
+        sizes = ", ".join(f"{domain} {count:,}" for domain, count in counts.items())
+        facts = {
+            "source": card.source,
+            "licence": card.licence,
+            "folder": f"`{card.layout}`" if card.layout else "embedded; no folder needed",
+            "published images": f"{sizes}; {sum(counts.values()):,} in all" if counts else "",
+            "gallery domain": card.gallery_domain or "chosen by the rule of the data set",
+            "leading metrics": ", ".join(f"`{name}`" for name in card.headline.metrics()),
+            "by name only": "" if entry.by_default else "yes: `--datasets all` leaves it out",
+        }
+        parts.append(f"### {entry.name}\n\n{card.title}.\n")
+        parts += [f"* {key}: {text}" for key, text in facts.items() if text]
+        parts += [f"* known problem: {text}" for text in card.known_problems]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def recipes_table() -> str:
+    """The packaged recipes, as their files state them."""
+    from benchmarks.settings import recipe_file, recipes, resolve
+
+    rows = []
+    for name in recipes():
+        one = resolve({}, recipe_file(name))
+        rows.append(
+            (
+                f"[`{name}`](../benchmarks/recipes/{name}.toml)",
+                ", ".join(one.protocols),
+                ", ".join(one.datasets),
+                one.backbone.removeprefix("openai/"),
+                f"{one.rules}, {one.variant}",
+                ", ".join(map(str, one.seeds)),
+                f"{one.gpu_hours_each_fit:g}",
+            )
+        )
+    head = ("recipe", "protocol", "data set", "backbone", "rules, variant", "seeds", "GPU hours a fit (estimate)")
+    return table(head, rows)
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------
+
+
+def parts() -> dict[str, Callable[[], str]]:
+    """The generated parts by name."""
+    found: dict[str, Callable[[], str]] = {"dataset cards": dataset_cards, "recipes": recipes_table}
+    for name, method in method_classes().items():
+        found[f"settings of {name}"] = lambda method=method: settings_table(method)
+        found[f"ablations of {name}"] = lambda method=method: ablations_table(method)
+    return found
+
+
+def filled(page: str, available: Mapping[str, Callable[[], str]]) -> str:
+    """A page with its generated parts written anew; raises ``KeyError`` for a part that does not exist."""
+
+    def fill(match: re.Match[str]) -> str:
+        name = match[1]
+        return f"<!-- generated: {name} -->\n\n{available[name]().strip()}\n\n<!-- end of {name} -->"
+
+    return re.sub(r"<!-- generated: (.+?) -->.*?<!-- end of \1 -->", fill, page, flags=re.DOTALL)
+
+
+def pages() -> dict[Path, str]:
+    """Every page with generated content, as it should be."""
+    available = parts()
+    made = {DOCS / "discrepancies.md": ledger()}
+    for path in sorted(DOCS.glob("*.md")):
+        page = path.read_text(encoding="utf-8")
+        if "<!-- generated: " in page and path not in made:
+            made[path] = filled(page, available)
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write or compare; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Write the generated parts of the documentation.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a page is out of date")
+    check = parser.parse_args(argv).check
+    stale = [
+        (path, text) for path, text in pages().items() if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
+    for path, text in stale:
+        print(f"{path.relative_to(ROOT)} {f'is out of date: run {COMMAND}' if check else 'written'}")
+        if not check:
+            path.write_text(text, encoding="utf-8")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
