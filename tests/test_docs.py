@@ -1,4 +1,4 @@
-"""The README's code and commands are true."""
+"""The code and commands of the README, and of the pages that it sends readers to, are true."""
 
 import re
 import subprocess
@@ -11,11 +11,16 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def block(marker: str) -> str:
-    """The fenced code block behind ``<!-- MARKER -->``."""
-    found = re.search(rf"<!-- {re.escape(marker)} -->\n```\w+\n(.*?)```", README, flags=re.DOTALL)
-    assert found, f"README.md has no code block marked {marker!r}"
+def block(marker: str, page: str = "README.md") -> str:
+    """The fenced code block of a page behind ``<!-- MARKER -->``."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.search(rf"<!-- {re.escape(marker)} -->\n```\w+\n(.*?)```", text, flags=re.DOTALL)
+    assert found, f"{page} has no code block marked {marker!r}"
     return found.group(1)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 130
 
 
 def test_set_up_lines_are_one_line_each() -> None:
@@ -30,10 +35,10 @@ def test_the_method_example_runs(tiny_dataset: type, tiny_folder: Path, tmp_path
     from benchmarks.run import main
     from methods.registry import METHODS
 
-    example = block("example: method")
+    example = block("example: method", "docs/own_method.md")
     assert len(example.strip().splitlines()) < 30
     try:
-        exec(compile(example, "README.md", "exec"), {"__name__": "readme_example"})
+        exec(compile(example, "own_method.md", "exec"), {"__name__": "documented_example"})
         arguments = ["--methods", "centred_clip,zero_shot", "--datasets", "tiny", "--backbone", str(tiny_folder)]
         assert main([*arguments, "--protocols", "ucdr", "--preset", "smoke", "--out", str(tmp_path)]) == 0
     finally:
@@ -47,7 +52,8 @@ def test_the_recipe_table_names_every_recipe_with_its_fits_and_hours() -> None:
     from benchmarks.settings import recipe_file, recipes, resolve
     from tests.test_recipes import CELLS
 
-    rows = [line.split("|")[1:-1] for line in README.splitlines() if line.startswith("| `") and "GPU" not in line]
+    table = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| `") and "GPU" not in line]
     stated: dict[str, tuple[float, float]] = {}
     for names, _, fits, hours in (row for row in rows if len(row) == 4):
         listed = re.findall(r"`(\w+)`", names)
@@ -63,7 +69,7 @@ def test_the_recipe_table_names_every_recipe_with_its_fits_and_hours() -> None:
 def test_the_folder_example_is_the_rule_with_a_gallery_of_its_own(tmp_path: Path) -> None:
     from benchmarks.datasets.folder import FolderRule, read_rule
 
-    (tmp_path / "folder.toml").write_text(block("example: folder.toml"))
+    (tmp_path / "folder.toml").write_text(block("example: folder.toml", "docs/own_data.md"))
     assert read_rule(tmp_path / "folder.toml") == FolderRule(gallery_domain="photo")
 
 
