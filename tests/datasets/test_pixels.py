@@ -210,4 +210,4 @@ def test_a_processing_has_its_own_cache(tmp_path: Path) -> None:
 
 def test_a_bare_size_does_not_say_how_an_image_is_resized() -> None:
     with pytest.raises(TypeError, match=r"decode got the size 64, .*give Backbone.processing"):
-        decode(encoded(UPRIGHT), 64)  # type: ignore[arg-type]
+        decode(encoded(UPRIGHT, "PNG"), 64)  # type: ignore[arg-type]
