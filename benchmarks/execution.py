@@ -201,7 +201,9 @@ class EncodedPictures:
             self._files.remove()
 
     def _in_batches(self, rows: np.ndarray) -> Iterator[Tensor]:
-        batches = ((self._pixels(rows[at : at + BATCH]), len(rows[at : at + BATCH])) for at in range(0, len(rows), BATCH))
+        batches = (
+            (self._pixels(rows[at : at + BATCH]), len(rows[at : at + BATCH])) for at in range(0, len(rows), BATCH)
+        )
         with one_thread_a_batch(self._device) as count:
             for pixels, wanted in itertools.islice(batches, 1 if self.count == 0 or count == 1 else 0):
                 yield self._done(*self._run(pixels, wanted), 1)  # what a method keeps from its first call is kept once

@@ -2,9 +2,10 @@
 
 Scores that answer different questions never share a table: the data, the backbone, the rules, the selection and the
 limit are in a table's :class:`Setting`; of the backbone, its weights and its ``identity`` (config, tokenizer and image
-processor; empty in records that do not state them, which share a table among themselves). A figure stands in a cell only if every seed that the method was run with in
-that table has one; otherwise the cell shows what is missing, and no mean is taken over it. Where a cell was measured
-several times (its code or its learning rates changed since), the record made last counts (:func:`newest`).
+processor; empty in records that do not state them, which share a table among themselves). A figure stands in a cell
+only if every seed that the method was run with in that table has one; otherwise the cell shows what is missing, and no
+mean is taken over it. Where a cell was measured several times (its code or its learning rates changed since), the
+record made last counts (:func:`newest`).
 """
 
 from __future__ import annotations
@@ -297,7 +298,9 @@ def csv_text(frame: pd.DataFrame) -> str:
                     numbers = ["" if x is None else f"{x:.6f}" for x in (score.value, score.low, score.high)]
                     where = [table.protocol, table.gallery, table.metric, row.method, row.label, *switched, row.floor]
                     where += [row.extension, column]
-                    writer.writerow([*(getattr(setting, name) for name in stated), *where, *numbers, score.seeds, score.status])
+                    writer.writerow(
+                        [*(getattr(setting, name) for name in stated), *where, *numbers, score.seeds, score.status]
+                    )
     return buffer.getvalue()
 
 
