@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.convert") ->
     from benchmarks.openai_checkpoint import TOKENIZER, CheckpointError, convert
     from methods.parts.backbone import Backbone, BackboneError
 
+    folder = None
     try:
         folder = convert(
             arguments.checkpoint,
@@ -74,6 +76,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.convert") ->
         )
         backbone = Backbone.load(folder)
     except (CheckpointError, BackboneError, OSError) as error:
+        if folder is not None:  # converted, and of no use: it was new or empty before
+            shutil.rmtree(folder, ignore_errors=True)
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
     vision = backbone.model.config.vision_config

@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import gc
 import hashlib
+import itertools
 import math
 import os
 import random
@@ -38,14 +39,15 @@ from benchmarks.store import CellId, Cost, Fit, GalleryScores, Record, ResultSto
 from benchmarks.sweep import Cell, FitGroup, Plan, describe, unvalidated
 from benchmarks.workbench import PixelCache, Workbench
 from methods.interface import FitReport, Method, NotApplicableError, TrainingData, unit_length
+from methods.parts.feature_cache import one_thread_a_batch, side_by_side
 from methods.parts.parallel import one_fate
 from methods.parts.row_files import RowFiles
 from methods.parts.training import check_processes
 from methods.registry import METHODS
 
-#: Pictures encoded at once. Every batch has this size (the last is filled up), so that a picture's embedding does not
-#: depend on which other pictures a run, or a resumed part of it, needed: equal to the bit with one thread (``--threads
-#: 1``); with several the last digits of a float32 may depend on the place in the batch (about 1e-6 of its length).
+#: Images encoded at once. Every batch has this size (the last is filled up) and on a CPU is computed by one thread,
+#: several batches side by side: an image's embedding is equal to the bit whatever the number of threads and whichever
+#: other images a run, or a resumed part of it, needed.
 BATCH = 64
 
 #: Pictures encoded between two writes to files: all that a killed process loses.
@@ -153,7 +155,8 @@ class EncodedPictures:
 
     With a ``folder``, embeddings that take more than :data:`LARGE` bytes lie in memory-mapped files there, and those
     that an earlier process left are used. ``seconds`` is the time spent in the method, ``count`` the pictures that went
-    through it (fillers included).
+    through it (fillers included). ``device`` is the method's: on a CPU with several threads, each computes a batch of
+    its own.
     """
 
     def __init__(
@@ -162,8 +165,11 @@ class EncodedPictures:
         pixels: PixelCache,
         on_pictures: Callable[[int], None],
         folder: Path | None = None,
+        *,
+        device: str | torch.device = "cpu",
     ) -> None:
         self._encode = encode
+        self._device = torch.device(device)
         self.pixels = pixels
         self._on_pictures = on_pictures
         total = len(pixels.dataset.table)
@@ -186,9 +192,7 @@ class EncodedPictures:
         missing = np.unique(rows[~self._known[rows]])
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
-            self._keep(
-                chunk, torch.cat([self._batch(batch) for batch in np.split(chunk, range(BATCH, len(chunk), BATCH))])
-            )
+            self._keep(chunk, torch.cat(list(self._in_batches(chunk))))
             self._known[chunk] = True
 
     def discard(self) -> None:
@@ -196,18 +200,37 @@ class EncodedPictures:
         if self._files is not None:
             self._files.remove()
 
-    def _batch(self, batch: np.ndarray) -> Tensor:
-        filled = np.concatenate([batch, np.repeat(batch[-1:], BATCH - len(batch))])
-        pixels = self.pixels[filled]
+    def _in_batches(self, rows: np.ndarray) -> Iterator[Tensor]:
+        batches = (
+            (self._pixels(rows[at : at + BATCH]), len(rows[at : at + BATCH])) for at in range(0, len(rows), BATCH)
+        )
+        with one_thread_a_batch(self._device) as count:
+            for pixels, wanted in itertools.islice(batches, 1 if self.count == 0 or count == 1 else 0):
+                yield self._done(*self._run(pixels, wanted), 1)  # what a method keeps from its first call is kept once
+            if count == 1:
+                yield from (self._done(*self._run(pixels, wanted), 1) for pixels, wanted in batches)
+            else:
+                yield from (self._done(*one, count) for one in side_by_side(count, self._run, batches))
+
+    def _pixels(self, batch: np.ndarray) -> Tensor:
+        return self.pixels[np.concatenate([batch, np.repeat(batch[-1:], BATCH - len(batch))])]
+
+    @torch.no_grad()  # here, since it holds for one thread
+    def _run(self, pixels: Tensor, wanted: int) -> tuple[Tensor, float]:
+        """Embeddings of the first ``wanted`` images of a batch, and the seconds that the batch took."""
         begun = time.perf_counter()
-        with torch.no_grad():
-            embeddings = self._encode(pixels).float().cpu()
-        self.seconds += time.perf_counter() - begun
+        embeddings = self._encode(pixels).float().cpu()
+        seconds = time.perf_counter() - begun
         if embeddings.shape[0] != BATCH or embeddings.ndim != 2:
             raise ValueError(f"embeddings of {BATCH} pictures have shape {tuple(embeddings.shape)}, not [{BATCH}, D]")
+        return embeddings[:wanted], seconds
+
+    def _done(self, embeddings: Tensor, seconds: float, count: int) -> Tensor:
+        """Count a batch; ``count`` batches were computed at a time."""
+        self.seconds += seconds / count
         self.count += BATCH
-        self._on_pictures(len(batch))
-        return embeddings[: len(batch)]
+        self._on_pictures(len(embeddings))
+        return embeddings
 
     def _keep(self, rows: np.ndarray, embeddings: Tensor) -> None:
         total, width = len(self._known), embeddings.shape[1]
@@ -411,7 +434,7 @@ class Runner:
         rules = self.settings.rules
 
         def validation_score(method: Method, question: Question) -> float:
-            encoded = EncodedPictures(encode_as(method, rules), cache, lambda count: None)
+            encoded = EncodedPictures(encode_as(method, rules), cache, lambda count: None, device=method.device)
             if isinstance(question, Classification):
                 scores = score_classification(method, encoded, question, rules).scores
                 return scores.means()["accuracy[image]" if question.seen is None else "h[image]"]
@@ -496,7 +519,8 @@ class Runner:
     def _encoded(self, group: FitGroup, method: Method, cache: PixelCache) -> EncodedPictures:
         """Pictures encoded by this model; models whose picture embedding needs no training share them."""
         folder = None if self.settings.force else embedding_folder(group, method, cache)
-        fresh = EncodedPictures(encode_as(method, self.settings.rules), cache, self.progress.pictures, folder)
+        encode, report = encode_as(method, self.settings.rules), self.progress.pictures
+        fresh = EncodedPictures(encode, cache, report, folder, device=method.device)
         if method.trained:
             self._shared = None
             return fresh

@@ -86,7 +86,7 @@ def read(file: Path) -> Told:
         text_heads=heads,
         expected={
             name: value
-            for name, value in (
+            for name, given in (
                 ("embed_dim", model.get("embed_dim")),
                 ("vision_cfg.width", vision.get("width")),
                 ("vision_cfg.layers", vision.get("layers")),
@@ -97,7 +97,7 @@ def read(file: Path) -> Told:
                 ("text_cfg.context_length", text.get("context_length")),
                 ("text_cfg.vocab_size", text.get("vocab_size")),
             )
-            if isinstance(value, int)
+            if isinstance(value := _one_side(given), int)
         },
         preprocess=_preprocess(whole.get("preprocess_cfg") or {}),
     )
@@ -111,8 +111,15 @@ def _refuse_unknown(where: str, part: Mapping[str, Any]) -> None:
         raise ConfigError(f"{name} {value!r} is not what a transformers.CLIPModel does: it cannot be converted")
 
 
-def _preprocess(given: Mapping[str, Any]) -> dict[str, Any]:
+def _one_side(value: Any) -> Any:
+    """A size that may be a number or a pair of equal numbers."""
+    return value[0] if isinstance(value, list) and value and all(side == value[0] for side in value) else value
+
+
+def _preprocess(given: Any) -> dict[str, Any]:
     """open_clip's ``preprocess_cfg`` as settings of a ``CLIPImageProcessor``, without the model's own sizes."""
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"preprocess_cfg {given!r} is no dictionary of settings")
     mode, resample = given.get("resize_mode", "shortest"), given.get("interpolation", "bicubic")
     if mode not in ("shortest", "squash") or resample not in ("bicubic", "bilinear"):
         raise ConfigError(
@@ -122,5 +129,14 @@ def _preprocess(given: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {"resample": 3 if resample == "bicubic" else 2, "squash": mode == "squash"}
     for key, name in (("mean", "image_mean"), ("std", "image_std")):
         if given.get(key) is not None:
-            made[name] = given[key]
+            made[name] = _three(key, given[key])
     return made
+
+
+def _three(key: str, value: Any) -> list[float]:
+    """A number for each channel; one number is for all three."""
+    numbers = [value] * 3 if isinstance(value, int | float) else value
+    sound = isinstance(numbers, list) and len(numbers) == 3
+    if not sound or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers):
+        raise ConfigError(f"preprocess_cfg.{key} {value!r}: give three numbers")
+    return numbers

@@ -44,6 +44,9 @@ NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 #: Where training code keeps the state dict in what it saves.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 
+#: What training in several processes and torch.compile put before every name, in any order.
+_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
+
 #: The widest vision tower of OpenAI's; its heads are 64 wide, those of wider ones are not.
 _OPENAI_WIDEST = 1024
 
@@ -94,9 +97,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"checkpoint {path} is broken, or holds more than tensors{what}: refused, nothing of it was run"
         ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
+    while isinstance(loaded, Mapping):
+        inner = next((loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
+        if inner is None:
+            break
+        loaded = inner
     if not isinstance(loaded, Mapping) or not any(isinstance(value, Tensor) for value in loaded.values()):
         raise CheckpointError(f"checkpoint {path} holds no state dict (names and tensors)")
     weights = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
@@ -668,9 +673,7 @@ def _check_sizes(source: Path, config: CLIPConfig, told: Told) -> None:
 
 
 def _convert_openai(source: Path, out: Path, tokenizer: str, told: Told) -> None:
-    weights = {
-        name.removeprefix("_orig_mod.").removeprefix("module."): value for name, value in read_weights(source).items()
-    }
+    weights = {_PREFIXES.sub("", name): value for name, value in read_weights(source).items()}
     try:
         clip_config(weights)
         values = clip_weights(weights)

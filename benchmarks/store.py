@@ -234,6 +234,15 @@ def content_key(inputs: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def backbone_identity(backbone: Mapping[str, Any]) -> str:
+    """32 hexadecimal digits for a backbone's config, tokenizer and image processor, as a record's inputs state them.
+
+    Empty for a record that does not state config and tokenizer (records of older versions).
+    """
+    parts = {name: backbone.get(name) for name in ("config_hash", "tokenizer_hash", "preprocessing")}
+    return content_key(parts) if parts["config_hash"] else ""
+
+
 def safe_name(name: str, length: int = 48) -> str:
     """A name as one harmless path part: letters, digits, ``._+-``; everything else becomes ``_``."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "_", name).lstrip(".-")[:length] or "_"
@@ -481,7 +490,7 @@ def _side_file(path: Path, expected: PerQuery) -> bytes:
 #: What a frame without a single record has beside the cell's columns, so that readers find them empty, not missing.
 _MORE_COLUMNS = (
     *("gallery", "metric", "value", "status", "reason", "title", "floor", "headline", "notes", "key", "fit_id"),
-    *("dataset_version", "gallery_domain", "data_hash", "weights_hash", "precision", "scoring", "created"),
+    *("dataset_version", "gallery_domain", "data_hash", "weights_hash", "identity", "precision", "scoring", "created"),
 )
 
 _FILE = re.compile(r"(?P<method>[^-]+)-(?P<split>.+)-s(?P<seed>\d+)-(?P<key>[0-9a-f]{32})\.json")
@@ -525,6 +534,7 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
             "gallery_domain": record.dataset.get("gallery_domain", ""),
             "data_hash": record.inputs.get("dataset", {}).get("data_hash", ""),
             "weights_hash": record.inputs.get("backbone", {}).get("weights_hash", ""),
+            "identity": backbone_identity(record.inputs.get("backbone", {})),
             "precision": record.inputs.get("backbone", {}).get("precision", ""),
             "scoring": record.inputs.get("scoring", 0),
             "fit_id": record.fit.fit_id,
@@ -564,7 +574,8 @@ def _unreadable_row(entry: Unreadable) -> dict[str, Any]:
         split=found["split"] if found else "*", seed=int(found["seed"]) if found else 0,
     )  # fmt: skip
     about = {name: value for name, value in vars(cell).items() if name != "config"}
-    empty = dict.fromkeys(("title", "fit_id", "dataset_version", "gallery_domain", "data_hash", "weights_hash"), "")
+    names = ("title", "fit_id", "dataset_version", "gallery_domain", "data_hash", "weights_hash", "identity")
+    empty = dict.fromkeys(names, "")
     return about | empty | {
         "config": "{}", "status": "failed", "reason": entry.reason, "floor": False, "precision": "", "scoring": 0,
         "key": found["key"] if found else entry.name, "created": "", "gallery": "*", "headline": (), "extension": "",

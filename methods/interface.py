@@ -269,7 +269,8 @@ class Method(ABC):
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Retrieval embeddings ``[B, D]`` of pictures ``[B, 3, H, W]`` in [0, 1].
 
-        L2-normalised unless ``card.similarity`` is ``sqeuclidean``.
+        L2-normalised unless ``card.similarity`` is ``sqeuclidean``. On a CPU, several threads may call it at a time
+        (after a first call alone): it changes nothing.
         """
 
     def encode_raw(self, pixels: Tensor) -> Tensor:

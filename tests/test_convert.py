@@ -126,7 +126,7 @@ def state_dict_file(clip: OpenAIClip, path: Path, **changes: Any) -> Path:
     return path
 
 
-def assert_same_features(folder: Path, clip: OpenAIClip) -> None:
+def assert_same_features(folder: Path, clip: OpenAIClip, mean: float | None = None) -> None:
     backbone = Backbone.load(folder)
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randn(3, 3, 32, 32, generator=generator)
@@ -139,7 +139,7 @@ def assert_same_features(folder: Path, clip: OpenAIClip) -> None:
     assert images.std(dim=0).mean() > 0.05, "the features of different pictures differ, so equality means something"
     assert texts.std(dim=0).mean() > 0.05
     assert backbone.logit_scale == pytest.approx(99.484, rel=1e-3)
-    assert backbone.preprocessing["mean"] == pytest.approx([0.48145466, 0.4578275, 0.40821073])
+    assert backbone.preprocessing["mean"] == pytest.approx([mean] * 3 if mean else [0.48145466, 0.4578275, 0.40821073])
 
 
 # --- conversion -------------------------------------------------------------------------------------------------------
@@ -218,7 +218,8 @@ def open_clip_config(tmp_path: Path, **changes: Any) -> Path:
         "text_cfg": {"context_length": 16, "width": 64, "heads": 1, "layers": 2},
         **changes,
     }
-    preprocess = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize_mode": "squash"}
+    preprocess = {"mean": [0.5, 0.5, 0.5], "std": 0.5, "resize_mode": "squash"}
+    preprocess = model.pop("preprocess_cfg", preprocess)
     file = tmp_path / "open_clip_config.json"
     file.write_text(json.dumps({"model_cfg": model, "preprocess_cfg": preprocess}))
     return file
@@ -260,11 +261,41 @@ def test_open_clips_config_is_followed(clip: OpenAIClip, vocabulary: Path, tmp_p
         ({"vision_cfg": {"timm_model_name": "vit"}}, "timm_model_name 'vit' is not what"),
         ({"custom_text": True}, "custom_text True is not what"),
         ({"vision_cfg": {"head_width": 48}}, "do not divide into heads of 48"),
+        ({"vision_cfg": {"image_size": [224, 224]}}, "has 32, where its config says vision_cfg.image_size 224"),
+        ({"preprocess_cfg": ["squash"]}, "preprocess_cfg .* is no dictionary"),
+        ({"preprocess_cfg": {"mean": [0.5]}}, r"preprocess_cfg.mean \[0.5\]: give three numbers"),
     ):
         open_clip_config(tmp_path, **changes)
         with pytest.raises(CheckpointError, match=reason) as caught:
             convert(file, tmp_path / "refused", tokenizer=str(vocabulary))
         assert "\n" not in str(caught.value)
+
+
+def test_names_and_wrappers_of_training_code_are_seen_through(
+    clip: OpenAIClip, vocabulary: Path, tmp_path: Path
+) -> None:
+    open_clip_config(tmp_path, quick_gelu=True)
+    state = clip.state_dict()
+    for number, kept in enumerate(
+        (
+            {"state_dict": {f"module._orig_mod.{name}": value for name, value in state.items()}},
+            {"model": {"state_dict": {f"_orig_mod.module.{name}": value for name, value in state.items()}}},
+            {"state_dict": {"model": state}},
+        )
+    ):
+        file = tmp_path / f"{number}.pt"
+        torch.save(kept, file)
+        assert_same_features(convert(file, tmp_path / f"out{number}", tokenizer=str(vocabulary)), clip, mean=0.5)
+
+
+def test_a_conversion_that_cannot_be_used_leaves_nothing(
+    clip: OpenAIClip, vocabulary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_clip_config(tmp_path)
+    broken = state_dict_file(clip, tmp_path / "w.pt", logit_scale=torch.tensor(float("nan")))
+    assert main([str(broken), str(tmp_path / "out"), "--tokenizer", str(vocabulary)]) == 2
+    assert "weight logit_scale is not finite" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # --- nothing is executed ----------------------------------------------------------------------------------------------

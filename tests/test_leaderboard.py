@@ -15,8 +15,9 @@ from rich.console import Console
 
 from benchmarks.evaluation.statistics import mean_over_seeds
 from benchmarks.reporting import leaderboard, plots
+from benchmarks.reporting.leaderboard import csv_text, settings_of, tables
 from benchmarks.reporting.write import write_report
-from benchmarks.store import CellId, GalleryScores, Record, ResultStore, content_key, load_results
+from benchmarks.store import CellId, GalleryScores, Record, ResultStore, backbone_identity, content_key, load_results
 
 METRICS = ("map@all", "recall@1")
 
@@ -44,7 +45,7 @@ def add(store: ResultStore, method: str, split: str, value: float | None, **chan
         "cell": vars(cell),
         "code": changes.get("code", 1),
         "dataset": {"data_hash": changes.get("data_hash", "ab" * 32)},
-        "backbone": {"weights_hash": "cd" * 32, "precision": "float32"},
+        "backbone": {"weights_hash": "cd" * 32, "precision": "float32", **changes.get("backbone_facts", {})},
     }
     status = changes.get("status", "ok" if value is not None else "failed")
     scores = {}
@@ -386,3 +387,37 @@ def test_a_card_says_for_which_questions_it_goes_beyond_the_paper() -> None:
     for name in METHODS.names():
         card = METHODS.get(name).card
         assert all(key.partition("/")[0] in protocols for key in card.extensions), name
+
+
+CONFIG_A = {"config_hash": "aa", "tokenizer_hash": "bb", "preprocessing": {"size": 64}}
+OTHERS = [{**CONFIG_A, "config_hash": "cc"}, {**CONFIG_A, "tokenizer_hash": ""}, {**CONFIG_A, "preprocessing": {}}]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_models_of_equal_weights_and_another_setup_do_not_share_a_table(
+    store: ResultStore, other: dict[str, Any]
+) -> None:
+    add(store, "good", "flat", 0.5, created="2026-01-01", backbone_facts=CONFIG_A)
+    add(store, "good", "flat", 0.2, created="2026-01-02", backbone_facts=other)
+    frame = frame_of(store)
+    by_identity = {one.identity: tables(frame, one)[0].rows[0].mean.value for one in settings_of(frame)}
+    own = [backbone_identity(facts) for facts in (CONFIG_A, other)]
+    assert by_identity == {own[0]: 0.5, own[1]: 0.2}
+    titles = [one.title() for one in settings_of(frame)]
+    assert len(set(titles)) == 2
+    assert all(re.search(r"\(cdcdcdcd, setup [0-9a-f]{8}\)", title) for title in titles)
+    text = csv_text(frame)
+    assert "identity" in text.splitlines()[0].split(",")
+    assert all(identity in text for identity in own)
+
+
+def test_records_that_do_not_state_the_setup_share_a_table_and_come_last(store: ResultStore) -> None:
+    add(store, "good", "flat", 0.5, created="2026-01-01")
+    add(store, "good", "flat", 0.4, created="2026-01-02", code=2)
+    add(store, "good", "line", 0.3, backbone_facts={"preprocessing": {"size": 64}})
+    assert [one.identity for one in settings_of(frame_of(store))] == [""]
+    assert "identity" not in csv_text(frame_of(store)).splitlines()[0].split(",")
+    add(store, "good", "flat", 0.2, backbone_facts=CONFIG_A)
+    frame = frame_of(store)
+    assert [one.identity for one in settings_of(frame)] == [backbone_identity(CONFIG_A), ""]
+    assert tables(frame, settings_of(frame)[1])[0].rows[0].scores["flat"].value == 0.4

@@ -420,7 +420,8 @@ def test_no_figure_is_ever_answered_by_another_question() -> None:
     wrong = [one | {name: change(one), "value": 9.0} for one in right.values() for name, change in ELSEWHERE.items()]
     common = {
         "variant": "official", "config": "{}", "select": "val", "seed": 0, "limit": float("nan"), "ablation": "",
-        "status": "ok", "reason": "", "data_hash": "ab", "weights_hash": "cd", "precision": "float32", "scoring": 1,
+        "status": "ok", "reason": "", "data_hash": "ab", "weights_hash": "cd", "identity": "", "precision": "float32",
+        "scoring": 1,
         "dataset_version": "v1", "extension": "", "headline": (), "floor": False, "created": "", "n_queries": 8,
     }  # fmt: skip
     rows = [common | one for one in (*right.values(), *wrong)]

@@ -7,6 +7,8 @@ import errno
 import os
 import random
 import shutil
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,15 +185,61 @@ def test_an_untrained_method_encodes_each_picture_once_in_all(settings: Settings
     assert watcher.encoded == 2 * len(rows), "once a seed"
 
 
-def test_an_embedding_does_not_depend_on_its_batch(settings: Settings) -> None:
+def test_an_embedding_depends_neither_on_its_batch_nor_on_threads(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "BATCH", 16)
     workbench = Workbench(settings)
     method = ZeroShot(workbench.backbone)
     cache = workbench.pixels("tiny")
     rows = np.arange(len(cache.dataset.table))
-    whole = EncodedPictures(method.encode_images, cache, lambda n: None)[rows]
-    parts = EncodedPictures(method.encode_images, cache, lambda n: None)
-    for piece in np.array_split(np.random.default_rng(0).permutation(rows), 7):
-        assert torch.equal(parts[piece], whole[piece])
+    before, counted = torch.get_num_threads(), [0]
+    try:
+        torch.set_num_threads(1)
+        whole = EncodedPictures(method.encode_images, cache, lambda n: None)[rows]
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            encoded = EncodedPictures(method.encode_images, cache, counted.append)
+            assert torch.equal(encoded[rows], whole), threads
+            parts = EncodedPictures(method.encode_images, cache, lambda n: None)
+            for piece in np.array_split(np.random.default_rng(0).permutation(rows), 7):
+                assert torch.equal(parts[piece], whole[piece]), threads
+            assert torch.get_num_threads() == threads
+            assert encoded.count == -(-len(rows) // execution.BATCH) * execution.BATCH
+            assert encoded.seconds > 0
+    finally:
+        torch.set_num_threads(before)
+    assert sum(counted) == 3 * len(rows)
+
+
+def test_embeddings_are_computed_by_several_threads_each_with_one(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "BATCH", 8)
+    workbench = Workbench(settings)
+    cache = workbench.pixels("tiny")
+    seen: list[tuple[int, int, bool]] = []
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        seen.append((threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()))
+        time.sleep(0.05)
+        if len(seen) == 4:
+            raise RuntimeError("the fourth fails")
+        return pixels.mean(dim=(2, 3))
+
+    rows = np.arange(len(cache.dataset.table))
+    assert len(rows) > 4 * execution.BATCH
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(RuntimeError, match="the fourth fails"):
+            EncodedPictures(encode, cache, lambda n: None).encode(rows)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert {(threads, grad) for _, threads, grad in seen} == {(1, False)}
+    assert seen[0][0] == threading.get_ident()
+    assert len({name for name, _, _ in seen}) > 1
 
 
 class Points(ZeroShot):

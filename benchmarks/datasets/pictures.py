@@ -105,15 +105,19 @@ class Checked:
     orientation: int = 1
 
 
-def decode(data: bytes, how: int | ImageProcessing | None = None) -> NDArray[np.uint8]:
+def decode(data: bytes, how: ImageProcessing | None = None) -> NDArray[np.uint8]:
     """RGB pixels of an encoded picture: uint8 ``[3, size, size]``, or ``[3, H, W]`` as it is without ``how``.
 
-    ``how``: the processing of a backbone, or a size in pixels for OpenAI's own (the central square, bicubic). The
-    picture is turned as its EXIF data say, unless the processing says "as stored".
+    ``how``: the processing of a backbone (``Backbone.processing``). The picture is turned as its EXIF data say, unless
+    the processing says "as stored".
 
-    Raises :class:`PictureError` with the reason in one line.
+    Raises :class:`PictureError` with the reason in one line, :class:`TypeError` for a bare size.
     """
-    how = ImageProcessing.clip(how) if isinstance(how, int) else how
+    if isinstance(how, int):
+        raise TypeError(
+            f"decode got the size {how}, which does not say how an image is resized and cropped: give"
+            f" Backbone.processing, or ImageProcessing.clip({how}) for OpenAI's own"
+        )
     image, _ = upright(data, turn=how is None or how.orientation == "exif")
     try:
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)) if how is None else how.apply(image)

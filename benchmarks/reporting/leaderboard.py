@@ -1,9 +1,11 @@
 """Leaderboards from stored scores: tables by protocol, gallery and query domain, as Markdown, CSV and for a terminal.
 
 Scores that answer different questions never share a table: the data, the backbone, the rules, the selection and the
-limit are in a table's :class:`Setting`. A figure stands in a cell only if every seed that the method was run with in
-that table has one; otherwise the cell shows what is missing, and no mean is taken over it. Where a cell was measured
-several times (its code or its learning rates changed since), the record made last counts (:func:`newest`).
+limit are in a table's :class:`Setting`; of the backbone, its weights and its ``identity`` (config, tokenizer and image
+processor; empty in records that do not state them, which share a table among themselves). A figure stands in a cell
+only if every seed that the method was run with in that table has one; otherwise the cell shows what is missing, and no
+mean is taken over it. Where a cell was measured several times (its code or its learning rates changed since), the
+record made last counts (:func:`newest`).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ SETTING = (
     "data_hash",
     "backbone",
     "weights_hash",
+    "identity",
     "precision",
     "rules",
     "select",
@@ -62,6 +65,7 @@ class Setting:
     data_hash: str
     backbone: str
     weights_hash: str
+    identity: str
     precision: str
     rules: str
     select: str
@@ -83,9 +87,8 @@ class Setting:
             marks.append(f"LIMITED to {self.limit} pictures a role: proves that it runs, the scores mean nothing")
         if self.precision not in ("float32", ""):
             marks.append(self.precision)
-        name = (
-            f"{self.dataset} {self.dataset_version} ({self.data_hash[:8]}), {self.backbone} ({self.weights_hash[:8]})"
-        )
+        model = self.weights_hash[:8] + (f", setup {self.identity[:8]}" if self.identity else "")
+        name = f"{self.dataset} {self.dataset_version} ({self.data_hash[:8]}), {self.backbone} ({model})"
         return "; ".join([name, *marks])
 
 
@@ -156,11 +159,15 @@ def is_transfer(protocol: str) -> bool:
 
 
 def settings_of(frame: pd.DataFrame) -> list[Setting]:
-    """The settings in a frame of results, clean ones first."""
+    """The settings in a frame of results, clean ones first; those that state the backbone's identity before others."""
     plain = usable(frame)
     found: list[dict[str, Any]] = plain[list(SETTING)].drop_duplicates().to_dict("records")  # type: ignore[assignment]
     made = [Setting(**{**one, "limit": None if _absent(one["limit"]) else int(one["limit"])}) for one in found]
-    return sorted(made, key=lambda s: (s.rules != "clean", s.select == "oracle", *map(str, vars(s).values())))
+    return sorted(made, key=lambda s: (s.rules != "clean", s.select == "oracle", *_in_order(vars(s))))
+
+
+def _in_order(setting: Mapping[str, Any]) -> list[tuple[bool, str]]:
+    return [(name == "identity" and not value, str(value)) for name, value in setting.items()]
 
 
 def tables(frame: pd.DataFrame, setting: Setting, metrics: Iterable[str] | None = None) -> list[Table]:
@@ -281,7 +288,8 @@ def csv_text(frame: pd.DataFrame) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     ablated = ["ablation"] if len(frame) and (frame["ablation"] != "").any() else []
     head = ["protocol", "gallery", "metric", "method", "label", *ablated, "floor", "extension", "query_domain"]
-    writer.writerow([*SETTING, *head, "value", "low", "high", "seeds", "status"])
+    stated = [name for name in SETTING if name != "identity" or (len(frame) and (frame["identity"] != "").any())]
+    writer.writerow([*stated, *head, "value", "low", "high", "seeds", "status"])
     for setting in settings_of(frame):
         for table in tables(frame, setting):
             for row in table.rows:
@@ -290,7 +298,9 @@ def csv_text(frame: pd.DataFrame) -> str:
                     numbers = ["" if x is None else f"{x:.6f}" for x in (score.value, score.low, score.high)]
                     where = [table.protocol, table.gallery, table.metric, row.method, row.label, *switched, row.floor]
                     where += [row.extension, column]
-                    writer.writerow([*vars(setting).values(), *where, *numbers, score.seeds, score.status])
+                    writer.writerow(
+                        [*(getattr(setting, name) for name in stated), *where, *numbers, score.seeds, score.status]
+                    )
     return buffer.getvalue()
 
 

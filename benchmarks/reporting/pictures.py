@@ -18,7 +18,7 @@ import pandas as pd
 
 from benchmarks.reporting import grids, leaderboard
 from benchmarks.reporting.leaderboard import Table, protocol_title
-from benchmarks.store import Record, RecordError, ResultStore
+from benchmarks.store import Record, RecordError, ResultStore, backbone_identity
 
 if TYPE_CHECKING:
     from benchmarks.datasets.base import Dataset
@@ -277,6 +277,9 @@ def embedding_map(
     if backbone.weights_hash != setting.weights_hash:
         raise ValueError(f"backbone {setting.backbone} has other weights now than these results")
     how = backbone.processing.released() if setting.rules == "official" else backbone.processing
+    identity = backbone_identity({**backbone.identity, "preprocessing": how.record()})
+    if setting.identity not in ("", identity):
+        raise ValueError(f"backbone {setting.backbone} has another config, tokenizer or image processor now")
     table = dataset.table.reset_index(drop=True)
     test = table[table["split"] == "test"]
     table = test if len(test) else table

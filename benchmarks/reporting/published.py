@@ -415,7 +415,7 @@ def _ours(figure: Mapping[Any, Any], cells: pd.DataFrame | None) -> Iterator[dic
 
 
 #: What tells our answers to one figure apart.
-_HASHES = ("weights_hash", "data_hash", "scoring")
+_HASHES = ("weights_hash", "identity", "data_hash", "scoring")
 _CONFIGURATION = ("method", "variant", "config", "rules", "select", "backbone", "dataset", "precision", *_HASHES)
 
 

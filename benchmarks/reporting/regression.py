@@ -36,7 +36,7 @@ from benchmarks.store import RecordError, ResultStore, load_results
 THRESHOLD = 0.01
 
 IDENTITY = ["dataset", "protocol", "split", "gallery", "method", "ablation", "seed", "rules", "select"]
-_DETAILS = ["variant", "config", "backbone", "weights_hash", "precision", "limit", "data_hash", "scoring"]
+_DETAILS = ["variant", "config", "backbone", "weights_hash", "identity", "precision", "limit", "data_hash", "scoring"]
 
 CELL_COLUMNS = [
     *IDENTITY, "metric", "old", "new", "difference", "low", "high", "p", "p_holm", "verdict", "classes", "queries",

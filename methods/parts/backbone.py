@@ -343,14 +343,20 @@ class Backbone:
                 )
             _check_weights(text, model, report)
             part = "tokenizer"
-            tokenizer = AutoTokenizer.from_pretrained(text, local_files_only=local)
+            tokenizer = AutoTokenizer.from_pretrained(text, local_files_only=local, trust_remote_code=False)
             part = "preprocessor_config.json"
             preprocessing = _preprocessing(text, local, _square(config.vision_config.image_size, "image size"))
         except BackboneError:
             raise
         except Exception as error:  # transformers raises OSError, ValueError, SafetensorError, KeyError, ... here
             reason = " ".join(str(error).split())[:400] or type(error).__name__
-            if folder.is_dir():
+            if folder.is_dir() and part == "tokenizer":
+                reason = reason if len(reason) <= 200 else f"{reason[:197]}..."
+                advice = (
+                    "put the checkpoint's own tokenizer.json (or vocab.json and merges.txt) and tokenizer_config.json"
+                    " into the folder"
+                )
+            elif folder.is_dir():
                 advice = f"check the folder's {part}"
             else:
                 reason = f"it is not in the local Hub cache, and the Hub: {unreached}" if unreached else reason
@@ -420,6 +426,11 @@ class Backbone:
             raise BackboneError(
                 f"backbone {self.name}: the tokenizer knows {len(self.tokenizer)} tokens (largest id {largest}), the"
                 f" model {self.vocabulary_size}: tokenizer and weights do not belong together"
+            )
+        if dropout := _tokenizers_description(self.tokenizer)[1].get("dropout"):
+            raise BackboneError(
+                f"backbone {self.name}: its tokenizer drops merges at random (dropout {dropout}), so that a text has"
+                " other tokens each time: set model.dropout to null in tokenizer.json"
             )
         lost = _without_merge(self.tokenizer)
         if lost:
@@ -714,16 +725,19 @@ class Backbone:
         return torch.cat(parts)
 
 
+def _tokenizers_description(tokenizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What ``tokenizer.json`` would say of a tokenizer of the ``tokenizers`` library, and its ``model``; else empty."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    whole: dict[str, Any] = {} if backend is None else json.loads(backend.to_str())
+    return whole, whole.get("model") or {}
+
+
 def _without_merge(tokenizer: Any) -> list[str]:
     """Tokens of a byte-pair vocabulary that no text can become, since no merge makes them; none for other kinds.
 
     Single symbols and special tokens (``<...>``, ``[...]``, added ones) need no merge.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return []
-    whole = json.loads(backend.to_str())
-    model = whole.get("model") or {}
+    whole, model = _tokenizers_description(tokenizer)
     if model.get("type") != "BPE" or model.get("ignore_merges"):
         return []
     suffix, prefix = model.get("end_of_word_suffix") or "", model.get("continuing_subword_prefix") or ""

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ CHUNK = 4096
 
 #: Batches computed side by side on a CPU, at most: each needs the memory of its activations.
 SIDE_BY_SIDE = 8
+
+Result = TypeVar("Result")
 
 Row = dict[str, Tensor]  # one picture's values by name, on the CPU
 
@@ -267,11 +269,11 @@ def frozen_values(
 
     def in_batches(index: Tensor) -> dict[str, Tensor]:
         split = index.split(batch_size)
-        with _one_thread_a_batch(backbone.device) as side_by_side:
-            if min(side_by_side, len(split)) == 1:
+        with one_thread_a_batch(backbone.device) as count:
+            if min(count, len(split)) == 1:
                 parts = [run(batch(part), len(part)) for part in split]
             else:
-                parts = list(_side_by_side(side_by_side, run, ((batch(part), len(part)) for part in split)))
+                parts = list(side_by_side(count, run, ((batch(part), len(part)) for part in split)))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     scope = FeatureScope.of(backbone, f"{quantity} batch {batch_size}", statistics)
@@ -279,7 +281,7 @@ def frozen_values(
 
 
 @contextlib.contextmanager
-def _one_thread_a_batch(device: torch.device) -> Iterator[int]:
+def one_thread_a_batch(device: torch.device) -> Iterator[int]:
     """On a CPU one thread for each operation meanwhile; yields how many batches to compute side by side."""
     if device.type != "cpu":
         yield 1
@@ -292,12 +294,12 @@ def _one_thread_a_batch(device: torch.device) -> Iterator[int]:
         torch.set_num_threads(threads)
 
 
-def _side_by_side(
-    count: int, run: Callable[[Tensor, int], dict[str, Tensor]], batches: Iterable[tuple[Tensor, int]]
-) -> Iterator[dict[str, Tensor]]:
-    """``run`` of each batch, in order, ``count`` at a time; pictures are decoded in the calling thread."""
+def side_by_side(
+    count: int, run: Callable[[Tensor, int], Result], batches: Iterable[tuple[Tensor, int]]
+) -> Iterator[Result]:
+    """``run`` of each batch, in order, ``count`` at a time; images are decoded in the calling thread."""
     with ThreadPoolExecutor(count) as pool:
-        running: deque[Future[dict[str, Tensor]]] = deque()
+        running: deque[Future[Result]] = deque()
         for pixels, wanted in batches:
             if len(running) == count:
                 yield running.popleft().result()

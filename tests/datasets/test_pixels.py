@@ -206,3 +206,8 @@ def test_a_processing_has_its_own_cache(tmp_path: Path) -> None:
     assert len(folders) == 3
     for how in (clip, squash, clip.released()):
         assert np.array_equal(store(how).pixels(np.array([0]))[0], how.apply(UPRIGHT))
+
+
+def test_a_bare_size_does_not_say_how_an_image_is_resized() -> None:
+    with pytest.raises(TypeError, match=r"decode got the size 64, .*give Backbone.processing"):
+        decode(encoded(UPRIGHT, "PNG"), 64)  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """Backbone: equal to transformers' CLIPModel, runs on given tokens, and refuses what it cannot use."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -393,7 +394,7 @@ def changed_weight(name: str, value: float) -> Callable[[Path], None]:
         (changed_json("config.json", vision_config={"num_attention_heads": 5}), r"config.json .*heads \(5\)"),
         (changed_weight("text_projection.weight", float("nan")), "weight text_projection.weight is not finite"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer knows no words: put the .* tokenizer.json"),
-        (lambda folder: (folder / "tokenizer.json").write_text("{"), "check the folder's tokenizer"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "put the checkpoint.s own tokenizer.json"),
         (
             lambda folder: (folder / "model.safetensors").rename(folder / "other.safetensors"),
             "neither model.safetensors",
@@ -494,3 +495,29 @@ def test_a_tokenizer_whose_merges_are_missing_is_refused(tmp_path: Path) -> None
     lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(lines) + "\n")
     Backbone.load(folder)
+
+
+def test_a_tokenizer_that_drops_merges_at_random_is_refused(tmp_path: Path) -> None:
+    folder = tiny_clip_folder(tmp_path / "clip")
+    file = folder / "tokenizer.json"
+    whole = json.loads(file.read_text())
+    whole["model"]["dropout"] = 0.5
+    file.write_text(json.dumps(whole))
+    assert json.loads(Backbone.load(folder).tokenizer.backend_tokenizer.to_str())["model"]["dropout"] is None
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # which takes the file as it is
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(BackboneError, match=r"drops merges at random \(dropout 0.5\).* set model.dropout to null"):
+        Backbone.load(folder)
+
+
+def test_code_beside_a_checkpoint_is_never_run(tmp_path: Path) -> None:
+    folder = tiny_clip_folder(tmp_path / "clip")
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\nclass Own: pass\n")
+    map_ = {"AutoTokenizer": ["own.Own", "own.Own"], "AutoModel": "own.Own", "AutoConfig": "own.Own"}
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        values = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**values, "auto_map": map_}))
+    with contextlib.suppress(BackboneError):
+        Backbone.load(folder)
+    assert not (tmp_path / "run").exists()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.reporting import page, pictures, plots
 from benchmarks.reporting.pictures import galleries
-from benchmarks.store import ResultStore, load_results
+from benchmarks.store import ResultStore, backbone_identity, load_results
 from tests.reporting.conftest import add
 from tests.reporting.reading import Page
 
@@ -145,7 +145,12 @@ def test_embedding_map_needs_the_very_backbone(shown: ResultStore, tiny_folder: 
     frame = load_results(shown.root).assign(backbone=str(tiny_folder))
     with pytest.raises(ValueError, match="other weights"):
         pictures.embedding_map(frame, tmp_path)
-    frame = frame.assign(weights_hash=Backbone.load(tiny_folder).weights_hash)
+    backbone = Backbone.load(tiny_folder)
+    frame = frame.assign(weights_hash=backbone.weights_hash)
+    with pytest.raises(ValueError, match="another config, tokenizer or image processor"):
+        pictures.embedding_map(frame.assign(identity="ab" * 16), tmp_path)
+    identity = backbone_identity({**backbone.identity, "preprocessing": backbone.preprocessing})
+    frame = frame.assign(identity=identity)
     svg, png = pictures.embedding_map(frame, tmp_path)
     assert Image.open(png).width == 700
     assert svg.stat().st_size > 5000
