@@ -165,7 +165,7 @@ class PixelCache:
         inverted: tuple[str, ...] = (),
     ) -> None:
         self.dataset = dataset
-        self.how = ImageProcessing.clip(how) if isinstance(how, int) else how
+        self.how = ImageProcessing.at(how)
         self.size = size = self.how.size
         self.inverted = dataset.table["domain"].isin(inverted).to_numpy()
         count = len(dataset.table)

@@ -713,7 +713,7 @@ class FolderDataset(Dataset):
 
         Raises :class:`DatasetError` naming a broken picture and the command that lists them all.
         """
-        return self.processed(rows, ImageProcessing.clip(size))
+        return self.processed(rows, ImageProcessing.at(size))
 
     def processed(self, rows: np.ndarray, how: ImageProcessing) -> Tensor:
         """RGB in [0, 1] under a backbone's image processing, from the picture cache; errors as :meth:`pixels`."""
@@ -730,7 +730,7 @@ class FolderDataset(Dataset):
 
     def store(self, how: int | ImageProcessing) -> picture_files.PictureStore:
         """The decoded images under one image processing, or OpenAI's own at a size in pixels."""
-        how = (ImageProcessing.clip(how) if isinstance(how, int) else how).without_statistics()
+        how = ImageProcessing.at(how).without_statistics()
         if how not in self._stores:
             digests = b"".join(hashlib.sha256(one.encode()).digest()[:16] for one in self.content)
             stamps = np.frombuffer(digests, dtype="<i8").reshape(-1, 2)

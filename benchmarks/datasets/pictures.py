@@ -105,19 +105,15 @@ class Checked:
     orientation: int = 1
 
 
-def decode(data: bytes, how: ImageProcessing | None = None) -> NDArray[np.uint8]:
-    """RGB pixels of an encoded picture: uint8 ``[3, size, size]``, or ``[3, H, W]`` as it is without ``how``.
+def decode(data: bytes, how: int | ImageProcessing | None = None) -> NDArray[np.uint8]:
+    """RGB pixels of an encoded image: uint8 ``[3, size, size]``, or ``[3, H, W]`` as it is without ``how``.
 
-    ``how``: the processing of a backbone (``Backbone.processing``). The picture is turned as its EXIF data say, unless
-    the processing says "as stored".
+    ``how``: the processing of a backbone or its ``image_size``, which carries it; any other size is OpenAI's own (the
+    central square, bicubic). The image is turned as its EXIF data say, unless the processing says "as stored".
 
-    Raises :class:`PictureError` with the reason in one line, :class:`TypeError` for a bare size.
+    Raises :class:`PictureError` with the reason in one line.
     """
-    if isinstance(how, int):
-        raise TypeError(
-            f"decode got the size {how}, which does not say how an image is resized and cropped: give"
-            f" Backbone.processing, or ImageProcessing.clip({how}) for OpenAI's own"
-        )
+    how = None if how is None else ImageProcessing.at(how)
     image, _ = upright(data, turn=how is None or how.orientation == "exif")
     try:
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)) if how is None else how.apply(image)
@@ -553,7 +549,7 @@ class PictureStore:
     ) -> None:
         self.files = files
         self._hashes = hashes
-        self.how = ImageProcessing.clip(how) if isinstance(how, int) else how
+        self.how = ImageProcessing.at(how)
         self.size = self.how.size
         self.decoded = 0
         self._stamps = np.asarray(stamps, dtype=np.int64).reshape(len(files), 2)

@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from methods.parts.identity import config_hash, tokenizer_hash
 from methods.parts.memory import align_parameters
-from methods.parts.preprocessing import ImageProcessing, ProcessingError, read_processor
+from methods.parts.preprocessing import ImageProcessing, ImageSize, ProcessingError, read_processor
 from methods.parts.transformer import (
     KeysValues,
     prefix_keys_values,
@@ -289,7 +289,9 @@ class Backbone:
         self.tokenizer = tokenizer
         self.name = name
         self.precision: Precision = precision
-        self.preprocessing: dict[str, Any] = ImageProcessing.of_record(preprocessing or {}, self.image_size).record()
+        self.preprocessing: dict[str, Any] = ImageProcessing.of_record(
+            preprocessing or {}, self.vision.image_size
+        ).record()
         self._hash: tuple[tuple[tuple[int, int], ...], str] | None = None
         self._check_tokenizer()
 
@@ -459,13 +461,13 @@ class Backbone:
 
     @property
     def image_size(self) -> int:
-        """Side of a picture in pixels."""
-        return self.vision.image_size
+        """Side of an image in pixels; it carries :attr:`processing`."""
+        return ImageSize(self.processing)
 
     @property
     def processing(self) -> ImageProcessing:
         """How an image becomes the pixels that this backbone takes; :attr:`preprocessing` states it for records."""
-        return ImageProcessing.of_record(self.preprocessing, self.image_size)
+        return ImageProcessing.of_record(self.preprocessing, self.vision.image_size)
 
     @property
     def grid(self) -> int:

@@ -97,6 +97,13 @@ class ImageProcessing:
         """OpenAI's own: the shorter edge to ``size``, the central square of it, bicubic."""
         return cls(size, "shortest_edge", (size,), (size, size))
 
+    @classmethod
+    def at(cls, how: int | ImageProcessing) -> ImageProcessing:
+        """The processing itself; that of a backbone for its :class:`ImageSize`, OpenAI's own for any other size."""
+        if isinstance(how, ImageSize):
+            return how.processing
+        return cls.clip(how) if isinstance(how, int) else how
+
     def released(self) -> Self:
         """What ``--rules official`` uses: the central square, bicubic, as stored; mean and deviation are kept."""
         return replace(
@@ -339,3 +346,20 @@ def _said(config: Mapping[str, Any], key: str, sides: tuple[int, ...]) -> str:
 def _shown(value: Any) -> str:
     text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+class ImageSize(int):
+    """A backbone's image size in pixels, with the processing by which an image gets that size.
+
+    Code that asks for images "at the backbone's size" then gets those that its image processor makes.
+    """
+
+    processing: ImageProcessing
+
+    def __new__(cls, processing: ImageProcessing) -> ImageSize:
+        size = super().__new__(cls, processing.size)
+        size.processing = processing
+        return size
+
+    def __getnewargs__(self) -> tuple[ImageProcessing]:  # type: ignore[override]
+        return (self.processing,)

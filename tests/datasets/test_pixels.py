@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import pickle
 import struct
 import zlib
 from pathlib import Path
@@ -17,7 +19,7 @@ from PIL import Image, ImageFile
 from benchmarks.datasets import pictures
 from benchmarks.datasets.picto_domains import PictoDomains
 from benchmarks.datasets.pictures import PictureError, decode, readable_endings
-from methods.parts.preprocessing import ImageProcessing, read_processor
+from methods.parts.preprocessing import ImageProcessing, ImageSize, read_processor
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -208,6 +210,10 @@ def test_a_processing_has_its_own_cache(tmp_path: Path) -> None:
         assert np.array_equal(store(how).pixels(np.array([0]))[0], how.apply(UPRIGHT))
 
 
-def test_a_bare_size_does_not_say_how_an_image_is_resized() -> None:
-    with pytest.raises(TypeError, match=r"decode got the size 64, .*give Backbone.processing"):
-        decode(encoded(UPRIGHT, "PNG"), 64)  # type: ignore[arg-type]
+def test_a_backbones_size_carries_its_processing_and_any_other_size_is_openais() -> None:
+    data, squash = encoded(UPRIGHT, "PNG"), ImageProcessing(8, "height_width", (8, 8))
+    size = pickle.loads(pickle.dumps(ImageSize(squash)))
+    assert (size, size + 1, json.dumps({"size": size})) == (8, 9, '{"size": 8}')
+    assert np.array_equal(decode(data, size), squash.apply(UPRIGHT))
+    assert np.array_equal(decode(data, 8), ImageProcessing.clip(8).apply(UPRIGHT))
+    assert not np.array_equal(decode(data, 8), decode(data, size))
