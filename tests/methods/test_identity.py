@@ -98,10 +98,6 @@ def test_every_setting_that_clip_reads_is_known() -> None:
     assert read - harmless - {"projection_dim", *TEXT_FIELDS, *VISION_FIELDS} == set()
 
 
-def merges_gone(tokenizer: dict[str, Any]) -> None:
-    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-1]
-
-
 def two_words_swapped(tokenizer: dict[str, Any]) -> None:
     words = tokenizer["model"]["vocab"]
     words["a"], words["b"] = words["b"], words["a"]
@@ -111,7 +107,7 @@ def merge_order(tokenizer: dict[str, Any]) -> None:
     tokenizer["model"]["merges"].reverse()
 
 
-@pytest.mark.parametrize("change", [merges_gone, two_words_swapped, merge_order])
+@pytest.mark.parametrize("change", [two_words_swapped, merge_order])
 def test_a_changed_tokenizer_file_is_another_backbone(
     tiny_backbone: Backbone, folder: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
