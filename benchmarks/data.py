@@ -178,8 +178,15 @@ def _there(name: str, data_root: str) -> str:
 
 
 def _has_files(folder: Path) -> bool:
-    """Whether there is any file but hidden ones, at any depth."""
-    return any(not name.startswith(".") for _, _, names in os.walk(folder, followlinks=True) for name in names)
+    """Whether there is an image or an archive that may hold some, at any depth; hidden files do not count."""
+    from benchmarks.datasets.folders import ARCHIVE_SUFFIXES, PICTURE_SUFFIXES
+
+    known = (*PICTURE_SUFFIXES, *ARCHIVE_SUFFIXES)
+    return any(
+        not name.startswith(".") and name.lower().endswith(known)
+        for _, _, names in os.walk(folder, followlinks=True)
+        for name in names
+    )
 
 
 def card(dataset: Dataset) -> None:

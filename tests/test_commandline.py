@@ -106,12 +106,10 @@ def test_the_library_reads_names_as_utf8_under_a_c_locale(accented: Path) -> Non
     program = (
         "import sys\n"
         "assert sys.getfilesystemencoding() == 'ascii', sys.getfilesystemencoding()\n"
-        "from benchmarks.datasets.folder import *\n"
         "from benchmarks.datasets.registry import DATASETS\n"
-        f"data = DATASETS.get('folder')({str(accented / 'folder')!r})\n"
-        "names = sorted(set(data.table['class']))\n"
-        "sys.stdout.buffer.write('|'.join(names).encode())\n"
-        "pixels = data.pictures.read([0], 16) if hasattr(data, 'pictures') else None\n"
+        "from pathlib import Path\n"
+        f"data = DATASETS.get('folder')(Path({ascii(str(accented / 'folder'))}))\n"
+        "sys.stdout.buffer.write('|'.join(sorted(set(data.table['class']))).encode())\n"
     )
     done = call("-c", program, **C)
     assert done.returncode == 0, done.stderr.decode()
