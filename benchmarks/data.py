@@ -171,7 +171,9 @@ def _there(name: str, data_root: str) -> str:
         folder = kind(root).folder
         check_root(folder)
     except DatasetError as error:
-        return "missing" if "does not exist" in str(error) else "unusable"
+        if "does not exist" in str(error):
+            return "missing"
+        return "unusable" if root is None or _has_files(root) else "empty"
     if not _has_files(folder):
         return "empty"
     return "found" if root is None or folder.name == root.name else f"found as {folder.name}"

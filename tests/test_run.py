@@ -240,7 +240,10 @@ def test_an_interrupt_says_how_to_go_on(
         (["--device", ""], "--device is empty"),
         (["--seeds", ""], "--seeds: cannot read ''"),
         (["--seeds", "4294967296"], "--seeds: a seed is 0 or larger and at most 4294967295"),
-        (["--methods", "random", "--set", "coop.steps=3"], "--set coop.steps: coop is not a method of this run; add it"),
+        (
+            ["--methods", "random", "--set", "coop.steps=3"],
+            "--set coop.steps: coop is not a method of this run; add it",
+        ),
         (["--methods", "random", "--set", "steps=3"], "--set steps: no method of this run has that setting"),
         (["--methods", "coop", "--set", "steps=1e9"], "--set coop.steps takes int (default 0), not 1000000000.0"),
         (["--methods", "coop", "--set", "validate_every=-1"], "coop.validate_every must be at least 0"),
