@@ -45,16 +45,19 @@ def retrieve(
 
     ``queries [Q, 3, H, W]`` and ``gallery [N, 3, H, W]`` are RGB at the backbone's size: floats in [0, 1], or uint8.
     Returns gallery positions (int64) and scores (float64: cosine, or minus the squared Euclidean distance where that is
-    the method's similarity), both ``[Q, min(k, N)]``. Raises ``ValueError`` for an empty gallery, k < 1, another shape
-    or type, and floats that are NaN or outside [0, 1].
+    the method's similarity), both ``[Q, min(k, N)]``. Raises ``ValueError`` for an empty gallery, ``k`` or ``batch_size``
+    below 1, another shape or type, and floats that are NaN or outside [0, 1].
     """
     import torch
 
     from benchmarks.evaluation.search import search
 
+    images = [_pixels(name, images) for name, images in (("queries", queries), ("gallery", gallery))]
     if len(gallery) == 0:
         raise ValueError("the gallery is empty; there is nothing to search")
-    images = [_pixels(name, images) for name, images in (("queries", queries), ("gallery", gallery))]
+    for name, number in (("k", k), ("batch_size", batch_size)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, not {number!r}")
     with torch.no_grad():
         encoded = [
             torch.cat([method.encode_images(_unit(part)).float().cpu() for part in one.split(batch_size)])
@@ -72,6 +75,9 @@ def _pixels(name: str, images: Tensor) -> Tensor:
     """The images, checked; raises ``ValueError`` in one line that names the argument."""
     import torch
 
+    if not isinstance(images, torch.Tensor):
+        hint = "; torch.from_numpy makes one of an array" if hasattr(images, "__array__") else ""
+        raise ValueError(f"{name} must be a torch tensor [B, 3, H, W], not {type(images).__name__}{hint}")
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"{name} must be RGB images [B, 3, H, W], not of shape {list(images.shape)}")
     if images.dtype == torch.uint8:
@@ -88,5 +94,5 @@ def _pixels(name: str, images: Tensor) -> Tensor:
 
 
 def _unit(images: Tensor) -> Tensor:
-    """uint8 as floats in [0, 1]; floats as they are."""
-    return images if images.is_floating_point() else images.float().div_(255)
+    """float32 in [0, 1]."""
+    return images.float() if images.is_floating_point() else images.float().div_(255)

@@ -6,7 +6,8 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -23,19 +24,33 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
     def run(argv: Any = None, *more: Any, **named: Any) -> int:
         if argv is None and not is_utf8():
             start_anew()
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper) and (stream.encoding or "").lower().replace("-", "") != "utf8":
-                stream.reconfigure(errors="backslashreplace")
-        try:
+        with _shown():
             try:
-                return main(argv, *more, **named)
-            finally:
-                sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
+                try:
+                    return main(argv, *more, **named)
+                finally:
+                    sys.stdout.flush()
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 1
 
     return run
+
+
+@contextmanager
+def _shown() -> Iterator[None]:
+    """Letters that a stream cannot show become their codes; the streams are put back at the end."""
+    changed = []
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and (stream.encoding or "").lower().replace("-", "") != "utf8":
+            changed.append((stream, stream.errors))
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in changed:
+            if not stream.closed:
+                stream.reconfigure(errors=errors)
 
 
 def is_utf8() -> bool:

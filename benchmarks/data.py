@@ -171,15 +171,24 @@ def _there(name: str, data_root: str) -> str:
         folder = kind(root).folder
         check_root(folder)
     except DatasetError as error:
-        return "missing" if "does not exist" in str(error) else "unusable"
+        if "does not exist" in str(error):
+            return "missing"
+        return "unusable" if root is None or _has_files(root) else "empty"
     if not _has_files(folder):
         return "empty"
     return "found" if root is None or folder.name == root.name else f"found as {folder.name}"
 
 
 def _has_files(folder: Path) -> bool:
-    """Whether there is any file but hidden ones, at any depth."""
-    return any(not name.startswith(".") for _, _, names in os.walk(folder, followlinks=True) for name in names)
+    """Whether there is an image or an archive that may hold some, at any depth; hidden files do not count."""
+    from benchmarks.datasets.folders import ARCHIVE_SUFFIXES, PICTURE_SUFFIXES
+
+    known = (*PICTURE_SUFFIXES, *ARCHIVE_SUFFIXES)
+    return any(
+        not name.startswith(".") and name.lower().endswith(known)
+        for _, _, names in os.walk(folder, followlinks=True)
+        for name in names
+    )
 
 
 def card(dataset: Dataset) -> None:

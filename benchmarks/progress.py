@@ -19,6 +19,9 @@ from benchmarks.sweep import FitGroup
 #: Seconds between two lines where there is no terminal for a bar (log files of batch jobs).
 EVERY = 60.0
 
+#: Methods whose relative cost is this or more are trained.
+TRAINS = 1.0
+
 #: Workers named in the display; the others are counted.
 SHOWN = 4
 
@@ -35,7 +38,7 @@ class RunProgress:
         self._started = self._said = time.monotonic()
         self._cached = 0
         self._left = Counter(methods)
-        self._made = 0.0
+        self._made = self._dearest = 0.0
         self._pictures = 0
         self._workers: dict[int, str] = {}
         self._bar = Progress(
@@ -92,8 +95,10 @@ class RunProgress:
         self._cached += status == "cached"
         known = self._left[cell.method] > 0
         self._left[cell.method] -= known
-        if status != "cached" and known:
-            self._made += relative_cost(cell.method)
+        if status == "ok" and known:  # a cell without a score may have taken no time
+            cost = relative_cost(cell.method)
+            self._made += cost
+            self._dearest = max(self._dearest, cost)
         self._show(advance=1, left=self._time_left())
         if not self._workers:
             self._show(description=f"{cell.method} {cell.protocol}/{cell.split}")
@@ -102,11 +107,17 @@ class RunProgress:
             self._bar.console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
     def _time_left(self) -> str:
-        """``about 3 min left``; "" before anything is made, or where nothing is left."""
+        """``about 3 min left``; "" where nothing is left, or nothing made tells how long the rest takes.
+
+        Methods without training say nothing of those with it, whose share of the time depends on the preset.
+        """
         gone = time.monotonic() - self._started
         task = self._bar.tasks[0]
         made, total = task.completed - self._cached, task.total or 0
         rest = sum(count * relative_cost(method) for method, count in self._left.items())
+        trains = any(count and relative_cost(method) >= TRAINS for method, count in self._left.items())
+        if trains and self._dearest < TRAINS and self._made:
+            return ""
         if self._made and rest:
             return f"about {duration(gone / self._made * rest)} left"
         if not self._left and made > 0 and task.completed < total:

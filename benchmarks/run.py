@@ -144,6 +144,25 @@ def consoles() -> tuple[Console, Console]:
 
 
 def _run(settings: Settings, out: Console, err: Console, command: str, ablation: Ablation | None) -> int:
+    from benchmarks.together import join
+    from benchmarks.workbench import settled_cache
+
+    def warn(line: str) -> None:
+        err.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    settings = join(settings)
+    with settled_cache(warn):
+        return _settled(settings, out, err, warn, command, ablation)
+
+
+def _settled(
+    settings: Settings,
+    out: Console,
+    err: Console,
+    warn: Callable[[str], None],
+    command: str,
+    ablation: Ablation | None,
+) -> int:
     from benchmarks.execution import execute
     from benchmarks.progress import RunProgress
     from benchmarks.reporting.ablations import print_ablations
@@ -152,15 +171,10 @@ def _run(settings: Settings, out: Console, err: Console, command: str, ablation:
     from benchmarks.settings import SettingsError
     from benchmarks.store import ResultStore, load_results
     from benchmarks.sweep import plan, shard, unplanned_cells, validation_notes
-    from benchmarks.together import Onlooker, join
-    from benchmarks.workbench import Workbench, settle_cache
+    from benchmarks.together import Onlooker
+    from benchmarks.workbench import Workbench
     from methods.parts.parallel import rank
 
-    def warn(line: str) -> None:
-        err.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-    settings = join(settings)
-    settle_cache(warn)
     workbench = Workbench(settings)
     whole = plan(settings, workbench, ablation.arms if ablation else None)
     planned = whole if settings.shard is None else shard(whole, *settings.shard)
@@ -175,6 +189,8 @@ def _run(settings: Settings, out: Console, err: Console, command: str, ablation:
             out.print(f"{name}: {'; '.join(data.facts)}", style="dim", markup=False, highlight=False, soft_wrap=True)
         if data.left_out:
             warn(f"left out of {name}: {data.left_out} ({_verify(settings, name)} names them)")
+        for note in data.name_notes:
+            warn(f"{name}: {note}")
     for name, reason in {**planned.skipped, **(ablation.skipped if ablation else {})}.items():
         warn(f"skipped: {name}: {reason}")
     for note in validation_notes(planned, settings, workbench):

@@ -283,6 +283,10 @@ def config_changes(
     for key, value in settings.set:
         method, dot, name = key.rpartition(".")
         reached = [m for m in configs if name in fields[m] and (not dot or m == method)]
+        if not reached and dot and method not in configs and method in _registered():
+            raise SettingsError(
+                f"{option} {key}: {method} is not a method of this run; add it to --methods, or leave the setting out"
+            )
         if not reached:
             every = {n for m in fields for n in fields[m]} | {f"{m}.{n}" for m in fields for n in fields[m]}
             raise SettingsError(
@@ -293,6 +297,12 @@ def config_changes(
         for m in reached:
             changes[m][name] = _fitting(f"{option} {m}.{name}", value, getattr(configs[m](), name))
     return changes
+
+
+def _registered() -> list[str]:
+    from methods.registry import METHODS
+
+    return METHODS.names()
 
 
 def _fitting(option: str, value: Any, default: Any) -> Any:
@@ -362,6 +372,8 @@ def _convert(key: str, value: Any) -> Any:
     except (TypeError, ValueError, AttributeError):
         hint = "; write I/N with I from 1 to N, e.g. 2/4" if key == "shard" else ""
         raise SettingsError(f"--{key.replace('_', '-')}: cannot read {value!r}{hint}") from None
+    if key in ("out", "data_root", "device", "backbone") and value is not None and not str(value).strip():
+        raise SettingsError(f"--{key.replace('_', '-')} is empty: name one, or leave the option out")
     if isinstance(default, bool) and not isinstance(value, bool):
         raise SettingsError(f"{key} is true or false, not {value!r}")
     return value if isinstance(default, bool) or value is None else str(value)

@@ -7,7 +7,8 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -138,14 +139,25 @@ class Workbench:
         return self._pixels[dataset]
 
 
-def settle_cache(report: Callable[[str], None]) -> None:
-    """Say once that there is no folder for the cache, and switch it off for this process and its workers."""
+@contextmanager
+def settled_cache(report: Callable[[str], None]) -> Iterator[None]:
+    """Where there is no folder for the cache: say so once, and do without it, workers too, until the block ends."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         cache_folder()
-    for warning in caught[:1]:
-        report(str(warning.message))
-        os.environ["UCDR_BENCH_CACHE"] = "off"
+    if not caught:
+        yield
+        return
+    report(str(caught[0].message))
+    before = os.environ.get("UCDR_BENCH_CACHE")
+    os.environ["UCDR_BENCH_CACHE"] = "off"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["UCDR_BENCH_CACHE"]
+        else:
+            os.environ["UCDR_BENCH_CACHE"] = before
 
 
 class PixelCache:

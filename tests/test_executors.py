@@ -184,3 +184,47 @@ def test_no_search_is_made_twice_and_none_waits_for_nothing(settings: Settings) 
     assert retry is not None
     assert retry.search == searches[1], "that search failed: the next seed tries it"
     assert schedule.take() is None
+
+
+def test_an_executor_of_another_package_is_found_and_checked(settings: Settings, tmp_path: Path) -> None:
+    """Entry-point group ``ucdr_bench.executors``: listed, run, its answer checked, its failed import one line."""
+    import os
+    import subprocess
+    import sys
+
+    (tmp_path / "acme_grid.py").write_text(
+        "from benchmarks.execution import Outcome\n"
+        "def execute(plan, workbench, store, progress):\n"
+        "    return Outcome({'ok': len(plan.cells)})\n"
+        "def wrong(plan, workbench, store, progress):\n"
+        "    return 3\n"
+    )
+    info = tmp_path / "acme_grid-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-grid\nVersion: 1.0\n")
+    points = "[ucdr_bench.executors]\ngrid = acme_grid:execute\nwrong = acme_grid:wrong\ngone = acme_gone:execute\n"
+    (info / "entry_points.txt").write_text(points)
+    root = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(root)])}
+    program = (
+        "import sys\n"
+        "from benchmarks import run\n"
+        "what = ['--preset', 'smoke', '--methods', 'random', '--protocols', 'uda', '--out', sys.argv[1]]\n"
+        "for name in ('grid', 'wrong', 'gone', 'gird'):\n"
+        "    print(name, run.main([*what, '--executor', name]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=200,
+    )
+    codes = [line for line in done.stdout.splitlines() if line.split(" ")[0] in ("grid", "wrong", "gone", "gird")]
+    assert codes == ["grid 0", "wrong 2", "gone 2", "gird 2"], done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("benchmarks.run:")]
+    assert len(lines) == 3
+    assert "--executor wrong: it gave int, not benchmarks.execution.Outcome" in lines[0]
+    assert "--executor gone:" in lines[1]
+    assert "acme-grid" in lines[1]
+    assert "--executor 'gird' is unknown; did you mean grid?" in lines[2]

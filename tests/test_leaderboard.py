@@ -421,3 +421,20 @@ def test_records_that_do_not_state_the_setup_share_a_table_and_come_last(store: 
     frame = frame_of(store)
     assert [one.identity for one in settings_of(frame)] == [backbone_identity(CONFIG_A), ""]
     assert tables(frame, settings_of(frame)[1])[0].rows[0].scores["flat"].value == 0.4
+
+
+@pytest.mark.parametrize("width", [10, 40, 60, 200])
+def test_no_figure_is_broken_over_two_lines(width: int) -> None:
+    head = ["map@all", *(f"UCDR column {n}" for n in range(6))]
+    rows = [["a method (floor)", *(f"{n}2.5 \u00b1 0.{n}" for n in range(6))], ["b", *("1.0" for _ in range(6))]]
+    console = Console(file=io.StringIO(), width=width, record=True)
+    leaderboard._print(console, "title", head, rows)
+    text = console.export_text()
+    for figure in (*rows[0][1:], *head[1:]):
+        assert any(figure in line for line in text.splitlines()), figure
+    made = leaderboard.blocks(head, rows, width)
+    assert [place for block in made for place in block[1:]] == list(range(1, 7))
+    assert all(block[0] == 0 for block in made)
+    if width >= 40:
+        assert max(map(len, text.splitlines())) <= width
+    assert len(made) == {10: 6, 200: 1}.get(width, len(made))

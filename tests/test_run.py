@@ -232,6 +232,30 @@ def test_an_interrupt_says_how_to_go_on(
         (["--config", "nowhere.toml"], "--config nowhere.toml: No such file"),
         (["--backbone", "./nowhere"], "--backbone: backbone folder ./nowhere does not exist"),
         (["--jobs", "-1"], "--jobs must be positive"),
+        (["--jobs", "0.5"], "argument --jobs: invalid int value: '0.5'"),
+        (["--threads", "-1"], "--threads must be positive"),
+        (["--out", ""], "--out is empty: name one, or leave the option out"),
+        (["--data-root", " "], "--data-root is empty"),
+        (["--backbone", ""], "--backbone is empty"),
+        (["--device", ""], "--device is empty"),
+        (["--seeds", ""], "--seeds: cannot read ''"),
+        (["--seeds", "4294967296"], "--seeds: a seed is 0 or larger and at most 4294967295"),
+        (
+            ["--methods", "random", "--set", "coop.steps=3"],
+            "--set coop.steps: coop is not a method of this run; add it",
+        ),
+        (["--methods", "random", "--set", "steps=3"], "--set steps: no method of this run has that setting"),
+        (["--methods", "coop", "--set", "steps=1e9"], "--set coop.steps takes int (default 0), not 1000000000.0"),
+        (["--methods", "coop", "--set", "validate_every=-1"], "coop.validate_every must be at least 0"),
+        (["--methods", "coop", "--set", "patience=-1"], "coop.patience must be at least 0"),
+        (["--methods", "coop", "--set", "context_tokens=0"], "has {context} where context_tokens is 0"),
+        (["--methods", "pros", "--set", "temperature=0"], "--set pros.temperature must be above 0"),
+        (["--methods", "lora", "--set", "learning_rate=abc"], "--set lora.learning_rate takes float"),
+        (["--methods", "lora", "--set", "learning_rate=true"], "--set lora.learning_rate takes float"),
+        (["--methods", "lora", "--set", "learning_rate=nan"], "--set lora.learning_rate must be at least 0, not nan"),
+        (["--methods", "lora", "--set", "fast=1"], "--set lora.fast takes bool"),
+        (["--methods", "zero_shot", "--set", "template={foo}"], "template has the stray '{foo}'"),
+        (["--methods", "zero_shot", "--set", "template={name} {}"], "must have one place for the class name"),
         (["--shard", "3/2"], "--shard: cannot read '3/2'; write I/N"),
         (["--executor", "dask"], "--executor 'dask' is unknown; choose from: local, ray"),
         (["--worker", "2"], "unrecognized arguments: --worker 2"),
@@ -444,3 +468,68 @@ def test_retrieve_gives_the_nearest_pictures(tiny_backbone: Any) -> None:
     assert ids.tolist() == cosine.argsort(dim=1, descending=True)[:, :3].tolist()
     with pytest.raises(ValueError, match="gallery is empty"):
         benchmarks.retrieve(method, gallery, gallery[:0], k=3)
+
+
+@pytest.fixture(scope="module")
+def eight_images() -> Any:
+    """uint8 ``[8, 3, 32, 32]``."""
+    import torch
+
+    return torch.randint(0, 256, (8, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def test_retrieve_takes_bytes_and_every_float(tiny_backbone: Any, eight_images: Any) -> None:
+    import torch
+
+    from methods.zero_shot import ZeroShot
+
+    method = ZeroShot(tiny_backbone)
+    want_ids, want = benchmarks.retrieve(method, eight_images[:3].float() / 255, eight_images.float() / 255, k=8)
+    ids, scores = benchmarks.retrieve(method, eight_images[:3], eight_images, k=8)
+    assert (ids == want_ids).all()
+    assert (scores == want).all()
+    ids, scores = benchmarks.retrieve(method, eight_images[:3].double() / 255, eight_images, k=8)
+    assert scores == pytest.approx(want, abs=1e-6)
+    for kind in (torch.float16, torch.bfloat16):
+        _, scores = benchmarks.retrieve(method, eight_images[:3].to(kind) / 255, eight_images, k=1)
+        assert scores == pytest.approx(want[:, :1], abs=0.02)
+    assert benchmarks.retrieve(method, eight_images[:0], eight_images, k=3)[0].shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda x: x.float(), r"must be in \[0, 1\], not from 0 to 255; divide by 255"),
+        (lambda x: x.float() / 255 * 2 - 1, r"must be in \[0, 1\], not from -1 to 1; clamp them"),
+        (lambda x: x.float() * float("nan"), r"must be in \[0, 1\], not from nan to nan"),
+        (lambda x: x.float() / 255 + float("inf"), r"must be in \[0, 1\], not from inf to inf"),
+        (lambda x: x.long(), "must be floats in .* or uint8, not torch.int64"),
+        (lambda x: x > 100, "must be floats in .* or uint8, not torch.bool"),
+        (lambda x: x[0], r"must be RGB images \[B, 3, H, W\], not of shape \[3, 32, 32\]"),
+        (lambda x: x.permute(0, 2, 3, 1), r"must be RGB images \[B, 3, H, W\], not of shape \[8, 32, 32, 3\]"),
+        (lambda x: x[:, :1], "must be RGB images"),
+        (lambda x: x.numpy(), "must be a torch tensor .*, not ndarray; torch.from_numpy"),
+        (lambda x: [x], "must be a torch tensor .*, not list$"),
+        (lambda x: None, "must be a torch tensor .*, not NoneType$"),
+    ],
+)
+def test_retrieve_names_the_images_that_it_refuses(
+    tiny_backbone: Any, eight_images: Any, wrong: Callable[[Any], Any], message: str
+) -> None:
+    from methods.zero_shot import ZeroShot
+
+    method = ZeroShot(tiny_backbone)
+    with pytest.raises(ValueError, match=f"^queries {message}") as caught:
+        benchmarks.retrieve(method, wrong(eight_images), eight_images)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=f"^gallery {message}"):
+        benchmarks.retrieve(method, eight_images, wrong(eight_images))
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, True, "3", None])
+@pytest.mark.parametrize("name", ["k", "batch_size"])
+def test_retrieve_takes_whole_numbers(tiny_backbone: Any, eight_images: Any, name: str, number: Any) -> None:
+    from methods.zero_shot import ZeroShot
+
+    with pytest.raises(ValueError, match=f"^{name} must be a whole number of at least 1, not {number!r}$"):
+        benchmarks.retrieve(ZeroShot(tiny_backbone), eight_images, eight_images, **{name: number})

@@ -24,7 +24,16 @@ from typing import Any
 import pandas as pd
 import torch
 
-from benchmarks.execution import OUT_OF_MEMORY, FailFast, Outcome, Progress, Runner, explain, prepare_process
+from benchmarks.execution import (
+    OUT_OF_MEMORY,
+    FailFast,
+    Outcome,
+    Progress,
+    Runner,
+    explain,
+    prepare_process,
+    prepared_process,
+)
 from benchmarks.executors import serial
 from benchmarks.executors.pool import Pool, Worker
 from benchmarks.executors.schedule import Schedule
@@ -52,8 +61,8 @@ def execute(plan: Plan, workbench: Workbench, store: ResultStore, progress: Prog
         if schedule.waiting > 1:
             pool.run()
         else:  # nothing to share out: spare the start of a process
-            prepare_process(workbench.settings.threads)
-            serial.work(schedule, workbench, progress)
+            with prepared_process(workbench.settings.threads):
+                serial.work(schedule, workbench, progress)
     except FailFast:
         pass
     finally:

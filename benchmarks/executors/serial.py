@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.execution import FailFast, Outcome, Progress, Runner, prepare_process
+from benchmarks.execution import FailFast, Outcome, Progress, Runner, prepared_process
 from benchmarks.executors.schedule import Schedule
 from benchmarks.store import ResultStore
 from benchmarks.sweep import Plan
@@ -10,12 +10,15 @@ from benchmarks.workbench import Workbench
 
 
 def execute(plan: Plan, workbench: Workbench, store: ResultStore, progress: Progress) -> Outcome:
-    """Run the plan here; Ctrl-C passes through, whatever is stored by then is whole."""
+    """Run the plan here; Ctrl-C passes through, whatever is stored by then is whole.
+
+    The process's threads, arithmetic and generators are put back at the end.
+    """
     schedule = Schedule(plan, workbench, store, progress)
-    prepare_process(workbench.settings.threads)
     try:
-        schedule.begin()
-        work(schedule, workbench, progress)
+        with prepared_process(workbench.settings.threads):
+            schedule.begin()
+            work(schedule, workbench, progress)
     except FailFast:
         pass
     return schedule.outcome

@@ -518,7 +518,10 @@ def _print(console: Console, title: str, head: list[str], rows: list[list[str]])
         for line in rows:
             style = "dim" if line[0].endswith("(floor)") else ""
             shown.add_row(*(Text(" ".join(line[place].split()), style=style) for place in columns))
-        console.print(shown, width=max(console.width, _width(head, rows, columns)), soft_wrap=True, crop=False)
+        needed = _width(head, rows, columns)
+        if needed > console.width:  # not even one column fits: run over the edge rather than break a figure
+            shown.width = needed
+        console.print(shown, soft_wrap=True, crop=False)
 
 
 def blocks(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:

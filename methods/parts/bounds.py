@@ -114,6 +114,8 @@ def template_fault(template: str, context_tokens: int | None = None) -> str:
         return f"has the stray {stray[0]!r} in {template!r}: only {NAME} (or {{}}) and {CONTEXT} are filled in"
     if names != 1:
         return f"{template!r} must have one place for the class name, {NAME} or {{}}, not {names}"
+    if contexts and context_tokens == 0:
+        return f"{template!r} has {CONTEXT} where context_tokens is 0: take more tokens, or a template without it"
     if contexts > (1 if context_tokens else 0):
         return f"{template!r} has {CONTEXT} {contexts} times: write it once, and only where there are context tokens"
     return ""

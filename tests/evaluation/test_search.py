@@ -62,6 +62,48 @@ def test_scores_are_the_best_there_are(q, g, k, similarity):
         assert len(set(row.tolist())) == len(row)
 
 
+SCALES = [1e-160, 1e-30, 1e-8, 1e-3, 1.0, 1e3, 1e8, 1e30, 1e150]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    hnp.arrays(np.float64, st.tuples(st.integers(1, 6), st.just(3)), elements=st.integers(-3, 3)),
+    hnp.arrays(np.float64, st.tuples(st.integers(1, 60), st.just(3)), elements=st.integers(-3, 3)),
+    st.lists(st.sampled_from(SCALES), min_size=2, max_size=4),
+    st.sampled_from([np.float32, np.float64]),
+    st.integers(1, 70),
+    st.sampled_from(SIMILARITIES),
+)
+def test_order_is_that_of_rank_at_every_length_and_with_ties(q, g, scales, kind, k, similarity):
+    """Very long and very short embeddings side by side, duplicates (ties go by position), both types."""
+    if kind is np.float32:
+        scales = [scale for scale in scales if 1e-30 <= scale <= 1e30] or [1.0]
+    q = (q * np.resize(scales, len(q))[:, None]).astype(kind)
+    g = (g * np.resize(scales[::-1], len(g))[:, None]).astype(kind)
+    try:
+        want = rank(q, g, np.zeros(len(q)), np.zeros(len(g)), similarity=similarity, top=k)
+    except ValueError as refused:  # squares that do not fit float64
+        with pytest.raises(ValueError) as also:
+            search(q, g, k, similarity=similarity)
+        assert str(also.value) == str(refused)
+        assert not 1e-150 < max(np.abs(q).max(), np.abs(g).max()) < 1e100
+        return
+    got = search(q, g, k, similarity=similarity)
+    np.testing.assert_array_equal(got.ids, want.top_ids)
+    np.testing.assert_array_equal(got.scores, want.top_scores)
+
+
+@pytest.mark.parametrize("scale", [1e155, 1e300])
+def test_lengths_whose_squares_do_not_fit_are_an_error_in_both(scale):
+    q, g = np.full((2, 3), scale), np.full((4, 3), -scale)
+    with pytest.raises(ValueError) as ranked:
+        rank(q, g, np.zeros(2), np.zeros(4), similarity="sqeuclidean", top=2)
+    with pytest.raises(ValueError) as searched:
+        search(q, g, 2, similarity="sqeuclidean")
+    assert str(searched.value) == str(ranked.value)
+    assert "\n" not in str(searched.value)
+
+
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_batches_do_not_matter(similarity, monkeypatch):
     rng = np.random.default_rng(1)
