@@ -126,21 +126,20 @@ def scan(root: Path, places: Sequence[Place], *, suffixes: Sequence[str] = PICTU
     read, if two names differ only in their Unicode form, or if there is no picture at all.
     """
     reader = _Reader(check_root(root), tuple(suffix.lower() for suffix in suffixes))
-    absent, read = [], []
+    absent = []
     found = [(place, *place_folders(reader.root, place)) for place in places]
+    read = [f"{place.domain} from {folder}" for place, folder, _ in found if folder is not None]
     found.sort(key=lambda one: one[1] is not None and (reader.root / one[1]).is_symlink())  # folders before links
     for place, folder, others in found:
         if folder is None and not place.optional:
             absent.append(" or ".join(place.folders))
         elif folder is not None:
             reader.place(folder, place)
-            read.append(f"{place.domain} from {folder}")
             reader.findings += [
                 Finding("unused", other, f"not read: {place.domain} is read from {folder}") for other in others
             ]
     if absent:
         raise DatasetError(f"{root} lacks the folder {', '.join(absent)}; the layout is {_sketch(places)}")
-    read = sorted(read, key=lambda name: [place.domain for place in places].index(name.rpartition(" from ")[0]))
     listing = reader.listing()
     bare = {place.domain for place in places if not place.optional} - set(listing.pictures["domain"])
     if bare:
@@ -815,7 +814,7 @@ def _without_empty(listing: Listing) -> Listing:
     empty = images["bytes"] == 0
     if empty.all():
         raise DatasetError("every image file is of zero bytes; fetch them again")
-    findings = [Finding("zero", key, "the file is empty") for key in images.loc[empty, "key"]]
+    findings = [Finding("zero", path, "the file is empty") for path in images.loc[empty, "path"]]
     return replace(listing, pictures=images[~empty].reset_index(drop=True), findings=(*listing.findings, *findings))
 
 
