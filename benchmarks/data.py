@@ -333,7 +333,7 @@ def _verify_folder(dataset: FolderDataset, size: int | None, write_broken: bool,
         ("lacking", "classes without pictures in a domain"),
         ("twice", "names of pictures that are read already"),
         ("unknown", "folders that are no class"),
-        ("alike", "class folders with almost the same name"),
+        ("alike", "class or domain folders with almost the same name"),
         ("empty", "folders without pictures"),
         ("link", "links that are not followed"),
         ("name", "names that cannot be used"),
@@ -357,15 +357,18 @@ def _verify_folder(dataset: FolderDataset, size: int | None, write_broken: bool,
     if turned:
         share = f"{len(turned)} of {len(keys)} images are stored turned, such as {paths[min(turned)]}"
         print(f"{'EXIF orientation':16} {share}: they are turned upright (not under --rules official)")
-    _names("broken pictures", [f"{paths[row]}: {broken[row]}" for row in sorted(broken)], shown)
+    empty = {one.path: one.reason for one in dataset.findings if one.kind == "zero"}
+    bad = {**empty, **{str(keys[row]): reason for row, reason in broken.items()}}
+    lines = [f"{key}: {reason}; left out" for key, reason in empty.items()]
+    _names("broken pictures", sorted([*lines, *(f"{paths[row]}: {broken[row]}" for row in broken)]), shown)
     content = hashlib.sha256("".join(f"{key}\t{digest}\n" for key, digest in zip(keys, hashes, strict=True)).encode())
     whole = np.setdiff1d(np.arange(len(keys)), list(broken))
     _twins(dataset, hashes, whole, shown)
-    if broken and write_broken:
-        _write_broken(dataset, {str(keys[row]): reason for row, reason in broken.items()})
-        trouble.append(f"{len(broken)} pictures were broken and are now left out; verify again")
-    elif broken:
-        trouble.append(f"{len(broken)} pictures are broken (--write-broken leaves them out)")
+    if bad and write_broken:
+        _write_broken(dataset, bad)
+        trouble.append(f"{len(bad)} pictures were broken and are now left out; verify again")
+    elif bad:
+        trouble.append(f"{len(bad)} pictures are broken (--write-broken leaves them out)")
     if size is not None:
         _keep(dataset, size, whole)
     print(f"content hash {content.hexdigest()}")

@@ -6,20 +6,24 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-_NUMBERED = re.compile(r"^[0-9]+\.\s*(?=[^\W\d_])")  # CUB, Caltech-256: 001.ak47
+#: Numbering before a name, 001.ak47 (CUB, Caltech-256) or 001_ak47, or a WordNet id before or behind it
+#: (n02085620-Chihuahua, Stanford Dogs).
+_NUMBERED = re.compile(r"^(?:[0-9]+\.\s*|0[0-9]+[\s_-]+|n[0-9]{8}[\s_.-]+)(?=[^\W\d_])|[\s_.-]+n[0-9]{8}$")
 
 
 def without_number(folder: str) -> str:
-    """The name without a number and dot before it; ``3.5 inch disk`` and ``7`` stay."""
+    """The name without a number and dot, a number with leading zeros or a WordNet id before it, or a WordNet id behind
+    it; ``3.5 inch disk``, ``3_ring_binder`` and ``7`` stay."""
     return _NUMBERED.sub("", folder.strip())
 
 
 def words_of(folder: str) -> str:
     """A class folder's name as words, one space between them.
 
-    Underscores, and hyphens between parts of two characters or more, are spaces; a number and dot before the name is
-    numbering; ``AlarmClock`` is two words, and Capitalised words become lower case. Names that are only numbers or
-    WordNet ids, acronyms (``TVs``, ``USB stick``), ``iPod`` and ``T-shirt`` stay.
+    Underscores, and hyphens between parts of two characters or more, are spaces; a number and dot, a number with
+    leading zeros or a WordNet id before the name, or an id behind it, is numbering; ``AlarmClock`` is two words, and
+    Capitalised words become lower case. Names that are only numbers or WordNet ids, acronyms (``TVs``, ``USB stick``),
+    ``iPod`` and ``T-shirt`` stay.
     """
     name = unicodedata.normalize("NFC", folder).strip()
     if re.fullmatch(r"n[0-9]{8}|[\W\d_]+", name):

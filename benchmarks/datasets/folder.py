@@ -42,6 +42,7 @@ from benchmarks.datasets.folders import (
     Place,
     class_splits,
     held_back,
+    plain_name,
     scan,
     usable_entries,
 )
@@ -52,6 +53,24 @@ PHOTOGRAPHS = ("real", "photo", "photos", "image", "images")
 
 #: Folders that often stand between a domain and its classes.
 BETWEEN = frozenset({"images", "image", "imgs", "train", "test", "val", "valid", "validation", "data"})
+
+
+def _alike_domains(domains: list[str]) -> list[Finding]:
+    """A finding for every domain whose name differs from another's in case, spaces or punctuation only."""
+    first: dict[str, str] = {}
+    pairs = [(name, first.setdefault(plain_name(name) or name, name)) for name in domains]
+    return [
+        Finding("alike", name, f"this domain's name is almost that of {other!r}; if both are one domain, join them")
+        for name, other in pairs
+        if name != other
+    ]
+
+
+def _flat(root: Path) -> str:
+    """What to do where images lie one folder below the root: those are classes without domains."""
+    if not any(file.suffix.lower() in PICTURE_SUFFIXES for file in itertools.islice(root.glob("*/*"), 1000)):
+        return ""
+    return "; the layout is ROOT/DOMAIN/CLASS/*: put these class folders into a folder per domain"
 
 
 def _braces(domain: str, names: list[str]) -> str:
@@ -138,7 +157,14 @@ class Folder(FolderDataset):
         if not names:
             why = f" ({odd[0]})" if odd else ""
             raise DatasetError(f"{root} holds no domain folders{why}; the layout is {self.card.layout}")
+        odd += [
+            Finding("skipped", entry.name, "lies beside the domain folders; not read", "beside the domain folders")
+            for entry in entries
+            if entry.name not in names and entry.name.lower().endswith(PICTURE_SUFFIXES) and entry.is_file()
+        ]
         listing = scan(root, [Place(unicodedata.normalize("NFC", name), (name,), optional=True) for name in names])
+        findings = tuple(one for one in listing.findings if one.kind != "unused")  # each is a domain of its own
+        odd += _alike_domains(sorted(set(listing.pictures["domain"])))
         linked = {finding.path for finding in listing.findings if finding.kind == "link"}
         empty = sorted(set(names) - set(listing.pictures["path"].str.partition("/")[0]) - linked)
         deeper = self._deeper(root)
@@ -149,11 +175,11 @@ class Folder(FolderDataset):
                 else ""
             )
             odd.append(Finding("empty", name, f"holds no class folders with pictures: no domain{why}"))
-        return Listing(listing.pictures, (*listing.findings, *odd))
+        return Listing(listing.pictures, (*findings, *odd))
 
     def lies_in(self, folder: Path) -> bool:
-        """Whether there are pictures two folders below."""
-        return any(file.suffix.lower() in PICTURE_SUFFIXES for file in itertools.islice(folder.glob("*/*/*"), 1000))
+        """Whether two folders in it hold class folders with images."""
+        return sum(map(self._holds_classes, sorted(folder.iterdir()))) > 1 if folder.is_dir() else False
 
     def _deeper(self, root: Path) -> dict[str, list[str]]:
         """Domain folders whose class folders lie one level too deep, with the folders between."""
@@ -165,6 +191,14 @@ class Folder(FolderDataset):
             if middle and not domain.name.startswith("."):
                 found[domain.name] = middle
         return found
+
+    @staticmethod
+    def _share_classes(root: Path, deeper: dict[str, list[str]]) -> bool:
+        """Whether several domains have class folders of the same names in the folders between."""
+        classes = [
+            {one.name for name in names for one in (root / domain / name).iterdir()} for domain, names in deeper.items()
+        ]
+        return len(classes) > 1 and bool(set.intersection(*classes))
 
     @staticmethod
     def _holds_classes(folder: Path) -> bool:
@@ -180,10 +214,15 @@ class Folder(FolderDataset):
         except OSError:
             deeper = {}
         between = {name for names in deeper.values() for name in names}
-        shared = len(deeper) > 1 and between == set.intersection(*map(set, deeper.values()))
-        if not deeper or not (shared or (between and between <= BETWEEN)):
-            return super()._mend(root)
-        first = next(iter(deeper))
+        parts = all(name.casefold() in BETWEEN for name in deeper)
+        if len(deeper) > 1 and parts and not {name.casefold() for name in between} <= BETWEEN:
+            lie = " and ".join(_braces(name, deeper[name]) for name in deeper)
+            return f"; the domain folders lie one level too deep, in {lie}: join them, so that they are DOMAIN/CLASS"
+        first, *others = deeper or [""]
+        shared = bool(others) and between == set.intersection(*map(set, deeper.values()))
+        alone = all(len(names) == 1 for names in deeper.values()) and self._share_classes(root, deeper)
+        if not deeper or not (shared or alone or (between and between <= BETWEEN)):
+            return super()._mend(root) or _flat(root)
         lie = _braces(first, deeper[first])
         return f"; the class folders lie one level too deep, in {lie}: move them up, so that they are {first}/CLASS" + (
             f" (in all of {', '.join(deeper)})" if len(deeper) > 1 else ""
@@ -249,8 +288,11 @@ class Folder(FolderDataset):
     @property
     def name_notes(self) -> tuple[str, ...]:
         """What a run must say of the class names."""
-        notes = [f"class {one}" for one in self.findings if one.kind == "alike"]
-        return (*notes[:5], *([f"and {len(notes) - 5} more classes of several spellings"] if len(notes) > 5 else []))
+        domains = set(self.domains)
+        alike = [one for one in self.findings if one.kind == "alike"]
+        notes = [f"domain {one.path!r}: {one.reason}" for one in alike if one.path in domains]
+        notes += [f"class {one}" for one in alike if one.path not in domains]
+        return (*notes[:5], *([f"and {len(notes) - 5} more names of several spellings"] if len(notes) > 5 else []))
 
     @property
     def synsets(self) -> Mapping[str, str]:
@@ -271,6 +313,8 @@ class Folder(FolderDataset):
             own = known.get(written) or known.get(same_name(words_of(written)))
             if own is None:
                 raise DatasetError(f"folder: {file}: synsets names {name!r}, which is no class here")
+            if own in found:
+                raise DatasetError(f"folder: {file}: synsets names the class {own!r} twice; keep one line")
             try:
                 found[own] = str(named_synset(own, synset).name())
             except WordNetError:

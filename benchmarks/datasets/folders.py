@@ -87,6 +87,7 @@ class Finding:
     ``kind``: ``skipped`` (no picture), ``link``, ``name``, ``empty`` (folder), ``missing`` (named in a list, but not
     there), ``lacking`` (a class without pictures in a domain), ``twice`` (read already under another name), ``unknown``
     (no class of the data set), ``alike`` (class folders with almost the same name), ``broken`` (named in broken.txt),
+    ``zero`` (an image file without content),
     ``stale`` (named there, but no picture), ``unused`` (a second folder of a domain), ``system`` (files that systems
     leave in a folder). ``what`` names the kind of file in a summary (default: by ``kind``), ``count`` how many files.
     """
@@ -125,14 +126,15 @@ def scan(root: Path, places: Sequence[Place], *, suffixes: Sequence[str] = PICTU
     read, if two names differ only in their Unicode form, or if there is no picture at all.
     """
     reader = _Reader(check_root(root), tuple(suffix.lower() for suffix in suffixes))
-    absent, read = [], []
-    for place in places:
-        folder, others = place_folders(reader.root, place)
+    absent = []
+    found = [(place, *place_folders(reader.root, place)) for place in places]
+    read = [f"{place.domain} from {folder}" for place, folder, _ in found if folder is not None]
+    found.sort(key=lambda one: one[1] is not None and (reader.root / one[1]).is_symlink())  # folders before links
+    for place, folder, others in found:
         if folder is None and not place.optional:
             absent.append(" or ".join(place.folders))
         elif folder is not None:
             reader.place(folder, place)
-            read.append(f"{place.domain} from {folder}")
             reader.findings += [
                 Finding("unused", other, f"not read: {place.domain} is read from {folder}") for other in others
             ]
@@ -221,8 +223,8 @@ class NoLabelsError(DatasetError):
 def read_image_list(file: Path) -> pd.DataFrame:
     """A published image list, ``PATH LABEL`` a line (DomainNet, VisDA, mini-DomainNet): columns ``path``, ``label``.
 
-    Paths may hold spaces. Raises :class:`DatasetError` naming the file and line that cannot be read, or the file if it
-    is empty, and :class:`NoLabelsError` if every line is a path alone.
+    Paths may hold spaces and stand in quotes. Raises :class:`DatasetError` naming the file and line that cannot be
+    read, or the file if it is empty, and :class:`NoLabelsError` if every line is a path alone.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
@@ -243,7 +245,9 @@ def read_image_list(file: Path) -> pd.DataFrame:
         path, label = (*line.rsplit(maxsplit=1), "")[:2]
         if not re.fullmatch(r"[0-9]{1,9}", label) or _NOT_IN_NAMES.search(path):
             raise DatasetError(f"{file}, line {number}: expected 'PATH LABEL', found {line.strip()[:80]!r}")
-        rows.append((path.strip().replace("\\", "/"), int(label)))
+        path = path.strip().replace("\\", "/")
+        quoted = len(path) > 2 and path[0] == path[-1] and path[0] in "'\""
+        rows.append((path[1:-1] if quoted else path, int(label)))
     if not rows:
         raise DatasetError(f"{file} is empty; fetch the list again")
     return pd.DataFrame(rows, columns=["path", "label"]).astype({"label": "int64"})
@@ -307,11 +311,16 @@ class _Reader:
         self._real: set[str] = set()
         self._links: list[tuple[str, str, str, bool]] = []  # path, class, domain, whether at the place of a folder
         self._folders: dict[str, str] = {}
+        self._places: dict[str, str] = {}
         self._parents: dict[str, Path] = {}
 
     def place(self, folder: str, place: Place) -> None:
         """Read one place."""
         if self._refused_folder(folder):
+            return
+        real = str((self.root / folder).resolve())
+        if self._places.setdefault(real, folder) != folder:
+            self._find("link", folder, f"a link to {self._places[real]}, which is read as a domain already")
             return
         if not place.classes:
             self._pictures(folder, "", place.domain)
@@ -375,7 +384,7 @@ class _Reader:
             path = f"{folder}/{entry.name}"
             if not self._is_picture(entry.name):
                 folder_there = entry.is_dir(follow_symlinks=False)
-                why = "a folder" if folder_there else "not an ending that is read"
+                why = "a folder" if folder_there else _unreadable(entry.name)
                 what = "folders in class folders" if folder_there else Path(path).suffix.lower() or "without an ending"
                 self._find("skipped", path, f"{why}; not read", what=what)
             elif entry.is_symlink():
@@ -466,6 +475,14 @@ class _Reader:
         self.findings.append(Finding(kind, path, reason, what, count))
 
 
+def _unreadable(name: str) -> str:
+    """Why a file of this name is not taken for an image."""
+    ending = Path(name).suffix.lower()
+    if ending in picture_files.HEIF_ENDINGS:
+        return f"{ending} needs the package pillow-heif: install it, or convert the image"
+    return "not an ending that is read" if ending else "no ending that says what it is"
+
+
 def _sketch(places: Sequence[Place]) -> str:
     folders = ",".join(place.folders[0] for place in places if not place.optional)
     return f"ROOT/{{{folders}}}/" + ("CLASS/*" if any(place.classes for place in places) else "*")
@@ -477,6 +494,7 @@ LEFT_OUT = {
     "missing": "named in a list but not there",
     "unknown": "in folders that are no class",
     "broken": f"named in {BROKEN_LIST}",
+    "zero": "of zero bytes",
     "link": "behind links that are not followed",
     "name": "with names that cannot be used",
     "unused": "second folders of a domain",
@@ -484,22 +502,15 @@ LEFT_OUT = {
 }
 
 
-def left_out(findings: Iterable[Finding], empty: int = 0) -> str:
-    """One line that counts the files that are not used, by kind: ``8 .tif, 3 .heic, 2 system files``; "" for none.
-
-    ``empty``: images of zero bytes that are listed still, so that they are not silently left out.
-    """
+def left_out(findings: Iterable[Finding]) -> str:
+    """One line that counts the files that are not used, by kind: ``8 .tif, 3 .heic, 2 system files``; "" for none."""
     counts: dict[tuple[int, str], int] = {}
     for one in findings:
         if one.kind in LEFT_OUT:
             place = (list(LEFT_OUT).index(one.kind), one.what or LEFT_OUT[one.kind])
             counts[place] = counts.get(place, 0) + one.count
-    parts = [f"{counts[place]} {place[1]}" for place in sorted(counts, key=lambda at: (at[0], -counts[at], at[1]))]
-    if empty:
-        parts.append(
-            f"not yet left out, but of zero bytes: {empty} (cells fail; verify --write-broken leaves them out)"
-        )
-    return ", ".join(parts)
+    order = sorted(counts, key=lambda at: (at[0], -counts[at], at[1]))
+    return ", ".join(f"{counts[place]} {place[1]}" for place in order)
 
 
 # --- rules that data sets share ---------------------------------------------------------------------------------------
@@ -609,7 +620,7 @@ class FolderDataset(Dataset):
 
     @cached_property
     def listing(self) -> Listing:
-        """The tree as it was read, without the pictures of ``broken.txt``."""
+        """The tree as it was read, without the images of ``broken.txt`` and those of zero bytes."""
         folder = self.folder
         with self._named():
             check_root(folder)
@@ -617,7 +628,7 @@ class FolderDataset(Dataset):
                 listing = self.read(folder)
             except DatasetError as error:
                 raise DatasetError(f"{error}{self._mend(folder)}") from error
-            return self._without_broken(listing)
+            return _without_empty(self._without_broken(listing))
 
     def lies_in(self, folder: Path) -> bool:
         """Whether a folder looks like the data set's root: it has the folders of all its places."""
@@ -694,8 +705,7 @@ class FolderDataset(Dataset):
     def left_out(self) -> str:
         """How many files of which kind are not used, in one line; "" if there are none."""
         _ = self.table
-        empty = int((self.table["bytes"] == 0).sum())
-        return left_out((*self.listing.findings, *self._noted), empty)
+        return left_out((*self.listing.findings, *self._noted))
 
     @property
     def facts(self) -> tuple[str, ...]:
@@ -796,6 +806,16 @@ class FolderDataset(Dataset):
         ]
         findings += [Finding("stale", name, f"named in {BROKEN_LIST}, but no picture") for name in sorted(stale)]
         return replace(listing, pictures=left, findings=(*listing.findings, *findings))
+
+
+def _without_empty(listing: Listing) -> Listing:
+    """The listing without files of zero bytes, which no decoder reads; raises :class:`DatasetError` if none is left."""
+    images = listing.pictures
+    empty = images["bytes"] == 0
+    if empty.all():
+        raise DatasetError("every image file is of zero bytes; fetch them again")
+    findings = [Finding("zero", path, "the file is empty") for path in images.loc[empty, "path"]]
+    return replace(listing, pictures=images[~empty].reset_index(drop=True), findings=(*listing.findings, *findings))
 
 
 def canonical_classes(

@@ -70,7 +70,7 @@ _ENDINGS = (
 )
 _JPEG_2000 = (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx")
 _AVIF = (".avif", ".avifs")
-_HEIF = (".heic", ".heif", ".hif", ".heics", ".heifs")
+HEIF_ENDINGS = (".heic", ".heif", ".hif", ".heics", ".heifs")
 
 
 @functools.cache
@@ -85,7 +85,7 @@ def readable_endings() -> tuple[str, ...]:
     endings: tuple[str, ...] = _ENDINGS
     endings += _JPEG_2000 if features.check("jpg_2000") else ()
     endings += _AVIF if features.check("avif") else ()
-    return endings + (_HEIF if importlib.util.find_spec("pillow_heif") else ())
+    return endings + (HEIF_ENDINGS if importlib.util.find_spec("pillow_heif") else ())
 
 
 class PictureError(ValueError):
@@ -136,6 +136,8 @@ def upright(data: bytes, *, turn: bool = True) -> tuple[Image.Image, int]:
             with Image.open(io.BytesIO(data)) as opened:
                 if opened.format in ("ICO", "ICNS"):
                     _check_png_inside(data)
+                if opened.format == "TIFF":
+                    _check_tiff(opened, data)
                 before = _orientation(opened) if opened.format == "TIFF" else 1  # Pillow turns it while it loads
                 opened.load()
                 orientation = before if opened.format == "TIFF" else _orientation(opened)
@@ -196,11 +198,13 @@ def _eight_bits(opened: Image.Image) -> NDArray[np.uint8]:
     """Grey of more than 8 bits in 8: by the range that the file states, by that of its bits, or by values that
     leave no doubt. Raises :class:`PictureError` where the range is not known."""
     values = np.asarray(opened)
+    tags = getattr(opened, "tag_v2", {}) if opened.format == "TIFF" else {}
+    if opened.mode == "I" and tags and _number(tags.get(339, 1)) == 1 and _bits(opened, b"") == 32:
+        values = values.view(np.uint32)  # Pillow takes them for signed
     if opened.mode.startswith("I;16") and values.dtype != np.uint16:
         values = values.view(np.uint16) if values.dtype.itemsize == 2 else values
     if not np.isfinite(values).all():
         raise PictureError("it has values that are not finite numbers (NaN or infinite): replace them")
-    tags = getattr(opened, "tag_v2", {}) if opened.format == "TIFF" else {}
     low, high = float(values.min()), float(values.max())
     stated = [_number(tags.get(one, tags.get(other))) for one, other in ((340, 280), (341, 281))]
     if stated[1] is not None and stated[1] > (stated[0] or 0.0):
@@ -298,6 +302,22 @@ def _check_png_inside(data: bytes) -> None:
     while start >= 0:
         _check_png(data, start)
         start = data.find(_PNG, start + 1)
+
+
+def _check_tiff(opened: Image.Image, data: bytes) -> None:
+    """Check the checksums of a deflated TIFF, which libtiff skips, and refuse signed numbers of 8 bits, which Pillow
+    takes for unsigned ones."""
+    tags: Any = getattr(opened, "tag_v2", {})
+    if _number(tags.get(339)) == 2 and _bits(opened, b"") == 8:
+        raise PictureError("it has signed numbers of 8 bits, of which Pillow makes other ones: save it unsigned")
+    if tags.get(259) not in (8, 32946):
+        return
+    places, sizes = (tags.get(273, ()), tags.get(279, ())) if 273 in tags else (tags.get(324, ()), tags.get(325, ()))
+    for place, size in zip(places, sizes, strict=False):
+        try:
+            zlib.decompress(data[place : place + size])
+        except zlib.error as error:
+            raise PictureError(f"the TIFF is damaged: {' '.join(str(error).split())}") from error
 
 
 @contextlib.contextmanager

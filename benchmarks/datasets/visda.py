@@ -92,6 +92,10 @@ class VisDA(TransferDataset):
         twice = listed["path"].duplicated()
         if twice.any():
             raise DatasetError(f"{file}: {listed.loc[twice, 'path'].iloc[0]} is listed twice; fetch the list again")
+        if set(listed["label"]) == set(range(1, len(CLASSES) + 1)):
+            raise DatasetError(
+                f"{file}: labels start at 1, not at 0 (aeroplane); take 1 off each, or fetch the list again"
+            )
         wrong = listed[(listed["label"] >= len(CLASSES)) | self._misplaced(listed)]
         if len(wrong):
             path, label = wrong.iloc[0]

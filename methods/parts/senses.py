@@ -8,6 +8,7 @@ tree. The same names always give the same senses, whatever their order.
 
 import functools
 import itertools
+import math
 import re
 import unicodedata
 import warnings
@@ -23,9 +24,10 @@ CONCRETE = frozenset(
     for kind in ("animal", "artifact", "body", "food", "object", "phenomenon", "plant", "shape", "substance")
 )
 
-#: What a sense loses: a person (seldom what a class is called after), anything else that is no concrete thing, and each
-#: place down WordNet's order (commonest first), up to :data:`PLACES`. Chosen on the hand-checked classes.
-PERSON, ABSTRACT, RANK = 0.2, 0.1, 0.06
+#: What a sense loses: a person (seldom what a class is called after), anything else that is no concrete thing, each
+#: place down WordNet's order (commonest first), up to :data:`PLACES`, and each factor e by which it is rarer in
+#: WordNet's counted texts than the commonest one. Chosen on the hand-checked classes.
+PERSON, ABSTRACT, RANK, RARE = 0.2, 0.1, 0.06, 0.03
 PLACES = 6
 
 #: Nearness is that to this many of the other classes, the nearest ones, so that a few animals among many tools stay
@@ -148,10 +150,21 @@ def _line(synset: Any) -> frozenset[Any]:
     return frozenset(found)
 
 
-def _prior(synset: Any, place: int) -> float:
+def _priors(found: Sequence[Any]) -> list[float]:
+    """What speaks for each sense of a name, whatever the other names are; 0 at most."""
+    counts = [sum(lemma.count() for lemma in synset.lemmas()) for synset in found]
+    most = math.log(max(counts, default=0) + 1)
+    return [
+        round(-RANK * min(place, PLACES) - RARE * (most - math.log(count + 1)) - _abstract(synset), 9)
+        for place, (synset, count) in enumerate(zip(found, counts, strict=True))
+    ]
+
+
+def _abstract(synset: Any) -> float:
     kind = synset.lexname()
-    lost = 0.0 if kind in CONCRETE else PERSON if kind == "noun.person" else ABSTRACT
-    return -RANK * min(place, PLACES) - lost
+    if kind == "noun.Tops":  # plant, animal, person, food, ... and entity, act, time, ...
+        return 0.0 if any(above.name() == "physical_entity.n.01" for above in _line(synset)) else ABSTRACT
+    return 0.0 if kind in CONCRETE else PERSON if kind == "noun.person" else ABSTRACT
 
 
 class _Candidates:
@@ -160,8 +173,7 @@ class _Candidates:
     def __init__(self, of_name: Sequence[tuple[Any, ...]]) -> None:
         self.synsets = [synset for found in of_name for synset in found]
         self.owner = np.repeat(np.arange(len(of_name)), [len(found) for found in of_name])
-        places = [place for found in of_name for place in range(len(found))]
-        self.prior = np.array([_prior(one, place) for one, place in zip(self.synsets, places, strict=True)])
+        self.prior = np.array([prior for found in of_name for prior in _priors(found)])
         column: dict[Any, int] = {}
         lines = [[column.setdefault(above, len(column)) for above in _line(one)] for one in self.synsets]
         above = np.zeros((len(lines), len(column)), dtype=np.float32)  # whole numbers: exact in any order of adding
@@ -236,11 +248,13 @@ def nearest_sense(name: str, others: Sequence[str]) -> Any | None:
     if not found or not beside:
         return found[0] if found else None
 
+    priors = _priors(found)
+
     def score(place: int) -> float:
         line = _line(found[place])
         near = sorted((2 * len(line & _line(one)) / (len(line) + len(_line(one))) for one in beside), reverse=True)
         best, mean = near[:NEAREST], sum(near) / len(near)
-        return round((1 - ALL) * sum(best) / len(best) + ALL * mean + _prior(found[place], place), 9)
+        return round((1 - ALL) * sum(best) / len(best) + ALL * mean + priors[place], 9)
 
     return found[max(range(len(found)), key=lambda place: (score(place), -place))]
 

@@ -111,3 +111,20 @@ def test_context_finds_more_of_them_than_the_commonest_sense() -> None:
             right["context"] += found is not None and found.name() == one.synset
             right["first"] += bool(senses(name)) and senses(name)[0].name() == one.synset
     assert right["context"] > right["first"] + 50
+
+
+@pytest.mark.parametrize(
+    ("names", "synset"),
+    [
+        (("mouse", "keyboard", "monitor"), "mouse.n.04"),
+        (("mouse", "cat", "dog"), "mouse.n.01"),
+        (("crane", "truck", "bulldozer"), "crane.n.04"),
+        (("crane", "heron", "duck"), "crane.n.05"),
+        (("seal", "whale", "walrus"), "seal.n.09"),
+        (("person", *(name for name in VISDA if name != "person")), "person.n.01"),
+        (("plant", "person", "animal", "car", "house"), "plant.n.02"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else value,
+)
+def test_few_classes_are_enough_to_tell_a_sense(names: tuple[str, ...], synset: str) -> None:
+    assert choose_senses(names)[names[0]].name() == synset

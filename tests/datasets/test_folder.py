@@ -15,6 +15,7 @@ import pytest
 from benchmarks import data, run
 from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.folder import Folder, FolderRule, read_rule
+from benchmarks.datasets.folders import PICTURE_SUFFIXES
 from benchmarks.protocols.registry import PROTOCOLS
 from tests.datasets import trees
 
@@ -272,3 +273,85 @@ def test_verify_cuts_long_lists_unless_asked(root: Path, capsys: pytest.CaptureF
     assert "  ... and 5 more (--all names them)" in capsys.readouterr().out
     assert data.main(["verify", "folder", "--root", str(root), "--all"]) == 0
     assert capsys.readouterr().out.count(".mp4: not an ending that is read") == 25
+
+
+# --- what a tree may look like ----------------------------------------------------------------------------------------
+
+
+def names_tree(root: Path, domains: tuple[str, ...], between: str = "") -> Path:
+    for domain in domains:
+        folder = f"{domain}/{between}" if between else domain
+        trees.class_tree(root, (folder,), ("ant", "bee", "cup", "dog"), 4)
+    return root
+
+
+def test_a_domain_that_links_to_another_never_takes_its_images(tmp_path: Path) -> None:
+    root = names_tree(tmp_path, ("photo", "a from b"))
+    alone = Folder(root).data_hash
+    (root / "a link").symlink_to("photo")
+    dataset = Folder(root)
+    assert dataset.domains == ("a from b", "photo")
+    assert dataset.data_hash == alone
+    assert [str(one) for one in dataset.findings] == ["a link: a link to photo, which is read as a domain already"]
+
+
+@pytest.mark.parametrize("other", ["Photo", "photo ", "pho-to"])
+def test_domains_of_almost_one_name_are_read_both_and_noted(tmp_path: Path, other: str) -> None:
+    dataset = Folder(names_tree(tmp_path, (other, "photo", "sketch")))
+    assert len(dataset.domains) == 3
+    assert dataset.left_out == "", "both are read"
+    (note,) = dataset.name_notes
+    assert "if both are one domain, join them" in note and note.startswith("domain ")
+
+
+def test_a_folder_too_many_is_named_as_what_it_is(tmp_path: Path) -> None:
+    for name, between, said in (
+        ("one", {"photo": "imgs", "sketch": "pngs"}, "one level too deep, in photo/imgs: move them up"),
+        (
+            "two",
+            {"train": "photo", "test": "sketch"},
+            "domain folders lie one level too deep, in test/sketch and train/",
+        ),
+        (
+            "three",
+            {"photo": "images", "sketch": "images"},
+            "in photo/images: move them up, so that they are photo/CLASS",
+        ),
+    ):
+        for domain, middle in between.items():
+            names_tree(tmp_path / name, (domain,), middle)
+        with pytest.raises(DatasetError, match=said):
+            Folder(tmp_path / name)
+    trees.class_tree(tmp_path, ("four",), ("ant", "bee", "cup"), 2)
+    with pytest.raises(DatasetError, match="put these class folders into a folder per domain") as caught:
+        Folder(tmp_path / "four")
+    assert "did you mean" not in str(caught.value)
+
+
+def test_images_beside_the_domains_and_empty_ones_are_counted_and_no_cell_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root = names_tree(tmp_path / "folder", ("photo", "sketch"))
+    before = Folder(root).data_hash
+    trees.write_pictures(root, ["loose.jpg"])
+    (root / "photo" / "ant" / "zero.PNG").write_bytes(b"")
+    (root / "photo" / "ant" / "phone.HEIC").write_bytes(b"x")
+    dataset = Folder(root)
+    assert dataset.data_hash == before
+    heic = "" if ".heic" in PICTURE_SUFFIXES else "1 .heic, "
+    assert dataset.left_out == f"{heic}1 beside the domain folders, 1 of zero bytes"
+    assert data.main(["verify", "folder", "--root", str(root)]) == 1
+    printed = capsys.readouterr().out
+    assert "photo/ant/zero.PNG: the file is empty; left out" in printed
+    assert "1 pictures are broken (--write-broken leaves them out)" in printed
+    assert "pillow-heif" in printed or not heic
+    assert data.main(["verify", "folder", "--root", str(root), "--write-broken"]) == 1
+    assert data.main(["verify", "folder", "--root", str(root)]) == 0
+    assert Folder(root).data_hash == before
+
+
+def test_a_class_named_twice_in_the_synsets_is_refused(tmp_path: Path) -> None:
+    root = names_tree(tmp_path, ("photo", "sketch"))
+    (root / "folder.toml").write_text('[synsets]\nant = "ant.n.01"\nAnt = "bee.n.01"\n')
+    with pytest.raises(DatasetError, match=r"folder\.toml: synsets names the class 'ant' twice"):
+        _ = Folder(root).synsets

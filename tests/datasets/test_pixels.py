@@ -217,3 +217,40 @@ def test_a_backbones_size_carries_its_processing_and_any_other_size_is_openais()
     assert np.array_equal(decode(data, size), squash.apply(UPRIGHT))
     assert np.array_equal(decode(data, 8), ImageProcessing.clip(8).apply(UPRIGHT))
     assert not np.array_equal(decode(data, 8), decode(data, size))
+
+
+def test_a_damaged_deflated_tiff_is_refused() -> None:
+    data = bytearray(encoded(Image.fromarray(GREY.astype(np.uint8)), "TIFF", compression="tiff_adobe_deflate"))
+    assert decode(bytes(data)).shape[0] == 3
+    with Image.open(io.BytesIO(data)) as opened:
+        start, size = opened.tag_v2[273][0], opened.tag_v2[279][0]
+    data[start + size - 1] ^= 1  # its checksum
+    with pytest.raises(PictureError, match=r"the TIFF is damaged: .*incorrect data check"):
+        decode(bytes(data))
+
+
+def test_signed_and_long_numbers_of_a_tiff_are_not_misread() -> None:
+    def tiff(values: np.ndarray, kind: int) -> bytes:
+        bits, (high, wide) = values.itemsize * 8, values.shape
+        tags = {
+            256: wide,
+            257: high,
+            258: bits,
+            259: 1,
+            262: 1,
+            273: 8,
+            277: 1,
+            278: high,
+            279: values.nbytes,
+            339: kind,
+        }
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+        head = b"II*\0" + struct.pack("<I", 8 + values.nbytes)
+        return head + values.tobytes() + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0"
+
+    whole = np.arange(0, 256, dtype=np.uint32).reshape(16, 16)
+    assert (decode(tiff(whole, 1))[0] == whole).all()
+    with pytest.raises(PictureError, match=r"reach 4\.27.*does not say which value is white"):
+        decode(tiff(whole * 16777217, 1))
+    with pytest.raises(PictureError, match="signed numbers of 8 bits"):
+        decode(tiff((whole // 2).astype(np.int8), 2))
