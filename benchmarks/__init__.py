@@ -45,8 +45,8 @@ def retrieve(
 
     ``queries [Q, 3, H, W]`` and ``gallery [N, 3, H, W]`` are RGB at the backbone's size: floats in [0, 1], or uint8.
     Returns gallery positions (int64) and scores (float64: cosine, or minus the squared Euclidean distance where that is
-    the method's similarity), both ``[Q, min(k, N)]``. Raises ``ValueError`` for an empty gallery, ``k`` or ``batch_size``
-    below 1, another shape or type, and floats that are NaN or outside [0, 1].
+    the method's similarity), both ``[Q, min(k, N)]``. Raises ``ValueError`` for an empty gallery, ``k`` or
+    ``batch_size`` below 1, another shape or type, and floats that are NaN or outside [0, 1].
     """
     import torch
 

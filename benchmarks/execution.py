@@ -153,7 +153,7 @@ def prepared_process(threads: int) -> Iterator[None]:
     """
     cublas, count = os.environ.get("CUBLAS_WORKSPACE_CONFIG"), torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     rounded = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []

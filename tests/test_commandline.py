@@ -101,21 +101,24 @@ def test_a_run_under_a_c_locale_has_the_scores_of_utf8(accented: Path, tmp_path:
     assert tables[0] == tables[1]
 
 
-@pytest.mark.xfail(strict=True, reason="library use needs Python's UTF-8 mode: the data set is refused, not misread")
-def test_the_library_reads_names_as_utf8_under_a_c_locale(accented: Path) -> None:
-    """No command is there to start Python anew: names are decoded as the bytes they are."""
+def test_the_library_never_reads_names_in_another_encoding(accented: Path) -> None:
+    """No command is there to start Python anew: the data set is refused in one line that says how to start it."""
     program = (
         "import sys\n"
-        "assert sys.getfilesystemencoding() == 'ascii', sys.getfilesystemencoding()\n"
         "from benchmarks.datasets.registry import DATASETS\n"
         "from pathlib import Path\n"
-        f"data = DATASETS.get('folder')(Path({str(accented / 'folder')!a}))\n"
-        "sys.stdout.buffer.write('|'.join(sorted(set(data.table['class']))).encode())\n"
+        f"root = Path({str(accented / 'folder')!a})\n"
+        "try:\n"
+        "    names = sorted(set(DATASETS.get('folder')(root).table['class']))\n"
+        "except RuntimeError as error:\n"
+        "    names = [str(error)]\n"
+        "sys.stdout.buffer.write('|'.join(names).encode())\n"
     )
-    done = call("-c", program, **C)
-    assert done.returncode == 0, done.stderr.decode()
-    wanted = sorted(unicodedata.normalize("NFC", name) for name in NAMES)
-    assert done.stdout.decode().split("|") == wanted
+    refused, read = call("-c", program, **C), call("-c", program, **C | {"PYTHONUTF8": "1"})
+    assert (refused.returncode, read.returncode) == (0, 0), refused.stderr.decode()
+    assert refused.stdout.decode().startswith("folder: this Python reads file names as ascii, ")
+    assert "start it with PYTHONUTF8=1" in refused.stdout.decode()
+    assert read.stdout.decode().split("|") == sorted(unicodedata.normalize("NFC", name) for name in NAMES)
 
 
 def test_without_a_home_the_missing_cache_is_told_once(tmp_path: Path) -> None:

@@ -40,6 +40,14 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.timeout(900)
+def test_on_the_simulated_device() -> None:
+    """All tests marked ``simulated``, in a process of their own: torch takes no new device after its first backward."""
+    command = [sys.executable, "-m", "pytest", "-n0", "-m", "simulated", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
 @pytest.fixture
 def sim() -> Iterator[str]:
     """The device's name; it can be used while the test runs."""
@@ -83,6 +91,7 @@ def answers(method: Method, pixels: torch.Tensor, names: list[str]) -> dict[str,
         }
 
 
+@pytest.mark.simulated
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_every_method_on_the_device(
     name: str, variant: str, tiny_folder: Path, tmp_path: Path, tiny: None, sim: str
@@ -104,18 +113,21 @@ def test_every_method_on_the_device(
             )
 
 
+@pytest.mark.simulated
 @pytest.mark.parametrize("name", [name for name in METHOD_NAMES if METHODS.get(name).trained])
 def test_bf16_on_the_device(name: str, tiny_folder: Path, tiny: None, sim: str) -> None:
     given = answers(*trained(name, "paper", bench(tiny_folder, sim, "bf16")))
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in given.values())
 
 
+@pytest.mark.simulated
 def test_training_on_the_device_gives_the_numbers_of_the_cpu(tiny_folder: Path, tiny: None, sim: str) -> None:
     of_device, of_cpu = (answers(*trained("coop", "paper", bench(tiny_folder, device))) for device in (sim, "cpu"))
     for key, value in of_device.items():
         torch.testing.assert_close(value.cpu(), of_cpu[key], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.simulated
 def test_a_small_run_on_the_device(tiny_folder: Path, tmp_path: Path, tiny: None, sim: str) -> None:
     names, scores = ("zero_shot", "coop", "raw_pixel"), {}
     for device in (sim, "cpu"):
@@ -143,6 +155,7 @@ def test_a_small_run_on_the_device(tiny_folder: Path, tmp_path: Path, tiny: None
         assert metrics == pytest.approx(scores["cpu"][key], abs=0.02), key
 
 
+@pytest.mark.simulated
 def test_scores_take_tensors_of_any_device(sim: str) -> None:
     generator = torch.Generator().manual_seed(0)
     query, gallery = torch.randn(6, 8, generator=generator), torch.randn(9, 8, generator=generator)
@@ -167,6 +180,7 @@ def test_scores_take_tensors_of_any_device(sim: str) -> None:
 # --- the simulated device itself --------------------------------------------------------------------------------------
 
 
+@pytest.mark.simulated
 def test_the_device_refuses_what_cuda_refuses(sim: str) -> None:
     here, there = torch.ones(3, 3), torch.ones(3, 3, device=sim)
     refused: list[Callable[[], Any]] = [
@@ -191,6 +205,7 @@ def test_the_device_refuses_what_cuda_refuses(sim: str) -> None:
         torch.rand(3, generator=torch.Generator(sim))
 
 
+@pytest.mark.simulated
 def test_the_device_allows_what_cuda_allows(sim: str) -> None:
     there = torch.arange(6.0, device=sim).view(2, 3)
     assert (there * torch.tensor(2.0)).sum().item() == 30  # a CPU tensor without dimensions
@@ -206,6 +221,7 @@ def test_the_device_allows_what_cuda_allows(sim: str) -> None:
         assert there.softmax(0).dtype == torch.float32
 
 
+@pytest.mark.simulated
 def test_nothing_is_left_behind() -> None:
     generator, swap = torch.Generator, torch.__future__.get_swap_module_params_on_conversion()
     drawn = torch.rand(3, generator=torch.Generator().manual_seed(1))

@@ -25,6 +25,7 @@ import os
 import re
 import shlex
 import stat
+import sys
 import unicodedata
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -284,6 +285,11 @@ def _sorted_entries(folder: Path, path: str) -> tuple[list[os.DirEntry[str]], li
         if entry.name.startswith(".") or entry.name in LITTER:
             system.append(entry.name)
             continue
+        if not entry.name.isascii() and sys.getfilesystemencoding() != "utf-8":
+            raise DatasetError(
+                f"this Python reads file names as {sys.getfilesystemencoding()}, which changes names such as that of"
+                f" {prefix}{ascii(entry.name)[1:-1]}: start it with PYTHONUTF8=1 in its environment (or python -X utf8)"
+            )
         try:
             entry.name.encode()
         except UnicodeEncodeError:

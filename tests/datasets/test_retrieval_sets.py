@@ -112,7 +112,7 @@ def test_the_official_rules_on_a_tree_on_disk_give_the_released_lists(
             folder = tmp_path / domain / name
             folder.mkdir(parents=True)
             for number in range(count):
-                (folder / f"{domain[0]}_{number:03d}.jpg").touch()
+                (folder / f"{domain[0]}_{number:03d}.jpg").write_bytes(b"an image")
     lists = {split: tuple(fixture[f"{split}_classes"]) for split in listed.SPLITS}
     monkeypatch.setattr(listed, "class_lists", lambda name: lists)
     dataset, expected = DomainNet(tmp_path), fixture["expected"]
