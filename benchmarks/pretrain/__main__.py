@@ -36,6 +36,13 @@ def build_parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train, or resume what --out holds")
     train.add_argument("corpus", type=Path, help="corpus folder")
     train.add_argument("--out", type=Path, required=True, help="run folder (checkpoints, tokenizer)")
+    train.add_argument("--recipe", default="invariant", help="clip (v3: image-caption pairs) or invariant (v2; default)")
+    train.add_argument(
+        "--leave-out-test-classes", action="store_true", help="no drawing that names a test class (picto-clip-unseen)"
+    )
+    train.add_argument(
+        "--leave-out-pack-collections", action="store_true", help="nothing of collections that PictoDomains takes from"
+    )
     train.add_argument("--processes", type=int, default=1, help="processes that average gradients, one thread each")
     train.add_argument("--threads", type=int, default=1, help="torch threads a process (default 1)")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any field of the recipe")
@@ -142,7 +149,12 @@ def _train(arguments: argparse.Namespace, model: dict, values: dict, argv: list[
         processes = [subprocess.Popen(command, env=common | {"RANK": str(r)}) for r in range(arguments.processes)]
         codes = [process.wait() for process in processes]
         return max(abs(code) for code in codes)
-    Trainer(Corpus(arguments.corpus), arguments.out, ModelConfig(**model), TrainConfig(**values)).train()
+    corpus = Corpus(
+        arguments.corpus,
+        pack_collections=not (arguments.leave_out_pack_collections or arguments.recipe == "clip"),
+        test_classes=not arguments.leave_out_test_classes,
+    )
+    Trainer(corpus, arguments.out, ModelConfig(**model), TrainConfig.of(arguments.recipe, **values)).train()
     return 0
 
 

@@ -1,4 +1,8 @@
-"""Multi-positive contrastive training of picto-clip: seeded, resumable, on one GPU or a few CPU processes.
+"""Contrastive training of picto-clip by a named recipe: seeded, resumable, on GPUs or a few CPU processes.
+
+Recipe ``clip`` is CLIP's: symmetric InfoNCE over image-caption pairs (:mod:`benchmarks.pretrain.pairs`). Recipe
+``invariant`` made v1 and v2: multi-positive, among images as well, over drawings of one WordNet synset that are painted
+anew (:mod:`benchmarks.pretrain.data`).
 
 Every step's batch, captions and augmentation follow from (seed, rank, step) alone, so a resumed run is the
 uninterrupted run. The learning rate is warmed up, held, and decayed linearly over the last part of the run
@@ -27,17 +31,38 @@ from torch.nn import functional as F
 from benchmarks.pretrain.captions import CaptionWriter
 from benchmarks.pretrain.data import Corpus
 from benchmarks.pretrain.model import PIXEL_MEAN, PIXEL_STD, ModelConfig, build_model, train_tokenizer
+from benchmarks.pretrain.pairs import PairBatches
+from benchmarks.pretrain.towers import image_features, text_features
+
+
+#: Seconds between two lines where there is no terminal for a bar.
+EVERY = 60.0
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Recipe of one pretraining run. ``steps`` optimiser steps of ``concepts * views`` pictures per process.
+    """Settings of one pretraining run; :meth:`of` gives a recipe's own defaults.
 
-    The first ``concrete_steps`` steps draw concrete WordNet nouns only, which come round often enough to be learned;
-    without them the loss stays at chance for long.
+    Both recipes: ``steps`` optimiser steps; the learning rate is warmed up, held and decayed over the last
+    ``decay_share``; every ``long_every``-th batch has long captions; ``precision``: ``float32`` or ``bf16``;
+    ``save_every`` steps between checkpoints; ``minutes``: stop at the first checkpoint after them (0: never).
+
+    ``invariant``: ``concepts * views`` images a step and process. The first ``concrete_steps`` steps draw concrete
+    WordNet nouns only, which come round often enough to be learned; without them the loss stays at chance for long.
+
+    ``clip``: ``batch`` pairs a step and process; ``cap`` of the query balance (0: none); ``colour_share`` of colour
+    drawings in a batch (0: as the cap leaves them); crops of ``crop_area`` to all of the area, sides stretched by up to
+    ``crop_aspect``; ``text_chunks`` of captions of like length on the CPU (changes no number but the last bits).
     """
 
+    recipe: str = "invariant"
     steps: int = 10_000
+    batch: int = 512
+    cap: float = 0.0
+    colour_share: float = 0.0
+    crop_area: float = 0.5
+    crop_aspect: float = 4 / 3
+    text_chunks: int = 3
     concepts: int = 128
     views: int = 2
     learning_rate: float = 1e-3
@@ -53,6 +78,32 @@ class TrainConfig:
     precision: str = "float32"
     save_every: int = 250
     minutes: float = 0.0
+
+    @classmethod
+    def of(cls, recipe: str, **values: Any) -> TrainConfig:
+        """The named recipe with ``values`` changed. Raises ``ValueError`` for a recipe that does not exist."""
+        if recipe not in RECIPES:
+            raise ValueError(f"--recipe {recipe}: no such recipe; choose from {', '.join(sorted(RECIPES))}")
+        return cls(recipe=recipe, **{**RECIPES[recipe], **values})
+
+    @property
+    def images(self) -> int:
+        """Images a step and process."""
+        return self.batch if self.recipe == "clip" else self.concepts * self.views
+
+
+#: What each recipe sets; the rest is :class:`TrainConfig`'s.
+RECIPES: dict[str, dict[str, Any]] = {
+    "invariant": {"warmup_steps": 200},
+    "clip": {
+        "cap": 20.0,
+        "colour_share": 0.0,
+        "weight_decay": 0.2,
+        "precision": "bf16",
+        "warmup_steps": 200,
+        "decay_share": 0.2,
+    },
+}
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -82,15 +133,20 @@ def contrastive_loss(images: Tensor, texts: Tensor, concept: Tensor, scale: Tens
     return loss + image_weight * _multi_positive(among, (concept[:, None] == concept[None, :]) & ~itself)
 
 
+def pair_loss(images: Tensor, texts: Tensor, same: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's symmetric InfoNCE of unit vectors ``[B, E]`` each; pair i is (image i, text i).
+
+    ``same [B, B]``: whether two captions are equal, so that exact repeats count as positives (their mean
+    log-probability) and not as negatives. Without repeats this is cross entropy towards the diagonal, both ways.
+    """
+    logits = scale * images @ texts.T
+    return (_multi_positive(logits, same) + _multi_positive(logits.T, same)) / 2
+
+
 def _multi_positive(logits: Tensor, positive: Tensor) -> Tensor:
     """Mean over rows of minus the mean log-softmax over the row's positives (rows without one count nothing)."""
     log_probability = F.log_softmax(logits, dim=1) * positive
     return -(log_probability.sum(1) / positive.sum(1).clamp(min=1)).mean()
-
-
-def pooled(output: Any) -> Tensor:
-    """Projected features, whether ``get_*_features`` gives them bare or inside an output object."""
-    return output if isinstance(output, Tensor) else output.pooler_output
 
 
 def corpus_texts(corpus: Corpus, seed: int = 0) -> list[str]:
@@ -105,6 +161,15 @@ def corpus_texts(corpus: Corpus, seed: int = 0) -> list[str]:
     return texts
 
 
+def process_device(rank: int) -> torch.device:
+    """This process's own GPU (``LOCAL_RANK``, else its rank, modulo the GPUs here), or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number = int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count()
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
 class Trainer:
     """One process of a run in ``folder`` (several processes average their gradients through gloo)."""
 
@@ -112,7 +177,7 @@ class Trainer:
         self.corpus, self.folder, self.config, self.model_config = corpus, folder, config, model_config
         self.rank = int(os.environ.get("RANK", "0"))
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = process_device(self.rank)
         folder.mkdir(parents=True, exist_ok=True)
         if self.rank == 0 and not (folder / "tokenizer" / "tokenizer.json").is_file():
             train_tokenizer(corpus_texts(corpus), model_config, folder / "tokenizer")
@@ -124,9 +189,12 @@ class Trainer:
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         torch.manual_seed(config.seed)
         self.model = build_model(model_config).to(self.device)
-        if config.precision == "bf16" and self.device.type == "cpu":
-            # The CPU's fused attention has a slow backward pass in bf16; plain products make the step twice as fast.
-            self.model.set_attn_implementation("eager")
+        self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        self.pairs = (
+            PairBatches(corpus, self.tokenizer, config, model_config.context_length, self.device)
+            if config.recipe == "clip"
+            else None
+        )
         decayed = [p for p in self.model.parameters() if p.ndim >= 2]
         others = [p for p in self.model.parameters() if p.ndim < 2]
         self.optimizer = torch.optim.AdamW(
@@ -143,8 +211,21 @@ class Trainer:
 
     def losses(self, step: int) -> Tensor:
         """Loss of this process's batch of one step."""
-        config = self.config
-        seed = (config.seed * 1_000_003 + step) * 64 + self.rank
+        return self._invariant_loss(step) if self.pairs is None else self._pair_loss(step)
+
+    def _seed(self, step: int) -> int:
+        return (self.config.seed * 1_000_003 + step) * 64 + self.rank
+
+    def _pair_loss(self, step: int) -> Tensor:
+        assert self.pairs is not None
+        batch = self.pairs.batch(step, self._seed(step))
+        images = image_features(self.model, batch.images, self.dtype)
+        texts = torch.cat([text_features(self.model, *part, self.dtype) for part in batch.texts])[batch.order]
+        images, texts = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
+        return pair_loss(images, texts, batch.same, self.model.logit_scale.exp())
+
+    def _invariant_loss(self, step: int) -> Tensor:
+        config, seed = self.config, self._seed(step)
         random = np.random.default_rng(seed)
         generator = torch.Generator().manual_seed(seed)
         concrete = step < config.concrete_steps
@@ -157,11 +238,11 @@ class Trainer:
             captions = [writer.long(*words) for words in first]
         else:
             captions = [writer.short(*words[:3]) for words in first]
-        tokens = self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt").to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            images = pooled(self.model.get_image_features(pixel_values=(pixels - PIXEL_MEAN) / PIXEL_STD))
-            texts = pooled(self.model.get_text_features(**tokens))
-        images, texts = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
+        tokens = self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt")["input_ids"]
+        end = (tokens == self.tokenizer.eos_token_id).int().argmax(1)
+        images = image_features(self.model, ((pixels - PIXEL_MEAN) / PIXEL_STD,), self.dtype)
+        texts = text_features(self.model, tokens.to(self.device), end.to(self.device), self.dtype)
+        images, texts = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
         where = torch.from_numpy(concept).to(self.device)
         scale = self.model.logit_scale.exp()
         return contrastive_loss(images, texts, where, scale, image_weight=config.image_weight)
@@ -170,17 +251,17 @@ class Trainer:
         """Train to ``config.steps`` (or for ``config.minutes``), saving as it goes."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        config, started, running = self.config, time.perf_counter(), 0.0
+        config, started, running = self.config, time.perf_counter(), torch.zeros((), device=self.device)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:.0f} pictures/s"),
+            TextColumn("{task.fields[rate]:.0f} images/s"),
             TimeRemainingColumn(),
         )
         self.model.train()
         decay_begins = int(config.steps * (1 - config.decay_share))
-        begun, shown = self.step, 0
+        begun, shown, said = self.step, 0, time.perf_counter()
         with Progress(*columns, disable=self.rank > 0 or not sys.stderr.isatty()) as bar:
             task = bar.add_task("pretraining", total=config.steps, completed=self.step, rate=0.0)
             while self.step < config.steps:
@@ -197,14 +278,22 @@ class Trainer:
                 with torch.no_grad():
                     self.model.logit_scale.clamp_(max=math.log(100))
                 self.step += 1
-                self.pictures += config.concepts * config.views * self.world
-                running += float(loss.detach())
-                seen = (self.step - begun) * config.concepts * config.views * self.world
+                self.pictures += config.images * self.world
+                running += loss.detach()
+                seen = (self.step - begun) * config.images * self.world
                 rate = seen / max(time.perf_counter() - started, 1e-9)
                 bar.update(task, completed=self.step, rate=rate)
+                if self.rank == 0 and bar.disable and time.perf_counter() - said >= EVERY:
+                    said = time.perf_counter()
+                    left = (config.steps - self.step) * config.images * self.world / rate / 60
+                    print(
+                        f"step {self.step:,} of {config.steps:,}, {rate:.0f} images/s, about {left:.0f} min left",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                 if self.step % config.save_every == 0 or self.step == config.steps:
-                    average = running / (self.step - max(begun, shown))
-                    shown, running = self.step, 0.0
+                    average = float(running) / (self.step - max(begun, shown))
+                    shown, running = self.step, torch.zeros((), device=self.device)
                     self.history.append(
                         {"step": self.step, "pictures": self.pictures, "loss": round(average, 4), "rate": round(rate)}
                     )
@@ -262,7 +351,8 @@ class Trainer:
         for key, parameter in self.model.named_parameters():
             if f"exp_avg.{key}" in tensors:
                 self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(record["step"])),
+                    # A fused optimiser reads the step where the parameter is.
+                    "step": torch.tensor(float(record["step"]), device=parameter.device),
                     # Copies: tensors of the file may lie unaligned, and aligned ones are rounded alike in every run.
                     "exp_avg": tensors[f"exp_avg.{key}"].clone().to(self.device),
                     "exp_avg_sq": tensors[f"exp_avg_sq.{key}"].clone().to(self.device),
