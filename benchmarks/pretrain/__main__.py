@@ -1,9 +1,15 @@
-"""``python -m benchmarks.pretrain corpus|purge|train|evaluate|release``: make picto-clip from the public sources.
+"""``python -m benchmarks.pretrain``: make picto-clip from the public sources.
 
 python -m benchmarks.pretrain corpus ICONIFY_FOLDER OPENCLIPART_FOLDER --out CORPUS
-python -m benchmarks.pretrain train CORPUS --out RUN --steps 10000 --processes 2
-python -m benchmarks.pretrain evaluate RUN
-python -m benchmarks.pretrain release RUN --version 1
+python -m benchmarks.pretrain purge CORPUS PACK.parquet
+python -m benchmarks.pretrain train CORPUS --out RUN --recipe clip --steps 10000
+python -m benchmarks.pretrain evaluate RUN --headroom
+python -m benchmarks.pretrain release RUN --version 3
+
+A run stopped at any time goes on with the same command. To another machine the corpus goes in parts of at most 20 MiB:
+
+python -m benchmarks.pretrain pack CORPUS --out PARTS
+python -m benchmarks.pretrain unpack PARTS --out CORPUS
 """
 
 from __future__ import annotations
@@ -33,10 +39,18 @@ def build_parser() -> argparse.ArgumentParser:
     purge = commands.add_parser("purge", help="drop from a corpus what equals a picture of a PictoDomains pack")
     purge.add_argument("corpus", type=Path, help="corpus folder")
     purge.add_argument("pack", type=Path, help="the pack's Parquet file")
+    pack = commands.add_parser("pack", help="write a corpus as parts of at most 20 MiB, lossless")
+    pack.add_argument("corpus", type=Path, help="corpus folder")
+    pack.add_argument("--out", type=Path, required=True, help="folder for the parts")
+    unpack = commands.add_parser("unpack", help="make a corpus folder of its parts")
+    unpack.add_argument("parts", type=Path, help="folder with part-00.zip, part-01.zip, ...")
+    unpack.add_argument("--out", type=Path, required=True, help="corpus folder to write")
     train = commands.add_parser("train", help="train, or resume what --out holds")
     train.add_argument("corpus", type=Path, help="corpus folder")
     train.add_argument("--out", type=Path, required=True, help="run folder (checkpoints, tokenizer)")
-    train.add_argument("--recipe", default="invariant", help="clip (v3: image-caption pairs) or invariant (v2; default)")
+    train.add_argument(
+        "--recipe", default="invariant", help="clip (v3: image-caption pairs) or invariant (v2; default)"
+    )
     train.add_argument(
         "--leave-out-test-classes", action="store_true", help="no drawing that names a test class (picto-clip-unseen)"
     )
@@ -52,6 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text)
         command.add_argument("run", type=Path, help="run folder")
         command.add_argument("--checkpoint", default="checkpoint", help="checkpoint name (default 'checkpoint')")
+        if name == "evaluate":
+            command.add_argument("--headroom", action="store_true", help="also what simple adaptation gains (minutes)")
+            command.add_argument("--random-weights", action="store_true", help="the same architecture, untrained")
         if name == "release":
             command.add_argument("--version", required=True, help="version; the folder is picto-clip-vVERSION")
             command.add_argument("--out", type=Path, help="parent folder (default: the package's assets)")
@@ -105,13 +122,27 @@ def main(argv: list[str] | None = None) -> int:
             from benchmarks.pretrain import corpus
 
             print(f"dropped {len(corpus.purge(arguments.corpus, arguments.pack))} drawings")
+        elif arguments.command == "pack":
+            from benchmarks.pretrain import parts
+
+            for file in parts.pack(arguments.corpus, arguments.out):
+                print(f"{file} {file.stat().st_size / 2**20:.1f} MiB")
+        elif arguments.command == "unpack":
+            from benchmarks.pretrain import parts
+
+            print(f"{parts.unpack(arguments.parts, arguments.out)} drawings in {arguments.out}")
         elif arguments.command == "train":
             model, values = _recipe(arguments)
             return _train(arguments, model, values, list(argv) if argv is not None else sys.argv[1:])
         elif arguments.command == "evaluate":
             from benchmarks.pretrain import release
 
-            release.evaluate(arguments.run, arguments.checkpoint)
+            release.evaluate(
+                arguments.run,
+                arguments.checkpoint,
+                headroom=arguments.headroom,
+                random_weights=arguments.random_weights,
+            )
         else:
             from benchmarks.pretrain import release
 
@@ -144,7 +175,8 @@ def _train(arguments: argparse.Namespace, model: dict, values: dict, argv: list[
             "OMP_NUM_THREADS": str(arguments.threads),
             "OMP_WAIT_POLICY": "PASSIVE",
         }
-        Corpus(arguments.corpus)
+        if arguments.recipe == "invariant":
+            _ = Corpus(arguments.corpus).regions  # once, before several processes ask for them
         command = [sys.executable, "-m", "benchmarks.pretrain", *argv]
         processes = [subprocess.Popen(command, env=common | {"RANK": str(r)}) for r in range(arguments.processes)]
         codes = [process.wait() for process in processes]

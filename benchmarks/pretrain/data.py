@@ -9,8 +9,9 @@ recoloured in other ways. Everything then goes through a random affine map.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -83,16 +84,16 @@ class Corpus:
     False leaves out every drawing that names one of PictoDomains' test classes (:func:`names_test_class`).
     """
 
-    def __init__(
-        self, folder: Path, *, pack_collections: bool = True, test_classes: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, *, pack_collections: bool = True, test_classes: bool = True) -> None:
         if not (folder / "corpus.json").is_file():
             raise FileNotFoundError(f"{folder}: no corpus here; build it with `python -m benchmarks.pretrain corpus`")
         self.summary = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
         index = pd.read_parquet(folder / "index.parquet")
         kept = np.ones(len(index), dtype=bool)
         if not pack_collections:
-            kept &= ~index["collection"].isin(name for names in DOMAIN_COLLECTIONS.values() for name in names).to_numpy()
+            kept &= (
+                ~index["collection"].isin(name for names in DOMAIN_COLLECTIONS.values() for name in names).to_numpy()
+            )
         if not test_classes:
             kept &= ~names_test_class(index["phrase"].tolist())
         self.index = index[kept].reset_index(drop=True)
@@ -104,12 +105,7 @@ class Corpus:
         }
         self.mono = np.load(folder / "mono.npy", mmap_mode="r")
         self.colour = np.load(folder / "colour.npy", mmap_mode="r")
-        regions = folder / "regions.npy"
-        if not regions.is_file():
-            temporary = folder / "regions.part.npy"
-            np.save(temporary, find_regions(np.asarray(self.mono)))
-            temporary.replace(regions)
-        self.regions = np.load(regions, mmap_mode="r")
+        self.folder = folder
         keys = [concept_of(phrase).key for phrase in self.index["phrase"]]
         codes, names = pd.factorize(pd.Series(keys), sort=True)
         self.concept_names = list(names)
@@ -123,6 +119,17 @@ class Corpus:
         self._concrete_weight = np.where(concrete, weight, 0) / weight[concrete].sum()
         self._is_colour = (self.index["kind"] == "colour").to_numpy()
         self._row = self.index["row"].to_numpy()
+
+    @cached_property
+    def regions(self) -> np.ndarray:
+        """Region numbers of all single-colour drawings ``[N, S, S]``, found once a corpus (minutes) and kept."""
+        file = self.folder / "regions.npy"
+        if not file.is_file():
+            temporary = self.folder / f"regions.{os.getpid()}.part.npy"
+            np.save(temporary, find_regions(np.asarray(self.mono)))
+            temporary.replace(file)
+        found: np.ndarray = np.load(file, mmap_mode="r")
+        return found
 
     def draw(
         self, random: np.random.Generator, *, concepts: int, views: int, concrete: bool = False

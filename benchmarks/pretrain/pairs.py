@@ -1,8 +1,8 @@
 """Batches of the recipe ``clip``: which image-caption pairs, what the captions say, how images are cropped.
 
-Pairs are drawn as CLIP balanced its queries: the entries of a query list are the words of all names (and the WordNet
-nouns of several words among them), an entry counts the drawings whose name holds it, and a drawing is drawn with
-probability ``1 - product over its entries of (1 - min(1, cap / count))``. A caption holds the drawing's own name as it
+Pairs are drawn as CLIP balanced its queries, with a cap a name: all pairs of a name count as ``cap`` pairs at most.
+CLIP's cap, 20,000 pairs of 400 million over 500,000 queries, is 25 times the mean of a query; so is ours of a name. A
+caption holds the drawing's own name as it
 is, never a synonym, and often its style, colour, category or collection, as the alternative texts of the web do.
 Captions are put together from token runs cut once, so a batch costs no tokenizer. An image is cropped to a random
 rectangle, resized and mirrored, which is one matrix product on either side; names that say left or right are not mirrored.
@@ -70,10 +70,20 @@ TEMPLATES: dict[str, tuple[float, tuple[str, ...]]] = {
 }
 #: What web pages say of a drawing besides, before and after it, in long captions.
 CLAUSES = (
-    *("free download", "vector icon for web and app", "svg and png", "for websites, signs and maps", "simple and clear"),
+    *(
+        "free download",
+        "vector icon for web and app",
+        "svg and png",
+        "for websites, signs and maps",
+        "simple and clear",
+    ),
     *("drawn by hand on a white background", "the style is {style}", "part of the {collection} collection"),
     *("category {category}", "in {colour}", "seen from the side, from above or from the front", "large or small size"),
-    *("for print, for a screen or for a sketch", "a picture, a drawing, a photo or clip art", "from this or another domain"),
+    *(
+        "for print, for a screen or for a sketch",
+        "a picture, a drawing, a photo or clip art",
+        "from this or another domain",
+    ),
 )
 COLOUR_WORDS = {
     "mono": ("black and white", "black", "monochrome", "single-colour"),
@@ -91,7 +101,7 @@ def _compound_nouns() -> frozenset[str]:
 
 
 def entries(phrase: str) -> tuple[str, ...]:
-    """Entries of the query list in a name: its words and the WordNet nouns of several words."""
+    """What a name may be said to name: its words and the WordNet nouns of several words in it."""
     words = phrase.split()
     runs = (" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 2, min(len(words), i + 4) + 1))
     nouns = _compound_nouns()
@@ -99,15 +109,9 @@ def entries(phrase: str) -> tuple[str, ...]:
 
 
 def balanced_weights(phrases: Sequence[str], cap: float) -> np.ndarray:
-    """Weight ``[N]`` in (0, 1] of every drawing: the chance that one of its entries keeps it; 1 for all with cap 0."""
-    if cap <= 0:
-        return np.ones(len(phrases))
-    found = {phrase: entries(phrase) for phrase in set(phrases)}
-    count = Counter(entry for phrase in phrases for entry in found[phrase])
-    keep = {
-        phrase: 1 - math.prod(1 - min(1.0, cap / count[entry]) for entry in names) for phrase, names in found.items()
-    }
-    return np.array([keep[phrase] for phrase in phrases])
+    """Weight ``[N]`` in (0, 1] of every drawing: a name's drawings weigh ``cap`` together at most (0: no cap)."""
+    count = Counter(phrases)
+    return np.array([min(1.0, cap / count[phrase]) if cap > 0 else 1.0 for phrase in phrases])
 
 
 class TokenRuns:
@@ -229,7 +233,7 @@ class CropTable:
     """Matrices that cut ``length`` pixels from ``start`` and stretch them to ``size``, bilinear, mirrored or not."""
 
     def __init__(self, size: int, shortest: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.size, self.shortest = size, shortest
+        self.size, self.shortest, self.device = size, shortest, device
         lengths = range(shortest, size + 1)
         counts = [size - length + 1 for length in lengths]
         self.first = np.concatenate([[0], np.cumsum(counts)[:-1]])
@@ -249,9 +253,30 @@ class CropTable:
         np.add.at(matrices, (block, row, high[None] + block), share[None])
         return matrices
 
-    def number(self, start: np.ndarray, length: np.ndarray) -> np.ndarray:
-        """Row of the table for a start and a length, both ``[B]``."""
-        return self.first[length - self.shortest] + start
+    def apply(
+        self,
+        images: Tensor,
+        random: np.random.Generator,
+        *,
+        area: float,
+        aspect: float,
+        turns: np.ndarray | None = None,
+    ) -> Tensor:
+        """Random resized crop and flip of ``[B, c, S, S]``: between ``area`` and all of the area, sides stretched by up
+        to ``aspect``; ``turns [B]``: which images may be mirrored (default: all).
+        """
+        count, bound = len(images), math.log(aspect)
+        share = random.uniform(area, 1, count)
+        stretch = np.exp(random.uniform(-bound, bound, count))
+        numbers = []
+        for length in (np.sqrt(share * stretch) * self.size, np.sqrt(share / stretch) * self.size):
+            whole = np.round(length).astype(np.int64).clip(self.shortest, self.size)
+            start = np.floor(random.random(count) * (self.size - whole + 1)).astype(np.int64)
+            numbers.append(torch.from_numpy(self.first[whole - self.shortest] + start).to(self.device))
+        flip = random.random(count) < 0.5
+        flip = torch.from_numpy((flip if turns is None else flip & turns).astype(np.int64)).to(self.device)
+        vertical, horizontal = self.matrices[0][numbers[0]], self.matrices[flip, numbers[1]]
+        return vertical[:, None] @ images @ horizontal.transpose(1, 2)[:, None]
 
 
 @dataclass(frozen=True)
@@ -306,21 +331,11 @@ class PairBatches:
             for (rows, sums), count in zip(self.kinds, counts, strict=True)
         )
 
-    def crop(self, images: Tensor, rows: np.ndarray, random: np.random.Generator) -> Tensor:
-        """Random resized crop and flip: uint8 ink ``[b, c, S, S]`` -> normalised ``[b, c, S, S]``."""
-        size, config = self.crops.size, self.config
-        area = random.uniform(config.crop_area, 1, len(rows))
-        aspect = np.exp(random.uniform(-math.log(config.crop_aspect), math.log(config.crop_aspect), len(rows)))
-        lengths = [np.sqrt(area * ratio) * size for ratio in (aspect, 1 / aspect)]
-        numbers = []
-        for length in lengths:
-            whole = np.round(length).astype(np.int64).clip(self.crops.shortest, size)
-            start = np.floor(random.random(len(rows)) * (size - whole + 1)).astype(np.int64)
-            numbers.append(torch.from_numpy(self.crops.number(start, whole)).to(self.device))
-        flip = torch.from_numpy(((random.random(len(rows)) < 0.5) & self.turns[rows]).astype(np.int64)).to(self.device)
-        vertical = self.crops.matrices[0][numbers[0]]
-        horizontal = self.crops.matrices[flip, numbers[1]] * (-1 / (255 * PIXEL_STD))
-        return vertical[:, None] @ images.to(self.dtype) @ horizontal.transpose(1, 2)[:, None]
+    def crop(self, ink: Tensor, rows: np.ndarray, random: np.random.Generator) -> Tensor:
+        """Random resized crop and flip of index rows: uint8 ink ``[b, c, S, S]`` -> normalised ``[b, c, S, S]``."""
+        area, aspect = self.config.crop_area, self.config.crop_aspect
+        cropped = self.crops.apply(ink.to(self.dtype), random, area=area, aspect=aspect, turns=self.turns[rows])
+        return cropped * (-1 / (255 * PIXEL_STD))
 
     def _ink(self, rows: np.ndarray, kind: int) -> Tensor:
         """Ink (255 - value) of index rows, uint8 ``[b, c, S, S]``."""
@@ -346,7 +361,9 @@ class PairBatches:
             length = int(end[part].max()) + 1
             if self.device.type != "cpu":
                 length = min(-(-length // 8) * 8, self.captions.context_length)
-                tokens = np.pad(tokens, ((0, 0), (0, max(0, length - tokens.shape[1]))), constant_values=self.captions.last)
+                tokens = np.pad(
+                    tokens, ((0, 0), (0, max(0, length - tokens.shape[1]))), constant_values=self.captions.last
+                )
             texts.append(tuple(torch.from_numpy(a).to(self.device) for a in (tokens[part, :length], end[part])))
         where = torch.from_numpy(np.argsort(order, kind="stable")).to(self.device)
         codes = torch.from_numpy(group.reshape(-1)).to(self.device)

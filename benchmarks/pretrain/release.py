@@ -163,15 +163,33 @@ def _table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def evaluate(run: Path, checkpoint: str, *, echo: bool = True) -> dict[str, Any]:
-    """Measure a checkpoint on train and validation classes; writes ``evaluation.json`` into the run folder."""
-    folder = run / "export"
-    record = export(run, checkpoint, folder)
-    result = measure(Backbone.load(folder), PictoDomains(), ("train", "val"))
-    result |= {"step": record["step"], "pictures": record["pictures"]}
-    (run / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+def evaluate(
+    run: Path, checkpoint: str, *, echo: bool = True, headroom: bool = False, random_weights: bool = False
+) -> dict[str, Any]:
+    """Measure a checkpoint on train and validation classes; writes ``evaluation.json`` into the run folder.
+
+    ``run`` may also be a released CLIP folder (``config.json``), which is only measured and printed. ``headroom`` measures
+    :mod:`benchmarks.pretrain.headroom` as well (under ``headroom``); ``random_weights`` does so for the same architecture
+    untrained.
+    """
+    from benchmarks.pretrain import headroom as headroom_module
+
+    released = (run / "config.json").is_file()
+    folder = run if released else run / "export"
+    record = {} if released else export(run, checkpoint, folder)
+    backbone = Backbone.load(folder)
+    if random_weights:
+        backbone = Backbone.from_config(backbone.model.config, 0, tokenizer=backbone.tokenizer)
+    result = measure(backbone, PictoDomains(), ("train", "val"))
+    result |= {key: record[key] for key in ("step", "pictures") if key in record}
     if echo:
-        print(f"step {record['step']}: top-1 {result['top1']:.1%} over {result['classes']} classes\n{_table(result)}")
+        step = f"step {record['step']}: " if record else ""
+        print(f"{step}top-1 {result['top1']:.1%} over {result['classes']} classes\n{_table(result)}", flush=True)
+    if headroom:
+        result["headroom"] = headroom_module.measure_headroom(backbone, PictoDomains())
+        print(headroom_module.summary("random weights" if random_weights else run.name, result["headroom"]), flush=True)
+    if not released and not random_weights:
+        (run / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
 

@@ -106,8 +106,7 @@ def _attend_one(attention: Any, read: Tensor, hidden: Tensor, end: Tensor | None
     """Attention of one query token ``[B, 1, w]`` over ``[B, T, w]``, up to position ``end [B]`` where given."""
     query = _heads(_linear((attention.q_proj,), read), attention.num_heads)
     key, value = (
-        _heads(part, attention.num_heads)
-        for part in _linear((attention.k_proj, attention.v_proj), hidden).chunk(2, -1)
+        _heads(part, attention.num_heads) for part in _linear((attention.k_proj, attention.v_proj), hidden).chunk(2, -1)
     )
     scores = query @ key.transpose(-1, -2) * attention.scale
     if end is not None:

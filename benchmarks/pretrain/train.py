@@ -16,11 +16,13 @@ import dataclasses
 import json
 import math
 import os
+import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -33,7 +35,6 @@ from benchmarks.pretrain.data import Corpus
 from benchmarks.pretrain.model import PIXEL_MEAN, PIXEL_STD, ModelConfig, build_model, train_tokenizer
 from benchmarks.pretrain.pairs import PairBatches
 from benchmarks.pretrain.towers import image_features, text_features
-
 
 #: Seconds between two lines where there is no terminal for a bar.
 EVERY = 60.0
@@ -50,7 +51,7 @@ class TrainConfig:
     ``invariant``: ``concepts * views`` images a step and process. The first ``concrete_steps`` steps draw concrete
     WordNet nouns only, which come round often enough to be learned; without them the loss stays at chance for long.
 
-    ``clip``: ``batch`` pairs a step and process; ``cap`` of the query balance (0: none); ``colour_share`` of colour
+    ``clip``: ``batch`` pairs a step and process; ``cap`` pairs a name (0: no cap); ``colour_share`` of colour
     drawings in a batch (0: as the cap leaves them); crops of ``crop_area`` to all of the area, sides stretched by up to
     ``crop_aspect``; ``text_chunks`` of captions of like length on the CPU (changes no number but the last bits).
     """
@@ -96,7 +97,7 @@ class TrainConfig:
 RECIPES: dict[str, dict[str, Any]] = {
     "invariant": {"warmup_steps": 200},
     "clip": {
-        "cap": 20.0,
+        "cap": 100.0,
         "colour_share": 0.0,
         "weight_decay": 0.2,
         "precision": "bf16",
@@ -168,6 +169,62 @@ def process_device(rank: int) -> torch.device:
     number = int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count()
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
+
+
+class _StopSignal:
+    """Notes SIGTERM and SIGINT instead of dying of them (in the main thread, where signals can be caught)."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.asked = True
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class _RunDisplay:
+    """A bar on a terminal, elsewhere a line every :data:`EVERY` seconds; nothing from ranks above 0."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.trainer, self.total, self.said = trainer, trainer.config.steps, time.perf_counter()
+        self.bar = Progress(
+            TextColumn("pretraining"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:.0f} images/s"),
+            TimeRemainingColumn(),
+            disable=trainer.rank > 0 or not sys.stderr.isatty(),
+        )
+        self.task = self.bar.add_task("pretraining", total=self.total, completed=trainer.step, rate=0.0)
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def show(self, rate: float) -> None:
+        """After a step, with the images a second of all processes."""
+        trainer = self.trainer
+        self.bar.update(self.task, completed=trainer.step, rate=rate)
+        if trainer.rank or not self.bar.disable or time.perf_counter() - self.said < EVERY:
+            return
+        self.said = time.perf_counter()
+        left = (self.total - trainer.step) * trainer.config.images * trainer.world / rate / 60
+        line = f"step {trainer.step:,} of {self.total:,}, {rate:.0f} images/s, about {left:.0f} min left"
+        print(line, file=sys.stderr, flush=True)
 
 
 class Trainer:
@@ -247,52 +304,44 @@ class Trainer:
         scale = self.model.logit_scale.exp()
         return contrastive_loss(images, texts, where, scale, image_weight=config.image_weight)
 
-    def train(self) -> None:
-        """Train to ``config.steps`` (or for ``config.minutes``), saving as it goes."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def take_step(self) -> Tensor:
+        """One optimiser step; returns its loss."""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, config)
+        loss = self.losses(self.step)
+        loss.backward()
+        self.average_gradients()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(max=math.log(100))
+        self.step += 1
+        self.pictures += config.images * self.world
+        return loss.detach()
 
-        config, started, running = self.config, time.perf_counter(), torch.zeros((), device=self.device)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:.0f} images/s"),
-            TimeRemainingColumn(),
-        )
+    def train(self) -> None:
+        """Train to ``config.steps`` (or for ``config.minutes``), saving as it goes.
+
+        SIGTERM and SIGINT end a run of one process after the step in progress, saved; several processes end at the next
+        checkpoint.
+        """
+        config, stop = self.config, _StopSignal()
         self.model.train()
         decay_begins = int(config.steps * (1 - config.decay_share))
-        begun, shown, said = self.step, 0, time.perf_counter()
-        with Progress(*columns, disable=self.rank > 0 or not sys.stderr.isatty()) as bar:
-            task = bar.add_task("pretraining", total=config.steps, completed=self.step, rate=0.0)
+        begun, started = self.step, time.perf_counter()
+        shown, running = self.step, torch.zeros((), device=self.device)
+        with stop, _RunDisplay(self) as display:
             while self.step < config.steps:
                 if self.step == decay_begins:
                     self.save("stable")
-                for group in self.optimizer.param_groups:
-                    group["lr"] = learning_rate(self.step, config)
-                loss = self.losses(self.step)
-                loss.backward()
-                self.average_gradients()
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
-                with torch.no_grad():
-                    self.model.logit_scale.clamp_(max=math.log(100))
-                self.step += 1
-                self.pictures += config.images * self.world
-                running += loss.detach()
-                seen = (self.step - begun) * config.images * self.world
-                rate = seen / max(time.perf_counter() - started, 1e-9)
-                bar.update(task, completed=self.step, rate=rate)
-                if self.rank == 0 and bar.disable and time.perf_counter() - said >= EVERY:
-                    said = time.perf_counter()
-                    left = (config.steps - self.step) * config.images * self.world / rate / 60
-                    print(
-                        f"step {self.step:,} of {config.steps:,}, {rate:.0f} images/s, about {left:.0f} min left",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                if self.step % config.save_every == 0 or self.step == config.steps:
-                    average = float(running) / (self.step - max(begun, shown))
+                running += self.take_step()
+                rate = (self.step - begun) * config.images * self.world / max(time.perf_counter() - started, 1e-9)
+                display.show(rate)
+                at_once = stop.asked and self.world == 1
+                if self.step % config.save_every == 0 or self.step == config.steps or at_once:
+                    average = float(running) / (self.step - shown)
                     shown, running = self.step, torch.zeros((), device=self.device)
                     self.history.append(
                         {"step": self.step, "pictures": self.pictures, "loss": round(average, 4), "rate": round(rate)}
@@ -300,13 +349,17 @@ class Trainer:
                     if self.rank == 0:
                         print(json.dumps(self.history[-1]), flush=True)
                     self.save("checkpoint")
-                    stop = torch.tensor(
-                        float(config.minutes > 0 and time.perf_counter() - started > config.minutes * 60)
-                    )
-                    if self.world > 1:
-                        torch.distributed.broadcast(stop, 0)
-                    if bool(stop):
+                    late = 0 < config.minutes * 60 < time.perf_counter() - started
+                    if self._agreed(stop.asked or late):
                         break
+
+    def _agreed(self, stop: bool) -> bool:
+        """Whether any process wants to stop."""
+        if self.world == 1:
+            return stop
+        asked = torch.tensor(float(stop))
+        torch.distributed.all_reduce(asked)
+        return bool(asked)
 
     def average_gradients(self) -> None:
         """Mean of the gradients over the processes, through one flat vector."""
@@ -354,7 +407,7 @@ class Trainer:
                     # A fused optimiser reads the step where the parameter is.
                     "step": torch.tensor(float(record["step"]), device=parameter.device),
                     # Copies: tensors of the file may lie unaligned, and aligned ones are rounded alike in every run.
-                    "exp_avg": tensors[f"exp_avg.{key}"].clone().to(self.device),
-                    "exp_avg_sq": tensors[f"exp_avg_sq.{key}"].clone().to(self.device),
+                    "exp_avg": tensors[f"exp_avg.{key}"].clone().to(parameter.device),
+                    "exp_avg_sq": tensors[f"exp_avg_sq.{key}"].clone().to(parameter.device),
                 }
         self.step, self.pictures, self.history = record["step"], record["pictures"], record["history"]
