@@ -32,6 +32,7 @@ from benchmarks.datasets.base import Dataset
 from benchmarks.evaluation.ranking import rank
 from benchmarks.pretrain.pairs import CropTable
 from benchmarks.pretrain.towers import image_features
+from benchmarks.protocols.task import Retrieval
 from benchmarks.protocols.ucdr import PROTOCOL
 from methods.parts.backbone import Backbone
 from methods.zero_shot import ZeroShot
@@ -85,7 +86,7 @@ def supervised_contrastive(embedding: Tensor, labels: Tensor, temperature: float
 
 
 def within_map(embedding: np.ndarray, labels: np.ndarray) -> float:
-    """mAP@all of every image against all others of its own domain ``[N, E]``; images alone in their class do not count."""
+    """mAP@all of every image of a domain ``[N, E]`` against the others; images alone in their class do not count."""
     unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True).clip(1e-12)
     scores = unit.astype(np.float64) @ unit.T.astype(np.float64)
     np.fill_diagonal(scores, -np.inf)
@@ -139,11 +140,11 @@ class Adaptation:
         self.backbone, self.config, self.device = backbone, config, backbone.device
         task = PROTOCOL.task(dataset, config.held_out)
         validation = task.validation
-        if validation is None:
+        if not isinstance(validation, Retrieval):
             raise ValueError(f"{dataset.card.name}: no validation task with {config.held_out} held out")
         size = backbone.image_size
         self.train = select(dataset, task.train, size)
-        self.query, self.gallery = (select(dataset, rows, size) for rows in (validation.query, validation.gallery))  # type: ignore[union-attr]
+        self.query, self.gallery = (select(dataset, rows, size) for rows in (validation.query, validation.gallery))
         present = np.unique(self.train.labels)
         names = sorted(set(dataset.table["class"]))
         self.texts = ZeroShot(backbone).encode_classes([names[n] for n in present]).to(self.device)
@@ -291,9 +292,9 @@ def _bf16_is_fast() -> bool:
 def style(backbone: Backbone, dataset: Dataset) -> dict[str, Any]:
     """How much style the output features carry: train classes teach the domain probe, validation classes test it.
 
-    ``domain_probe`` accuracy with its ``domain_chance`` (share of the commonest domain); ``neighbours`` of the own domain
-    among the nearest ten with chance; ``within`` mAP@all per domain, all over train and validation classes but the
-    probe's test.
+    ``domain_probe`` accuracy with its ``domain_chance`` (share of the commonest domain); ``neighbours``: share of the
+    own domain among the nearest ten, with chance; ``within``: mAP@all inside each domain. The last two are over train
+    and validation classes.
     """
     splits = dataset.table["split"].to_numpy()
     method = ZeroShot(backbone)

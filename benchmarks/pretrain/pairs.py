@@ -5,7 +5,7 @@ CLIP's cap, 20,000 pairs of 400 million over 500,000 queries, is 25 times the me
 caption holds the drawing's own name as it
 is, never a synonym, and often its style, colour, category or collection, as the alternative texts of the web do.
 Captions are put together from token runs cut once, so a batch costs no tokenizer. An image is cropped to a random
-rectangle, resized and mirrored, which is one matrix product on either side; names that say left or right are not mirrored.
+rectangle, resized and mirrored, one matrix product on either side; names that say left or right are not mirrored.
 
 Every batch follows from (seed, step, rank) alone.
 """
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.pretrain.model import PIXEL_STD
 
-#: Templates by what they say besides the name, with the share of captions each group gets where a drawing has the words.
+#: Templates by what they say besides the name, with each group's share of captions where a drawing has the words.
 TEMPLATES: dict[str, tuple[float, tuple[str, ...]]] = {
     "name": (
         0.44,
@@ -273,8 +273,8 @@ class CropTable:
             whole = np.round(length).astype(np.int64).clip(self.shortest, self.size)
             start = np.floor(random.random(count) * (self.size - whole + 1)).astype(np.int64)
             numbers.append(torch.from_numpy(self.first[whole - self.shortest] + start).to(self.device))
-        flip = random.random(count) < 0.5
-        flip = torch.from_numpy((flip if turns is None else flip & turns).astype(np.int64)).to(self.device)
+        mirrored = (random.random(count) < 0.5) & (True if turns is None else turns)
+        flip = torch.from_numpy(mirrored.astype(np.int64)).to(self.device)
         vertical, horizontal = self.matrices[0][numbers[0]], self.matrices[flip, numbers[1]]
         return vertical[:, None] @ images @ horizontal.transpose(1, 2)[:, None]
 
@@ -304,7 +304,7 @@ class PairBatches:
         weights = balanced_weights(phrases, config.cap)
         colour = (corpus.index["kind"] == "colour").to_numpy()
         share = config.colour_share if config.colour_share > 0 else weights[colour].sum() / weights.sum()
-        self.colours = int(round(config.batch * (share if colour.any() else 0))) if (~colour).any() else config.batch
+        self.colours = round(config.batch * float(share if colour.any() else 0)) if (~colour).any() else config.batch
         self.kinds = [(np.flatnonzero(kind), weights[kind].cumsum()) for kind in (~colour, colour)]
         self.row = corpus.index["row"].to_numpy()
         self.turns = np.array([not {"left", "right"} & set(phrase.split()) for phrase in phrases])
@@ -314,7 +314,7 @@ class PairBatches:
         # A GPU holds all images; the CPU reads them where they are.
         self.pixels = [corpus.mono, corpus.colour]
         if device.type != "cpu":
-            self.pixels = [torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in self.pixels]
+            self.pixels = [torch.from_numpy(np.array(part)).to(device) for part in self.pixels]
 
     @property
     def effective(self) -> tuple[float, float]:

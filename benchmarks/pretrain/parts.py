@@ -1,8 +1,8 @@
 """A corpus in few small files: to carry it to another machine, or to keep it.
 
-``pack`` writes ``part-00.zip``, ``part-01.zip``, ..., each at most 20 MiB: sheets of 2,048 drawings as lossless WebP, the
-index and ``corpus.json``. ``unpack`` makes the same arrays again, bit for bit, of the drawings the index names (drawings
-that ``purge`` dropped are left out, so rows are numbered anew).
+``pack`` writes ``part-00.zip``, ``part-01.zip``, ..., each at most 20 MiB: sheets of 2,048 drawings as lossless WebP,
+the index and ``corpus.json``. ``unpack`` makes the same arrays again, bit for bit, of the drawings the index names
+(drawings that ``purge`` dropped are left out, so rows are numbered anew).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _sheet_images(data: bytes, count: int, size: int, channels: int) -> np.ndarr
 
 
 def pack(corpus: Path, out: Path, *, part_bytes: int = PART_BYTES) -> list[Path]:
-    """Write the corpus folder as parts into ``out``; returns the files. Raises ``FileNotFoundError`` without a corpus."""
+    """Write the corpus folder as parts into ``out``; returns the files. Raises ``FileNotFoundError`` without one."""
     if not (corpus / "corpus.json").is_file():
         raise FileNotFoundError(f"{corpus}: no corpus here; build it with `python -m benchmarks.pretrain corpus`")
     out.mkdir(parents=True, exist_ok=True)

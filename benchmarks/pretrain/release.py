@@ -168,9 +168,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a checkpoint on train and validation classes; writes ``evaluation.json`` into the run folder.
 
-    ``run`` may also be a released CLIP folder (``config.json``), which is only measured and printed. ``headroom`` measures
-    :mod:`benchmarks.pretrain.headroom` as well (under ``headroom``); ``random_weights`` does so for the same architecture
-    untrained.
+    ``run`` may also be a released CLIP folder (``config.json``), which is only measured and printed. ``headroom``
+    measures :mod:`benchmarks.pretrain.headroom` as well (under ``headroom``); ``random_weights`` measures the same
+    architecture untrained.
     """
     from benchmarks.pretrain import headroom as headroom_module
 

@@ -48,7 +48,7 @@ def image_features(model: Any, images: tuple[Tensor, ...], dtype: torch.dtype) -
 
 
 def text_features(model: Any, tokens: Tensor, end: Tensor, dtype: torch.dtype) -> Tensor:
-    """Projected text features ``[U, E]``: tokens ``[U, L]``, position of the end of text ``[U]`` (what follows is unread)."""
+    """Projected text features ``[U, E]`` of tokens ``[U, L]`` up to the end of text ``end [U]``; the rest is unread."""
     tower = model.text_model
     hidden = tower.embeddings.token_embedding.weight.to(dtype)[tokens]
     hidden = hidden + tower.embeddings.position_embedding.weight[: tokens.shape[1]].to(dtype)
