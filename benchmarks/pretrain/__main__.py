@@ -68,11 +68,15 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--checkpoint", default="checkpoint", help="checkpoint name (default 'checkpoint')")
         if name == "evaluate":
             command.add_argument("--headroom", action="store_true", help="also what simple adaptation gains (minutes)")
+            command.add_argument("--json", type=Path, help="also write the result to this file")
             command.add_argument("--random-weights", action="store_true", help="the same architecture, untrained")
         if name == "release":
             command.add_argument("--version", required=True, help="version; the folder is picto-clip-vVERSION")
             command.add_argument("--out", type=Path, help="parent folder (default: the package's assets)")
             command.add_argument("--corpus", type=Path, help="corpus folder, whose list goes beside the card")
+            command.add_argument(
+                "--beside", type=Path, nargs="*", default=[], help="files of evaluate --headroom --json to compare with"
+            )
     return parser
 
 
@@ -142,6 +146,7 @@ def main(argv: list[str] | None = None) -> int:
                 arguments.checkpoint,
                 headroom=arguments.headroom,
                 random_weights=arguments.random_weights,
+                json_file=arguments.json,
             )
         else:
             from benchmarks.pretrain import release
@@ -152,6 +157,7 @@ def main(argv: list[str] | None = None) -> int:
                 version=arguments.version,
                 parent=arguments.out,
                 corpus=arguments.corpus,
+                beside=arguments.beside,
             )
     except (FileNotFoundError, ValueError) as error:
         print(f"pretrain: {error}", file=sys.stderr)

@@ -102,6 +102,8 @@ class Corpus:
             "mono": int((self.index["kind"] == "mono").sum()),
             "colour": int((self.index["kind"] == "colour").sum()),
             "phrases": int(self.index["phrase"].nunique()),
+            "pack_collections": pack_collections,
+            "test_classes": test_classes,
         }
         self.mono = np.load(folder / "mono.npy", mmap_mode="r")
         self.colour = np.load(folder / "colour.npy", mmap_mode="r")

@@ -127,7 +127,7 @@ def domain_probe(train: np.ndarray, train_domains: np.ndarray, test: np.ndarray,
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     with torch.no_grad():
         found = layer((torch.from_numpy(test).float() - mean) / std).argmax(1).numpy()
     return float((np.array(names)[found] == test_domains).mean())

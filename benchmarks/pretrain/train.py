@@ -386,7 +386,13 @@ class Trainer:
             "model": dataclasses.asdict(self.model_config),
             "training": dataclasses.asdict(self.config),
             "world": self.world,
-            "corpus": {k: self.corpus.summary[k] for k in ("iconify_version", "pictures", "mono", "colour", "phrases")},
+            "corpus": {
+                key: self.corpus.summary[key]
+                for key in (
+                    "iconify_version",
+                    *("pictures", "mono", "colour", "phrases", "pack_collections", "test_classes"),
+                )
+            },
             "history": self.history,
         }
         save_file(tensors, self.folder / f"{name}.part")

@@ -425,3 +425,41 @@ def test_headroom_starts_at_zero_shot_and_uses_no_test_class(tmp_path: Path, tok
     query, gallery = (ZeroShot(backbone).encode_images(p.pixels) for p in (adaptation.query, adaptation.gallery))
     assert result["zero_shot"]["map@all"] == pytest.approx(adaptation.score(query, gallery), abs=1e-4)
     assert "zero-shot" in headroom.summary("x", result)
+
+
+def test_the_card_of_a_run_of_pairs_stands_beside_clip(folder: Path, tmp_path: Path) -> None:
+    from benchmarks.pretrain.release import _card, export
+    from methods.parts.backbone import Backbone
+
+    run = _run(Corpus(folder, pack_collections=False), tmp_path / "run", 1, resume=False)
+    record = export(tmp_path / "run", "checkpoint", tmp_path / "export")
+    backbone = Backbone.load(tmp_path / "export")
+    heads = {
+        name: {"map@all": 0.5, "edge": False, "best": {}} for name in ("linear_probe", "metric_head", "full_finetune")
+    }
+    style = {
+        "domain_probe": 0.9,
+        "domain_chance": 0.2,
+        "neighbours": 0.3,
+        "neighbours_chance": 0.1,
+        "within": {"a": 0.4},
+    }
+    result = {
+        "top1": 0.25,
+        "classes": 266,
+        "domains": {},
+        "headroom": {
+            "style": style,
+            "zero_shot": {"map@all": 0.4},
+            "headroom": dict.fromkeys(heads, 0.1),
+            "held_out": "freehand",
+            **heads,
+        },
+    }
+    text = _card("3", record, backbone, result, result, {"v3": result, "other": result})
+    assert "| loss | symmetric InfoNCE over image-text pairs | the same; no term among images |" in text
+    assert "| full fine-tuning | 0.500 (+10.0) | 0.500 (+10.0) |" in text
+    assert "Every drawing whose name holds a test class" not in text
+    record["corpus"]["test_classes"] = False
+    assert "Every drawing whose name holds a test class" in _card("3", record, backbone, result, result, {})
+    assert run.step == 1
