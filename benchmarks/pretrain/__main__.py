@@ -62,6 +62,12 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any field of the recipe")
     for name, kind in (("steps", int), ("seed", int), ("minutes", float), ("precision", str)):
         train.add_argument(f"--{name}", type=kind, help=f"recipe: {name}")
+    compact = commands.add_parser(
+        "compact", help="write a checkpoint small enough to keep, from which training goes on"
+    )
+    compact.add_argument("run", type=Path, help="run folder")
+    compact.add_argument("--checkpoint", default="checkpoint", help="checkpoint name (default 'checkpoint')")
+    compact.add_argument("--out", type=Path, required=True, help="run folder to write")
     for name, text in (("evaluate", "measure a run on PictoDomains"), ("release", "write a version for shipping")):
         command = commands.add_parser(name, help=text)
         command.add_argument("run", type=Path, help="run folder")
@@ -135,6 +141,11 @@ def main(argv: list[str] | None = None) -> int:
             from benchmarks.pretrain import parts
 
             print(f"{parts.unpack(arguments.parts, arguments.out)} drawings in {arguments.out}")
+        elif arguments.command == "compact":
+            from benchmarks.pretrain import compact
+
+            size = compact.write(arguments.run, arguments.checkpoint, arguments.out)
+            print(f"{arguments.out}: {size / 1e6:.1f} MB; copy the folder and train with --out COPY to go on")
         elif arguments.command == "train":
             model, values = _recipe(arguments)
             return _train(arguments, model, values, list(argv) if argv is not None else sys.argv[1:])

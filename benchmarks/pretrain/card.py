@@ -87,8 +87,9 @@ of {model[vocabulary]} tokens trained on the corpus |
 different names, from the collections of the npm package `@iconify/json` {corpus[iconify_version]} that allow \
 redistribution without share-alike or non-commercial terms (MIT, Apache-2.0, CC-BY, CC0, ISC, OFL, Unlicense, BSD; \
 public domain). Left out: every collection that feeds PictoDomains, Openclipart wholly, their forks and other \
-versions, logos, flags, and every drawing perceptually equal to one of those collections or to an image of the pack.{unseen} The \
-collections are listed in `corpus.json` beside this card (Openclipart in that list was not used). The weights are \
+versions, logos, flags, and every drawing perceptually equal to one of those collections or to an image of the \
+pack.{unseen} \
+The collections are listed in `corpus.json` beside this card (Openclipart in that list was not used). The weights are \
 released under the MIT licence.
 
 ## Recipe, beside CLIP's
@@ -100,10 +101,11 @@ released under the MIT licence.
 | positives | the pair itself | the pair itself and exact repeats of its caption |
 | labels | none | none; no WordNet, no synonyms, names as they are |
 | captions | alternative texts of the web | the drawing's own name, with style, colour, category or collection words \
-in templates such texts use; every {training[long_every]}th batch long, so that all text positions are trained; the words \
-of common prompts ("a photo of a", "from ... domain") are among the templates, since the text tower reads nothing else |
-| sampling | at most 20,000 pairs for each of 500,000 queries: 25 times a query's mean | at most {training[cap]:g} pairs \
-a name: 25 times a name's mean |
+in templates such texts use; every {training[long_every]}th batch long, so that all text positions are trained; the \
+words of common prompts ("a photo of a", "from ... domain") are among the templates, since the text tower reads \
+nothing else |
+| sampling | at most 20,000 pairs for each of 500,000 queries: 25 times a query's mean | at most {training[cap]:g} \
+pairs a name: 25 times a name's mean |
 | colour | as found | {colour} |
 | augmentation | random square crop of the resized image | random resized crop ({training[crop_area]:.0%} to 100 % of \
 the area, sides within 4:3) and flip (not where the name says left or right); no colour or style change |

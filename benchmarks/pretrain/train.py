@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.pretrain import compact
 from benchmarks.pretrain.captions import CaptionWriter
 from benchmarks.pretrain.data import Corpus
 from benchmarks.pretrain.model import PIXEL_MEAN, PIXEL_STD, ModelConfig, build_model, train_tokenizer
@@ -407,13 +408,16 @@ class Trainer:
             raise ValueError(f"{record_file}: made with other model sizes; give a new --out folder or the same sizes")
         tensors = load_file(tensors_file)
         self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        tensors = compact.expand(tensors)
         for key, parameter in self.model.named_parameters():
-            if f"exp_avg.{key}" in tensors:
+            if f"exp_avg_sq.{key}" in tensors:
                 self.optimizer.state[parameter] = {
                     # A fused optimiser reads the step where the parameter is.
                     "step": torch.tensor(float(record["step"]), device=parameter.device),
                     # Copies: tensors of the file may lie unaligned, and aligned ones are rounded alike in every run.
-                    "exp_avg": tensors[f"exp_avg.{key}"].clone().to(parameter.device),
-                    "exp_avg_sq": tensors[f"exp_avg_sq.{key}"].clone().to(parameter.device),
+                    **{
+                        slot: tensors[f"{slot}.{key}"].clone().to(parameter.device)
+                        for slot in ("exp_avg", "exp_avg_sq")
+                    },
                 }
         self.step, self.pictures, self.history = record["step"], record["pictures"], record["history"]

@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from benchmarks.datasets.picto_domains import PictoDomains
 from benchmarks.evaluation.ranking import rank
-from benchmarks.pretrain import headroom, parts
+from benchmarks.pretrain import compact, headroom, parts
 from benchmarks.pretrain import train as train_module
 from benchmarks.pretrain.data import Corpus, names_test_class
 from benchmarks.pretrain.model import PIXEL_STD, ModelConfig, build_model, train_tokenizer
@@ -463,3 +465,34 @@ def test_the_card_of_a_run_of_pairs_stands_beside_clip(folder: Path, tmp_path: P
     record["corpus"]["test_classes"] = False
     assert "Every drawing whose name holds a test class" in _card("3", record, backbone, result, result, {})
     assert run.step == 1
+
+
+# --- compact checkpoints ---
+
+
+@given(
+    st.lists(st.floats(0, 1e6, width=32) | st.floats(2.0**-60, 2.0**-20, width=32) | st.just(0.0), min_size=1, max_size=40)
+)
+def test_a_squeezed_moment_stays_within_a_few_percent(values: list[float]) -> None:
+    moment = torch.tensor(values)
+    again = compact.restore(*compact.squeeze(moment))
+    assert torch.equal(again == 0, moment == 0), "a denominator is never lost"
+    kept = moment > 2.0**-60
+    ratio = (again[kept] / moment[kept]).sqrt()
+    assert ((ratio > 0.9) & (ratio < 1.11)).all()
+
+
+def test_a_compact_checkpoint_goes_on_near_where_it_was(folder: Path, tmp_path: Path) -> None:
+    corpus = Corpus(folder)
+    run = _run(corpus, tmp_path / "run", 3, resume=False)
+    size = compact.write(tmp_path / "run", "checkpoint", tmp_path / "small")
+    assert size < sum(file.stat().st_size for file in (tmp_path / "run").glob("checkpoint.*"))
+    again = Trainer(corpus, tmp_path / "small", SIZES, run.config)
+    assert again.step == 3
+    for name, value in run.model.state_dict().items():
+        assert torch.allclose(again.model.state_dict()[name], value, rtol=1e-3, atol=1e-4), name
+    assert again.losses(3).item() == pytest.approx(run.losses(3).item(), rel=0.01)
+    again.train()
+    assert again.step == 6
+    with pytest.raises(FileNotFoundError, match="train first"):
+        compact.write(tmp_path / "run", "none", tmp_path / "x")
