@@ -471,7 +471,9 @@ def test_the_card_of_a_run_of_pairs_stands_beside_clip(folder: Path, tmp_path: P
 
 
 @given(
-    st.lists(st.floats(0, 1e6, width=32) | st.floats(2.0**-60, 2.0**-20, width=32) | st.just(0.0), min_size=1, max_size=40)
+    st.lists(
+        st.floats(0, 1e6, width=32) | st.floats(2.0**-60, 2.0**-20, width=32) | st.just(0.0), min_size=1, max_size=40
+    )
 )
 def test_a_squeezed_moment_stays_within_a_few_percent(values: list[float]) -> None:
     moment = torch.tensor(values)
