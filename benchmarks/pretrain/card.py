@@ -161,6 +161,7 @@ def style_table(results: dict[str, dict[str, Any]]) -> str:
 
     def gain(one: dict[str, Any], head: str) -> str:
         edge = " (end of the range)" if one[head]["edge"] else ""
+        edge += " (still rising)" if one[head].get("rising") else ""
         return f"{one[head]['map@all']:.3f} ({100 * one['headroom'][head]:+.1f}){edge}"
 
     ones = list(measured.values())

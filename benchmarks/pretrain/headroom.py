@@ -189,7 +189,8 @@ class Adaptation:
             trials.append({"learning_rate": rate, "step": at, "map@all": best, "last": curve[-1][1]})
         top = max(trials, key=lambda trial: trial["map@all"])
         edge = top["learning_rate"] in (min(rates), max(rates))
-        return {"map@all": top["map@all"], "best": top, "edge": edge, "trials": trials}
+        rising = top["step"] == max(step for step, _ in curve)
+        return {"map@all": top["map@all"], "best": top, "edge": edge, "rising": rising, "trials": trials}
 
     def heads(self) -> dict[str, Any]:
         """Zero-shot, linear probe and metric head."""
@@ -341,6 +342,7 @@ def summary(name: str, result: dict[str, Any]) -> str:
     for head, gain in result["headroom"].items():
         best = result[head]["best"]
         note = ", end of the range" if result[head]["edge"] else ""
+        note += ", still rising" if result[head].get("rising") else ""
         lines.append(
             f"  {head:14} {result[head]['map@all']:.3f}  {100 * gain:+.1f} points"
             f" (rate {best['learning_rate']:g}, step {best['step']}{note})"

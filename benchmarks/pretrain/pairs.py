@@ -167,7 +167,9 @@ def _pieces(template: str) -> list[str]:
 class CaptionTable:
     """Captions of index rows as token ids."""
 
-    def __init__(self, index: pd.DataFrame, tokenizer: Any, context_length: int) -> None:
+    def __init__(
+        self, index: pd.DataFrame, tokenizer: Any, context_length: int, name_only: float = TEMPLATES["name"][0]
+    ) -> None:
         self.runs = TokenRuns(tokenizer)
         self.context_length = context_length
         self.first, self.last = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -183,7 +185,9 @@ class CaptionTable:
         templates = [(group, text) for group, (_, texts) in TEMPLATES.items() for text in texts]
         self.templates = self._table([text for _, text in templates])
         self.clauses = self._table([f", {text}" for text in CLAUSES])
-        share = np.array([TEMPLATES[group][0] / len(TEMPLATES[group][1]) for group, _ in templates])
+        others = sum(part for group, (part, _) in TEMPLATES.items() if group != "name")
+        parts = {group: part * (1 - name_only) / others for group, (part, _) in TEMPLATES.items()} | {"name": name_only}
+        share = np.array([parts[group] / len(TEMPLATES[group][1]) for group, _ in templates])
         needs = {slot: np.array([f"{{{slot}}}" in text for _, text in templates]) for slot in ("style", "category")}
         has = {slot: self.words[slot] > 0 for slot in needs}
         # One cumulative distribution over the templates for each of (has a style, has a category).
@@ -299,7 +303,7 @@ class PairBatches:
     def __init__(self, corpus: Any, tokenizer: Any, config: Any, context_length: int, device: torch.device) -> None:
         self.config, self.device = config, device
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        self.captions = CaptionTable(corpus.index, tokenizer, context_length)
+        self.captions = CaptionTable(corpus.index, tokenizer, context_length, config.name_only)
         phrases = corpus.index["phrase"].astype(str).tolist()
         weights = balanced_weights(phrases, config.cap)
         colour = (corpus.index["kind"] == "colour").to_numpy()

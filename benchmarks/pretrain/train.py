@@ -53,8 +53,9 @@ class TrainConfig:
     WordNet nouns only, which come round often enough to be learned; without them the loss stays at chance for long.
 
     ``clip``: ``batch`` pairs a step and process; ``cap`` pairs a name (0: no cap); ``colour_share`` of colour
-    drawings in a batch (0: as the cap leaves them); crops of ``crop_area`` to all of the area, sides stretched by up to
-    ``crop_aspect``; ``text_chunks`` of captions of like length on the CPU (changes no number but the last bits).
+    drawings in a batch (0: as the cap leaves them); ``name_only``: share of captions that say the name alone; crops of
+    ``crop_area`` to all of the area, sides stretched by up to ``crop_aspect``; ``text_chunks`` of captions of like
+    length on the CPU (changes no number but the last bits).
     """
 
     recipe: str = "invariant"
@@ -62,6 +63,7 @@ class TrainConfig:
     batch: int = 512
     cap: float = 0.0
     colour_share: float = 0.0
+    name_only: float = 0.44
     crop_area: float = 0.5
     crop_aspect: float = 4 / 3
     text_chunks: int = 3
