@@ -7,7 +7,10 @@ heads, none of them a paper's method, each at the best of its learning rates and
 * ``linear_probe``: a linear map in place of CLIP's image projection, starting there; cross-entropy to a classifier that
   starts at the classes' texts;
 * ``metric_head``: the same map, supervised contrastive loss over images of all seen domains;
-* ``full_finetune``: the vision tower, cross-entropy to the classes' fixed texts, random resized crops and flips.
+* ``full_finetune``: the vision tower, supervised contrastive loss, random resized crops and flips.
+
+Cross-entropy to the classes' fixed texts was the first loss of ``full_finetune`` and gained less: on a run of 0.77
+million pairs, 3.6 points where the heads gained 4.7.
 
 Test classes are used nowhere here.
 
@@ -48,9 +51,9 @@ class HeadroomConfig:
     head_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     head_steps: int = 300
     head_batch: int = 1024
-    tune_rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
-    tune_steps: int = 400
-    tune_batch: int = 128
+    tune_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
+    tune_steps: int = 500
+    tune_batch: int = 256
     validations: int = 10
     weight_decay: float = 0.01
     crop_area: float = 0.5
@@ -254,7 +257,7 @@ class Adaptation:
                 pixels = normalize(self.train.pixels[rows].to(self.device)).to(self.dtype)
                 pixels = crops.apply(pixels, random, area=config.crop_area, aspect=4 / 3)
                 images = F.normalize(image_features(model, (pixels,), self.dtype), dim=-1)
-                return F.cross_entropy(images @ self.texts.T / TEMPERATURE, self.labels[rows.to(self.device)])
+                return supervised_contrastive(images, self.labels[rows.to(self.device)])
 
             def validate() -> float:
                 with torch.no_grad():
