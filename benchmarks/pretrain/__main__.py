@@ -6,10 +6,17 @@ python -m benchmarks.pretrain train CORPUS --out RUN --recipe clip --steps 10000
 python -m benchmarks.pretrain evaluate RUN --headroom
 python -m benchmarks.pretrain release RUN --version 3
 
-A run stopped at any time goes on with the same command. To another machine the corpus goes in parts of at most 20 MiB:
+A run stopped at any time (Ctrl-C, SIGTERM) is saved and goes on with the same command. To another machine the corpus
+goes in parts of at most 12 MiB (52 MiB in all, lossless; a minute of one core to pack, a few seconds to unpack):
 
 python -m benchmarks.pretrain pack CORPUS --out PARTS
 python -m benchmarks.pretrain unpack PARTS --out CORPUS
+
+A GPU does all of it with one script (unpack, train or resume, evaluate, keep): bash benchmarks/pretrain/on_gpu.sh.
+What a session could not finish is kept small, and training goes on from a copy of it:
+
+python -m benchmarks.pretrain compact RUN --out SMALL
+cp -r SMALL RUN2 && python -m benchmarks.pretrain train CORPUS --out RUN2 --recipe clip --steps 24000
 """
 
 from __future__ import annotations
@@ -39,9 +46,10 @@ def build_parser() -> argparse.ArgumentParser:
     purge = commands.add_parser("purge", help="drop from a corpus what equals a picture of a PictoDomains pack")
     purge.add_argument("corpus", type=Path, help="corpus folder")
     purge.add_argument("pack", type=Path, help="the pack's Parquet file")
-    pack = commands.add_parser("pack", help="write a corpus as parts of at most 20 MiB, lossless")
+    pack = commands.add_parser("pack", help="write a corpus as small parts, lossless")
     pack.add_argument("corpus", type=Path, help="corpus folder")
     pack.add_argument("--out", type=Path, required=True, help="folder for the parts")
+    pack.add_argument("--mib", type=float, default=12, help="MiB a part at most (default 12)")
     unpack = commands.add_parser("unpack", help="make a corpus folder of its parts")
     unpack.add_argument("parts", type=Path, help="folder with part-00.zip, part-01.zip, ...")
     unpack.add_argument("--out", type=Path, required=True, help="corpus folder to write")
@@ -135,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
         elif arguments.command == "pack":
             from benchmarks.pretrain import parts
 
-            for file in parts.pack(arguments.corpus, arguments.out):
+            for file in parts.pack(arguments.corpus, arguments.out, part_bytes=int(arguments.mib * 2**20)):
                 print(f"{file} {file.stat().st_size / 2**20:.1f} MiB")
         elif arguments.command == "unpack":
             from benchmarks.pretrain import parts

@@ -1,6 +1,6 @@
 """A corpus in few small files: to carry it to another machine, or to keep it.
 
-``pack`` writes ``part-00.zip``, ``part-01.zip``, ..., each at most 20 MiB: sheets of 2,048 drawings as lossless WebP,
+``pack`` writes ``part-00.zip``, ``part-01.zip``, ..., each at most 12 MiB: sheets of 2,048 drawings as lossless WebP,
 the index and ``corpus.json``. ``unpack`` makes the same arrays again, bit for bit, of the drawings the index names
 (drawings that ``purge`` dropped are left out, so rows are numbered anew).
 """
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-PART_BYTES = 20 * 2**20
+PART_BYTES = 12 * 2**20
 _SHEET, _ACROSS = 2048, 64
 
 
