@@ -301,11 +301,15 @@ def style(backbone: Backbone, dataset: Dataset) -> dict[str, Any]:
     and validation classes.
     """
     splits = dataset.table["split"].to_numpy()
-    method = ZeroShot(backbone)
     parts = {}
     for split in ("train", "val"):
         images = select(dataset, np.flatnonzero(splits == split), backbone.image_size)
-        embedding = torch.cat([method.encode_images(part) for part in images.pixels.split(512)]).cpu().numpy()
+        with torch.no_grad():
+            features = [
+                backbone.encode_images(backbone.normalize(part.to(backbone.device)))
+                for part in images.pixels.split(512)
+            ]
+        embedding = F.normalize(torch.cat(features), dim=-1).cpu().numpy()
         parts[split] = (embedding, images)
     (train, train_images), (test, test_images) = parts["train"], parts["val"]
     embedding = np.concatenate([train, test])

@@ -138,7 +138,8 @@ def evaluate(
         step = f"step {record['step']}: " if record else ""
         print(f"{step}top-1 {result['top1']:.1%} over {result['classes']} classes\n{_table(result)}", flush=True)
     if headroom:
-        result["headroom"] = headroom_module.measure_headroom(backbone, PictoDomains())
+        trained = backbone.clone().to("cuda" if torch.cuda.is_available() else "cpu")
+        result["headroom"] = headroom_module.measure_headroom(trained, PictoDomains())
         print(headroom_module.summary("random weights" if random_weights else run.name, result["headroom"]), flush=True)
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
