@@ -1,4 +1,4 @@
-"""Backbones by name: ``picto-clip`` is the newest shipped version; every other name goes to ``Backbone.load``.
+"""Backbones by name: ``picto-clip`` is the default shipped version; every other name goes to ``Backbone.load``.
 
 Any CLIP will do: a Hub name (``openai/clip-vit-base-patch32``) or a folder. OpenAI's ``.pt`` files become folders with
 ``python -m benchmarks.convert``. Every score names the version (``picto-clip-v2``), never the bare name.
@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 #: Folder of the shipped versions, ``picto-clip-v1``, ``picto-clip-v2``, ...
 SHIPPED = Path(__file__).parent / "assets" / "picto_clip"
+
+#: What ``picto-clip`` means: the version the committed reference was made with (where it is missing, the newest).
+DEFAULT = "picto-clip-v2"
+
+#: Further names of shipped versions, for what they are.
+ALIASES = {"picto-clip-invariant": "picto-clip-v2"}
 
 #: OpenAI's names of the CLIPs with a vision transformer, and where the Hub has them.
 OPENAI = {
@@ -36,9 +42,10 @@ def resolve(name_or_folder: str) -> tuple[str, str]:
     Names that are not ours pass through unchanged; ``Backbone.load`` says what is wrong with them.
     """
     versions = shipped_versions()
+    name_or_folder = ALIASES.get(name_or_folder, name_or_folder)
     if name_or_folder == "picto-clip" and versions:
-        newest = list(versions)[-1]
-        return newest, str(versions[newest])
+        name = DEFAULT if DEFAULT in versions else list(versions)[-1]
+        return name, str(versions[name])
     if name_or_folder in versions:
         return name_or_folder, str(versions[name_or_folder])
     if re.fullmatch(r"picto-clip(-v[\d.]+)?", name_or_folder) and not Path(name_or_folder).is_dir():

@@ -9,7 +9,9 @@ recoloured in other ways. Everything then goes through a random affine map.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.datasets.picto_sources import DOMAIN_COLLECTIONS
 from benchmarks.pretrain.captions import concept_of
+from benchmarks.pretrain.pairs import entries
 
 #: Regions of a drawing that get a colour of their own; 0 is ink or paper, further regions share the last colour.
 MAX_REGIONS = 7
@@ -45,13 +49,29 @@ def find_regions(ink: np.ndarray) -> np.ndarray:
     return regions
 
 
-@dataclass(frozen=True)
-class Batch:
-    """``pixels [B, 3, S, S]`` in [0, 1]; ``concept [B]`` numbers the concepts; ``rows`` are the drawings."""
+def names_test_class(phrases: Sequence[str]) -> np.ndarray:
+    """Whether a name ``[N]`` holds the name of a PictoDomains test class or of its synset (any lemma, any number).
 
-    pixels: Tensor
-    concept: Tensor
-    rows: np.ndarray
+    Words and WordNet nouns of several words are looked up in singular and in all their noun senses.
+    """
+    from nltk.corpus import wordnet
+
+    from benchmarks.datasets.picto_domains import PictoDomains
+
+    dataset = PictoDomains()
+    table = dataset.table
+    names = set(table.loc[table["split"] == "test", "class"])
+    synsets = {dataset.synsets[name] for name in names}
+    words = {name.replace("-", " ").replace("_", " ").lower() for name in names}
+    words |= {lemma.replace("_", " ").lower() for synset in synsets for lemma in wordnet.synset(synset).lemma_names()}
+
+    @cache
+    def held(entry: str) -> bool:
+        single = wordnet.morphy(entry.replace(" ", "_"), wordnet.NOUN) or entry
+        return entry in words or single.replace("_", " ") in words
+
+    found = {phrase: any(held(entry) for entry in {phrase, *entries(phrase)}) for phrase in set(phrases)}
+    return np.array([found[phrase] for phrase in phrases], dtype=bool)
 
 
 class Corpus:
@@ -59,21 +79,35 @@ class Corpus:
 
     A batch holds ``concepts`` concepts drawn without replacement with weight ``sqrt(pictures) * (10 if concrete)`` and
     ``views`` drawings of each (colour drawings three times as likely).
+
+    ``pack_collections`` False leaves out whole collections that PictoDomains takes from (openclipart); ``test_classes``
+    False leaves out every drawing that names one of PictoDomains' test classes (:func:`names_test_class`).
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, pack_collections: bool = True, test_classes: bool = True) -> None:
         if not (folder / "corpus.json").is_file():
             raise FileNotFoundError(f"{folder}: no corpus here; build it with `python -m benchmarks.pretrain corpus`")
         self.summary = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-        self.index = pd.read_parquet(folder / "index.parquet")
+        index = pd.read_parquet(folder / "index.parquet")
+        kept = np.ones(len(index), dtype=bool)
+        if not pack_collections:
+            kept &= (
+                ~index["collection"].isin(name for names in DOMAIN_COLLECTIONS.values() for name in names).to_numpy()
+            )
+        if not test_classes:
+            kept &= ~names_test_class(index["phrase"].tolist())
+        self.index = index[kept].reset_index(drop=True)
+        self.summary |= {
+            "pictures": len(self.index),
+            "mono": int((self.index["kind"] == "mono").sum()),
+            "colour": int((self.index["kind"] == "colour").sum()),
+            "phrases": int(self.index["phrase"].nunique()),
+            "pack_collections": pack_collections,
+            "test_classes": test_classes,
+        }
         self.mono = np.load(folder / "mono.npy", mmap_mode="r")
         self.colour = np.load(folder / "colour.npy", mmap_mode="r")
-        regions = folder / "regions.npy"
-        if not regions.is_file():
-            temporary = folder / "regions.part.npy"
-            np.save(temporary, find_regions(np.asarray(self.mono)))
-            temporary.replace(regions)
-        self.regions = np.load(regions, mmap_mode="r")
+        self.folder = folder
         keys = [concept_of(phrase).key for phrase in self.index["phrase"]]
         codes, names = pd.factorize(pd.Series(keys), sort=True)
         self.concept_names = list(names)
@@ -87,6 +121,17 @@ class Corpus:
         self._concrete_weight = np.where(concrete, weight, 0) / weight[concrete].sum()
         self._is_colour = (self.index["kind"] == "colour").to_numpy()
         self._row = self.index["row"].to_numpy()
+
+    @cached_property
+    def regions(self) -> np.ndarray:
+        """Region numbers of all single-colour drawings ``[N, S, S]``, found once a corpus (minutes) and kept."""
+        file = self.folder / "regions.npy"
+        if not file.is_file():
+            temporary = self.folder / f"regions.{os.getpid()}.part.npy"
+            np.save(temporary, find_regions(np.asarray(self.mono)))
+            temporary.replace(file)
+        found: np.ndarray = np.load(file, mmap_mode="r")
+        return found
 
     def draw(
         self, random: np.random.Generator, *, concepts: int, views: int, concrete: bool = False

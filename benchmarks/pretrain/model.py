@@ -20,8 +20,8 @@ class ModelConfig:
 
     image_size: int = 64
     patch_size: int = 16
-    vision_width: int = 192
-    vision_layers: int = 5
+    vision_width: int = 160
+    vision_layers: int = 4
     text_width: int = 128
     text_layers: int = 2
     embed_dim: int = 128

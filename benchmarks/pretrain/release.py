@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from benchmarks.datasets.picto_domains import PictoDomains
 from benchmarks.evaluation.ranking import rank
+from benchmarks.pretrain import card
 from benchmarks.pretrain.model import PIXEL_MEAN, PIXEL_STD, ModelConfig, build_model
 from methods.floors import RawPixel
 from methods.parts.backbone import Backbone
@@ -24,62 +26,6 @@ from methods.zero_shot import ZeroShot
 
 #: The aim of the embedded backbone: zero-shot top-1 over train and validation classes.
 AIM = 0.30
-
-_CARD = """---
-license: mit
-library_name: transformers
-tags: [clip, icons, clip-art, zero-shot-image-classification]
----
-# picto-clip {version}
-
-A small CLIP for drawings of everyday things: the embedded backbone of UCDR-Bench. It exists so that the whole suite
-runs offline on two CPU cores; it is no substitute for a CLIP trained on photographs.
-
-| | |
-|---|---|
-| vision tower | plain ViT, {model[image_size]} px, {model[patch_size]} px patches, {model[vision_layers]} layers x \
-{model[vision_width]} |
-| text tower | {model[text_layers]} layers x {model[text_width]}, context {model[context_length]}, byte-pair encoding \
-of {model[vocabulary]} tokens trained on the corpus |
-| embedding | {model[embed_dim]} |
-| parameters | {parameters:,} ({megabytes:.1f} MB in float16) |
-| seen | {pictures:,} pictures in {step:,} steps, {world} process(es) of {training[concepts]} concepts x \
-{training[views]} pictures |
-
-## Corpus and licence
-{corpus[pictures]:,} drawings ({corpus[mono]:,} single-colour, {corpus[colour]:,} in colour) with {corpus[phrases]:,} \
-different names, from the collections of the npm package `@iconify/json` {corpus[iconify_version]} and Debian's \
-`openclipart-svg` that allow redistribution without share-alike or non-commercial terms (MIT, Apache-2.0, CC-BY, CC0, \
-ISC, OFL, Unlicense, BSD; public domain). Left out: every collection that feeds PictoDomains, its forks and other \
-versions, logos, flags, and every drawing perceptually equal to one of those collections. The collections are \
-listed in \
-`corpus.json` beside this card. The weights are released under the MIT licence.
-
-## Recipe
-`python -m benchmarks.pretrain corpus`, then `train`: multi-positive contrastive loss (drawings of one WordNet synset, \
-or of one name, are positives of one caption), AdamW {training[learning_rate]:g}, betas {training[betas]}, weight \
-decay {training[weight_decay]:g}, warm-up {training[warmup_steps]} steps, held, then linear decay over the last \
-{decay:.0%}; captions in varied templates, every {training[long_every]}th batch long (up to the whole context, so \
-that every text position is trained); single-colour drawings are painted anew each time (ink, paper and the \
-regions their \
-lines enclose get random colours, sometimes shaded), colour drawings recoloured, all of them turned, scaled, sheared, \
-shifted and mirrored. Seed {training[seed]}. Pixels are normalised so that white is zero.
-
-## Measured on PictoDomains
-Zero-shot top-1 with `a photo of a {{}}` over the {classes} train and validation classes: **{top1:.1%}** \
-(aim: {aim:.0%}; chance {chance:.1%}). Cross-domain mAP@all: query domain against the gallery domain, cosine.
-
-{table_seen}
-
-Test classes ({test_classes}), measured once for this version:
-
-{table_test}
-
-## What it can and cannot do
-It recognises plain drawings of common things, best as line art and glyphs, which fill its corpus; colour art is \
-harder. It has seen no photograph, knows no people, places, brands or actions, and its English is that of icon names. \
-Names of classes occur in its corpus: "unseen" in this suite means unseen in adaptation, as with every CLIP.
-"""
 
 
 def export(run: Path, checkpoint: str, folder: Path) -> dict[str, Any]:
@@ -163,20 +109,58 @@ def _table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def evaluate(run: Path, checkpoint: str, *, echo: bool = True) -> dict[str, Any]:
-    """Measure a checkpoint on train and validation classes; writes ``evaluation.json`` into the run folder."""
-    folder = run / "export"
-    record = export(run, checkpoint, folder)
-    result = measure(Backbone.load(folder), PictoDomains(), ("train", "val"))
-    result |= {"step": record["step"], "pictures": record["pictures"]}
-    (run / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+def evaluate(
+    run: Path,
+    checkpoint: str,
+    *,
+    echo: bool = True,
+    headroom: bool = False,
+    random_weights: bool = False,
+    json_file: Path | None = None,
+) -> dict[str, Any]:
+    """Measure a checkpoint on train and validation classes; writes ``evaluation.json`` into the run folder.
+
+    ``run`` may also be a released CLIP folder (``config.json``), which is only measured and printed. ``headroom``
+    measures :mod:`benchmarks.pretrain.headroom` as well (under ``headroom``); ``random_weights`` measures the same
+    architecture untrained; ``json_file`` takes a copy of the result.
+    """
+    from benchmarks.pretrain import headroom as headroom_module
+
+    released = (run / "config.json").is_file()
+    folder = run if released else run / "export"
+    record = {} if released else export(run, checkpoint, folder)
+    backbone = Backbone.load(folder)
+    if random_weights:
+        backbone = Backbone.from_config(backbone.model.config, 0, tokenizer=backbone.tokenizer)
+    result = measure(backbone, PictoDomains(), ("train", "val"))
+    result |= {key: record[key] for key in ("step", "pictures") if key in record}
     if echo:
-        print(f"step {record['step']}: top-1 {result['top1']:.1%} over {result['classes']} classes\n{_table(result)}")
+        step = f"step {record['step']}: " if record else ""
+        print(f"{step}top-1 {result['top1']:.1%} over {result['classes']} classes\n{_table(result)}", flush=True)
+    if headroom:
+        trained = backbone.clone().to("cuda" if torch.cuda.is_available() else "cpu")
+        result["headroom"] = headroom_module.measure_headroom(trained, PictoDomains())
+        print(headroom_module.summary("random weights" if random_weights else run.name, result["headroom"]), flush=True)
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if not released and not random_weights:
+        (run / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
 
-def write(run: Path, checkpoint: str, *, version: str, parent: Path | None, corpus: Path | None = None) -> Path:
+def write(
+    run: Path,
+    checkpoint: str,
+    *,
+    version: str,
+    parent: Path | None,
+    corpus: Path | None = None,
+    beside: Sequence[Path] = (),
+) -> Path:
     """Write version ``picto-clip-vVERSION``: weights, tokenizer, image processor, card, corpus list, measurements.
+
+    ``beside``: results of ``evaluate --headroom --json`` of other backbones, named by file, for the card's comparison;
+    the run's own are in its ``evaluation.json`` where that was measured at the same step.
 
     Raises ``ValueError`` if that version exists: a released version is never overwritten.
     """
@@ -188,7 +172,8 @@ def write(run: Path, checkpoint: str, *, version: str, parent: Path | None, corp
     dataset = PictoDomains()
     backbone = Backbone.load(folder)
     seen, test = measure(backbone, dataset, ("train", "val")), measure(backbone, dataset, ("test",))
-    parameters = sum(p.numel() for p in backbone.model.parameters())
+    compared = {f"v{version}": seen | _own_headroom(run, record["step"])}
+    compared |= {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in beside}
     facts = {
         "version": f"v{version}",
         "data_hash": dataset.data_hash,
@@ -199,21 +184,50 @@ def write(run: Path, checkpoint: str, *, version: str, parent: Path | None, corp
         "model": record["model"],
         "train_and_validation_classes": seen,
         "test_classes": test,
+        "headroom": {name: one["headroom"] for name, one in compared.items() if "headroom" in one},
     }
     (folder / "measurements.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     if corpus is not None:
         shutil.copy(corpus / "corpus.json", folder / "corpus.json")
-    card = _CARD.format(
+    (folder / "README.md").write_text(_card(version, record, backbone, seen, test, compared), encoding="utf-8")
+    print(f"wrote {folder}: top-1 {seen['top1']:.1%} over {seen['classes']} train and validation classes")
+    return folder
+
+
+def _own_headroom(run: Path, step: int) -> dict[str, Any]:
+    file = run / "evaluation.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {"headroom": found["headroom"]} if found.get("step") == step and "headroom" in found else {}
+
+
+def _card(
+    version: str,
+    record: dict[str, Any],
+    backbone: Backbone,
+    seen: dict[str, Any],
+    test: dict[str, Any],
+    compared: dict[str, dict[str, Any]],
+) -> str:
+    training = record["training"]
+    template = card.CLIP if training.get("recipe") == "clip" else card.INVARIANT
+    parameters = sum(p.numel() for p in backbone.model.parameters())
+    without_test = not record["corpus"].get("test_classes", True)
+    share = training.get("colour_share", 0)
+    return template.format(
         version=f"v{version}",
         model=record["model"],
-        training=record["training"],
+        training=training,
         corpus=record["corpus"],
         world=record["world"],
         step=record["step"],
         pictures=record["pictures"],
+        epochs=record["pictures"] / record["corpus"]["pictures"],
         parameters=parameters,
         megabytes=parameters * 2 / 1e6,
-        decay=record["training"]["decay_share"],
+        decay=training["decay_share"],
+        colour=f"{share:.0%} of every batch" if share else "as the cap leaves them",
+        unseen=card.LEFT_OUT if without_test else "",
+        names=card.UNSEEN if without_test else card.SEEN,
         classes=seen["classes"],
         chance=1 / seen["classes"],
         top1=seen["top1"],
@@ -221,7 +235,5 @@ def write(run: Path, checkpoint: str, *, version: str, parent: Path | None, corp
         table_seen=_table(seen),
         test_classes=test["classes"],
         table_test=_table(test),
+        headroom=card.style_table(compared),
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    print(f"wrote {folder}: top-1 {seen['top1']:.1%} over {seen['classes']} train and validation classes")
-    return folder

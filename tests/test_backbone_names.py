@@ -1,0 +1,36 @@
+"""Names of the shipped backbones: the default, the versions, what v2 is."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import backbones
+
+
+def _ship(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").write_text("{}")
+
+
+def test_the_default_is_the_reference_version_and_not_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backbones, "SHIPPED", tmp_path)
+    _ship(tmp_path, "picto-clip-v2", "picto-clip-v3")
+    assert backbones.resolve("picto-clip") == ("picto-clip-v2", str(tmp_path / "picto-clip-v2"))
+    assert backbones.resolve("picto-clip-v3") == ("picto-clip-v3", str(tmp_path / "picto-clip-v3"))
+
+
+def test_a_version_has_one_name_in_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbones, "SHIPPED", tmp_path)
+    _ship(tmp_path, "picto-clip-v2")
+    assert backbones.resolve("picto-clip-invariant") == backbones.resolve("picto-clip-v2")
+
+
+def test_without_the_reference_version_the_newest_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbones, "SHIPPED", tmp_path)
+    _ship(tmp_path, "picto-clip-v9", "picto-clip-v10")
+    assert backbones.resolve("picto-clip")[0] == "picto-clip-v10"
+    with pytest.raises(ValueError, match=r"picto-clip-v3 is not in this installation \(there: picto-clip-v9, "):
+        backbones.resolve("picto-clip-v3")
