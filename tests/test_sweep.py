@@ -662,7 +662,7 @@ def test_config_layers_default_variant_preset_set(settings: Settings) -> None:
     [
         ({"set": (("lerning_rate", 1.0),)}, "did you mean learning_rate"),
         ({"set": (("probe.learning_rate", "fast"),)}, "takes float"),
-        ({"set": (("zero_shot.template", "x"),)}, "no method of this run has that setting"),
+        ({"set": (("zero_shot.template", "x"),)}, "zero_shot is not a method of this run; add it to --methods"),
         ({"variant": "offical"}, "did you mean official"),
         ({"backbone": "no/such/folder/here"}, "--backbone: backbone folder"),
         ({"backbone": "picto-clip-v99"}, "not in this installation"),
