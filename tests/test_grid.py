@@ -248,6 +248,7 @@ def test_a_checkpoint_answers_as_the_method_did(
     answering: tuple[Method, Tensor, list[str]], swept: Swept, tmp_path: Path
 ) -> None:
     method, pictures, names = answering
+    torch.set_num_threads(swept.workbench.settings.threads or 1)  # what the run kept of the class names has its bits
     method.save(tmp_path / "kept" / "method")
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["method.json", "method.safetensors"]
     again = type(method).load(tmp_path / "kept" / "method", swept.workbench.backbone)
