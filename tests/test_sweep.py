@@ -692,6 +692,16 @@ def test_a_missing_data_set_is_a_row_until_it_is_there(settings: Settings, monke
     assert plan(every, Workbench(every)).skipped["tiny"] == "tiny is missing: put it under --data-root"
 
 
+class LongEmbeddings(ZeroShot):
+    """Zero-shot CLIP whose embeddings are of many lengths, as a method of another package may give them."""
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        return 7 * super().encode_images(pixels)
+
+    def encode_classes(self, names: Sequence[str]) -> torch.Tensor:
+        return torch.arange(1.0, len(names) + 1)[:, None] * super().encode_classes(names)
+
+
 def test_classification_is_scored_and_kept_picture_by_picture(settings: Settings) -> None:
     from benchmarks.protocols.registry import PROTOCOLS
     from benchmarks.workbench import DATASETS
@@ -722,6 +732,11 @@ def test_classification_is_scored_and_kept_picture_by_picture(settings: Settings
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
     asked = torch.cat(list(execution.class_logits(method, encoded, question, "official")))
     torch.testing.assert_close(asked, slow, rtol=1e-5, atol=1e-5)
+    long = LongEmbeddings(workbench.backbone)
+    encoded = EncodedPictures(long.encode_images, pixels, lambda count: None)
+    scaled = torch.cat(list(execution.class_logits(long, encoded, question, "clean")))
+    torch.testing.assert_close(scaled, slow, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(long.classify(pixels[question.rows], closed.uda_classes), slow, rtol=1e-5, atol=1e-4)
     best = slow.argmax(dim=1)
     assert frame["top_keys"].str[0].tolist() == [closed.uda_classes[i] for i in best]
     right = frame["top_keys"].str[0] == frame["class"]
