@@ -236,7 +236,7 @@ class EncodedPictures:
             (self._pixels(rows[at : at + BATCH]), len(rows[at : at + BATCH])) for at in range(0, len(rows), BATCH)
         )
         with one_thread_a_batch(self._device) as count:
-            for pixels, wanted in itertools.islice(batches, 1 if self.count == 0 or count == 1 else 0):
+            for pixels, wanted in itertools.islice(batches, int(self.count == 0)):
                 yield self._done(*self._run(pixels, wanted), 1)  # what a method keeps from its first call is kept once
             if count == 1:
                 yield from (self._done(*self._run(pixels, wanted), 1) for pixels, wanted in batches)

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+#: Sizes of the model: the same in every card.
+_SIZES = """| | |
+|---|---|
+| vision tower | plain ViT, {model[image_size]} px, {model[patch_size]} px patches, {model[vision_layers]} layers x \
+{model[vision_width]} |
+| text tower | {model[text_layers]} layers x {model[text_width]}, context {model[context_length]}, byte-pair encoding \
+of {model[vocabulary]} tokens trained on the corpus |
+| embedding | {model[embed_dim]} |
+| parameters | {parameters:,} ({megabytes:.1f} MB in float16) |
+"""
+
 #: Card of the recipe ``invariant``.
-INVARIANT = """---
+INVARIANT = (
+    """---
 license: mit
 library_name: transformers
 tags: [clip, icons, clip-art, zero-shot-image-classification]
@@ -15,15 +27,9 @@ tags: [clip, icons, clip-art, zero-shot-image-classification]
 A small CLIP for drawings of everyday things: the embedded backbone of UCDR-Bench. It exists so that the whole suite
 runs offline on two CPU cores; it is no substitute for a CLIP trained on photographs.
 
-| | |
-|---|---|
-| vision tower | plain ViT, {model[image_size]} px, {model[patch_size]} px patches, {model[vision_layers]} layers x \
-{model[vision_width]} |
-| text tower | {model[text_layers]} layers x {model[text_width]}, context {model[context_length]}, byte-pair encoding \
-of {model[vocabulary]} tokens trained on the corpus |
-| embedding | {model[embed_dim]} |
-| parameters | {parameters:,} ({megabytes:.1f} MB in float16) |
-| seen | {pictures:,} pictures in {step:,} steps, {world} process(es) of {training[concepts]} concepts x \
+"""
+    + _SIZES
+    + """| seen | {pictures:,} pictures in {step:,} steps, {world} process(es) of {training[concepts]} concepts x \
 {training[views]} pictures |
 
 ## Corpus and licence
@@ -60,9 +66,11 @@ It recognises plain drawings of common things, best as line art and glyphs, whic
 harder. It has seen no photograph, knows no people, places, brands or actions, and its English is that of icon names. \
 Names of classes occur in its corpus: "unseen" in this suite means unseen in adaptation, as with every CLIP.
 """
+)
 
 #: Card of the recipe ``clip``.
-CLIP = """---
+CLIP = (
+    """---
 license: mit
 library_name: transformers
 tags: [clip, icons, clip-art, zero-shot-image-classification]
@@ -72,15 +80,9 @@ tags: [clip, icons, clip-art, zero-shot-image-classification]
 A small CLIP for drawings of everyday things, pretrained as CLIP is: image-text contrast on pairs and nothing else. It
 is no substitute for a CLIP trained on photographs.
 
-| | |
-|---|---|
-| vision tower | plain ViT, {model[image_size]} px, {model[patch_size]} px patches, {model[vision_layers]} layers x \
-{model[vision_width]} |
-| text tower | {model[text_layers]} layers x {model[text_width]}, context {model[context_length]}, byte-pair encoding \
-of {model[vocabulary]} tokens trained on the corpus |
-| embedding | {model[embed_dim]} |
-| parameters | {parameters:,} ({megabytes:.1f} MB in float16) |
-| seen | {pictures:,} pairs in {step:,} steps, {world} process(es) of {training[batch]} pairs |
+"""
+    + _SIZES
+    + """| seen | {pictures:,} pairs in {step:,} steps, {world} process(es) of {training[batch]} pairs |
 
 ## Corpus and licence
 {corpus[pictures]:,} drawings ({corpus[mono]:,} single-colour, {corpus[colour]:,} in colour) with {corpus[phrases]:,} \
@@ -141,6 +143,7 @@ harder. Like CLIP's, its features carry the style of an image, so that adaptatio
 picto-clip v2 was trained for cross-style retrieval and leaves nearly nothing. It has seen no photograph, knows no \
 people, places, brands or actions, and its English is that of icon names. {names}
 """
+)
 
 SEEN = 'Names of classes occur in its corpus: "unseen" in this suite means unseen in adaptation, as with every CLIP.'
 UNSEEN = "No drawing or caption of its corpus names a test class: unseen classes are unseen in pretraining as well."

@@ -259,7 +259,7 @@ def frozen_values(
     def batch(part: Tensor) -> Tensor:
         pixels = pictures.pixels(part).to(backbone.device)
         if len(pixels) < batch_size:  # a fixed batch size keeps the last bits the same in any company
-            filler = pixels.new_zeros(batch_size - len(pixels), 3, backbone.image_size, backbone.image_size)
+            filler = pixels.new_zeros(batch_size - len(pixels), *pixels.shape[1:])
             pixels = torch.cat([pixels, filler])
         return pixels
 
