@@ -2,9 +2,10 @@
 
 For the cosine, faiss scans the gallery (``IndexFlatIP``, no approximation) in float32. A few more candidates than
 asked for are then scored again in float64 and put in order: the same scores and the same order as
-`benchmarks.evaluation.ranking.rank` with ``top=k``, equal scores by gallery position. The figures of a ranking come
-from `rank`; this is for neighbours, pictures and everything that never looks below the first k. Beside the inputs, it
-holds one float32 copy of the gallery (faiss's) and a few blocks of fixed size.
+`benchmarks.evaluation.ranking.rank` with ``top=k``, equal scores by gallery position. Where float32 rounding could have
+left out an item (more ties at the k-th place than candidates), the query is ranked against the whole gallery instead.
+The figures of a ranking come from `rank`; this is for neighbours, example images and everything that never looks below
+the first k. Beside the inputs, it holds one float32 copy of the gallery (faiss's) and a few blocks of fixed size.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 SPARE = 32
-"""Candidates beyond k that are scored again: an item can only be missed when more than this many others lie within
-float32 rounding (about 1e-7) of the k-th best score."""
+"""Candidates beyond k that are scored again. Where more than this many items are within float32 rounding of the k-th
+best score, the candidates prove nothing and the query is ranked in full."""
 
 _CANDIDATE_BYTES = 64 * 2**20
 
@@ -80,13 +81,20 @@ def search(
         index.add(_scanned(g[start : start + _SLAB]))
     ids, scores = np.empty((len(q), k), np.int64), np.empty((len(q), k))
     step = max(1, _CANDIDATE_BYTES // (8 * wanted * d))
+    rounding = 2.0**-23 * (d + 2)  # bound of a float32 scalar product of unit vectors that were rounded to float32
+    uncertain = np.zeros(len(q), bool)
     for start in range(0, len(q), step):
         part = slice(start, start + step)
-        candidates = np.sort(index.search(_scanned(q[part]), wanted)[1], axis=1)
+        scanned, candidates = index.search(_scanned(q[part]), wanted)
+        candidates.sort(axis=1)
         exact = _exact(q[part], g, candidates)
         order = np.argsort(-exact, axis=1, kind="stable")[:, :k]
         ids[part] = np.take_along_axis(candidates, order, 1)
         scores[part] = np.take_along_axis(exact, order, 1)
+        if wanted < n:  # everything faiss left out scores at most its last candidate, up to rounding
+            uncertain[part] = scores[part, -1] <= scanned[:, -1] + rounding
+    if uncertain.any():
+        ids[uncertain], scores[uncertain] = nearest(q[uncertain], g, k, similarity=similarity)
     return Neighbours(ids, scores)
 
 

@@ -93,6 +93,20 @@ def test_order_is_that_of_rank_at_every_length_and_with_ties(q, g, scales, kind,
     np.testing.assert_array_equal(got.scores, want.top_scores)
 
 
+@pytest.mark.parametrize("n", [33, 34, 35, 36, 56, 69, 500])
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_more_ties_than_candidates_still_go_by_position(n, k):
+    """All gallery items but the last are equal: float32 scores may differ where the exact ones tie."""
+    gallery = np.ones((n, 3), np.float32)
+    gallery[-1, 0] = 0
+    query = np.array([[0, 1, 1], [1, 1, 1]], np.float32)
+    got = search(query, gallery, k)
+    np.testing.assert_array_equal(got.ids[0], [n - 1, *range(k - 1)])
+    np.testing.assert_array_equal(got.ids[1], range(k))
+    want = rank(query, gallery, np.zeros(2), np.zeros(n), top=k)
+    np.testing.assert_array_equal(got.scores, want.top_scores)
+
+
 @pytest.mark.parametrize("scale", [1e155, 1e300])
 def test_lengths_whose_squares_do_not_fit_are_an_error_in_both(scale):
     q, g = np.full((2, 3), scale), np.full((4, 3), -scale)
