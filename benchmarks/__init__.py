@@ -3,7 +3,7 @@
 For notebooks (nothing is imported before it is used):
 
 * :func:`load_results` - stored scores as a pandas frame, one row a metric and cell;
-* :func:`retrieve` - the nearest gallery pictures of each query under a method.
+* :func:`retrieve` - the nearest gallery images of each query under a method.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ offer_to_nltk()
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
-    """Every record under a results folder: one row a cell, gallery and metric (:func:`benchmarks.store.load_results`).
+    """Every record under a results folder: one row a cell, gallery and metric.
 
     Raises ``FileNotFoundError`` if there is no such folder; an unreadable record is a failed row, with a warning.
     """
-    from benchmarks.store import load_results
+    from benchmarks.store.files import load_results
 
     return load_results(path)
 
@@ -41,7 +41,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
 def retrieve(
     method: Method, queries: Tensor, gallery: Tensor, k: int = 10, *, batch_size: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The ``k`` gallery pictures nearest to each query under a fitted method, best first.
+    """The ``k`` gallery images nearest to each query under a fitted method, best first.
 
     ``queries [Q, 3, H, W]`` and ``gallery [N, 3, H, W]`` are RGB at the backbone's size: floats in [0, 1], or uint8.
     Returns gallery positions (int64) and scores (float64: cosine, or minus the squared Euclidean distance where that is

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks.commandline import command
+from benchmarks.console import command
 from benchmarks.run import build_parser, perform
 
 if TYPE_CHECKING:
-    from benchmarks.ablation import Ablation
-    from benchmarks.settings import Settings
+    from benchmarks.runner.ablation_plan import Ablation
+    from benchmarks.runner.settings import Settings
 
 EXAMPLES = """examples:
   python -m benchmarks.ablate --methods all
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.ablate") -> 
         arguments.setdefault("out", "results/ablation")
 
     def choose(settings: Settings) -> Ablation:
-        from benchmarks.ablation import ablation
+        from benchmarks.runner.ablation_plan import ablation
 
         return ablation(settings, factors, grid, own_protocols=own_protocols)
 

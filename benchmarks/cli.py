@@ -1,12 +1,16 @@
-"""``ucdr-bench COMMAND``: one door to every command; each is a thin module, imported when it is called."""
+"""``ucdr-bench COMMAND``: the entry point of all commands.
+
+The listings ``methods | datasets | protocols`` and ``cite METHOD`` are here; any other command's module is
+imported when the command is called.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from benchmarks.commandline import command
-from methods.registry import Registry, UnknownNameError
+from benchmarks.console import OneLineParser, command
+from methods.registry import METHODS, Registry, UnknownNameError
 
 COMMANDS: Registry = Registry("command")
 
@@ -19,10 +23,10 @@ for _name, _target, _summary in (
     ("data", "benchmarks.data:main", "list, describe and check data sets"),
     ("convert", "benchmarks.convert:main", "OpenAI's CLIP files as folders for --backbone"),
     ("pretrain", "benchmarks.pretrain.__main__:main", "train the small CLIP"),
-    ("methods", "benchmarks.catalog:methods", "list methods"),
-    ("datasets", "benchmarks.catalog:datasets", "list data sets"),
-    ("protocols", "benchmarks.catalog:protocols", "list protocols"),
-    ("cite", "benchmarks.catalog:cite", "print the BibTeX entry of a method"),
+    ("methods", "benchmarks.cli:methods", "list methods"),
+    ("datasets", "benchmarks.cli:datasets", "list data sets"),
+    ("protocols", "benchmarks.cli:protocols", "list protocols"),
+    ("cite", "benchmarks.cli:cite", "print the BibTeX entry of a method"),
 ):
     COMMANDS.add(_name, _target, summary=_summary)
 
@@ -44,6 +48,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "pretrain":
         return int(command(arguments[1:]))
     return int(command(arguments[1:], prog=f"ucdr-bench {arguments[0]}"))
+
+
+@command
+def methods(argv: Sequence[str] | None = None, prog: str = "ucdr-bench methods") -> int:
+    """List methods; imports none of them."""
+    return _list(METHODS, argv, prog)
+
+
+@command
+def datasets(argv: Sequence[str] | None = None, prog: str = "ucdr-bench datasets") -> int:
+    """List data sets; imports none of them."""
+    from benchmarks.datasets.registry import DATASETS
+
+    return _list(DATASETS, argv, prog)
+
+
+@command
+def protocols(argv: Sequence[str] | None = None, prog: str = "ucdr-bench protocols") -> int:
+    """List protocols; imports none of them."""
+    from benchmarks.protocols.registry import PROTOCOLS
+
+    return _list(PROTOCOLS, argv, prog)
+
+
+@command
+def cite(argv: Sequence[str] | None = None, prog: str = "ucdr-bench cite") -> int:
+    """Print the BibTeX entry of a method; exit code 2 if there is no such method, 1 if it has no paper."""
+    parser = OneLineParser(prog=prog, description="Print the BibTeX entry of a method's paper.")
+    parser.add_argument("method", metavar="METHOD")
+    name = parser.parse_args(argv).method
+    try:
+        METHODS.check(name)
+    except UnknownNameError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    card = METHODS.get(name).card
+    if not card.bibtex:
+        print(f"{prog}: {name} ({card.title}) has no paper to cite", file=sys.stderr)
+        return 1
+    print(card.bibtex)
+    return 0
+
+
+def _list(registry: Registry, argv: Sequence[str] | None, prog: str) -> int:
+    OneLineParser(prog=prog, description=f"List every {registry.kind}.").parse_args(argv)
+    for entry in registry.entries():
+        print(f"{entry.name:20} {entry.summary or entry.origin}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.commandline import command
-from benchmarks.run import OneLineParser, consoles
+from benchmarks.console import OneLineParser, command, consoles
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from benchmarks.reporting.regression import StoreComparison
+    from benchmarks.reporting.store_comparison import StoreComparison
 
 EPILOG = """Cells of the two folders are paired by method, data set, protocol, split, gallery, seed, rules and
 selection, and tested on their per-query values (classes swapped at random); p values are corrected over all cells.
@@ -62,8 +61,8 @@ def build_parser(prog: str = "benchmarks.compare") -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.compare") -> int:
     """Run the command; exit code 0, 1 on a significant drop above the threshold or a lost cell, 2 on unusable input."""
     arguments = build_parser(prog).parse_args(argv)
-    from benchmarks.reporting.regression import ABSENT, compare_stores
-    from benchmarks.store import ResultStore, write_atomically
+    from benchmarks.reporting.store_comparison import ABSENT, compare_stores
+    from benchmarks.store.files import ResultStore, write_atomically
 
     out, err = consoles()
 

@@ -8,9 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.commandline import command
-from benchmarks.open_clip_config import ACTIVATIONS
-from benchmarks.run import OneLineParser
+from benchmarks.backbones.open_clip_config import ACTIVATIONS
+from benchmarks.console import OneLineParser, command
 
 
 def build_parser(prog: str = "benchmarks.convert") -> argparse.ArgumentParser:
@@ -61,7 +60,7 @@ def _width(text: str) -> int:
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.convert") -> int:
     """Run the command; exit code 0, or 2 if the checkpoint cannot be used."""
     arguments = build_parser(prog).parse_args(argv)
-    from benchmarks.openai_checkpoint import TOKENIZER, CheckpointError, convert
+    from benchmarks.backbones.openai_checkpoint import TOKENIZER, CheckpointError, convert
     from methods.parts.backbone import Backbone, BackboneError
 
     folder = None

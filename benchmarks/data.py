@@ -13,27 +13,26 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.commandline import command
+from benchmarks.console import OneLineParser, command
 from benchmarks.datasets.registry import DATASETS
-from benchmarks.run import OneLineParser
 
 if TYPE_CHECKING:
     import numpy as np
 
     from benchmarks.datasets.base import Dataset, DatasetCard
-    from benchmarks.datasets.folders import FolderDataset
+    from benchmarks.datasets.layouts import FolderDataset
 
 EPILOG = """examples:
   python -m benchmarks.data list --data-root /data            which data sets are there
   python -m benchmarks.data card domainnet                    where it comes from, how its folder must look
   python -m benchmarks.data verify domainnet --root /data/domainnet
-  python -m benchmarks.data verify folder --root my/pictures --write-broken
+  python -m benchmarks.data verify folder --root my/images --write-broken
 
-A data set lies in FOLDER/NAME under the data root, or in the folder that --root names. Decoded pictures are kept in
+A data set lies in FOLDER/NAME under the data root, or in the folder that --root names. Decoded images are kept in
 $UCDR_BENCH_CACHE (default: ucdr-bench in the user's cache folder; "off": nowhere); $UCDR_BENCH_WORKERS sets the number
 of worker processes.
 
-Pictures are decoded as torchvision's loader does it: to RGB, of several frames the first. Three things differ: they are
+Images are decoded as torchvision's loader does it: to RGB, of several frames the first. Three things differ: they are
 turned as their EXIF orientation says (not under --rules official), transparent parts become white, and 16-bit grey
 keeps its shades. A run resizes and crops them as the backbone's preprocessor_config.json says; --size N as OpenAI's
 CLIPs do (the shorter edge to N, the central square).
@@ -61,7 +60,7 @@ def build_parser(prog: str = "benchmarks.data") -> argparse.ArgumentParser:
     listing.add_argument("--data-root", metavar="FOLDER", help="where data sets lie: FOLDER/NAME")
     for name, text in (
         ("card", "where it comes from, its licence, how the folder must look, its sizes, known problems"),
-        ("verify", "decode every picture and check every promise; names what is missing, broken or left out"),
+        ("verify", "decode every image and check every promise; names what is missing, broken or left out"),
         ("splits", "classes of each split and the hash of each list"),
     ):
         command = commands.add_parser(name, help=text, description=f"{text}.")
@@ -69,11 +68,9 @@ def build_parser(prog: str = "benchmarks.data") -> argparse.ArgumentParser:
         command.add_argument("--data-root", metavar="FOLDER", help="where data sets lie: FOLDER/NAME")
         command.add_argument("--root", metavar="DIR", help="the data set's own folder, whatever its name")
         if name == "verify":
+            command.add_argument("--size", metavar="N", type=_size, help="also keep all images decoded at N x N pixels")
             command.add_argument(
-                "--size", metavar="N", type=_size, help="also keep all pictures decoded at N x N pixels"
-            )
-            command.add_argument(
-                "--write-broken", action="store_true", help="add broken pictures to DIR/broken.txt: they are left out"
+                "--write-broken", action="store_true", help="add broken images to DIR/broken.txt: they are left out"
             )
             command.add_argument("--all", action="store_true", help=f"print every name, not {SHOWN} of each kind")
     return parser
@@ -161,7 +158,7 @@ def listing(data_root: str | None, prog: str = "benchmarks.data") -> int:
 
 def _there(name: str, data_root: str) -> str:
     from benchmarks.datasets.base import DatasetError, dataset_root
-    from benchmarks.datasets.folders import FolderDataset, check_root
+    from benchmarks.datasets.layouts import FolderDataset, check_root
 
     kind = DATASETS.get(name)
     if not (isinstance(kind, type) and issubclass(kind, FolderDataset)):
@@ -181,9 +178,9 @@ def _there(name: str, data_root: str) -> str:
 
 def _has_files(folder: Path) -> bool:
     """Whether there is an image or an archive that may hold some, at any depth; hidden files do not count."""
-    from benchmarks.datasets.folders import ARCHIVE_SUFFIXES, PICTURE_SUFFIXES
+    from benchmarks.datasets.layouts import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES
 
-    known = (*PICTURE_SUFFIXES, *ARCHIVE_SUFFIXES)
+    known = (*IMAGE_SUFFIXES, *ARCHIVE_SUFFIXES)
     return any(
         not name.startswith(".") and name.lower().endswith(known)
         for _, _, names in os.walk(folder, followlinks=True)
@@ -192,7 +189,7 @@ def _has_files(folder: Path) -> bool:
 
 
 def card(dataset: Dataset) -> None:
-    """Print the card and, where the data set is there, the number of pictures by domain and split."""
+    """Print the card and, where the data set is there, the number of images by domain and split."""
     from benchmarks.datasets.base import DatasetError
 
     own = dataset.card
@@ -245,11 +242,11 @@ def _class_counts(dataset: Dataset) -> str:
 
 
 def verify(dataset: Dataset, *, size: int | None = None, write_broken: bool = False, shown: int | None = SHOWN) -> int:
-    """Decode every picture, check every task of every protocol, print counts, findings and hashes.
+    """Decode every image, check every task of every protocol, print counts, findings and hashes.
 
-    Returns 1 if pictures are broken or missing or a task is not sound. ``shown``: names printed of each kind.
+    Returns 1 if images are broken or missing or a task is not sound. ``shown``: names printed of each kind.
     """
-    from benchmarks.datasets.folders import FolderDataset
+    from benchmarks.datasets.layouts import FolderDataset
 
     dataset.check()
     if isinstance(dataset, FolderDataset):
@@ -265,7 +262,7 @@ def verify(dataset: Dataset, *, size: int | None = None, write_broken: bool = Fa
     if trouble:
         print(f"{name}: NOT in order: {'; '.join(trouble)}")
     else:
-        print(f"{name}: {len(dataset.table)} pictures decode, {sum(tasks.values())} tasks are sound{_beside(dataset)}")
+        print(f"{name}: {len(dataset.table)} images decode, {sum(tasks.values())} tasks are sound{_beside(dataset)}")
     print(f"data hash {dataset.data_hash}")
     return 1 if trouble else 0
 
@@ -291,7 +288,7 @@ def _decode_all(dataset: Dataset) -> None:
             raise
         except Exception as error:
             first, last = dataset.table["key"].iloc[[batch[0], batch[-1]]]
-            raise DatasetError(f"a picture between {first!r} and {last!r} cannot be decoded: {error}") from error
+            raise DatasetError(f"an image between {first!r} and {last!r} cannot be decoded: {error}") from error
 
 
 def _check_tasks(dataset: Dataset) -> tuple[dict[str, int], list[str]]:
@@ -317,8 +314,8 @@ def _verify_folder(dataset: FolderDataset, size: int | None, write_broken: bool,
     """Findings, counts, decoding and content of a data set that is a folder; returns what is wrong, a phrase each."""
     import numpy as np
 
-    from benchmarks.datasets.folders import BROKEN_LIST
-    from benchmarks.datasets.pictures import check_pictures
+    from benchmarks.datasets.image_files import check_images
+    from benchmarks.datasets.layouts import BROKEN_LIST
 
     print(f"folder {dataset.folder}")
     _facts(dataset)
@@ -327,28 +324,28 @@ def _verify_folder(dataset: FolderDataset, size: int | None, write_broken: bool,
     for finding in dataset.findings:
         kinds.setdefault(finding.kind, []).append(str(finding))
     for kind, title in (
-        ("missing", "missing pictures"),
-        ("broken", f"pictures left out by {BROKEN_LIST}"),
-        ("stale", f"lines of {BROKEN_LIST} that name no picture"),
-        ("lacking", "classes without pictures in a domain"),
-        ("twice", "names of pictures that are read already"),
+        ("missing", "missing images"),
+        ("broken", f"images left out by {BROKEN_LIST}"),
+        ("stale", f"lines of {BROKEN_LIST} that name no image"),
+        ("lacking", "classes without images in a domain"),
+        ("twice", "names of images that are read already"),
         ("unknown", "folders that are no class"),
         ("alike", "class or domain folders with almost the same name"),
-        ("empty", "folders without pictures"),
+        ("empty", "folders without images"),
         ("link", "links that are not followed"),
         ("name", "names that cannot be used"),
         ("unused", "second folders of a domain, not read"),
         ("skipped", "files that are not read"),
     ):
         _names(title, kinds.get(kind, []), shown)
-    trouble = [f"{len(kinds['missing'])} pictures are missing"] if "missing" in kinds else []
-    trouble += [f"{len(kinds['lacking'])} classes lack pictures in a domain"] if "lacking" in kinds else []
+    trouble = [f"{len(kinds['missing'])} images are missing"] if "missing" in kinds else []
+    trouble += [f"{len(kinds['lacking'])} classes lack images in a domain"] if "lacking" in kinds else []
 
     _names("class names whose WordNet sense is doubtful (SRE-CLIP)", _doubtful_senses(dataset), shown)
     keys, paths = dataset.table["key"].to_numpy(), dataset.table["path"].to_numpy()
     hashes, broken, begun = np.zeros(len(keys), dtype="U64"), {}, time.time()
     turned: list[int] = []
-    for one in check_pictures(dataset.paths()):
+    for one in check_images(dataset.paths()):
         hashes[one.row] = one.sha256
         turned += [one.row] if one.orientation != 1 else []
         if one.reason:
@@ -360,15 +357,15 @@ def _verify_folder(dataset: FolderDataset, size: int | None, write_broken: bool,
     empty = {one.path: one.reason for one in dataset.findings if one.kind == "zero"}
     bad = {**empty, **{str(keys[row]): reason for row, reason in broken.items()}}
     lines = [f"{key}: {reason}; left out" for key, reason in empty.items()]
-    _names("broken pictures", sorted([*lines, *(f"{paths[row]}: {broken[row]}" for row in broken)]), shown)
+    _names("broken images", sorted([*lines, *(f"{paths[row]}: {broken[row]}" for row in broken)]), shown)
     content = hashlib.sha256("".join(f"{key}\t{digest}\n" for key, digest in zip(keys, hashes, strict=True)).encode())
     whole = np.setdiff1d(np.arange(len(keys)), list(broken))
     _twins(dataset, hashes, whole, shown)
     if bad and write_broken:
         _write_broken(dataset, bad)
-        trouble.append(f"{len(bad)} pictures were broken and are now left out; verify again")
+        trouble.append(f"{len(bad)} images were broken and are now left out; verify again")
     elif bad:
-        trouble.append(f"{len(bad)} pictures are broken (--write-broken leaves them out)")
+        trouble.append(f"{len(bad)} images are broken (--write-broken leaves them out)")
     if size is not None:
         _keep(dataset, size, whole)
     print(f"content hash {content.hexdigest()}")
@@ -390,21 +387,21 @@ def _doubtful_senses(dataset: FolderDataset) -> list[str]:
 
 
 def _keep(dataset: FolderDataset, size: int, rows: np.ndarray) -> None:
-    """Decode pictures into the cache; raises DatasetError if they cannot be kept."""
+    """Decode images into the cache; raises DatasetError if they cannot be kept."""
     from benchmarks.datasets.base import DatasetError
-    from benchmarks.datasets.pictures import SPARE, PictureError
+    from benchmarks.datasets.image_files import SPARE, ImageError
 
     name, store = dataset.card.name, dataset.store(size)
     try:
         kept = store.keep(rows)
-    except PictureError as error:
+    except ImageError as error:
         raise DatasetError(f"{name}: {error}; it changed since it was checked, verify again") from error
     if not kept:
         raise DatasetError(
-            f"{name}: pictures cannot be kept decoded at {size} x {size} pixels: set UCDR_BENCH_CACHE to a folder with"
+            f"{name}: images cannot be kept decoded at {size} x {size} pixels: set UCDR_BENCH_CACHE to a folder with"
             f" {(len(rows) * store.slot_bytes + SPARE) / 2**30:.1f} GiB of room"
         )
-    print(f"{store.filled()} pictures are kept decoded at {size} x {size} pixels in {store.folder}")
+    print(f"{store.filled()} images are kept decoded at {size} x {size} pixels in {store.folder}")
 
 
 def _facts(dataset: Dataset) -> None:
@@ -418,7 +415,7 @@ def _counts(dataset: FolderDataset) -> None:
     table, published = dataset.table, dataset.published_counts
     for domain in dataset.domains:
         mine = table[table["domain"] == domain]
-        line = f"{domain:16} {len(mine):>9,} pictures, {mine['class'].nunique():,} classes"
+        line = f"{domain:16} {len(mine):>9,} images, {mine['class'].nunique():,} classes"
         if domain in published:
             same = "as published" if published[domain] == len(mine) else f"published: {published[domain]:,}"
             line += f" ({same})"
@@ -436,7 +433,7 @@ def _names(title: str, lines: Sequence[str], shown: int | None) -> None:
 
 
 def _twins(dataset: FolderDataset, hashes: np.ndarray, rows: np.ndarray, shown: int | None) -> None:
-    """Name byte-identical pictures among ``rows`` that stand in two roles: those could make a test easier than it
+    """Name byte-identical images among ``rows`` that stand in two roles: those could make a test easier than it
     should be."""
     table = dataset.table
     role = table["split"].where(~table["held_back"], "held back")
@@ -448,21 +445,21 @@ def _twins(dataset: FolderDataset, hashes: np.ndarray, rows: np.ndarray, shown: 
         if differs:
             more = f" = {len(group) - 4} more" if len(group) > 4 else ""
             lines.append(f"{' = '.join(group['path'].head(4))}{more} (differ in {', '.join(differs)})")
-    _names("byte-identical pictures in two roles, domains or classes", sorted(lines), shown)
+    _names("byte-identical images in two roles, domains or classes", sorted(lines), shown)
 
 
 def _write_broken(dataset: FolderDataset, broken: dict[str, str]) -> None:
     from benchmarks.datasets.base import DatasetError
-    from benchmarks.datasets.folders import BROKEN_LIST
+    from benchmarks.datasets.layouts import BROKEN_LIST
 
     file = dataset.folder / BROKEN_LIST
     try:
-        before = file.read_text(encoding="utf-8-sig") if file.is_file() else "# left out; picture, then why\n"
+        before = file.read_text(encoding="utf-8-sig") if file.is_file() else "# left out; image, then why\n"
         lines = "".join(f"{key}\t{broken[key]}\n" for key in sorted(broken))
         file.write_text(before + ("" if before.endswith("\n") else "\n") + lines, encoding="utf-8")
     except OSError as error:
         why = error.strerror or error
-        raise DatasetError(f"{file} cannot be written: {why}; mend or remove those pictures instead") from error
+        raise DatasetError(f"{file} cannot be written: {why}; mend or remove those images instead") from error
     print(f"wrote {file}")
 
 
@@ -470,8 +467,8 @@ def _write_broken(dataset: FolderDataset, broken: dict[str, str]) -> None:
 
 
 def splits(dataset: Dataset) -> None:
-    """Print each split's classes with the sha256 of the newline-joined list, then the held-back pictures' and the fixed
-    UDA and DAZSL settings, as far as the data set can tell without its pictures."""
+    """Print each split's classes with the sha256 of the newline-joined list, then the held-back images' and the fixed
+    UDA and DAZSL settings, as far as the data set can tell without its images."""
     from benchmarks.datasets.base import DatasetError
 
     for split in ("train", "val", "test"):
@@ -479,9 +476,9 @@ def splits(dataset: Dataset) -> None:
     try:
         table, closed = dataset.table, dataset.closed_set
     except DatasetError as error:
-        print(f"held back pictures: not known here: {error}")
+        print(f"held back images: not known here: {error}")
         return
-    _list("held back", table["key"][table["held_back"]], what="pictures", names_too=False)
+    _list("held back", table["key"][table["held_back"]], what="images", names_too=False)
     if closed.uda_domains:
         print(f"uda domains: {', '.join(closed.uda_domains)}")
         _list("uda", closed.uda_classes)

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.pack RESULTS --out FOLDER``: a results folder in few files (:mod:`benchmarks.packed`)."""
+"""``python -m benchmarks.pack RESULTS --out FOLDER``: a folder in few files (:mod:`benchmarks.store.packed`)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.commandline import command
-from benchmarks.packed import (
+from benchmarks.console import OneLineParser, command
+from benchmarks.store.packed import (
     FORMS,
     MANIFEST,
     PER_QUERY,
@@ -27,21 +27,20 @@ from benchmarks.packed import (
     type_name,
     type_of,
 )
-from benchmarks.run import OneLineParser
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from benchmarks.store import Record, ResultStore
+    from benchmarks.store.files import Record, ResultStore
 
-#: Queries of each split and gallery whose best gallery pictures a lean pack keeps.
+#: Queries of each split and gallery whose best gallery images a lean pack keeps.
 TOP = 40
 
 #: Per-query columns that a lean pack keeps whatever metrics lead the tables, where a record has them.
 KEPT = ("ap@all", "recall@1", "credit")
 
-#: The lists of best gallery pictures (or first answers) of a query.
+#: The lists of best gallery images (or first answers) of a query.
 LISTS = ("top_keys", "top_scores")
 
 
@@ -54,13 +53,13 @@ def build_parser(prog: str = "benchmarks.pack") -> argparse.ArgumentParser:
         "--per-query",
         choices=FORMS,
         default="lean",
-        help="lean (default): what reports show, rounded to 1e-4, best pictures of a sample; full: everything, exactly",
+        help="lean (default): what reports show, rounded to 1e-4, best images of a sample; full: everything, exactly",
     )
     parser.add_argument(
         "--top",
         metavar="N",
         type=int,
-        help=f"lean: queries of each split and gallery that keep their best pictures (default: {TOP})",
+        help=f"lean: queries of each split and gallery that keep their best images (default: {TOP})",
     )
     return parser
 
@@ -69,7 +68,7 @@ def build_parser(prog: str = "benchmarks.pack") -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.pack") -> int:
     """Run the command; exit code 0, 1 if records could not be read and were left out, 2 if there is nothing to pack."""
     arguments = build_parser(prog).parse_args(argv)
-    from benchmarks.store import RecordError, ResultStore
+    from benchmarks.store.files import RecordError, ResultStore
 
     unreadable: list[str] = []
 
@@ -102,7 +101,7 @@ def pack(store: ResultStore, out: Path, *, form: str = "lean", top: int = TOP) -
     there is no record, if ``out`` is the store's own folder or holds loose records (they would hide the pack), or if
     the store is itself a lean pack that lacks what is asked for.
     """
-    from benchmarks.store import write_atomically
+    from benchmarks.store.files import write_atomically
 
     _check(store, out, form, top)
     records = {store.name(record.cell, record.key): record for record in store.records()}
@@ -348,7 +347,7 @@ def _parquet(table: pa.Table, note: dict[str, Any]) -> bytes:
 
 def _copy_cards(source: Path, out: Path) -> None:
     """Cards and ``resolved.json`` as they are; those of a former pack that are no longer there go."""
-    from benchmarks.store import write_atomically
+    from benchmarks.store.files import write_atomically
 
     own = {file.relative_to(source) for file in [*(source / "cards").rglob("*.json"), source / "resolved.json"]}
     own = {name for name in own if (source / name).is_file()}

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.commandline import command
-from benchmarks.run import OneLineParser, consoles
+from benchmarks.console import OneLineParser, command, consoles
 
 
 def build_parser(prog: str = "benchmarks.report") -> argparse.ArgumentParser:
@@ -37,10 +36,10 @@ def build_parser(prog: str = "benchmarks.report") -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> int:
     """Run the command; exit code 0, 1 if a record cannot be read, 2 without results or if --out cannot be written."""
     arguments = build_parser(prog).parse_args(argv)
-    from benchmarks.reporting.ablations import is_ablated, print_ablations
+    from benchmarks.reporting.ablation_tables import is_ablated, print_ablations
     from benchmarks.reporting.leaderboard import current, print_failures, print_tables
     from benchmarks.reporting.write import PAGE, write_report
-    from benchmarks.store import ResultStore, load_results
+    from benchmarks.store.files import ResultStore, load_results
 
     out, err = consoles()
     unread: list[str] = []
@@ -72,7 +71,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> 
         files = write_report(
             frame, folder, store=ResultStore(arguments.results), command=command, report=warn,
             resamples=arguments.resamples,
-            pictures={"data_root": arguments.data_root} if arguments.pictures else None,
+            images={"data_root": arguments.data_root} if arguments.pictures else None,
         )  # fmt: skip
     except OSError as error:
         reason = error.strerror or error

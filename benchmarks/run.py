@@ -8,19 +8,19 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.commandline import command
-from benchmarks.presets import PRESETS
-from benchmarks.settings import recipes
+from benchmarks.console import OneLineParser, command, consoles
+from benchmarks.runner.presets import PRESETS
+from benchmarks.runner.settings import recipes
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from benchmarks.ablation import Ablation
-    from benchmarks.settings import Settings
-    from benchmarks.store import ResultStore
-    from benchmarks.sweep import FitGroup, Plan
+    from benchmarks.runner.ablation_plan import Ablation
+    from benchmarks.runner.plan import FitGroup, Plan
+    from benchmarks.runner.settings import Settings
+    from benchmarks.store.files import ResultStore
 
 EXAMPLES = """examples:
   python -m benchmarks.run --methods all
@@ -30,14 +30,6 @@ EXAMPLES = """examples:
 
 exit code: 0 all cells have a score, 1 some failed, 2 a wrong option, 130 stopped (the same command goes on)
 """
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the message and exit with code 2."""
-        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
 
 
 def build_parser(prog: str = "benchmarks.run") -> argparse.ArgumentParser:
@@ -65,7 +57,7 @@ def build_parser(prog: str = "benchmarks.run") -> argparse.ArgumentParser:
     how.add_argument("--variant", metavar="NAME", help="named settings of the methods that have them (default: paper)")
     how.add_argument("--select", metavar="NAME", help="which step's weights: last, val (default), or oracle (marked)")
     how.add_argument("--set", metavar="KEY=VALUE", action="append", help="[method.]field=value; may be repeated")
-    how.add_argument("--limit", metavar="N", type=int, help="at most N training, query and gallery pictures each")
+    how.add_argument("--limit", metavar="N", type=int, help="at most N training, query and gallery images each")
     how.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda, cuda:1, ...")
     how.add_argument("--precision", metavar="NAME", help="float32 (default) or bf16")
     how.add_argument(
@@ -113,7 +105,7 @@ def perform(
 
     ``choose`` makes the run an ablation; ``command`` is what the report says it was made by.
     """
-    from benchmarks.settings import SettingsError, parse_set, recipe_file, resolve
+    from benchmarks.runner.settings import SettingsError, parse_set, recipe_file, resolve
     from methods.registry import UnknownNameError
 
     out, err = consoles()
@@ -135,17 +127,9 @@ def perform(
         return 130
 
 
-def consoles() -> tuple[Console, Console]:
-    """Standard output and error; tables keep their width where there is no terminal to fit."""
-    from rich.console import Console
-
-    out, err = Console(), Console(stderr=True)
-    return (out if out.is_terminal else Console(width=160)), err
-
-
 def _run(settings: Settings, out: Console, err: Console, command: str, ablation: Ablation | None) -> int:
-    from benchmarks.together import join
-    from benchmarks.workbench import settled_cache
+    from benchmarks.runner.distributed import join
+    from benchmarks.runner.resources import settled_cache
 
     def warn(line: str) -> None:
         err.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -163,28 +147,28 @@ def _settled(
     command: str,
     ablation: Ablation | None,
 ) -> int:
-    from benchmarks.execution import execute
-    from benchmarks.progress import RunProgress
-    from benchmarks.reporting.ablations import print_ablations
+    from benchmarks.reporting.ablation_tables import print_ablations
     from benchmarks.reporting.leaderboard import print_failures, print_tables
     from benchmarks.reporting.write import PAGE, write_report
-    from benchmarks.settings import SettingsError
-    from benchmarks.store import ResultStore, load_results
-    from benchmarks.sweep import plan, shard, unplanned_cells, validation_notes
-    from benchmarks.together import Onlooker
-    from benchmarks.workbench import Workbench
+    from benchmarks.runner.distributed import ReadOnlyStore
+    from benchmarks.runner.execution import execute
+    from benchmarks.runner.plan import plan, shard, unplanned_cells, validation_notes
+    from benchmarks.runner.progress import RunProgress
+    from benchmarks.runner.resources import Resources
+    from benchmarks.runner.settings import SettingsError
+    from benchmarks.store.files import ResultStore, load_results
     from methods.parts.parallel import rank
 
-    workbench = Workbench(settings)
-    whole = plan(settings, workbench, ablation.arms if ablation else None)
+    resources = Resources(settings)
+    whole = plan(settings, resources, ablation.arms if ablation else None)
     planned = whole if settings.shard is None else shard(whole, *settings.shard)
-    workbench.settings = settings = workbench.spread()
-    resolved = settings.as_dict() | {"backbone": workbench.backbone.name, "device": workbench.device}
+    resources.settings = settings = resources.spread()
+    resolved = settings.as_dict() | {"backbone": resources.backbone.name, "device": resources.device}
     told = {key: value for key, value in resolved.items() if key != "gpu_hours_basis"}  # a dry run prints that
     shown = ", ".join(f"{key}={_short(value)}" for key, value in told.items() if value not in (None, False, [], {}))
     out.print(shown, style="dim", markup=False, highlight=False, soft_wrap=True)
     for name in dict.fromkeys(cell.id.dataset for cell in whole.cells):
-        data = workbench.dataset(name)
+        data = resources.dataset(name)
         if data.facts:
             out.print(f"{name}: {'; '.join(data.facts)}", style="dim", markup=False, highlight=False, soft_wrap=True)
         if data.left_out:
@@ -193,11 +177,11 @@ def _settled(
             warn(f"{name}: {note}")
     for name, reason in {**planned.skipped, **(ablation.skipped if ablation else {})}.items():
         warn(f"skipped: {name}: {reason}")
-    for note in validation_notes(planned, settings, workbench):
+    for note in validation_notes(planned, settings, resources):
         warn(f"note: {note}")
     if not (whole.cells or whole.broken):
         raise SettingsError("nothing to run: choose other --protocols, --datasets or --methods")
-    store = (Onlooker if rank() else ResultStore)(settings.out, warn)
+    store = (ReadOnlyStore if rank() else ResultStore)(settings.out, warn)
     if settings.dry_run:
         _list(planned, settings, store, out)
         return 0
@@ -211,7 +195,7 @@ def _settled(
         store.discard(cell.id, cell.key)
     methods = [cell.id.method for cell in planned.cells]
     with RunProgress(err, len(planned.cells) + len(planned.broken), methods) as progress:
-        outcome = execute(planned, workbench, store, progress)
+        outcome = execute(planned, resources, store, progress)
     if rank():  # the first process reports
         return 1 if outcome.failed else 0
     keys = {cell.key for cell in planned.cells} | {broken.cell.key for broken in planned.broken}
@@ -306,8 +290,9 @@ def _list(planned: Plan, settings: Settings, store: ResultStore, out: Console) -
 
 def _estimated(left: list[FitGroup], settings: Settings, store: ResultStore) -> Iterator[str]:
     """The time that the rest may take: a line a method, and one for all."""
-    from benchmarks.estimate import PastCosts, duration, estimate
-    from benchmarks.store import ResultStore
+    from benchmarks.console import duration
+    from benchmarks.runner.estimate import PastCosts, estimate
+    from benchmarks.store.files import ResultStore
 
     if not left:
         return

@@ -190,7 +190,7 @@ def dataset_cards() -> str:
 
 def recipes_table() -> str:
     """The packaged recipes, as their files state them."""
-    from benchmarks.settings import recipe_file, recipes, resolve
+    from benchmarks.runner.settings import recipe_file, recipes, resolve
 
     rows = []
     for name in recipes():

@@ -1,32 +1,32 @@
 """AD-CLIP: adapting domains in prompt space using CLIP (Singha et al., ICCV Workshops 2023). docs/methods.md, AD-CLIP.
 
-Idea: CLIP stays frozen; the *prompt* of a class is written anew for every picture, from what the vision tower's layers
-say about the picture's domain (its style) and its content, so that one prompt spans source and target domain.
+Idea: CLIP stays frozen; the *prompt* of a class is written anew for every image, from what the vision tower's layers
+say about the image's domain (its style) and its content, so that one prompt spans source and target domain.
 
 * **Style**: after each of the n vision blocks, mu_l and sigma_l, the mean and the standard deviation over the tokens
   (the class token is one of them).
 * **Domain projector P_v**: two linear maps of [mu_l ; sigma_l] a layer -> n domain tokens.
 * **Content projector P_c**: a linear map of mu_l a layer, then J linear mixes over the layers -> J image tokens.
 * **Style mapping network f_smn**: an MLP of [mu_l ; sigma_l] a layer; from *target* style it predicts the *source*
-  domain tokens, so that no source picture is needed at test time.
-* **Prompt** of picture x and class k: ``[SOS ; n source-domain tokens ; n target-domain tokens ; J image tokens ;
+  domain tokens, so that no source image is needed at test time.
+* **Prompt** of image x and class k: ``[SOS ; n source-domain tokens ; n target-domain tokens ; J image tokens ;
   name_k . EOT]``. t_k(x) is its text feature; the logits are exp(logit_scale) * cos(f(x), t_k(x)).
-* **Training** pairs labelled source pictures with unlabelled target pictures. **Test** sees one picture x: its source
+* **Training** pairs labelled source images with unlabelled target images. **Test** sees one image x: its source
   tokens are f_smn(x), its target tokens P_v(x).
 
 Trained: the three projectors. Where the released code differs: DEVIATIONS.
 
-Extensions (the paper classifies target pictures and nothing else):
+Extensions (the paper classifies target images and nothing else):
 
-* *No target pictures* (UCDR family): a batch pairs two different training domains, the first drawn in proportion to
-  its pictures; the second plays the target, and its labels are not read.
+* *No target images* (UCDR family): a batch pairs two different training domains, the first drawn in proportion to
+  its images; the second plays the target, and its labels are not read.
 * *Retrieval embedding*: normalise(f(x) + sum_k p_k(x) t_k(x)), p the softmax of the logits over the classes that the
-  protocol names in training; all pictures, source or target, are encoded by the test rule.
-* *Class embedding* without a picture: the mean of t_k(x), by the test rule, over ``anchors`` training pictures,
-  normalised. The anchors are drawn once, from the run's seed, evenly over all labelled pictures; their layer statistics
+  protocol names in training; all images, source or target, are encoded by the test rule.
+* *Class embedding* without an image: the mean of t_k(x), by the test rule, over ``anchors`` training images,
+  normalised. The anchors are drawn once, from the run's seed, evenly over all labelled images; their layer statistics
   are saved with the model, so any class name, seen in training or not, has an embedding.
 
-Shapes: B pictures, C classes, n layers, J image tokens, w vision width, v text width, E embedding width.
+Shapes: B images, C classes, n layers, J image tokens, w vision width, v text width, E embedding width.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.interface import Deviation, FitReport, Log, Method, MethodCard, Pictures, TrainingData
+from methods.interface import Deviation, FitReport, Images, Log, Method, MethodCard, TrainingData
 from methods.parts.augment import Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics, token_statistics
 from methods.parts.feature_cache import layer_statistics
@@ -51,7 +51,7 @@ from methods.parts.training import batches, budget, count_parameters, run_stage,
 
 _INIT, _ANCHORS, _BATCHES, _AUGMENT = range(4)  # what a random generator is for
 
-#: Prompts (pictures times classes) that inference runs at a time: bounds its memory.
+#: Prompts (images times classes) that inference runs at a time: bounds its memory.
 PROMPTS_PER_PASS = 4096
 
 #: Validations of a run whose length is given in steps and that says nothing of ``validate_every``.
@@ -73,26 +73,26 @@ DEVIATIONS = (
     Deviation(
         "style mapping network, training",
         "learns to predict source domain tokens from target style",
-        "sees source style and is matched to the same picture's source tokens",
+        "sees source style and is matched to the same image's source tokens",
         "smn_input",
     ),
     Deviation(
         "style mapping network, test",
-        "writes the source tokens of a target picture",
+        "writes the source tokens of a target image",
         "its tokens enter no prompt; the test call gives one batch where two are needed, and fails",
         "test_tokens",
-        "official: the picture is given as source and as target",
+        "official: the image is given as source and as target",
     ),
     Deviation(
         "the other domain's tokens",
         "their mean over the other half of the batch",
-        "those of one randomly paired picture, so predictions depend on the pairing and halves must be equal",
+        "those of one randomly paired image, so predictions depend on the pairing and halves must be equal",
         "pairing",
-        "the same switch pairs KL and style mapping: by batch means, or picture by picture",
+        "the same switch pairs KL and style mapping: by batch means, or image by image",
     ),
     Deviation(
         "target entropy",
-        "of the posterior of each picture",
+        "of the posterior of each image",
         "of probabilities divided by their L2 norm over the batch, which is no distribution",
         "entropy",
     ),
@@ -141,16 +141,16 @@ DEVIATIONS = (
         "source loss", "supervised contrastive", "cross-entropy", ours="the same thing with prompts as prototypes"
     ),
     Deviation(
-        "training pictures",
+        "training images",
         "not in the abstract",
         "the data set's crops are overridden by a random resized crop of the default scale",
         "crop",
         "as released in both variants",
     ),
     Deviation(
-        "unlabelled target pictures",
+        "unlabelled target images",
         "not in the abstract",
-        "the test pictures themselves (transductive, as is usual)",
+        "the test images themselves (transductive, as is usual)",
         ours="a matter of the protocol: `uda` does so, `uda_inductive` splits the target",
     ),
     Deviation(
@@ -187,15 +187,15 @@ class AdClipConfig:
     * ``domain_projector``: P_v's two maps with nothing between (``linear``) or a ReLU (``mlp``).
     * ``domain_hidden``, ``style_hidden``: hidden widths of P_v and f_smn.
     * ``ce_weight``, ``smn_weight``, ``entropy_weight``, ``kl_weight``: weights of the four loss terms.
-    * ``anchors``: training pictures whose prompts are averaged for a class embedding.
+    * ``anchors``: training images whose prompts are averaged for a class embedding.
 
     Where paper and released code differ, or could (paper first):
 
-    * ``smn_input``: f_smn learns from the style of ``target`` or ``source`` pictures.
+    * ``smn_input``: f_smn learns from the style of ``target`` or ``source`` images.
     * ``smn_detach``: True keeps the style-mapping loss from moving P_v.
-    * ``test_tokens``: a picture's source tokens at test time: ``mapped``, f_smn of it, or ``own``, P_v of it.
-    * ``pairing``: how the halves of a batch meet: by batch ``mean``, or picture by picture (``item``).
-    * ``entropy``: of each picture's ``posterior``, or of probabilities ``batch_normalised``.
+    * ``test_tokens``: an image's source tokens at test time: ``mapped``, f_smn of it, or ``own``, P_v of it.
+    * ``pairing``: how the halves of a batch meet: by batch ``mean``, or image by image (``item``).
+    * ``entropy``: of each image's ``posterior``, or of probabilities ``batch_normalised``.
     * ``shared_mix``: True makes the J image tokens equal.
     * ``domain_input``: ``concat``, [mu ; sigma], or ``average``, (mu + sigma) / 2.
     * ``style_input``: ``concat``, or ``neighbours``, means of channels 2j and 2j + 1 of [mu ; sigma].
@@ -206,13 +206,13 @@ class AdClipConfig:
 
     * ``learning_rate``, ``weight_decay``: of Adam (weight decay as an L2 term). The rate is ``warmup_rate`` for
       ``warmup_epochs`` epochs, then a cosine from ``learning_rate`` whose half period is ``epochs``.
-    * ``batch_size``: labelled pictures a step, and as many target pictures.
-    * ``epochs``: of the labelled pictures. ``steps``: 0 for those epochs, or the number of optimiser steps, over which
+    * ``batch_size``: labelled images a step, and as many target images.
+    * ``epochs``: of the labelled images. ``steps``: 0 for those epochs, or the number of optimiser steps, over which
       the schedule's epochs are spread evenly.
     * ``validate_every``: steps between validations; 0: once an epoch, or ten times in a run of given ``steps``.
       ``patience``: validations without gain before training stops (0: never).
     * ``crop``, ``flip``, ``jitter``: augmentation, see :class:`methods.parts.augment.Augmentation`. Without any, the
-      vision tower runs once a picture, not once a step.
+      vision tower runs once an image, not once a step.
     * ``fast``: the exact speed-ups of docs/methods.md. False is the plain path with the same numbers.
     """
 
@@ -266,7 +266,7 @@ class AdClipConfig:
 
     @property
     def augmentation(self) -> Augmentation:
-        """What training does to pictures."""
+        """What training does to images."""
         return Augmentation(self.crop, self.flip, self.jitter)
 
 
@@ -275,7 +275,7 @@ class AdClipConfig:
 
 @dataclass(frozen=True)
 class View:
-    """B pictures as the frozen vision tower sees them: all that AD-CLIP ever asks of it.
+    """B images as the frozen vision tower sees them: all that AD-CLIP ever asks of it.
 
     ``features`` [B, E], not normalised; ``mu``, ``sigma`` [B, n, w]: each layer's style.
     """
@@ -401,10 +401,10 @@ class Projectors(nn.Module):
         return torch.cat((parts if self.config.domain_tokens else []) + image, dim=1)
 
     def training_contexts(self, source: View, target: View) -> tuple[Tensor, Tensor]:
-        """Contexts of the source and of the target pictures of a batch.
+        """Contexts of the source and of the target images of a batch.
 
-        A picture's own domain is in its own tokens; the other domain's are the mean over that half of the batch
-        (``pairing`` mean), or those of the picture at its place there (``item``).
+        An image's own domain is in its own tokens; the other domain's are the mean over that half of the batch
+        (``pairing`` mean), or those of the image at its place there (``item``).
         """
         own_source, own_target = self.domain(source), self.domain(target)
         if self.config.pairing == "item":
@@ -413,7 +413,7 @@ class Projectors(nn.Module):
         return self._context(own_source, mean_target, source), self._context(mean_source, own_target, target)
 
     def test_context(self, view: View) -> Tensor:
-        """Contexts of pictures on their own: source tokens f_smn(x) (or P_v(x)), target tokens P_v(x)."""
+        """Contexts of images on their own: source tokens f_smn(x) (or P_v(x)), target tokens P_v(x)."""
         own = self.domain(view)
         return self._context(self.style(view) if self.config.test_tokens == "mapped" else own, own, view)
 
@@ -437,7 +437,7 @@ class Losses:
 
 
 def target_entropy(logits: Tensor, kind: Literal["posterior", "batch_normalised"]) -> Tensor:
-    """Entropy of the target predictions [B, C], mean over pictures; ``batch_normalised`` is the released code's."""
+    """Entropy of the target predictions [B, C], mean over images; ``batch_normalised`` is the released code's."""
     if kind == "posterior":
         return mean_entropy(logits)
     shares = F.normalize(logits.softmax(dim=-1), dim=0)
@@ -451,7 +451,7 @@ def class_axis_divergence(target: Tensor, source: Tensor) -> Tensor:
 
 
 class AdClip(Method):
-    """AD-CLIP: prompts written from a picture's style and content, for source and target domain at once."""
+    """AD-CLIP: prompts written from an image's style and content, for source and target domain at once."""
 
     card = MethodCard(
         name="ad_clip",
@@ -470,7 +470,7 @@ class AdClip(Method):
   year      = {2023}
 }""",
         deviations=DEVIATIONS,
-        notes="A class embedding is the mean of t_k(x) over 32 training pictures (`anchors`), not over all of them.",
+        notes="A class embedding is the mean of t_k(x) over 32 training images (`anchors`), not over all of them.",
         extensions={
             **dict.fromkeys(
                 ("ucdr", "uccdr", "udcdr"),
@@ -478,7 +478,7 @@ class AdClip(Method):
                 " embedding adds the prompts' text features to the image feature",
             ),
             "uda/retrieval": "the retrieval embedding adds the prompts' text features to the image feature",
-            "dazsl": "prompts for all class names, target pictures as in UDA",
+            "dazsl": "prompts for all class names, target images as in UDA",
         },
     )
     Config = AdClipConfig
@@ -520,7 +520,7 @@ class AdClip(Method):
     def text_features(self, prompts: PromptTemplate, context: Tensor) -> Tensor:
         """t_k(x): contexts [B, 2n + J, v] -> [B, C, E], normalised.
 
-        The start token and the context are the same for all classes: their keys and values are computed once a picture.
+        The start token and the context are the same for all classes: their keys and values are computed once an image.
         """
         fast, chunk = self.config.fast, PROMPTS_PER_PASS
         features = encode_prompts(self.backbone, prompts, context, shared_prefix=fast, cut=fast, class_chunk=chunk)
@@ -533,7 +533,7 @@ class AdClip(Method):
     # --- training ---
 
     def losses(self, source: View, target: View, labels: Tensor, prompts: PromptTemplate) -> Losses:
-        """The four terms for labelled source pictures (``labels`` [B] index the prompts) and target pictures.
+        """The four terms for labelled source images (``labels`` [B] index the prompts) and target images.
 
         With S, T the text features t_k(x) [B, C, E] of both halves and p the softmax of the logits over the classes:
 
@@ -586,7 +586,7 @@ class AdClip(Method):
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (tick - config.warmup_epochs) / config.epochs))
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
-        """Labelled pictures with target pictures, or with another training domain where there are none."""
+        """Labelled images with target images, or with another training domain where there are none."""
         config, begun = self.config, time.perf_counter()
         self.projectors = Projectors(self.backbone, config, seeded(seed, _INIT)).to(self.device)
         self._know(data.class_names)
@@ -621,9 +621,9 @@ class AdClip(Method):
         return report
 
     def _pairs(self, data: TrainingData, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Endless (source, target) indices: into the labelled pictures, and into the target pictures.
+        """Endless (source, target) indices: into the labelled images, and into the target images.
 
-        Where the protocol shows no target pictures, both index the labelled ones, of two different domains (of the same
+        Where the protocol shows no target images, both index the labelled ones, of two different domains (of the same
         one if there is but one).
         """
         size, generator = self.config.batch_size, seeded(seed, _BATCHES)
@@ -640,23 +640,23 @@ class AdClip(Method):
         size = self.config.batch_size
         rows = [torch.nonzero(domains == domain).flatten() for domain in torch.unique(domains)]
         streams = [[target_batches(len(own), size, generator) for own in rows] for _ in ("source", "target")]
-        pictures = torch.tensor([float(len(own)) for own in rows])
+        images = torch.tensor([float(len(own)) for own in rows])
         while True:
-            first = int(torch.multinomial(pictures, 1, generator=generator))
+            first = int(torch.multinomial(images, 1, generator=generator))
             others = [number for number in range(len(rows)) if number != first] or [first]
             second = others[int(torch.randint(len(others), (), generator=generator))]
             yield rows[first][next(streams[0][first])], rows[second][next(streams[1][second])]
 
-    def _viewer(self, pictures: Pictures, seed: int) -> Callable[[Tensor, int], View]:
-        """``view(index, draw)`` of training pictures; ``draw`` numbers the augmentation."""
+    def _viewer(self, images: Images, seed: int) -> Callable[[Tensor, int], View]:
+        """``view(index, draw)`` of training images; ``draw`` numbers the augmentation."""
         config = self.config
-        if config.fast and not config.augmentation.active:  # the tower is frozen: once a picture is enough
-            known = layer_statistics(self.backbone, pictures, statistics=config.statistics)
+        if config.fast and not config.augmentation.active:  # the tower is frozen: once an image is enough
+            known = layer_statistics(self.backbone, images, statistics=config.statistics)
             table = View(known["features"], known["mu"][:, -config.layers :], known["sigma"][:, -config.layers :])
             return lambda index, draw: table[index].to(self.device)
 
         def view(index: Tensor, draw: int) -> View:
-            pixels = pictures.pixels(index).to(self.device)
+            pixels = images.pixels(index).to(self.device)
             return self._look(augment(pixels, config.augmentation, seeded(seed, _AUGMENT, draw)))
 
         return view
@@ -672,7 +672,7 @@ class AdClip(Method):
         self.class_names = tuple(names)
 
     def _read(self, pixels: Tensor, prompts: PromptTemplate) -> Iterator[tuple[View, Tensor]]:
-        """Views and t_k(x) [b, C, E] of pictures by the test rule, as many pictures at a time as memory allows."""
+        """Views and t_k(x) [b, C, E] of images by the test rule, as many images at a time as memory allows."""
         for part in pixels.split(max(1, PROMPTS_PER_PASS // len(prompts))):
             view = self._look(part)
             yield view, self.text_features(prompts, self.projectors.test_context(view))
@@ -690,7 +690,7 @@ class AdClip(Method):
 
     @torch.no_grad()
     def encode_classes(self, names: Sequence[str]) -> Tensor:
-        """Mean of t_k(x) over the anchor pictures, normalised (extension) -> ``[C, E]``; any class name."""
+        """Mean of t_k(x) over the anchor images, normalised (extension) -> ``[C, E]``; any class name."""
         if self._anchors is None:
             raise RuntimeError("ad_clip has learned nothing yet: call fit, or load a checkpoint")
         prompts, total = self.prompts(names), torch.zeros(len(names), self.backbone.embed_dim, device=self.device)
@@ -701,7 +701,7 @@ class AdClip(Method):
 
     @torch.no_grad()
     def classify(self, pixels: Tensor, names: Sequence[str]) -> Tensor:
-        """Logits ``[B, C]`` over class names, each picture against its own prompts (the paper's prediction)."""
+        """Logits ``[B, C]`` over class names, each image against its own prompts (the paper's prediction)."""
         return torch.cat([self.logits(view, texts) for view, texts in self._read(pixels, self.prompts(names))])
 
     # --- saving ---

@@ -1,18 +1,18 @@
 """CoOp: learning to prompt for vision-language models (Zhou et al., IJCV 2022). docs/methods.md, "Baselines".
 
 Idea: the words before a class name are learned vectors, ``X_1 ... X_16 {class}.``, the same for all classes. Everything
-else is CLIP as it is: pictures are embedded by the frozen vision tower, so a *retrieval* by pictures alone scores
+else is CLIP as it is: images are embedded by the frozen vision tower, so a *retrieval* by images alone scores
 exactly what zero-shot CLIP scores; only class embeddings, and what is classified with them, change.
 
-Trained: the context. Loss: cross-entropy over cosine(image, text of every class with labelled pictures) / tau.
+Trained: the context. Loss: cross-entropy over cosine(image, text of every class with labelled images) / tau.
 Settings: those that the ProS release (MIT) runs its CoOp baseline with (Adam 1e-3, batch 256, 100 epochs, early stop 2,
 16 context tokens). That baseline also trains both projections and divides by CLIP's own temperature:
 ``variants["official"]``.
 
-Speed: frozen image features are computed once and cached where pictures are not augmented, so a step is the text side
+Speed: frozen image features are computed once and cached where images are not augmented, so a step is the text side
 alone, and the 17 leading positions that all classes share are computed once a step.
 
-Shapes: B pictures, C classes with labelled pictures, m context tokens, w vision width, v text width, E embedding width.
+Shapes: B images, C classes with labelled images, m context tokens, w vision width, v text width, E embedding width.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import share
 from methods.parts.prompt_units import new_context
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import EPOCH, TRAINING, Sampler, decayed_rate, domain_batches, epoch_pictures
+from methods.parts.released import EPOCH, TRAINING, Sampler, decayed_rate, domain_batches, epoch_images
 from methods.parts.training import restore, run_single_stage, seeded, seen_classes
 
 _INIT, _BATCHES, _AUGMENT = range(3)  # what a random generator is for
@@ -63,7 +63,7 @@ class CoOpConfig:
     * ``validate_every``: steps between validations; 0: once an epoch, or ten times in ``steps``. ``patience``:
       validations without gain before training stops (0: never).
     * ``augment``: random crop, flip and colour jitter (released). Without it image features are cached.
-    * ``fast``: False is the plain path with the same numbers: pictures at every step, every class from its start token.
+    * ``fast``: False is the plain path with the same numbers: images at every step, every class from its start token.
     """
 
     bounds: ClassVar = {"temperature": Bound(low=0)}
@@ -87,7 +87,7 @@ class CoOpConfig:
 
 
 class CoOp(Method):
-    """Learned context before the class name; frozen CLIP pictures."""
+    """Learned context before the class name; frozen CLIP images."""
 
     card = MethodCard(
         name="coop",
@@ -119,8 +119,8 @@ class CoOp(Method):
             *TRAINING,
             EPOCH,
         ),
-        notes="Pictures are embedded by frozen CLIP: image-to-image retrieval scores are those of zero_shot.",
-        extensions=dict.fromkeys(("uda", "dazsl"), "source only: target pictures are not used"),
+        notes="Images are embedded by frozen CLIP: image-to-image retrieval scores are those of zero_shot.",
+        extensions=dict.fromkeys(("uda", "dazsl"), "source only: target images are not used"),
     )
     Config = CoOpConfig
     one_process = ""
@@ -183,7 +183,7 @@ class CoOp(Method):
     # --- training ---
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
-        """Learn the context from the labelled pictures. Target pictures and classes without pictures are not used."""
+        """Learn the context from the labelled images. Target images and classes without images are not used."""
         config, begun = self.config, time.perf_counter()
         self.build(seed)
         names, labels = seen_classes(data)
@@ -217,7 +217,7 @@ class CoOp(Method):
             stage="context",
             trained=self.trainable(),
             loss=loss,
-            pictures=epoch_pictures(data, config.sampler, config.batch_size),
+            images=epoch_images(data, config.sampler, config.batch_size),
             rate=rate if config.schedule == "released" else None,
         )
         report.seconds = time.perf_counter() - begun

@@ -1,7 +1,7 @@
 """Floors: three methods that know nothing of the world and so show where a score begins.
 
-``random`` gives each picture a random vector, ``constant`` gives all pictures the same one (every ranking is one tie),
-``raw_pixel`` is the picture itself, small. A method within noise of these has learned nothing.
+``random`` gives each image a random vector, ``constant`` gives all images the same one (every ranking is one tie),
+``raw_pixel`` is the image itself, small. A method within noise of these has learned nothing.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from methods.interface import FitReport, Log, Method, MethodCard, NotApplicableE
 
 
 class _ClassMeans(Method):
-    """A floor's class embedding: the mean embedding of the class's training pictures."""
+    """A floor's class embedding: the mean embedding of the class's training images."""
 
     trained = False
     _means: Tensor
     _names: tuple[str, ...] = ()
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
-        """Average the embeddings of each class's labelled pictures."""
+        """Average the embeddings of each class's labelled images."""
         self._start(seed)
         if len(data.images) == 0:
             return FitReport()
@@ -47,10 +47,10 @@ class _ClassMeans(Method):
         """Take the run's seed before anything is encoded."""
 
     def encode_classes(self, names: Sequence[str]) -> Tensor:
-        """Means of the training pictures ``[C, D]``; an unknown name is not applicable."""
+        """Means of the training images ``[C, D]``; an unknown name is not applicable."""
         unknown = [name for name in names if name not in self._names]
         if unknown:
-            raise NotApplicableError(f"{self.card.name} has no pictures of {unknown[0]!r} to embed that class with")
+            raise NotApplicableError(f"{self.card.name} has no images of {unknown[0]!r} to embed that class with")
         return self._means[[self._names.index(name) for name in names]]
 
     def logit_scale(self) -> float:
@@ -90,7 +90,7 @@ class RandomConfig:
 
 
 class RandomEmbedding(_ClassMeans):
-    """A unit vector drawn for each picture from the run's seed and the picture's content."""
+    """A unit vector drawn for each image from the run's seed and the image's content."""
 
     card = _floor_card("random", "Random embedding")
     Config = RandomConfig
@@ -100,10 +100,10 @@ class RandomEmbedding(_ClassMeans):
         self._seed = seed
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Random unit vectors ``[B, width]``: a function of the seed and of the picture alone."""
+        """Random unit vectors ``[B, width]``: a function of the seed and of the image alone."""
         rows = []
-        for picture in pixels.mul(255).round().to(torch.uint8).cpu().numpy():
-            digest = hashlib.sha256(self._seed.to_bytes(8, "little") + picture.tobytes()).digest()
+        for image in pixels.mul(255).round().to(torch.uint8).cpu().numpy():
+            digest = hashlib.sha256(self._seed.to_bytes(8, "little") + image.tobytes()).digest()
             random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
             rows.append(random.standard_normal(self.config.width, dtype=np.float32))
         return F.normalize(torch.from_numpy(np.stack(rows)).to(self.device), dim=-1)
@@ -119,7 +119,7 @@ class RandomEmbedding(_ClassMeans):
 
 
 class ConstantEmbedding(_ClassMeans):
-    """The same unit vector for every picture and class."""
+    """The same unit vector for every image and class."""
 
     card = _floor_card("constant", "Constant embedding")
 
@@ -130,18 +130,18 @@ class ConstantEmbedding(_ClassMeans):
 
 @dataclass(frozen=True)
 class RawPixelConfig:
-    """``side``: pictures are averaged down to ``side x side`` pixels."""
+    """``side``: images are averaged down to ``side x side`` pixels."""
 
     side: int = 16
 
 
 class RawPixel(_ClassMeans):
-    """Cosine of the pictures' ink (white is zero), averaged down to ``side x side`` RGB."""
+    """Cosine of the images' ink (white is zero), averaged down to ``side x side`` RGB."""
 
     card = _floor_card("raw_pixel", "Raw pixels")
     Config = RawPixelConfig
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Normalised ink ``[B, 3 * side * side]``; a blank picture gives a uniform vector."""
+        """Normalised ink ``[B, 3 * side * side]``; a blank image gives a uniform vector."""
         small = F.adaptive_avg_pool2d(1 - pixels.to(self.device), self.config.side).flatten(1)
         return F.normalize(small + 1e-6, dim=-1)

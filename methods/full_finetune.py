@@ -2,11 +2,11 @@
 
 Nothing is added to CLIP; a copy of its vision tower (blocks, embeddings, LayerNorms, projection) is trained. Texts,
 ``a photo of a {class}``, are constant and computed once. Loss: cross-entropy over cosine(image, text of every class
-with labelled pictures) / tau. Settings: those that the ProS release (MIT) runs its CLIP-Full baseline with on DomainNet
+with labelled images) / tau. Settings: those that the ProS release (MIT) runs its CLIP-Full baseline with on DomainNet
 (Adam 1e-6, weight decay 4e-5, batch 256, 100 epochs, early stop 2; batch 480 and early stop 3 on Sketchy and
 TU-Berlin). That baseline trains the text tower and CLIP's temperature as well: ``variants["official"]``.
 
-Shapes: B pictures, C classes with labelled pictures, E embedding width.
+Shapes: B images, C classes with labelled images, E embedding width.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from methods.parts.losses import TEMPERATURE, cosine_similarities
 from methods.parts.parallel import share
 from methods.parts.prompt_units import read_image
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import EPOCH, TRAINING, Sampler, decayed_rate, domain_batches, epoch_pictures
+from methods.parts.released import EPOCH, TRAINING, Sampler, decayed_rate, domain_batches, epoch_images
 from methods.parts.training import run_single_stage, seeded, seen_classes
 
 _BATCHES, _AUGMENT = range(2)  # what a random generator is for
@@ -114,7 +114,7 @@ class FullFinetune(Method):
             EPOCH,
         ),
         notes="The settings are for OpenAI's CLIP; a small CLIP needs a larger learning rate to move at all.",
-        extensions=dict.fromkeys(("uda", "dazsl"), "source only: target pictures are not used"),
+        extensions=dict.fromkeys(("uda", "dazsl"), "source only: target images are not used"),
     )
     Config = FullFinetuneConfig
     one_process = ""
@@ -170,7 +170,7 @@ class FullFinetune(Method):
     # --- training ---
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
-        """Train on the labelled pictures. Target pictures and classes without labelled pictures are not used."""
+        """Train on the labelled images. Target images and classes without labelled images are not used."""
         config, begun = self.config, time.perf_counter()
         self.tuned = self.backbone.clone()
         trained = self.trainable()
@@ -201,7 +201,7 @@ class FullFinetune(Method):
             stage="vision tower",
             trained=trained,
             loss=loss,
-            pictures=epoch_pictures(data, config.sampler, config.batch_size),
+            images=epoch_images(data, config.sampler, config.batch_size),
             rate=rate if config.schedule == "released" else None,
         )
         report.seconds = time.perf_counter() - begun

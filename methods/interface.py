@@ -1,7 +1,7 @@
 """What a method is: learn from a task's training data, then answer three calls.
 
 A protocol hands a method a :class:`TrainingData`, which holds everything the method may see and nothing else, and later
-pictures and class names to encode. Pictures are always RGB in [0, 1] at the backbone's resolution, ``[B, 3, H, W]``;
+images and class names to encode. Images are always RGB in [0, 1] at the backbone's resolution, ``[B, 3, H, W]``;
 normalisation belongs to the method. Methods know nothing of datasets, protocols and results.
 """
 
@@ -38,7 +38,7 @@ class WithheldError(RuntimeError):
 
 
 class NotApplicableError(RuntimeError):
-    """A method has no answer to a question, e.g. a pixel baseline asked for a class it has no pictures of."""
+    """A method has no answer to a question, e.g. a pixel baseline asked for a class it has no images of."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,15 @@ class MethodCard:
         return ""
 
 
-class Pictures(ABC):
-    """A fixed, ordered set of N pictures, decoded when asked for."""
+class Images(ABC):
+    """A fixed, ordered set of N images, decoded when asked for."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def pixels(self, index: Tensor) -> Tensor:
-        """RGB in [0, 1] of the pictures at ``index [B]`` (int64, 0 <= index < N): ``[B, 3, H, W]``.
+        """RGB in [0, 1] of the images at ``index [B]`` (int64, 0 <= index < N): ``[B, 3, H, W]``.
 
         Raises :class:`WithheldError` for any other index.
         """
@@ -107,19 +107,19 @@ class Pictures(ABC):
     @property
     @abstractmethod
     def content(self) -> Sequence[str]:
-        """N content hashes, one a picture; equal pictures have equal hashes (keys of the feature cache)."""
+        """N content hashes, one an image; equal images have equal hashes (keys of the feature cache)."""
 
 
 class TrainingData:
     """Everything a method may see during ``fit``.
 
-    * ``images``, ``labels [N]``, ``domains [N]``: the labelled pictures; labels index ``class_names``, domains index
+    * ``images``, ``labels [N]``, ``domains [N]``: the labelled images; labels index ``class_names``, domains index
       ``domain_names``.
-    * ``class_names``: the class names the method may know. In DAZSL they include classes without labelled pictures.
-    * ``unseen_names``: those of them without labelled pictures, where the protocol shows any.
+    * ``class_names``: the class names the method may know. In DAZSL they include classes without labelled images.
+    * ``unseen_names``: those of them without labelled images, where the protocol shows any.
     * ``synsets``: WordNet synset names of class names, where they are known; ``synsets_published``: whether they come
       with the data set (True) or were chosen for this suite (False), so that released code did not have them.
-    * ``target``: unlabelled target-domain pictures, where the protocol shows any.
+    * ``target``: unlabelled target-domain images, where the protocol shows any.
     * ``validate(method)``: the protocol's validation score of the method as it stands (higher is better). It never
       touches what the protocol holds back, unless the run was asked to select by ``oracle``.
 
@@ -130,20 +130,20 @@ class TrainingData:
         self,
         *,
         protocol: str,
-        images: Pictures,
+        images: Images,
         labels: Tensor,
         domains: Tensor,
         class_names: Sequence[str],
         domain_names: Sequence[str],
         validate: Callable[[Method], float] | None = None,
-        target: Pictures | None = None,
+        target: Images | None = None,
         synsets: Mapping[str, str] | None = None,
         synsets_published: bool = True,
         select: Literal["last", "val", "oracle"] = "val",
     ) -> None:
         if not len(images) == len(labels) == len(domains):
             raise ValueError(
-                f"{protocol}: {len(images)} pictures, {len(labels)} labels and {len(domains)} domains do not match"
+                f"{protocol}: {len(images)} images, {len(labels)} labels and {len(domains)} domains do not match"
             )
         self.protocol = protocol
         self.images = images
@@ -159,14 +159,14 @@ class TrainingData:
 
     @property
     def has_target(self) -> bool:
-        """True if the protocol shows unlabelled target pictures."""
+        """True if the protocol shows unlabelled target images."""
         return self._target is not None
 
     @property
-    def target(self) -> Pictures:
-        """The unlabelled target pictures; raises :class:`WithheldError` where the protocol shows none."""
+    def target(self) -> Images:
+        """The unlabelled target images; raises :class:`WithheldError` where the protocol shows none."""
         if self._target is None:
-            raise WithheldError(f"{self.protocol} shows no target pictures during training; use has_target first")
+            raise WithheldError(f"{self.protocol} shows no target images during training; use has_target first")
         return self._target
 
     @property
@@ -176,16 +176,16 @@ class TrainingData:
 
     @property
     def labelled_classes(self) -> Tensor:
-        """Sorted indices into ``class_names`` of the classes that have labelled pictures (the seen classes)."""
+        """Sorted indices into ``class_names`` of the classes that have labelled images (the seen classes)."""
         return torch.unique(self.labels)
 
     @property
     def unseen_names(self) -> tuple[str, ...]:
-        """Names of the classes without labelled pictures; :class:`WithheldError` where the protocol shows none."""
+        """Names of the classes without labelled images; :class:`WithheldError` where the protocol shows none."""
         seen = set(self.labelled_classes.tolist())
         names = tuple(name for number, name in enumerate(self.class_names) if number not in seen)
         if not names:
-            raise WithheldError(f"{self.protocol} shows no names of classes without labelled pictures")
+            raise WithheldError(f"{self.protocol} shows no names of classes without labelled images")
         return names
 
     def validate(self, method: Method) -> float:
@@ -225,11 +225,11 @@ class Method(ABC):
 
     Subclasses set ``card`` and ``Config`` (a frozen dataclass whose defaults are the paper's) and may set
 
-    * ``trained = False`` when the embedding of a picture does not depend on the training data, so that encoded pictures
+    * ``trained = False`` when the embedding of an image does not depend on the training data, so that encoded images
       are shared between tasks (``fit`` still runs once a task: a floor averages its class means there);
     * ``variants``: named changes to the defaults, e.g. ``{"official": {"mask": False}}``; ``paper`` is the defaults;
     * ``one_process``: why its training cannot be spread over several processes, "" if it can: its loss is a mean over
-      the pictures of a batch, of which each process takes :func:`methods.parts.parallel.share`;
+      the images of a batch, of which each process takes :func:`methods.parts.parallel.share`;
     * ``reads_synsets``: whether its scores depend on the classes' WordNet synsets, which are then part of their key;
     * ``version``: raise it when a change of the code changes scores, so that stored scores are not taken for new ones.
     """
@@ -238,7 +238,7 @@ class Method(ABC):
     Config: ClassVar[type] = NoConfig
     trained: ClassVar[bool] = True
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    one_process: ClassVar[str] = "it does not say that its loss is a mean over the pictures of a batch"
+    one_process: ClassVar[str] = "it does not say that its loss is a mean over the images of a batch"
     reads_synsets: ClassVar[bool] = False
     version: ClassVar[int] = 1
 
@@ -252,7 +252,7 @@ class Method(ABC):
 
     @classmethod
     def files(cls, config: Any) -> Mapping[str, Path]:
-        """Files and folders that a method of this config reads beside pictures and backbone, by name; their content is
+        """Files and folders that a method of this config reads beside images and backbone, by name; their content is
         part of a score's key. Default: every setting that is the path of something that exists.
 
         Override it for what no setting names (a database that a library finds). A file need not exist; nothing is
@@ -267,7 +267,7 @@ class Method(ABC):
 
     @abstractmethod
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Retrieval embeddings ``[B, D]`` of pictures ``[B, 3, H, W]`` in [0, 1].
+        """Retrieval embeddings ``[B, D]`` of images ``[B, 3, H, W]`` in [0, 1].
 
         L2-normalised unless ``card.similarity`` is ``sqeuclidean``. On a CPU, several threads may call it at a time
         (after a first call alone): it changes nothing.
@@ -285,7 +285,7 @@ class Method(ABC):
         """
 
     def classify(self, pixels: Tensor, names: Sequence[str]) -> Tensor:
-        """Logits ``[B, C]`` of pictures over class names; default: logit scale times cosine."""
+        """Logits ``[B, C]`` of images over class names; default: logit scale times cosine."""
         images = F.normalize(self.encode_images(pixels), dim=-1)
         return self.logit_scale() * images @ unit_length(self.encode_classes(names)).T
 

@@ -5,12 +5,12 @@ Here W are the query, key, value and output projections of every attention layer
 starts at random (Kaiming uniform, as in peft), B at zero, so training starts from CLIP.
 
 Trained: A and B. Texts: ``a photo of a {class}``; the text tower learns, so they are computed at every step. Loss:
-cross-entropy over cosine(image, text of every class with labelled pictures) / tau, Adam 1e-4. Batch size,
+cross-entropy over cosine(image, text of every class with labelled images) / tau, Adam 1e-4. Batch size,
 epochs and early stop, our choice, are those of CoOp and VPT (docs/methods.md, Baselines).
 
 Speed: the words ``a photo of a`` that all texts begin with are computed once a step, texts are cut at their ends.
 
-Shapes: B pictures, C classes with labelled pictures, E embedding width.
+Shapes: B images, C classes with labelled images, E embedding width.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class LoRA(Method):
         url="https://arxiv.org/abs/2106.09685",
         trains="low-rank adapters of q, k, v and output projections, both towers",
         code_licence="Apache-2.0 (peft)",
-        extensions=dict.fromkeys(("uda", "dazsl"), "source only: target pictures are not used"),
+        extensions=dict.fromkeys(("uda", "dazsl"), "source only: target images are not used"),
         bibtex="""@inproceedings{hu2022lora,
   title     = {{LoRA}: Low-Rank Adaptation of Large Language Models},
   author    = {Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, Yuanzhi and Wang, Shean
@@ -172,7 +172,7 @@ class LoRA(Method):
     # --- training ---
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
-        """Train the adapters on the labelled pictures. Target pictures and classes without pictures are not used."""
+        """Train the adapters on the labelled images. Target images and classes without images are not used."""
         config, begun = self.config, time.perf_counter()
         self.build(seed)
         names, labels = seen_classes(data)
@@ -196,7 +196,7 @@ class LoRA(Method):
             stage="adapters",
             trained=self.trainable(),
             loss=loss,
-            pictures=len(data.images),
+            images=len(data.images),
         )
         report.seconds = time.perf_counter() - begun
         return report

@@ -1,13 +1,13 @@
 """ProS: prompting to simulate generalised knowledge (Fang et al., CVPR 2024). docs/methods.md, ProS.
 
 Idea: learn what every training domain and class looks like as *prompt units*, then train a small transformer to write
-the prompts of a picture whose domain and class it is not shown, as will be the case at test time.
+the prompts of an image whose domain and class it is not shown, as will be the case at test time.
 
-1. **Prompt units learning.** Domain units P_D and semantic units P_S; of a picture (x, d, y) only its own two stand in
+1. **Prompt units learning.** Domain units P_D and semantic units P_S; of an image (x, d, y) only its own two stand in
    the sequence of the frozen CLIP vision tower ("mask and align"):
    ``[cls + pos_0 ; P_D[d] ; P_S[y] ; patches + pos_1..P]``, with dropout on the tokens.
-2. **Context-aware simulator learning.** The *simulator*, a small vision transformer, sees the picture, all units but
-   the picture's own two, and two templates t_D, t_S:
+2. **Context-aware simulator learning.** The *simulator*, a small vision transformer, sees the image, all units but
+   the image's own two, and two templates t_D, t_S:
    ``[t_D ; t_S ; P_D, row d zero ; P_S, row y zero ; own patches + own pos_1..P]``.
    Its outputs at the templates, the content-aware dynamic prompts (CaDP), take the place of P_D[d] and P_S[y] in the
    CLIP tower.
@@ -19,7 +19,7 @@ g_c the text feature of training class c, ``a photo of {c} from X_1 ... X_m doma
 Trained: stage 1 the units, the text context and the text projection; stage 2 the simulator, the templates, the text
 context, both projections and the class token. CLIP's blocks stay frozen. Where the released code differs: DEVIATIONS.
 
-Shapes: B pictures, C training classes, D training domains, L prompt tokens of a unit, P patches, m context tokens,
+Shapes: B images, C training classes, D training domains, L prompt tokens of a unit, P patches, m context tokens,
 w vision width, v text width, E embedding width.
 """
 
@@ -49,7 +49,7 @@ from methods.parts.prompt_units import (
     read_image,
 )
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import EVALUATION, RULES, TRAINING, Sampler, decayed_rate, domain_batches, epoch_pictures
+from methods.parts.released import EVALUATION, RULES, TRAINING, Sampler, decayed_rate, domain_batches, epoch_images
 from methods.parts.training import budget, count_parameters, run_stage, seeded
 
 _INIT, _BATCHES, _AUGMENT, _DROPOUT = range(4)  # what a random generator is for
@@ -127,7 +127,7 @@ class ProSConfig:
     * ``units``: which prompt units exist, ``both``, ``domain``, ``class`` or ``none`` (ablations). Each kind brings its
       template; ``none`` keeps the class template alone and has no stage 1.
     * ``prompt_length``: L, tokens of a unit and of a template.
-    * ``mask``: stage 1 shows only a picture's own units and stage 2 hides them. False: all units, always.
+    * ``mask``: stage 1 shows only an image's own units and stage 2 hides them. False: all units, always.
     * ``simulator``: False stops after stage 1; inference then uses the mean domain unit and the mean class unit.
     * ``simulator_layers``: blocks of the simulator (its width and heads are those of the vision tower).
     * ``temperature``: tau of the loss.
@@ -195,7 +195,7 @@ class ProSConfig:
 
     @property
     def augmentation(self) -> Augmentation:
-        """What training does to pictures."""
+        """What training does to images."""
         return Augmentation(self.crop, self.flip, self.jitter)
 
     @property
@@ -263,9 +263,9 @@ class ProSModel(nn.Module):
     # --- image side: pixels are normalised ---
 
     def unit_prompts(self, own: dict[str, Tensor] | None) -> Tensor:
-        """The prompts of stage 1, [B, K, w], or [K, w] where they are the same for all pictures.
+        """The prompts of stage 1, [B, K, w], or [K, w] where they are the same for all images.
 
-        ``own`` holds each picture's domain and class, ``[B]`` each: its own units. Without a mask: all units. ``own``
+        ``own`` holds each image's domain and class, ``[B]`` each: its own units. Without a mask: all units. ``own``
         is None at inference without a simulator: the mean unit of each kind (or all of them, without a mask).
         """
         if not self.config.mask:
@@ -275,10 +275,10 @@ class ProSModel(nn.Module):
         return torch.cat([self.units(kind)[own[kind]] for kind in self.config.kinds], dim=1)
 
     def simulate(self, pixels: Tensor, own: dict[str, Tensor] | None) -> Tensor:
-        """CaDP: the prompts that the simulator writes for pictures [B, 3, H, W] -> [B, K, w].
+        """CaDP: the prompts that the simulator writes for images [B, 3, H, W] -> [B, K, w].
 
         Sequence: ``[t_D ; t_S ; all domain units ; all semantic units ; patches + positions]``. In training ``own``
-        holds each picture's domain and class, whose units are replaced by zeros; a lone domain's unit is left.
+        holds each image's domain and class, whose units are replaced by zeros; a lone domain's unit is left.
         """
         config, batch = self.config, pixels.shape[0]
         sequence = [getattr(self, f"{kind}_template").expand(batch, -1, -1) for kind in config.kinds]
@@ -317,7 +317,7 @@ class ProSModel(nn.Module):
     def training_features(
         self, stage: Literal[1, 2], pixels: Tensor, own: dict[str, Tensor], dropout: torch.Generator | None = None
     ) -> Tensor:
-        """Image features [B, E] of a training stage; ``own``: each picture's ``domain`` and ``class``, [B] each."""
+        """Image features [B, E] of a training stage; ``own``: each image's ``domain`` and ``class``, [B] each."""
         if stage == 1:
             return self.image_features(pixels, self.unit_prompts(own), dropout)
         return self.image_features(pixels, self.simulate(pixels, own))
@@ -352,7 +352,7 @@ class ProS(Method):
         deviations=DEVIATIONS,
         notes="In stage 2 the own units become zero tokens, which are still attended to; at inference there are none.",
         extensions=dict.fromkeys(
-            ("uda", "dazsl"), "source only: the one domain unit is not masked, target pictures are not used"
+            ("uda", "dazsl"), "source only: the one domain unit is not masked, target images are not used"
         ),
     )
     Config = ProSConfig
@@ -423,8 +423,8 @@ class ProS(Method):
             first = min(max(1, round(config.stage1_share * config.steps)), config.steps - 1)
             shares = {1: first, 2: config.steps - first}
             return {stage: number for stage, number in shares.items() if number > 0}
-        pictures = epoch_pictures(data, config.sampler, config.batch_size)
-        return {stage: budget(shares[stage], epochs, pictures, size) for stage, epochs, size in stages}
+        images = epoch_images(data, config.sampler, config.batch_size)
+        return {stage: budget(shares[stage], epochs, images, size) for stage, epochs, size in stages}
 
     def _batches(self, data: TrainingData, stage: int, seed: int) -> Iterator[Tensor]:
         config, generator = self.config, seeded(seed, _BATCHES, stage)
@@ -432,7 +432,7 @@ class ProS(Method):
         return domain_batches(data, size, generator, config.sampler, round_size=config.batch_size)
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
-        """Stage 1, then stage 2. Target pictures are not used; classes without labelled pictures get no unit."""
+        """Stage 1, then stage 2. Target images are not used; classes without labelled images get no unit."""
         config, report, begun = self.config, FitReport(), time.perf_counter()
         seen, domains = data.labelled_classes, torch.unique(data.domains)
         own_class, own_domain = torch.searchsorted(seen, data.labels), torch.searchsorted(domains, data.domains)

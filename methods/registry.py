@@ -159,9 +159,9 @@ def _caller() -> str:
 METHODS: Registry = Registry("method", "ucdr_bench.methods")
 
 for _name, _target, _summary in (
-    ("random", "methods.floors:RandomEmbedding", "floor: a random vector for each picture"),
-    ("constant", "methods.floors:ConstantEmbedding", "floor: the same vector for every picture"),
-    ("raw_pixel", "methods.floors:RawPixel", "floor: the picture itself at 16 x 16"),
+    ("random", "methods.floors:RandomEmbedding", "floor: a random vector for each image"),
+    ("constant", "methods.floors:ConstantEmbedding", "floor: the same vector for every image"),
+    ("raw_pixel", "methods.floors:RawPixel", "floor: the image itself at 16 x 16"),
     ("zero_shot", "methods.zero_shot:ZeroShot", "CLIP as it is, 'a photo of a {}'"),
     ("full_finetune", "methods.full_finetune:FullFinetune", "CLIP's vision tower trained with the image-text loss"),
     ("coop", "methods.coop:CoOp", "16 learned context vectors before the class name"),
@@ -170,7 +170,7 @@ for _name, _target, _summary in (
     ("lora", "methods.lora:LoRA", "low-rank adapters on the attention of both towers (peft)"),
     ("pros", "methods.pros:ProS", "ProS: prompting to simulate"),
     ("ucdr_adapter", "methods.ucdr_adapter:UCDRAdapter", "UCDR-Adapter: domain and class prompts, then generated ones"),
-    ("ad_clip", "methods.ad_clip:AdClip", "AD-CLIP: prompts written from a picture's style and content"),
+    ("ad_clip", "methods.ad_clip:AdClip", "AD-CLIP: prompts written from an image's style and content"),
     ("sre_clip", "methods.sre_clip:SreClip", "SRE-CLIP: batch attention and prototypes from the WordNet graph"),
 ):
     METHODS.add(_name, _target, summary=_summary)

@@ -1,22 +1,22 @@
 """SRE-CLIP: semantic relation-enhanced CLIP adapter (Yu et al., 2025). docs/methods.md, SRE-CLIP.
 
-Made for domain-adaptive zero-shot learning: labelled source pictures of the seen classes, unlabelled target pictures of
+Made for domain-adaptive zero-shot learning: labelled source images of the seen classes, unlabelled target images of
 seen and unseen classes, the names of all of them.
 
 1. **Image branch.** The frozen CLIP feature z passes an attention adapter: e(z) = normalise(softmax(Q K^T / sqrt(d)) V
-   + V(z)). Keys and values come from the batch in training, and from stored training pictures afterwards.
+   + V(z)). Keys and values come from the batch in training, and from stored training images afterwards.
 2. **Prototype branch.** Classes and their WordNet ancestors are the nodes of a graph, each the mean CLIP text embedding
    of its synonyms. A graph network of two layers and a linear residual projection make the class prototypes W of them.
 3. **Losses.** Source: cross-entropy of e(z) W^T / tau; the structure loss L_pair (the graph network must not reverse
-   the order of distances between classes); the semantic relation structure L_srs (a picture's cosines with all
+   the order of distances between classes); the semantic relation structure L_srs (an image's cosines with all
    prototypes are those of its class); the alignment retention L_align (text embeddings pass the adapter and land on
    their prototypes). Target: entropy; a memory of past features that spreads the posteriors; seen-unseen balance.
 
 Trained: adapter, graph network, residual projection. CLIP is frozen and no part of it runs inside a training step.
 Where the released code differs: DEVIATIONS.
 
-Shapes: B pictures, C classes (seen and unseen), N graph nodes, E embedding width of CLIP, F width of a node's vector
-(E, unless the nodes are word vectors), d width of adapter and prototypes, P patches, R stored reference pictures.
+Shapes: B images, C classes (seen and unseen), N graph nodes, E embedding width of CLIP, F width of a node's vector
+(E, unless the nodes are word vectors), d width of adapter and prototypes, P patches, R stored reference images.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import Linear, MessagePassing
 
-from methods.interface import Deviation, FitReport, Log, Method, MethodCard, Pictures, TrainingData
+from methods.interface import Deviation, FitReport, Images, Log, Method, MethodCard, TrainingData
 from methods.parts.backbone import Backbone
 from methods.parts.bounds import Bound
 from methods.parts.feature_cache import FeatureScope, frozen_values, image_features, process_cache
@@ -99,13 +99,13 @@ DEVIATIONS = (
     Deviation("residual projection of the prototypes", "yes", "none", "residual"),
     Deviation("alignment retention L_align", "every step", "absent", "align_weight"),
     Deviation("L_srs: compared scores", "cosines", "logits (divided by 0.05) with plain cosines", "srs_scale"),
-    Deviation("L_srs: class of a source picture", "its label", "the predicted class", "srs_class"),
+    Deviation("L_srs: class of a source image", "its label", "the predicted class", "srs_class"),
     Deviation("L_srs: weight", "not small (1 is our choice)", "0.01", "srs_weight"),
-    Deviation("L_srs on target pictures", "yes", "commented out", "target_srs_weight"),
+    Deviation("L_srs on target images", "yes", "commented out", "target_srs_weight"),
     Deviation(
-        "prediction of a picture",
-        "a function of the picture",
-        "depends on its batch, which the test loader fills with pictures of one class",
+        "prediction of an image",
+        "a function of the image",
+        "depends on its batch, which the test loader fills with images of one class",
         "eval_attention",
     ),
     Deviation("features before the adapter", "normalised", "as CLIP gives them", "unit_features"),
@@ -137,9 +137,9 @@ DEVIATIONS = (
     ),
     Deviation("augmentation", "not in the abstract", "none", ours="none in both variants: features are computed once"),
     Deviation(
-        "unlabelled target pictures",
+        "unlabelled target images",
         "those of seen and unseen classes",
-        "the test pictures themselves (transductive, as is usual)",
+        "the test images themselves (transductive, as is usual)",
         ours="as released in both variants",
     ),
     Deviation("seed", "not in the abstract", "42 alone", ours="every seed that is asked for"),
@@ -152,7 +152,7 @@ DEVIATIONS = (
     Deviation(
         "harmonic mean",
         "of per-class accuracies, as the field has it",
-        "of per-picture accuracies",
+        "of per-image accuracies",
         ours="both are reported",
     ),
     Deviation(
@@ -186,11 +186,11 @@ class SreClipConfig:
 
     * ``width``: d, of the adapter and the prototypes. ``temperature``: tau. ``dropout``: on the input of both graph
       layers. ``momentum``, ``weight_decay``: of SGD (Nesterov).
-    * ``attention``: what the adapter attends to: ``batch``, the picture's own ``patches``, or ``none`` (ablations).
+    * ``attention``: what the adapter attends to: ``batch``, the image's own ``patches``, or ``none`` (ablations).
     * ``eval_attention``: what takes the place of the batch after training: ``reference``, ``reference_size`` training
-      pictures stored with the model; ``self``, the picture alone; ``batch`` (released), its batch mates.
+      images stored with the model; ``self``, the image alone; ``batch`` (released), its batch mates.
     * ``gcn``, ``residual``: parts of the prototype branch. ``residual_init``: ``values`` starts the residual projection
-      as a copy of V, so that training begins near CLIP's own alignment of pictures and texts (our choice; the paper
+      as a copy of V, so that training begins near CLIP's own alignment of images and texts (our choice; the paper
       names no initialisation), or ``random``. ``graph``: the edges, ``wordnet``, ``none`` or ``random`` (drawn from the
       run's seed). ``synonyms``: False gives a node the text of its first name alone.
     * ``structure``: ``pair`` (L_pair), ``none``, or ``l2`` and ``entropy``, which the released code holds unused;
@@ -210,14 +210,14 @@ class SreClipConfig:
       structure loss where nothing is left to compare, ``zero`` or ``nan``.
     * ``senses``: ``context``, hand-checked synsets and for other names the sense nearest to the other classes', or
       ``first``, the synsets that a data set is published with and for other names the commonest sense.
-    * ``srs_scale``: ``cosine`` or ``logits``. ``srs_class``: ``label`` or ``predicted``, of source pictures.
+    * ``srs_scale``: ``cosine`` or ``logits``. ``srs_class``: ``label`` or ``predicted``, of source images.
     * ``unit_features``: whether features are L2-normalised before the adapter.
     * ``target_gradients``: whether the memory and balance terms train the prototypes (``memory``) or not (``none``).
     * ``memory_surplus``: the released bookkeeping of the store.
 
     Training:
 
-    * ``learning_rate``: of the adapter; times ``gcn_rate`` for the prototype branch. ``batch_size``: pictures of the
+    * ``learning_rate``: of the adapter; times ``gcn_rate`` for the prototype branch. ``batch_size``: images of the
       source, and as many of the target.
     * ``steps``: the budget; 0 for ``epochs`` over the source, and without those the paper's 3000 steps.
     * ``validate_every``: steps between validations (0: once an epoch, at most 30 times); ``patience``: validations
@@ -455,7 +455,7 @@ class FeatureMemory:
 class SreClipModel(nn.Module):
     """What SRE-CLIP trains, on frozen features: both branches and the losses between them.
 
-    ``vectors`` [n, F]: node vectors of ``field.nodes``, classes first. ``seen`` [C]: classes with labelled pictures.
+    ``vectors`` [n, F]: node vectors of ``field.nodes``, classes first. ``seen`` [C]: classes with labelled images.
     ``texts`` [C, E]: the classes' text embeddings, for L_align.
     """
 
@@ -532,11 +532,11 @@ class SreClipModel(nn.Module):
     def source_terms(
         self, features: Tensor, labels: Tensor, prototypes: Tensor, pairs: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Loss terms of labelled pictures, unweighted: features [B, E] (or [B, 1+P, E]), labels [B], W [C, d].
+        """Loss terms of labelled images, unweighted: features [B, E] (or [B, 1+P, E]), labels [B], W [C, d].
 
         * ``classification``: cross-entropy of e W^T / tau;
         * ``structure``: L_pair, or what ``config.structure`` names;
-        * ``srs``: L_srs with each picture's label;
+        * ``srs``: L_srs with each image's label;
         * ``align``: L_align, cross-entropy of e(t_c) W^T / tau over all classes c, t_c their text embeddings.
         """
         config, logits = self.config, self.logits(self.embed(features), prototypes)
@@ -552,7 +552,7 @@ class SreClipModel(nn.Module):
         return terms
 
     def target_terms(self, features: Tensor, prototypes: Tensor, memory: FeatureMemory) -> dict[str, Tensor]:
-        """Loss terms of unlabelled pictures, unweighted; stores their features. p is the softmax of e W^T / tau.
+        """Loss terms of unlabelled images, unweighted; stores their features. p is the softmax of e W^T / tau.
 
         * ``entropy``: mean entropy of p, W detached;
         * ``memory``: minus the entropy of the mean p of the stored features, once the store is full;
@@ -577,7 +577,7 @@ class SreClipModel(nn.Module):
         return terms
 
     def remember(self, embedded: Tensor, memory: FeatureMemory) -> bool:
-        """Store e / tau of target pictures; True if the store was full before."""
+        """Store e / tau of target images; True if the store was full before."""
         return memory.push(embedded / self.config.temperature)
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
@@ -636,14 +636,14 @@ class SreClip(Method):
         extensions={
             **dict.fromkeys(
                 ("ucdr", "uccdr", "udcdr"),
-                "no target pictures: source losses for the whole budget; retrieval embedding: the adapter's output",
+                "no target images: source losses for the whole budget; retrieval embedding: the adapter's output",
             ),
             "uda": "no unseen classes: their balance term is off; retrieval embedding: the adapter's output",
         },
     )
     Config = SreClipConfig
     reads_synsets = True
-    one_process = "its pictures attend to all others of their batch, and train on stored features in minutes"
+    one_process = "its images attend to all others of their batch, and train on stored features in minutes"
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": OFFICIAL}
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "no_gcn": {"gcn": False},
@@ -696,7 +696,7 @@ class SreClip(Method):
 
     @torch.no_grad()
     def frozen_features(self, pixels: Tensor) -> Tensor:
-        """What CLIP says about pictures: z [B, E], or with attention to patches all projected tokens [B, 1+P, E]."""
+        """What CLIP says about images: z [B, E], or with attention to patches all projected tokens [B, 1+P, E]."""
         pixels = pixels.to(self.device)
         if self.config.attention == "patches":
             return self._unit(self._tokens(pixels)["tokens"])
@@ -709,14 +709,14 @@ class SreClip(Method):
     def _unit(self, features: Tensor) -> Tensor:
         return F.normalize(features, dim=-1) if self.config.unit_features else features
 
-    def _reader(self, pictures: Pictures) -> Callable[[Tensor], Tensor]:
+    def _reader(self, images: Images) -> Callable[[Tensor], Tensor]:
         """Frozen features by index: from a table computed once, or anew at every call (``fast=False``)."""
         if not self.config.fast:
-            return lambda index: self.frozen_features(pictures.pixels(index))
+            return lambda index: self.frozen_features(images.pixels(index))
         if self.config.attention == "patches":
-            table = frozen_values(self.backbone, "projected tokens", pictures, self._tokens)["tokens"]
+            table = frozen_values(self.backbone, "projected tokens", images, self._tokens)["tokens"]
         else:
-            table = image_features(self.backbone, pictures)
+            table = image_features(self.backbone, images)
         return lambda index: self._unit(table[index].to(self.device))
 
     @torch.no_grad()
@@ -783,12 +783,12 @@ class SreClip(Method):
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
         """Source losses during warm-up, then target losses and 1.5 times the source losses.
 
-        Without target pictures (UCDR family) the source losses fill the whole budget.
+        Without target images (UCDR family) the source losses fill the whole budget.
         """
         config, report, begun = self.config, FitReport(), time.perf_counter()
         self.prepare(data, seed)
-        model, pictures = self.model, len(data.images)
-        steps = budget(config.steps, config.epochs, pictures, config.batch_size) if config.epochs else config.steps
+        model, images = self.model, len(data.images)
+        steps = budget(config.steps, config.epochs, images, config.batch_size) if config.epochs else config.steps
         steps = steps or PAPER_STEPS
         source, stream = self._reader(data.images), batches(data, config.batch_size, seeded(seed, _SOURCE))
         labels = data.labels.to(self.device)
@@ -825,7 +825,7 @@ class SreClip(Method):
             loss=loss,
             learning_rate=lambda step: learning_rate(config, step, steps),
             validate_every=config.validate_every
-            or max(math.ceil(pictures / min(config.batch_size, pictures)), math.ceil(steps / 30)),
+            or max(math.ceil(images / min(config.batch_size, images)), math.ceil(steps / 30)),
             patience=config.patience,
         )
         self._encoded.clear()
@@ -840,7 +840,7 @@ class SreClip(Method):
         target: Callable[[Tensor], Tensor] | None,
         seed: int,
     ) -> Tensor | None:
-        """Features [R, E] of random training pictures, half of them target pictures where there are any."""
+        """Features [R, E] of random training images, half of them target images where there are any."""
         if self.config.attention != "batch" or self.config.eval_attention != "reference":
             return None
         share = self.config.reference_size // (2 if target else 1)

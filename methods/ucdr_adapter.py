@@ -6,10 +6,10 @@ Idea (docs/methods.md, UCDR-Adapter):
    tower, ``[cls + pos_0 ; P_D[d] ; P_C[y] ; patches + pos]``; the texts share a learned context, the learnable textual
    semantic template (LTST), ``a photo of {class} from X_1 ... X_m domain.`` Dual loss: cross-entropy over
    cos(image, text) / tau, and a triplet loss against per-class queues that a momentum copy of the image branch fills.
-2. **Target prompt generation.** What frozen CLIP sees of a picture, h (its class token before the projection), attends
-   to all those prompts, the picture's own ones masked, domains and classes apart:
+2. **Target prompt generation.** What frozen CLIP sees of an image, h (its class token before the projection), attends
+   to all those prompts, the image's own ones masked, domains and classes apart:
    ``a = softmax_k((W_prm P_k . W_img h) / T)``, ``q = sum_k a_k W_prm P_k``, prompt ``(q + LayerNorm(W_o q)) / r``.
-   The two results take the place of P_D[d] and P_C[y]: the picture's domain and class are as good as unseen. Loss: the
+   The two results take the place of P_D[d] and P_C[y]: the image's domain and class are as good as unseen. Loss: the
    cross-entropy alone.
 3. **Inference.** As phase 2 with nothing masked; labels and texts are not needed.
 
@@ -17,7 +17,7 @@ Trained: phase 1 the text context, class and domain prompts; phase 2 W_img, W_pr
 and the vision projection. CLIP's blocks and the text tower stay frozen. ``DEVIATIONS`` tells where the released code
 differs. That code carries no licence: this file is written from docs/methods.md and the golden numbers.
 
-Shapes: B pictures, D training domains, C training classes, L prompt tokens each, K = D*L or C*L, w vision width,
+Shapes: B images, D training domains, C training classes, L prompt tokens each, K = D*L or C*L, w vision width,
 v text width, E embedding width, m context tokens.
 """
 
@@ -50,11 +50,11 @@ from methods.parts.prompt_units import (
     read_image,
 )
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import EVALUATION, RULES, TRAINING, Sampler, decayed_rate, domain_batches, epoch_pictures
+from methods.parts.released import EVALUATION, RULES, TRAINING, Sampler, decayed_rate, domain_batches, epoch_images
 from methods.parts.training import budget, count_parameters, restore, run_stage, seeded
 
 PLAIN_TEMPLATE = "a photo of a {name}"  # the text of a class without LTST
-DRAWS = 2  # (positive, negative) pairs that each picture draws from the queues
+DRAWS = 2  # (positive, negative) pairs that each image draws from the queues
 _CONTEXT, _BRANCH, _MOMENTUM, _BATCHES, _AUGMENT, _TRIPLETS = range(6)  # what a random generator is for
 
 
@@ -74,14 +74,14 @@ OFFICIAL: dict[str, Any] = {
 DEVIATIONS = (
     Deviation(
         "mask of the own prompts",
-        "hides a picture's own domain and class prompts in phase 2",
+        "hides an image's own domain and class prompts in phase 2",
         "start and end of the masked range are equal: nothing is masked",
         "mask",
     ),
     Deviation("read-out token", "the class token", "index 1 of the sequence: the domain prompt", "read_out"),
     Deviation(
         "what attends to the prompts",
-        "an image context token: frozen CLIP's class token of the picture",
+        "an image context token: frozen CLIP's class token of the image",
         "the output at the top-left patch of a sequence without class token",
         "attention_query",
     ),
@@ -107,7 +107,7 @@ DEVIATIONS = (
     Deviation(
         "queues",
         "not in the abstract",
-        "a picture's own momentum feature is among its positives; domains are not told apart",
+        "an image's own momentum feature is among its positives; domains are not told apart",
         ours="as released in both variants",
     ),
     Deviation("text context", "not in the abstract", "trained in phase 1 alone", ours="as released in both variants"),
@@ -188,7 +188,7 @@ class UCDRAdapterConfig:
       without gain before training stops (0: never).
     * ``crop``, ``flip``, ``jitter``: augmentation, see :class:`methods.parts.augment.Augmentation`.
     * ``fast``: the exact speed-ups of docs/methods.md. False: the plain path of the same numbers: all texts at every
-      step, the momentum pass with a graph and in phase 2 too, W_prm once a picture, a Python loop over the queues.
+      step, the momentum pass with a graph and in phase 2 too, W_prm once an image, a Python loop over the queues.
     """
 
     context_tokens: int = 16
@@ -238,11 +238,11 @@ class UCDRAdapterConfig:
 
     @property
     def augmentation(self) -> Augmentation:
-        """What training does to pictures."""
+        """What training does to images."""
         return Augmentation(self.crop, self.flip, self.jitter)
 
 
-Own = tuple[Tensor, Tensor]  # each picture's domain [B] and class [B]
+Own = tuple[Tensor, Tensor]  # each image's domain [B] and class [B]
 
 
 class ImageBranch(nn.Module):
@@ -276,7 +276,7 @@ class ImageBranch(nn.Module):
         return [(kind, prompts[kind], items) for kind, items in enumerate(self.items) if len(prompts[kind])]
 
     def own_prompts(self, own: Own) -> Tensor:
-        """The prompts P_D[d] and P_C[y] of each picture: [B, 2L, w] (phase 1)."""
+        """The prompts P_D[d] and P_C[y] of each image: [B, 2L, w] (phase 1)."""
         rows = [F.embedding(own[kind], bank.view(items, -1)) for kind, bank, items in self.banks()]
         return torch.cat(rows, dim=1).view(len(own[0]), -1, self.domain_prompts.shape[1])
 
@@ -300,7 +300,7 @@ class ImageBranch(nn.Module):
         """``a = softmax_k((W_prm P_k . W_img h) / T)``, ``q = sum_k a_k W_prm P_k``, ``(q + LayerNorm(W_o q)) / r``.
 
         bank [K, w], h [B, w] -> [B, w]. Rows where ``masked`` [B, K] are zero before W_prm, which leaves its bias: that
-        one key serves all masked rows, so the bank is projected once, not once a picture.
+        one key serves all masked rows, so the bank is projected once, not once an image.
         """
         query, temperature = self.W_image(h), self.config.attention_temperature
         if masked is None:
@@ -352,10 +352,10 @@ class ClassQueues:
         return self.features[classes, slot]
 
     def draw(self, labels: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """n positives and n negatives for each picture, without a loop.
+        """n positives and n negatives for each image, without a loop.
 
-        ``uniforms`` [B, n, 2] in [0, 1) pick a place in the picture's own queue, and one in all other queues joined in
-        class order. Returns positives and negatives [B, n, E], and which pictures have both [B].
+        ``uniforms`` [B, n, 2] in [0, 1) pick a place in the image's own queue, and one in all other queues joined in
+        class order. Returns positives and negatives [B, n, E], and which images have both [B].
         """
         lengths = self.lengths
         ends = lengths.cumsum(dim=0)
@@ -378,9 +378,9 @@ class ClassQueues:
 
 
 def triplet_loss(anchors: Tensor, queues: ClassQueues, labels: Tensor, uniforms: Tensor, margin: float) -> Tensor:
-    """Mean over pictures and their draws of ``relu(|x - positive| - |x - negative| + margin)``.
+    """Mean over images and their draws of ``relu(|x - positive| - |x - negative| + margin)``.
 
-    ``anchors`` [B, E] and the queues are L2-normalised; ``uniforms`` [B, n, 2] as in :meth:`ClassQueues.draw`. Pictures
+    ``anchors`` [B, E] and the queues are L2-normalised; ``uniforms`` [B, n, 2] as in :meth:`ClassQueues.draw`. Images
     without a positive or a negative do not count.
     """
     positives, negatives, valid = queues.draw(labels, uniforms)
@@ -389,7 +389,7 @@ def triplet_loss(anchors: Tensor, queues: ClassQueues, labels: Tensor, uniforms:
 
 
 def triplet_loss_plain(anchors: Tensor, queues: ClassQueues, labels: Tensor, uniforms: Tensor, margin: float) -> Tensor:
-    """:func:`triplet_loss` picture by picture: the plain path."""
+    """:func:`triplet_loss` image by image: the plain path."""
     lists, losses = queues.lists(), []
     for anchor, label, picks in zip(anchors, labels.tolist(), uniforms.tolist(), strict=True):
         positives = lists[label]
@@ -402,7 +402,7 @@ def triplet_loss_plain(anchors: Tensor, queues: ClassQueues, labels: Tensor, uni
 
 
 def hardest_triplet_loss(anchors: Tensor, queues: ClassQueues, labels: Tensor, margin: float) -> Tensor:
-    """Like :func:`triplet_loss` with each picture's farthest positive and nearest negative."""
+    """Like :func:`triplet_loss` with each image's farthest positive and nearest negative."""
     exact = "donot_use_mm_for_euclid_dist"
     distances = without_rounding(torch.cdist(anchors, queues.features.flatten(0, 1), compute_mode=exact))
     distances = distances.unflatten(1, (-1, queues.size))  # [B, C, size]
@@ -449,7 +449,7 @@ class UCDRAdapter(Method):
         deviations=DEVIATIONS,
         notes="Own prompts become zero rows before W_prm and stay in the softmax; at inference there are none.",
         extensions=dict.fromkeys(
-            ("uda", "dazsl"), "source only: the one domain's prompt is not masked, target pictures are not used"
+            ("uda", "dazsl"), "source only: the one domain's prompt is not masked, target images are not used"
         ),
     )
     Config = UCDRAdapterConfig
@@ -535,7 +535,7 @@ class UCDRAdapter(Method):
     # --- training -----------------------------------------------------------------------------------------------------
 
     def phase1(self, pixels: Tensor, own: Own, uniforms: Tensor, *, texts: Tensor | None = None) -> Terms:
-        """Source adapter learning: a training forward on normalised pixels with the pictures' own prompts.
+        """Source adapter learning: a training forward on normalised pixels with the images' own prompts.
 
         ``uniforms`` [B, 2, 2] in [0, 1) draw the triplets; ``texts`` [C, E] are text features that are known already.
         """
@@ -591,7 +591,7 @@ class UCDRAdapter(Method):
         return loss(images, self.queues, labels, uniforms, self.config.margin)
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
-        """Phase 1, then phase 2. Target pictures are not used; classes without labelled pictures get no prompt."""
+        """Phase 1, then phase 2. Target images are not used; classes without labelled images get no prompt."""
         config, report, begun = self.config, FitReport(), time.perf_counter()
         seen, present = data.labelled_classes, torch.unique(data.domains)
         labels, domains = torch.searchsorted(seen, data.labels), torch.searchsorted(present, data.domains)
@@ -653,12 +653,12 @@ class UCDRAdapter(Method):
     def phase_steps(self, data: TrainingData) -> dict[int, int]:
         """Optimiser steps of the phases that run."""
         config = self.config
-        pictures = epoch_pictures(data, config.sampler, config.batch_size)
-        steps = {1: budget(config.steps, config.stage1_epochs, pictures, config.stage1_batch_size)}
+        images = epoch_images(data, config.sampler, config.batch_size)
+        steps = {1: budget(config.steps, config.stage1_epochs, images, config.stage1_batch_size)}
         if config.generate:
             if config.steps > 0:
                 steps[1] = min(max(1, round(config.stage1_share * config.steps)), config.steps - 1)
-            steps[2] = budget(config.steps - steps[1], config.epochs, pictures, config.batch_size)
+            steps[2] = budget(config.steps - steps[1], config.epochs, images, config.batch_size)
         return {phase: number for phase, number in steps.items() if number > 0}
 
     def _batches(self, data: TrainingData, seed: int) -> dict[int, Iterator[Tensor]]:
@@ -673,7 +673,7 @@ class UCDRAdapter(Method):
         }
 
     def _contexts(self, data: TrainingData) -> Tensor:
-        """Image context tokens [N, w] of all training pictures, for pictures that are not augmented."""
+        """Image context tokens [N, w] of all training images, for images that are not augmented."""
         config = self.config
 
         def compute(pixels: Tensor) -> dict[str, Tensor]:

@@ -7,11 +7,11 @@ Idea: K learned tokens stand behind the class token of the frozen vision tower,
 * ``vpt_deep``: at the input of every block; blocks 1..n-1 put fresh prompts in the place of the last block's outputs.
 
 The feature is read at the class token. Trained: the prompts. Texts, ``a photo of a {class}``, are constant and computed
-once. Loss: cross-entropy over cosine(image, text of every class with labelled pictures) / tau. Settings: those that the
+once. Loss: cross-entropy over cosine(image, text of every class with labelled images) / tau. Settings: those that the
 ProS release (MIT) runs its VPT baseline with (Adam 1e-3, batch 256, 100 epochs, early stop 2, 10 tokens, shallow). That
 baseline also trains the vision projection and divides by CLIP's own temperature: ``variants["official"]``.
 
-Shapes: B pictures, C classes with labelled pictures, K prompts, n blocks, w vision width, E embedding width.
+Shapes: B images, C classes with labelled images, K prompts, n blocks, w vision width, E embedding width.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import share
 from methods.parts.prompt_units import new_units, prompted_tokens
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import EPOCH, TRAINING, Sampler, decayed_rate, domain_batches, epoch_pictures
+from methods.parts.released import EPOCH, TRAINING, Sampler, decayed_rate, domain_batches, epoch_images
 from methods.parts.training import restore, run_single_stage, seeded, seen_classes
 
 _INIT, _BATCHES, _AUGMENT = range(3)  # what a random generator is for
@@ -100,7 +100,7 @@ class VPTShallow(Method):
         url="https://arxiv.org/abs/2203.12119",
         trains="visual prompts at the tower's input",
         code_licence="CC BY-NC 4.0 (written from the paper's idea)",
-        extensions=dict.fromkeys(("uda", "dazsl"), "source only: target pictures are not used"),
+        extensions=dict.fromkeys(("uda", "dazsl"), "source only: target images are not used"),
         bibtex="""@inproceedings{jia2022vpt,
   title     = {Visual Prompt Tuning},
   author    = {Jia, Menglin and Tang, Luming and Chen, Bor-Chun and Cardie, Claire and Belongie, Serge and Hariharan,
@@ -186,7 +186,7 @@ class VPTShallow(Method):
     # --- training ---
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
-        """Learn the prompts from the labelled pictures. Target pictures and classes without pictures are not used."""
+        """Learn the prompts from the labelled images. Target images and classes without images are not used."""
         config, begun = self.config, time.perf_counter()
         self.build(seed)
         names, labels = seen_classes(data)
@@ -212,7 +212,7 @@ class VPTShallow(Method):
             stage="visual prompts",
             trained=self.trainable(),
             loss=loss,
-            pictures=epoch_pictures(data, config.sampler, config.batch_size),
+            images=epoch_images(data, config.sampler, config.batch_size),
             rate=rate if config.schedule == "released" else None,
         )
         report.seconds = time.perf_counter() - begun

@@ -14,15 +14,16 @@ import pytest
 
 import benchmarks
 from benchmarks import ablate, cli, run
-from benchmarks.ablation import Ablation, ablation
-from benchmarks.estimate import PastCosts, duration, estimate
-from benchmarks.presets import PRESETS, Preset
-from benchmarks.reporting import ablations, leaderboard
+from benchmarks.console import duration
+from benchmarks.reporting import ablation_tables, leaderboard
 from benchmarks.reporting.page import Drawn
-from benchmarks.settings import Settings, SettingsError, resolve
-from benchmarks.store import Cost, Record, ResultStore, Search
-from benchmarks.sweep import plan, search_inputs, search_key
-from benchmarks.workbench import Workbench
+from benchmarks.runner.ablation_plan import Ablation, ablation
+from benchmarks.runner.estimate import PastCosts, estimate
+from benchmarks.runner.plan import plan, search_inputs, search_key
+from benchmarks.runner.presets import PRESETS, Preset
+from benchmarks.runner.resources import Resources
+from benchmarks.runner.settings import Settings, SettingsError, resolve
+from benchmarks.store.files import Cost, Record, ResultStore, Search
 from methods.registry import METHODS
 from tests.support.every import METHOD_NAMES
 from tests.support.learners import learners
@@ -90,7 +91,7 @@ def test_a_failed_arm_is_shown_and_never_averaged(
     monkeypatch.setattr(Learner, "fit", failing)
     assert ablate.main([*options, "--methods", "learner", "--protocols", "ucdr"]) == 1
     frame = benchmarks.load_results(tmp_path / "results")
-    (table,) = ablations.ablations(frame, leaderboard.settings_of(frame)[0])
+    (table,) = ablation_tables.ablations(frame, leaderboard.settings_of(frame)[0])
     assert list(table.scores) == ["default", "centred", "still"]
     first = table.questions[0]
     assert table.difference("still", first) is not None
@@ -167,7 +168,7 @@ def test_arms_hang_from_the_default_they_were_switched_in(tmp_path: Path) -> Non
         values[factor, steps, seed, split] = table["ap@all"].mean()
     add(store, "learner", "line", retrieval_table(np.ones(36)), config={"steps": 3, "still": True}, ablation="still")
     frame = benchmarks.load_results(tmp_path)
-    few, many = ablations.ablations(frame, leaderboard.settings_of(frame)[0])
+    few, many = ablation_tables.ablations(frame, leaderboard.settings_of(frame)[0])
     assert (few.method, many.method, few.owner) == ("learner (steps=3)", "learner (steps=9)", "learner")
     question = few.questions[0]
     mean = {
@@ -218,7 +219,7 @@ def test_an_estimate_counts_fits_and_searches_once(
         device="cpu",
         seeds=(0, 1, 2),
     )
-    planned = plan(settings, Workbench(settings))
+    planned = plan(settings, Resources(settings))
     assert (len(planned.groups), len(planned.cells)) == (9, 18)
     store = ResultStore(tmp_path)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import backbones
+from benchmarks.backbones import sources
 
 
 def _ship(folder: Path, *names: str) -> None:
@@ -16,21 +16,21 @@ def _ship(folder: Path, *names: str) -> None:
 def test_the_default_is_the_reference_version_and_not_the_newest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backbones, "SHIPPED", tmp_path)
+    monkeypatch.setattr(sources, "SHIPPED", tmp_path)
     _ship(tmp_path, "picto-clip-v2", "picto-clip-v3")
-    assert backbones.resolve("picto-clip") == ("picto-clip-v2", str(tmp_path / "picto-clip-v2"))
-    assert backbones.resolve("picto-clip-v3") == ("picto-clip-v3", str(tmp_path / "picto-clip-v3"))
+    assert sources.resolve("picto-clip") == ("picto-clip-v2", str(tmp_path / "picto-clip-v2"))
+    assert sources.resolve("picto-clip-v3") == ("picto-clip-v3", str(tmp_path / "picto-clip-v3"))
 
 
 def test_a_version_has_one_name_in_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones, "SHIPPED", tmp_path)
+    monkeypatch.setattr(sources, "SHIPPED", tmp_path)
     _ship(tmp_path, "picto-clip-v2")
-    assert backbones.resolve("picto-clip-invariant") == backbones.resolve("picto-clip-v2")
+    assert sources.resolve("picto-clip-invariant") == sources.resolve("picto-clip-v2")
 
 
 def test_without_the_reference_version_the_newest_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones, "SHIPPED", tmp_path)
+    monkeypatch.setattr(sources, "SHIPPED", tmp_path)
     _ship(tmp_path, "picto-clip-v9", "picto-clip-v10")
-    assert backbones.resolve("picto-clip")[0] == "picto-clip-v10"
+    assert sources.resolve("picto-clip")[0] == "picto-clip-v10"
     with pytest.raises(ValueError, match=r"picto-clip-v3 is not in this installation \(there: picto-clip-v9, "):
-        backbones.resolve("picto-clip-v3")
+        sources.resolve("picto-clip-v3")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.settings import Settings, SettingsError, resolve
-from benchmarks.sweep import make_config
+from benchmarks.runner.plan import make_config
+from benchmarks.runner.settings import Settings, SettingsError, resolve
 from methods.parts.bounds import Bound, bound_of, faults, fill, template_fault
 from methods.registry import METHODS
 from tests.support.every import METHOD_NAMES

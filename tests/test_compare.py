@@ -16,8 +16,8 @@ import pytest
 from benchmarks import cli
 from benchmarks.compare import main
 from benchmarks.evaluation.statistics import holm
-from benchmarks.reporting.regression import CELL_COLUMNS, compare_stores
-from benchmarks.store import ResultStore
+from benchmarks.reporting.store_comparison import CELL_COLUMNS, compare_stores
+from benchmarks.store.files import ResultStore
 from tests.support.made_up_results import CLASSES, PER_CLASS, add, retrieval_table, zero_shot_table
 
 ROOT = Path(__file__).parents[1]

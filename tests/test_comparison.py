@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from benchmarks.evaluation.statistics import class_totals, holm, mean_over_seeds, paired_tests
-from benchmarks.reporting.comparison import (
+from benchmarks.reporting.leaderboard import newest
+from benchmarks.reporting.method_comparison import (
     ALL,
     INFLATION_COLUMNS,
     PAIR_COLUMNS,
@@ -20,8 +21,7 @@ from benchmarks.reporting.comparison import (
     compare_methods,
     query_values,
 )
-from benchmarks.reporting.leaderboard import newest
-from benchmarks.store import ResultStore, load_results
+from benchmarks.store.files import ResultStore, load_results
 from tests.support.made_up_results import CLASSES, PER_CLASS, add, retrieval_table, zero_shot_table
 
 N = CLASSES * PER_CLASS
@@ -300,7 +300,7 @@ def test_recomputed_means_equal_the_stored_ones_in_the_reference_results() -> No
     wanted = frame[(frame["method"] == "zero_shot") & (frame["status"] == "ok")].drop_duplicates(
         ["protocol", "gallery"]
     )
-    from benchmarks.reporting.comparison import per_query_tables
+    from benchmarks.reporting.method_comparison import per_query_tables
 
     for row in wanted.to_dict("records"):
         table = per_query_tables(store, row)[row["gallery"]]

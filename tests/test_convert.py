@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import backbones
+from benchmarks.backbones import sources
+from benchmarks.backbones.openai_checkpoint import CheckpointError, clip_weights, convert, load_tokenizer, read_weights
 from benchmarks.convert import main
-from benchmarks.openai_checkpoint import CheckpointError, clip_weights, convert, load_tokenizer, read_weights
 from methods.parts.backbone import Backbone, BackboneError
 
 
@@ -136,7 +136,7 @@ def assert_same_features(folder: Path, clip: OpenAIClip, mean: float | None = No
         torch.testing.assert_close(backbone.encode_images(pixels), images, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(backbone.encode_ids(ids), texts, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(backbone.encode_ids(ids, cut=False), texts, rtol=1e-4, atol=1e-4)
-    assert images.std(dim=0).mean() > 0.05, "the features of different pictures differ, so equality means something"
+    assert images.std(dim=0).mean() > 0.05, "the features of different images differ, so equality means something"
     assert texts.std(dim=0).mean() > 0.05
     assert backbone.logit_scale == pytest.approx(99.484, rel=1e-3)
     assert backbone.preprocessing["mean"] == pytest.approx([mean] * 3 if mean else [0.48145466, 0.4578275, 0.40821073])
@@ -154,7 +154,7 @@ def test_a_torchscript_archive_keeps_its_features(
     assert_same_features(out, clip)
     assert not list(out.glob("*.bin")) and (out / "model.safetensors").is_file()
     assert len({file.stat().st_mode for file in out.iterdir()}) == 1, "whoever may read the config may read the weights"
-    assert backbones.load(str(out), device="cpu", precision="float32").name == "deep/converted"
+    assert sources.load(str(out), device="cpu", precision="float32").name == "deep/converted"
 
 
 def test_a_state_dict_keeps_its_features(clip: OpenAIClip, vocabulary: Path, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_hugging_face_folder_with_pickled_weights(tiny_folder: Path, tmp_path:
             (source / file.name).write_bytes(file.read_bytes())
     torch.save(load_file(tiny_folder / "model.safetensors"), source / "pytorch_model.bin")
     with pytest.raises(BackboneError, match=r"only pickled weights.*`python -m benchmarks\.convert FOLDER OUT`"):
-        backbones.load(str(source), device="cpu", precision="float32")
+        sources.load(str(source), device="cpu", precision="float32")
     converted = Backbone.load(convert(source, tmp_path / "out"))
     original = Backbone.load(tiny_folder)
     assert converted.weights_hash == original.weights_hash
@@ -529,18 +529,18 @@ def test_a_checkpoint_file_is_no_backbone(archive: Path) -> None:
     with pytest.raises(
         ValueError, match=r"convert it first, with `python -m benchmarks\.convert .*ViT-S-8\.pt ViT-S-8`"
     ):
-        backbones.load(str(archive), device="cpu", precision="float32")
+        sources.load(str(archive), device="cpu", precision="float32")
 
 
 def test_openais_names_are_translated() -> None:
     with pytest.raises(ValueError, match="use its Hub name openai/clip-vit-large-patch14"):
-        backbones.resolve("ViT-L/14")
+        sources.resolve("ViT-L/14")
 
 
 def test_a_missing_checkpoint_says_which_command_fetches_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(BackboneError, match=r"`hf download nobody/no-clip` fetches it") as caught:
-        backbones.load("nobody/no-clip", device="cpu", precision="float32")
+        sources.load("nobody/no-clip", device="cpu", precision="float32")
     assert "\n" not in str(caught.value)
 
 

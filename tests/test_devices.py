@@ -16,16 +16,16 @@ import pytest
 import torch
 
 from benchmarks.datasets.registry import DATASETS
-from benchmarks.environment import environment
 from benchmarks.evaluation.classification import classify, classify_zero_shot
 from benchmarks.evaluation.ranking import rank
 from benchmarks.evaluation.search import search
-from benchmarks.execution import Runner, prepare_process
 from benchmarks.protocols.training import training_data
 from benchmarks.run import main
-from benchmarks.settings import SettingsError, resolve
-from benchmarks.store import Record, ResultStore
-from benchmarks.workbench import Workbench, pick_device
+from benchmarks.runner.environment import environment
+from benchmarks.runner.execution import Runner, prepare_process
+from benchmarks.runner.resources import Resources, pick_device
+from benchmarks.runner.settings import SettingsError, resolve
+from benchmarks.store.files import Record, ResultStore
 from methods.interface import Method
 from methods.parts.training import training_attention
 from methods.registry import METHODS
@@ -62,14 +62,14 @@ def tiny() -> Iterator[None]:
     DATASETS.remove("tiny")
 
 
-def bench(folder: Path, device: str, precision: str = "float32") -> Workbench:
+def bench(folder: Path, device: str, precision: str = "float32") -> Resources:
     settings = {"methods": METHOD_NAMES, "protocols": ("uda",), "datasets": "tiny", "preset": "smoke", "jobs": 1}
     settings |= {"backbone": str(folder), "out": "unused", "threads": 1, "device": device, "precision": precision}
-    return Workbench(resolve(settings))
+    return Resources(resolve(settings))
 
 
-def trained(name: str, variant: str, bench: Workbench) -> tuple[Method, torch.Tensor, list[str]]:
-    """A method after a few steps of UDA (the protocol that shows target pictures), pictures and class names."""
+def trained(name: str, variant: str, bench: Resources) -> tuple[Method, torch.Tensor, list[str]]:
+    """A method after a few steps of UDA (the protocol that shows target images), images and class names."""
     kind = METHODS.get(name)
     task = bench.task("tiny", "uda", bench.splits("tiny", "uda")[0])
     pixels = bench.pixels("tiny")
@@ -101,7 +101,7 @@ def test_every_method_on_the_device(
     given = answers(method, pixels, names)
     assert {key: value.device.type for key, value in given.items()} == dict.fromkeys(given, sim)
     for key, value in answers(method, pixels.to(sim), names).items():
-        torch.testing.assert_close(value.cpu(), given[key].cpu(), msg=f"{key} of pictures on the device")
+        torch.testing.assert_close(value.cpu(), given[key].cpu(), msg=f"{key} of images on the device")
     method.save(tmp_path / "kept")
     for place in (on_device, on_cpu):
         loaded = type(method).load(tmp_path / "kept", place.backbone, place.device)
@@ -249,7 +249,7 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(name: str) -> None:
 
 def test_peak_memory_is_that_of_the_gpu_in_use(tiny_folder: Path, tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = Runner(bench(tiny_folder, "cpu"), Silent(), lambda record, values: None)
-    runner.workbench.device = "cuda:3"
+    runner.resources.device = "cuda:3"
     asked: list[tuple[str, Any]] = []
 
     def spy(name: str) -> Callable[..., int]:

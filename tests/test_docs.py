@@ -49,7 +49,7 @@ def test_the_method_example_runs(tiny_dataset: type, tiny_folder: Path, tmp_path
 
 
 def test_the_recipe_table_names_every_recipe_with_its_fits_and_hours() -> None:
-    from benchmarks.settings import recipe_file, recipes, resolve
+    from benchmarks.runner.settings import recipe_file, recipes, resolve
     from tests.test_recipes import CELLS
 
     table = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
@@ -67,7 +67,7 @@ def test_the_recipe_table_names_every_recipe_with_its_fits_and_hours() -> None:
 
 
 def test_the_folder_example_is_the_rule_with_a_gallery_of_its_own(tmp_path: Path) -> None:
-    from benchmarks.datasets.folder import FolderRule, read_rule
+    from benchmarks.datasets.own_folder import FolderRule, read_rule
 
     (tmp_path / "folder.toml").write_text(block("example: folder.toml", "docs/own_data.md"))
     assert read_rule(tmp_path / "folder.toml") == FolderRule(gallery_domain="photo")

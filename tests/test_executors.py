@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.execution import Outcome, execute
-from benchmarks.presets import PRESETS, Preset
 from benchmarks.reporting.leaderboard import csv_text
-from benchmarks.settings import Settings
-from benchmarks.store import ResultStore, load_results
-from benchmarks.sweep import Plan, plan, search_key, shard
-from benchmarks.workbench import Workbench, unnamed
+from benchmarks.runner.execution import Outcome, execute
+from benchmarks.runner.plan import Plan, plan, search_key, shard
+from benchmarks.runner.presets import PRESETS, Preset
+from benchmarks.runner.resources import Resources, unnamed
+from benchmarks.runner.settings import Settings
+from benchmarks.store.files import ResultStore, load_results
 from methods.registry import METHODS
 from tests.support.every import Silent
 from tests.support.learners import WORD, Learner, learners
@@ -47,12 +47,12 @@ def settings(tiny_folder: Path, tmp_path: Path) -> Settings:
 
 
 def run(settings: Settings) -> tuple[Outcome, ResultStore]:
-    workbench = Workbench(settings)
-    planned = plan(settings, workbench)
+    resources = Resources(settings)
+    planned = plan(settings, resources)
     if settings.shard is not None:
         planned = shard(planned, *settings.shard)
     store = ResultStore(settings.out)
-    return execute(planned, workbench, store, Silent()), store
+    return execute(planned, resources, store, Silent()), store
 
 
 def score_tables(folder: Path | str) -> bytes:
@@ -114,8 +114,8 @@ def test_a_dead_worker_costs_its_cells_and_the_sweep_goes_on(settings: Settings,
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_shards_are_parts_of_the_plan_that_keep_models_together(settings: Settings, count: int) -> None:
     settings = dataclasses.replace(settings, methods=("random", "learner", "mortal"), protocols=("ucdr", "uccdr"))
-    workbench = Workbench(settings)
-    whole = plan(settings, workbench)
+    resources = Resources(settings)
+    whole = plan(settings, resources)
     parts = [shard(whole, number, count) for number in range(1, count + 1)]
     keys = [{cell.key for cell in part.cells} for part in parts]
     assert sum(map(len, keys)) == len(whole.cells)
@@ -129,7 +129,7 @@ def test_shards_are_parts_of_the_plan_that_keep_models_together(settings: Settin
         for group in part.groups:
             together = search_key(group) or f"{group.method} {group.seed} {METHODS.get(group.method).trained}"
             where.setdefault(together, set()).add(number)
-    assert all(len(numbers) == 1 for numbers in where.values()), "one search, one set of encoded pictures: one shard"
+    assert all(len(numbers) == 1 for numbers in where.values()), "one search, one set of encoded images: one shard"
     if count == 2:
         sizes = [sum(group.method == "learner" for group in part.groups) for part in parts]
         assert max(sizes) - min(sizes) <= 2, "each method is shared out evenly"
@@ -138,10 +138,10 @@ def test_shards_are_parts_of_the_plan_that_keep_models_together(settings: Settin
 def test_names_that_live_here_alone_keep_a_run_in_one_process(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.settings.cores", lambda: 8)
+    monkeypatch.setattr("benchmarks.runner.settings.cores", lambda: 8)
     settings = dataclasses.replace(settings, jobs=0)
     assert unnamed(settings) == []
-    assert Workbench(settings).spread().jobs == 8
+    assert Resources(settings).spread().jobs == 8
 
     class Homemade(Learner):
         card = dataclasses.replace(Learner.card, name="homemade")
@@ -150,20 +150,20 @@ def test_names_that_live_here_alone_keep_a_run_in_one_process(
     try:
         settings = dataclasses.replace(settings, methods=("learner", "homemade"))
         assert unnamed(settings) == ["homemade"]
-        assert Workbench(settings).spread().jobs == 1
-        assert Workbench(dataclasses.replace(settings, jobs=3)).spread().jobs == 3
+        assert Resources(settings).spread().jobs == 1
+        assert Resources(dataclasses.replace(settings, jobs=3)).spread().jobs == 3
     finally:
         METHODS.remove("homemade")
 
 
 def test_no_search_is_made_twice_and_none_waits_for_nothing(settings: Settings) -> None:
-    from benchmarks.executors.schedule import Schedule
-    from benchmarks.store import Search
+    from benchmarks.runner.executors.schedule import Schedule
+    from benchmarks.store.files import Search
 
     settings = dataclasses.replace(settings, methods=("learner",), protocols=("ucdr",), seeds=(0, 1, 2))
-    workbench = Workbench(settings)
-    planned: Plan = plan(settings, workbench)
-    schedule = Schedule(planned, workbench, ResultStore(settings.out), Silent())
+    resources = Resources(settings)
+    planned: Plan = plan(settings, resources)
+    schedule = Schedule(planned, resources, ResultStore(settings.out), Silent())
     schedule.begin()
     assert schedule.waiting == 9
     first = [schedule.take() for _ in range(3)]
@@ -193,10 +193,10 @@ def test_an_executor_of_another_package_is_found_and_checked(settings: Settings,
     import sys
 
     (tmp_path / "acme_grid.py").write_text(
-        "from benchmarks.execution import Outcome\n"
-        "def execute(plan, workbench, store, progress):\n"
+        "from benchmarks.runner.execution import Outcome\n"
+        "def execute(plan, resources, store, progress):\n"
         "    return Outcome({'ok': len(plan.cells)})\n"
-        "def wrong(plan, workbench, store, progress):\n"
+        "def wrong(plan, resources, store, progress):\n"
         "    return 3\n"
     )
     info = tmp_path / "acme_grid-1.0.dist-info"
@@ -224,7 +224,7 @@ def test_an_executor_of_another_package_is_found_and_checked(settings: Settings,
     assert codes == ["grid 0", "wrong 2", "gone 2", "gird 2"], done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("benchmarks.run:")]
     assert len(lines) == 3
-    assert "--executor wrong: it gave int, not benchmarks.execution.Outcome" in lines[0]
+    assert "--executor wrong: it gave int, not benchmarks.runner.execution.Outcome" in lines[0]
     assert "--executor gone:" in lines[1]
     assert "acme-grid" in lines[1]
     assert "--executor 'gird' is unknown; did you mean grid?" in lines[2]

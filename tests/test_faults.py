@@ -18,13 +18,14 @@ import numpy as np
 import psutil
 import pytest
 
-from benchmarks import report, run, store
+from benchmarks import report, run
 from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.reporting import write
 from benchmarks.reporting.leaderboard import csv_text
 from benchmarks.reporting.page import Drawn
-from benchmarks.store import Record, ResultStore, load_results, read_record
+from benchmarks.store import files
+from benchmarks.store.files import Record, ResultStore, load_results, read_record
 from tests.support.learners import PAUSE, learners
 from tests.support.tiny_dataset import TinyShapes
 
@@ -90,7 +91,7 @@ def test_a_training_that_goes_wrong(
     check_one_failed(tmp_path, capsys.readouterr(), *said)
 
 
-def test_a_broken_picture(
+def test_a_broken_image(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, broken = TinyShapes.pixels, "line/one_ring/3"
@@ -103,7 +104,7 @@ def test_a_broken_picture(
     monkeypatch.setattr(TinyShapes, "pixels", pixels)
     arguments = ("--methods", "learner", "--datasets", "tiny")
     assert command(*arguments) == 1
-    said = (f"tiny: the picture '{broken}' cannot be decoded (image file is truncated (12 bytes not processed))",)
+    said = (f"tiny: the image '{broken}' cannot be decoded (image file is truncated (12 bytes not processed))",)
     check_one_failed(
         tmp_path, capsys.readouterr(), *said, "put a whole file in its place", "benchmarks.data verify tiny"
     )
@@ -118,7 +119,7 @@ def test_a_missing_data_folder(command: Command, tmp_path: Path, capsys: pytest.
         def __init__(self, root: Path | None = None) -> None:
             super().__init__(root)
             if root is None or not root.is_dir():
-                raise DatasetError(f"{root} does not exist; put the pictures there")
+                raise DatasetError(f"{root} does not exist; put the images there")
 
     DATASETS.add("elsewhere", Elsewhere)
     try:
@@ -126,12 +127,12 @@ def test_a_missing_data_folder(command: Command, tmp_path: Path, capsys: pytest.
         assert command(*arguments) == 1
         printed = capsys.readouterr()
         assert "cells: 1 failed, 3 ok" in printed.out
-        assert f"{tmp_path}/elsewhere does not exist; put the pictures there" in printed.err
-        assert "does not exist; put the pictures there" in (tmp_path / "results/report/leaderboard.md").read_text()
+        assert f"{tmp_path}/elsewhere does not exist; put the images there" in printed.err
+        assert "does not exist; put the images there" in (tmp_path / "results/report/leaderboard.md").read_text()
         (tmp_path / "elsewhere").mkdir()
         assert command(*arguments) == 0
         assert "cells: 3 cached, 3 ok" in capsys.readouterr().out
-        assert "put the pictures there" not in (tmp_path / "results/report/leaderboard.md").read_text()
+        assert "put the images there" not in (tmp_path / "results/report/leaderboard.md").read_text()
     finally:
         DATASETS.remove("elsewhere")
 
@@ -139,19 +140,19 @@ def test_a_missing_data_folder(command: Command, tmp_path: Path, capsys: pytest.
 def test_a_full_disk(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = store.write_atomically
+    real = files.write_atomically
 
     def full(path: Path, data: bytes) -> None:
         if "line" in path.name and path.suffix == ".parquet":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(path, data)
 
-    monkeypatch.setattr(store, "write_atomically", full)
+    monkeypatch.setattr(files, "write_atomically", full)
     arguments = ("--methods", "learner", "--datasets", "tiny")
     assert command(*arguments) == 1
     said = ("the record cannot be written (No space left on device)", "free space there")
     check_one_failed(tmp_path, capsys.readouterr(), *said)
-    monkeypatch.setattr(store, "write_atomically", real)
+    monkeypatch.setattr(files, "write_atomically", real)
     assert command(*arguments) == 0
     assert "cells: 2 cached, 1 ok" in capsys.readouterr().out
 
@@ -165,7 +166,7 @@ def test_a_disk_with_room_for_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "write_atomically", full)
+        patch.setattr(files, "write_atomically", full)
         assert command(*arguments) == 2
         assert f"--out {tmp_path}/results: cannot be written (No space left on device)" in capsys.readouterr().err
         patch.setattr(ResultStore, "write_resolved", lambda self, settings: self.root.mkdir())
@@ -216,7 +217,7 @@ def test_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    mine, machine = os.getpid(), store._machine()
+    mine, machine = os.getpid(), files._machine()
     names = {
         f".a.json.{machine}-{dead.pid}-0.tmp": True,
         f".b.json.{machine}-{mine}-0.tmp": False,
@@ -296,7 +297,7 @@ def test_killed_at_any_moment_a_sweep_goes_on_and_ends_the_same(
         finished = stored()
         for path in finished:
             assert read_record(path).status == "ok"
-    shutil.copy(next(iter(finished)), results / "cells" / f".x.json.{store._machine()}-999999999-0.tmp")
+    shutil.copy(next(iter(finished)), results / "cells" / f".x.json.{files._machine()}-999999999-0.tmp")
     last = start(2, results)
     printed = last.communicate(timeout=600)[0].decode()
     assert last.returncode == 0, printed

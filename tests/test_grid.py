@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.datasets.registry import DATASETS
-from benchmarks.execution import execute
-from benchmarks.presets import PRESETS
 from benchmarks.protocols.task import Task
-from benchmarks.settings import resolve
-from benchmarks.store import Record, ResultStore
-from benchmarks.sweep import FitGroup, plan
-from benchmarks.workbench import Workbench
+from benchmarks.runner.execution import execute
+from benchmarks.runner.plan import FitGroup, plan
+from benchmarks.runner.presets import PRESETS
+from benchmarks.runner.resources import Resources
+from benchmarks.runner.settings import resolve
+from benchmarks.store.files import Record, ResultStore
 from methods.interface import FitReport, Log, Method, NotApplicableError, TrainingData
 from methods.parts.backbone import Backbone
 from methods.registry import METHODS
@@ -48,13 +48,13 @@ class Keeper(Silent):
 class Swept:
     """What a sweep left: its records by (method, protocol), and every fitted method by (method, fit id, seed)."""
 
-    workbench: Workbench
+    resources: Resources
     records: dict[tuple[str, str], list[Record]] = field(default_factory=dict)
     fitted: dict[tuple[str, str, int], Method] = field(default_factory=dict)
 
     def task(self, record: Record) -> Task:
         """The task that a record answers."""
-        return self.workbench.task("tiny", record.cell.protocol, record.cell.split)
+        return self.resources.task("tiny", record.cell.protocol, record.cell.split)
 
     def method(self, record: Record) -> Method:
         """The fitted method that gave a record."""
@@ -65,10 +65,10 @@ def sweep(folder: Path, backbone: Path, **changes: Any) -> Swept:
     """Run ``--preset smoke`` on the tiny data set."""
     asked = {"methods": METHOD_NAMES, "protocols": PROTOCOL_NAMES, "datasets": "tiny", "preset": "smoke"}
     fixed = {"backbone": str(backbone), "out": str(folder), "device": "cpu", "threads": 1, "jobs": 1}
-    workbench = Workbench(resolve({**asked, **fixed, **changes}))
-    swept, store, watcher = Swept(workbench), ResultStore(folder), Keeper()
+    resources = Resources(resolve({**asked, **fixed, **changes}))
+    swept, store, watcher = Swept(resources), ResultStore(folder), Keeper()
     with pytest.MonkeyPatch.context() as patch:
-        for name in workbench.settings.methods:
+        for name in resources.settings.methods:
             method = METHODS.get(name)
 
             def keeping(self: Method, data: TrainingData, *, seed: int, log: Log, _fit: Any = method.fit) -> FitReport:
@@ -77,7 +77,7 @@ def sweep(folder: Path, backbone: Path, **changes: Any) -> Swept:
                 return report
 
             patch.setattr(method, "fit", keeping)
-        execute(plan(workbench.settings, workbench), workbench, store, watcher)
+        execute(plan(resources.settings, resources), resources, store, watcher)
     for record in store.records():
         swept.records.setdefault((record.cell.method, record.cell.protocol), []).append(record)
     return swept
@@ -98,7 +98,7 @@ def swept(registered: None, tiny_folder: Path, tmp_path_factory: pytest.TempPath
 
 
 def has_no_answer(record: Record, task: Task) -> bool:
-    """Whether docs/protocols.md lets the method decline: a floor, asked for a class it was shown no picture of."""
+    """Whether docs/protocols.md lets the method decline: a floor, asked for a class it was shown no image of."""
     trained = set(TinyShapes().table["class"][task.train])
     asked = {name for question in task.classifications for name in question.class_names}
     return bool(METHODS.get(record.cell.method).card.floor) and not asked <= trained
@@ -108,7 +108,7 @@ def check_scores(record: Record, task: Task) -> None:
     """A record's status and scores, and its cost and curves, are all there and can be true."""
     if has_no_answer(record, task):
         assert record.status == "not_applicable"
-        assert "has no pictures of" in record.reason
+        assert "has no images of" in record.reason
         return
     assert record.status == "ok", f"{record.reason}\n{record.traceback}"
     assert set(record.scores) == {question.name for question in (*task.retrievals, *task.classifications)}
@@ -146,7 +146,7 @@ def check_training(record: Record, task: Task) -> None:
 @every_method
 def test_every_method_answers_every_protocol(method: str, protocol: str, swept: Swept) -> None:
     records = swept.records[method, protocol]
-    assert {record.cell.split for record in records} == set(swept.workbench.splits("tiny", protocol))
+    assert {record.cell.split for record in records} == set(swept.resources.splits("tiny", protocol))
     for record in records:
         check_scores(record, swept.task(record))
         check_training(record, swept.task(record))
@@ -168,7 +168,7 @@ def test_records_say_what_goes_beyond_the_paper(method: str, protocol: str, swep
 
 @every_method
 def test_every_method_says_how_fast_it_is(method: str, swept: Swept) -> None:
-    """An untrained method encodes each picture once in all; at least its first cell has a rate."""
+    """An untrained method encodes each image once in all; at least its first cell has a rate."""
     rates = [
         record.cost.pictures_per_second for protocol in PROTOCOL_NAMES for record in swept.records[method, protocol]
     ]
@@ -180,12 +180,12 @@ def test_every_method_says_how_fast_it_is(method: str, swept: Swept) -> None:
 
 @pytest.fixture
 def answering(method: str, protocol: str, swept: Swept) -> tuple[Method, Tensor, list[str]]:
-    """A fitted method, seven pictures that the protocol asks about, and the classes that it has pictures of."""
+    """A fitted method, seven images that the protocol asks about, and the classes that it has images of."""
     record = swept.records[method, protocol][0]
     task = swept.task(record)
     asked = task.retrievals[0].query if task.retrievals else task.classifications[0].rows
-    pictures = swept.workbench.pixels("tiny")[asked[:: max(1, len(asked) // 7)][:7]]
-    return swept.method(record), pictures, sorted(set(TinyShapes().table["class"][task.train]))
+    images = swept.resources.pixels("tiny")[asked[:: max(1, len(asked) // 7)][:7]]
+    return swept.method(record), images, sorted(set(TinyShapes().table["class"][task.train]))
 
 
 def close(one: Tensor, other: Tensor, what: str) -> None:
@@ -197,39 +197,39 @@ def close(one: Tensor, other: Tensor, what: str) -> None:
 @every_protocol
 @every_method
 def test_embeddings_are_finite_normalised_and_their_own(answering: tuple[Method, Tensor, list[str]]) -> None:
-    method, pictures, names = answering
-    seen = pictures.clone()
-    images, classes, logits = method.encode_images(pictures), method.encode_classes(names), None
-    logits = method.classify(pictures, names)
-    raw = method.encode_raw(pictures)
-    assert torch.equal(pictures, seen), "pictures are not written into"
-    assert images.shape[0] == raw.shape[0] == logits.shape[0] == len(pictures)
+    method, images, names = answering
+    seen = images.clone()
+    embeddings, classes, logits = method.encode_images(images), method.encode_classes(names), None
+    logits = method.classify(images, names)
+    raw = method.encode_raw(images)
+    assert torch.equal(images, seen), "images are not written into"
+    assert embeddings.shape[0] == raw.shape[0] == logits.shape[0] == len(images)
     assert classes.shape[0] == logits.shape[1] == len(names)
-    for embedding in (images, classes, logits, raw):
+    for embedding in (embeddings, classes, logits, raw):
         assert embedding.ndim == 2
         assert embedding.is_floating_point()
         assert embedding.isfinite().all()
     if method.card.similarity != "sqeuclidean":
-        torch.testing.assert_close(images.norm(dim=1), torch.ones(len(pictures)), rtol=0, atol=1e-5)
+        torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(len(images)), rtol=0, atol=1e-5)
     torch.testing.assert_close(classes.norm(dim=1), torch.ones(len(names)), rtol=0, atol=1e-5)
-    assert torch.equal(method.encode_images(pictures), images), "the same question, the same answer"
-    assert torch.equal(method.classify(pictures, names), logits)
+    assert torch.equal(method.encode_images(images), embeddings), "the same question, the same answer"
+    assert torch.equal(method.classify(images, names), logits)
     mixed = torch.tensor([4, 2, 6])
-    close(method.encode_images(pictures[mixed]), images[mixed], "embedding in other company")
-    close(method.encode_raw(pictures[mixed]), raw[mixed], "raw embedding in other company")
-    close(method.classify(pictures[mixed], names), logits[mixed], "logits in other company")
-    close(method.encode_images(pictures[5:6]), images[5:6], "embedding alone")
+    close(method.encode_images(images[mixed]), embeddings[mixed], "embedding in other company")
+    close(method.encode_raw(images[mixed]), raw[mixed], "raw embedding in other company")
+    close(method.classify(images[mixed], names), logits[mixed], "logits in other company")
+    close(method.encode_images(images[5:6]), embeddings[5:6], "embedding alone")
     close(method.encode_classes(names[::-1]), classes.flip(0), "class embeddings in another order")
-    close(method.classify(pictures, names[::-1]), logits.flip(1), "logits in another order of names")
+    close(method.classify(images, names[::-1]), logits.flip(1), "logits in another order of names")
 
 
 @every_protocol
 @every_method
 def test_any_class_name_has_an_embedding_but_a_floor_declines(answering: tuple[Method, Tensor, list[str]]) -> None:
-    method, pictures, names = answering
+    method, images, names = answering
     strange = [*names[:2], "aircraft_carrier", "two_cats"]
     if method.card.floor:
-        for question in (method.encode_classes, lambda names: method.classify(pictures, names)):
+        for question in (method.encode_classes, lambda names: method.classify(images, names)):
             with pytest.raises(NotApplicableError, match="aircraft_carrier"):
                 question(strange)
         return
@@ -237,8 +237,8 @@ def test_any_class_name_has_an_embedding_but_a_floor_declines(answering: tuple[M
     assert classes.isfinite().all()
     torch.testing.assert_close(classes.norm(dim=1), torch.ones(4), rtol=0, atol=1e-5)
     assert float((classes[2] - classes[3]).norm()) > 1e-3, "each name its own"
-    logits = method.classify(pictures, strange)
-    assert logits.shape == (len(pictures), 4)
+    logits = method.classify(images, strange)
+    assert logits.shape == (len(images), 4)
     assert logits.isfinite().all()
 
 
@@ -247,17 +247,17 @@ def test_any_class_name_has_an_embedding_but_a_floor_declines(answering: tuple[M
 def test_a_checkpoint_answers_as_the_method_did(
     answering: tuple[Method, Tensor, list[str]], swept: Swept, tmp_path: Path
 ) -> None:
-    method, pictures, names = answering
-    torch.set_num_threads(swept.workbench.settings.threads or 1)  # what the run kept of the class names has its bits
+    method, images, names = answering
+    torch.set_num_threads(swept.resources.settings.threads or 1)  # what the run kept of the class names has its bits
     method.save(tmp_path / "kept" / "method")
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["method.json", "method.safetensors"]
-    again = type(method).load(tmp_path / "kept" / "method", swept.workbench.backbone)
+    again = type(method).load(tmp_path / "kept" / "method", swept.resources.backbone)
     assert again.config == method.config
     assert again.total_parameters() == method.total_parameters()
-    assert torch.equal(again.encode_images(pictures), method.encode_images(pictures))
-    assert torch.equal(again.encode_raw(pictures), method.encode_raw(pictures))
+    assert torch.equal(again.encode_images(images), method.encode_images(images))
+    assert torch.equal(again.encode_raw(images), method.encode_raw(images))
     assert torch.equal(again.encode_classes(names), method.encode_classes(names))
-    assert torch.equal(again.classify(pictures, names), method.classify(pictures, names))
+    assert torch.equal(again.classify(images, names), method.classify(images, names))
 
 
 UNTRAINED = tuple(name for name in METHOD_NAMES if not METHODS.get(name).trained)
@@ -265,16 +265,16 @@ UNTRAINED = tuple(name for name in METHOD_NAMES if not METHODS.get(name).trained
 
 @pytest.mark.parametrize("method", UNTRAINED)
 def test_what_needs_no_training_embeds_alike_in_all_protocols(method: str, swept: Swept) -> None:
-    """``trained = False`` lets protocols share encoded pictures, so the embedding must not depend on what was shown."""
+    """``trained = False`` lets protocols share encoded images, so the embedding must not depend on what was shown."""
     found = [fitted for (name, _, _), fitted in swept.fitted.items() if name == method]
     assert len(found) >= 4
-    pictures = swept.workbench.pixels("tiny")[TinyShapes().table.index[:4].to_numpy()]
-    first, *others = (fitted.encode_images(pictures) for fitted in found)
+    images = swept.resources.pixels("tiny")[TinyShapes().table.index[:4].to_numpy()]
+    first, *others = (fitted.encode_images(images) for fitted in found)
     assert all(torch.equal(first, other) for other in others)
 
 
 def test_no_method_changes_the_backbone(swept: Swept, tiny_folder: Path) -> None:
-    used, fresh = swept.workbench.backbone.model, Backbone.load(tiny_folder).model
+    used, fresh = swept.resources.backbone.model, Backbone.load(tiny_folder).model
     assert not any(value.requires_grad for value in used.parameters())
     assert not used.training
     for (name, value), (_, expected) in zip(used.state_dict().items(), fresh.state_dict().items(), strict=True):
@@ -286,7 +286,7 @@ def test_no_method_changes_the_backbone(swept: Swept, tiny_folder: Path) -> None
 
 @pytest.fixture(scope="module")
 def again(registered: None, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory, swept: Swept) -> Swept:
-    """The sweep a second time, with a second seed, in the protocols without and with target pictures."""
+    """The sweep a second time, with a second seed, in the protocols without and with target images."""
     return sweep(tmp_path_factory.mktemp("again"), tiny_folder, protocols=("ucdr", "dazsl"), seeds=(0, 1))
 
 

@@ -4,7 +4,7 @@ Four kinds of test, all fed from the registries:
 
 * what a protocol hands out is compared with docs/protocols.md, row by row, on the tiny data set and on PictoDomains;
 * a method that asks for what is withheld gets an error, and the sweep records it and goes on;
-* a tripwire under the data set and the tokenizer notes which pictures and class names each method's training asks for;
+* a tripwire under the data set and the tokenizer notes which images and class names each method's training asks for;
 * a second world, in which everything withheld is different, must give bit for bit the same trained method.
 """
 
@@ -26,14 +26,15 @@ from torch import Tensor
 
 from benchmarks.datasets.base import Dataset
 from benchmarks.datasets.picto_domains import PictoDomains, pack_path
-from benchmarks.execution import EncodedPictures, Outcome, execute, score_classification, score_retrieval
+from benchmarks.datasets.pixels import PixelCache
 from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.protocols.task import Classification, Retrieval, Task
 from benchmarks.protocols.training import Question, training_data
-from benchmarks.settings import Settings
-from benchmarks.store import Record, ResultStore
-from benchmarks.sweep import plan
-from benchmarks.workbench import PixelCache, Workbench
+from benchmarks.runner.execution import EncodedImages, Outcome, execute, score_classification, score_retrieval
+from benchmarks.runner.plan import plan
+from benchmarks.runner.resources import Resources
+from benchmarks.runner.settings import Settings
+from benchmarks.store.files import Record, ResultStore
 from methods.interface import FitReport, Log, Method, TrainingData, WithheldError
 from methods.parts.backbone import Backbone
 from methods.parts.feature_cache import process_cache
@@ -53,8 +54,8 @@ every_method = pytest.mark.parametrize("method", METHOD_NAMES)
 class Shown:
     """One column of docs/protocols.md as conditions on the data set's table.
 
-    ``labelled``: pictures that fit may see with their label; ``unlabelled``: without; ``names``: class names in fit;
-    ``validation``: pictures that the validation task may hold.
+    ``labelled``: images that fit may see with their label; ``unlabelled``: without; ``names``: class names in fit;
+    ``validation``: images that the validation task may hold.
     """
 
     labelled: pd.Series
@@ -106,7 +107,7 @@ def test_training_data_holds_what_the_table_shows_and_nothing_else(dataset: Data
         task = PROTOCOLS.get(protocol).task(dataset, split)
         data = training_data(task, cache, no_score)
         rows_of = dict(zip(content, range(len(content)), strict=True))
-        assert len(rows_of) == len(content), "a picture is known by its content"
+        assert len(rows_of) == len(content), "an image is known by its content"
         labelled = [rows_of[one] for one in data.images.content]
         assert allowed.labelled[labelled].all()
         assert [data.class_names[label] for label in data.labels] == dataset.table["class"][labelled].tolist()
@@ -124,7 +125,7 @@ def test_training_data_holds_what_the_table_shows_and_nothing_else(dataset: Data
 
 @every_protocol
 def test_no_attribute_leads_to_the_data_set(protocol: str) -> None:
-    """Not even an underscored one: from the training data nothing but the pictures shown can be reached."""
+    """Not even an underscored one: from the training data nothing but the images shown can be reached."""
     dataset = TinyShapes()
     chosen = PROTOCOLS.get(protocol)
     task = chosen.task(dataset, chosen.splits(dataset)[0])
@@ -152,10 +153,10 @@ def test_no_attribute_leads_to_the_data_set(protocol: str) -> None:
 #: What a method may try, by name: a question to :class:`TrainingData` alone, and the error it gets if withheld.
 PEEKS: dict[str, tuple[Callable[[TrainingData], Any], type[Exception]]] = {
     "target labels": (lambda data: data.target_labels, WithheldError),
-    "target pictures": (lambda data: data.target, WithheldError),
-    "a target picture beyond": (lambda data: data.target.pixels(torch.tensor([len(data.target)])), WithheldError),
-    "a picture beyond": (lambda data: data.images.pixels(torch.tensor([0, len(data.images)])), WithheldError),
-    "a picture before": (lambda data: data.images.pixels(torch.tensor([-1])), WithheldError),
+    "target images": (lambda data: data.target, WithheldError),
+    "a target image beyond": (lambda data: data.target.pixels(torch.tensor([len(data.target)])), WithheldError),
+    "an image beyond": (lambda data: data.images.pixels(torch.tensor([0, len(data.images)])), WithheldError),
+    "an image before": (lambda data: data.images.pixels(torch.tensor([-1])), WithheldError),
     "unseen names": (lambda data: data.unseen_names, WithheldError),
     "a name beyond": (lambda data: data.class_names[len(data.class_names)], IndexError),
     "a test class's synset": (lambda data: data.synsets["one_ring"], KeyError),
@@ -166,7 +167,7 @@ def withheld(task: Task) -> set[str]:
     """The peeks that a task's protocol forbids."""
     allowed = set()
     if task.target is not None:
-        allowed.add("target pictures")
+        allowed.add("target images")
     if set(task.class_names) - set(TinyShapes().table["class"][task.train]):
         allowed.add("unseen names")
     if "one_ring" in task.class_names:
@@ -187,7 +188,7 @@ def peeking(method: type[Method], peek: Callable[[TrainingData], Any]) -> type[M
 
 def test_what_the_table_withholds() -> None:
     """``withheld`` itself: everything in the UCDR family, target labels and what lies beyond in all protocols."""
-    dataset, closed = TinyShapes(), {"target pictures", "a test class's synset"}
+    dataset, closed = TinyShapes(), {"target images", "a test class's synset"}
     allowed = {"ucdr": set(), "uccdr": set(), "udcdr": set(), "uda": closed, "uda_inductive": closed}
     for protocol, some in (allowed | {"dazsl": closed | {"unseen names"}}).items():
         for split in PROTOCOLS.get(protocol).splits(dataset):
@@ -210,7 +211,7 @@ def test_a_method_that_reads_what_is_withheld_gets_an_error(
             with pytest.raises(error) as caught:
                 guilty.fit(data, seed=0, log=lambda **numbers: None)
             if error is WithheldError:
-                assert re.match(rf"{task.protocol} (shows no|withholds) |picture -?\d+ is not shown", str(caught.value))
+                assert re.match(rf"{task.protocol} (shows no|withholds) |image -?\d+ is not shown", str(caught.value))
 
 
 def test_the_sweep_records_each_offender_and_goes_on(tiny_dataset: type, tiny_folder: Path, tmp_path: Path) -> None:
@@ -250,9 +251,9 @@ def test_the_sweep_records_each_offender_and_goes_on(tiny_dataset: type, tiny_fo
 
 
 def run(settings: Settings) -> tuple[Outcome, list[Record]]:
-    workbench = Workbench(settings)
+    resources = Resources(settings)
     store = ResultStore(settings.out)
-    return execute(plan(settings, workbench), workbench, store, Silent()), list(store.records())
+    return execute(plan(settings, resources), resources, store, Silent()), list(store.records())
 
 
 # --- what every method really asks for --------------------------------------------------------------------------------
@@ -261,7 +262,7 @@ def run(settings: Settings) -> tuple[Outcome, list[Record]]:
 class OtherWorld(TinyShapes):
     """The tiny data set with everything else than what a task shows made different.
 
-    Pictures that the task does not show are noise of another content; classes, domains and synsets of pictures whose
+    Images that the task does not show are noise of another content; classes, domains and synsets of images whose
     labels it does not show have other names. ``task`` None: the tiny data set as it is.
     """
 
@@ -271,9 +272,9 @@ class OtherWorld(TinyShapes):
         if task is None:
             return
         labelled = np.union1d(task.train, list(rows_in(task.validation)))
-        pictures = labelled if task.target is None else np.union1d(labelled, task.target)
+        images = labelled if task.target is None else np.union1d(labelled, task.target)
         self._hidden[:] = True
-        self._hidden[pictures] = False
+        self._hidden[images] = False
         unlabelled = np.setdiff1d(np.arange(len(self.table)), labelled)
         table = self.table.copy()
         for column in ("class", "domain"):
@@ -286,10 +287,10 @@ class OtherWorld(TinyShapes):
         ]
 
     def pixels(self, rows: np.ndarray, size: int) -> Tensor:
-        pictures = super().pixels(rows, size)
+        images = super().pixels(rows, size)
         hidden = torch.from_numpy(self._hidden[rows])
-        pictures[hidden] = torch.rand(pictures[hidden].shape, generator=torch.Generator().manual_seed(1))
-        return pictures
+        images[hidden] = torch.rand(images[hidden].shape, generator=torch.Generator().manual_seed(1))
+        return images
 
 
 class Tripwire(PixelCache):
@@ -309,7 +310,7 @@ class Tripwire(PixelCache):
         """The validation score, as the sweep computes it."""
         self.validating = True
         try:
-            encoded = EncodedPictures(method.encode_images, self, lambda count: None)
+            encoded = EncodedImages(method.encode_images, self, lambda count: None)
             if isinstance(question, Classification):
                 scores = score_classification(method, encoded, question, "clean").scores.means()
                 return scores["accuracy[image]" if question.seen is None else "h[image]"]
@@ -338,7 +339,7 @@ def rows_in(question: Question | None) -> Iterator[int]:
 
 
 def fit(method: type[Method], task: Task, world: Dataset, backbone: Backbone) -> Fitted:
-    """Fit on the world's pictures of the task; seed 3."""
+    """Fit on the world's images of the task; seed 3."""
     cache, texts, token_ids = Tripwire(world, backbone.image_size), [], Backbone.token_ids
 
     def noting(self: Backbone, text: str) -> list[int]:
@@ -381,7 +382,7 @@ def offences(one: Fitted, dataset: Dataset) -> list[str]:
     """Everything that the training asked for and its task does not show."""
     task, table = one.task, dataset.table
     target: set[int] = set() if task.target is None else set(task.target.tolist())
-    found = [f"picture {table['key'][row]}" for row in one.read.in_fit - set(task.train.tolist()) - target]
+    found = [f"image {table['key'][row]}" for row in one.read.in_fit - set(task.train.tolist()) - target]
     found += [f"in validation {table['key'][row]}" for row in one.read.in_validation - set(rows_in(task.validation))]
     hidden = [name for name in dataset.classes() if name not in task.class_names]
     domains = set(dataset.domains) - set(table["domain"][task.train])
@@ -459,8 +460,8 @@ def test_these_tests_catch_a_method_that_breaks_in(protocol: str, tiny_backbone:
     found = offences(one, dataset)
     asked = {row for question in (*task.retrievals, *task.classifications) for row in rows_in(question)}
     unshown = asked - set(task.train) - set(() if task.target is None else task.target)
-    assert {f"picture {dataset.table['key'][row]}" for row in unshown} <= set(found)
-    assert any(offence.startswith("picture ") for offence in found)
+    assert {f"image {dataset.table['key'][row]}" for row in unshown} <= set(found)
+    assert any(offence.startswith("image ") for offence in found)
     hidden = set(dataset.classes()) - set(task.class_names)
     assert {f"class name {name}" for name in hidden} <= set(found)
 

@@ -35,15 +35,17 @@ def test_methods_never_import_benchmarks(file: Path) -> None:
 
 def test_the_static_check_sees_an_import(tmp_path: Path) -> None:
     file = tmp_path / "bad.py"
-    file.write_text("def f():\n    from benchmarks.store import Record\n    import benchmarks\n")
-    assert list(imported_modules(file)) == ["benchmarks.store", "benchmarks"]
+    file.write_text("def f():\n    from benchmarks.store.files import Record\n    import benchmarks\n")
+    assert list(imported_modules(file)) == ["benchmarks.store.files", "benchmarks"]
 
 
 def test_reporting_imports_no_method() -> None:
     for file in (ROOT / "benchmarks" / "reporting").rglob("*.py"):
         names = list(imported_modules(file))
         assert not [name for name in names if name.split(".")[0] == "methods"], file
-        assert not [name for name in names if name.startswith(("benchmarks.execution", "benchmarks.workbench"))], file
+        assert not [
+            name for name in names if name.startswith(("benchmarks.runner.execution", "benchmarks.runner.resources"))
+        ], file
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,7 @@ def test_a_third_party_method_comes_by_entry_point(tmp_path: Path) -> None:
     (info / "entry_points.txt").write_text("[ucdr_bench.methods]\nacme = acme_retrieval:Acme\n")
     program = (
         "import sys\n"
-        "from benchmarks.settings import resolve\n"
+        "from benchmarks.runner.settings import resolve\n"
         "from methods.registry import METHODS\n"
         "assert 'acme' in resolve({}).methods and 'acme_retrieval' not in sys.modules and 'torch' not in sys.modules\n"
         "print([e.origin for e in METHODS.entries() if e.name == 'acme'], METHODS.get('acme').card.title)\n"

@@ -17,7 +17,15 @@ from benchmarks.evaluation.statistics import mean_over_seeds
 from benchmarks.reporting import leaderboard, plots
 from benchmarks.reporting.leaderboard import csv_text, settings_of, tables
 from benchmarks.reporting.write import write_report
-from benchmarks.store import CellId, GalleryScores, Record, ResultStore, backbone_identity, content_key, load_results
+from benchmarks.store.files import (
+    CellId,
+    GalleryScores,
+    Record,
+    ResultStore,
+    backbone_identity,
+    content_key,
+    load_results,
+)
 
 METRICS = ("map@all", "recall@1")
 
@@ -321,9 +329,9 @@ def test_plots_are_written_and_legible(store: ResultStore, tmp_path: Path) -> No
     frame = frame_of(store)
     table = leaderboard.tables(frame, leaderboard.settings_of(frame)[0])[0]
     svg, png = plots.bars(table, tmp_path)
-    picture = Image.open(png)
-    assert picture.width == round(plots.COLUMN * 200)
-    colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or []}
+    image = Image.open(png)
+    assert image.width == round(plots.COLUMN * 200)
+    colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or []}
     for colour, _ in plots.MARKS[: len(table.columns)]:
         assert tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) in colours
     first = svg.read_bytes()

@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from benchmarks import cli, packed
+from benchmarks import cli
 from benchmarks.pack import main, pack, sample
-from benchmarks.packed import MANIFEST, PER_QUERY, RECORDS, PackError, open_pack
-from benchmarks.store import (
+from benchmarks.store import packed
+from benchmarks.store.files import (
     CellId,
     Fit,
     GalleryScores,
@@ -32,6 +32,7 @@ from benchmarks.store import (
     content_key,
     load_results,
 )
+from benchmarks.store.packed import MANIFEST, PER_QUERY, RECORDS, PackError, open_pack
 
 CLASSES = ("bee", "cat", "dog\n", "../eel", "Fuß", "gnu")
 
@@ -199,7 +200,7 @@ def test_lean_keeps_what_reports_show(loose: ResultStore, tmp_path: Path) -> Non
     assert len(shown) == 6
 
 
-def test_the_lowest_seed_there_is_keeps_its_pictures(tmp_path: Path) -> None:
+def test_the_lowest_seed_there_is_keeps_its_images(tmp_path: Path) -> None:
     pack(fill(tmp_path / "loose", methods=1, seeds=(5, 3)), tmp_path / "pack")
     store = ResultStore(tmp_path / "pack")
     kept = {r.cell.seed: store.per_query(r)["top_keys"].notna().any() for r in store.records() if r.per_query}

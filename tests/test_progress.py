@@ -7,8 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from benchmarks.estimate import RELATIVE_COSTS, duration
-from benchmarks.progress import RunProgress
+from benchmarks.console import duration
+from benchmarks.runner.estimate import RELATIVE_COSTS
+from benchmarks.runner.progress import RunProgress
 
 
 def cell(method: str) -> object:
@@ -20,7 +21,7 @@ def cell(method: str) -> object:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr("benchmarks.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("benchmarks.runner.progress.time.monotonic", lambda: now[0])
     return now
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from benchmarks.backbones import OPENAI
+from benchmarks.backbones.sources import OPENAI
 from benchmarks.reporting import published
 from benchmarks.reporting.write import write_report
-from benchmarks.store import CellId, GalleryScores, Record, ResultStore, content_key, load_results
+from benchmarks.store.files import CellId, GalleryScores, Record, ResultStore, content_key, load_results
 
 B32 = "openai/clip-vit-base-patch32"
 OFFICE_HOME = ("art", "clipart", "product", "real_world")
@@ -281,7 +281,7 @@ def test_clean_figures_name_what_the_released_rules_do_otherwise(store: ResultSt
     adapter = row(found, method="ucdr_adapter")["reason"]
     for words in (
         "Euclidean",
-        "inverts the pictures of quickdraw and sketch",
+        "inverts the images of quickdraw and sketch",
         "another draw of held-back",
         "picks its",
     ):

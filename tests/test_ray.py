@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from benchmarks import run as command
-from benchmarks.execution import execute
-from benchmarks.settings import Settings, SettingsError
-from benchmarks.store import ResultStore
-from benchmarks.sweep import plan
-from benchmarks.workbench import Workbench
+from benchmarks.runner.execution import execute
+from benchmarks.runner.plan import plan
+from benchmarks.runner.resources import Resources
+from benchmarks.runner.settings import Settings, SettingsError
+from benchmarks.store.files import ResultStore
 from tests.support.every import Silent
 from tests.support.learners import WORD, learners
 from tests.test_executors import per_query_files, run, score_tables
@@ -77,9 +77,9 @@ def test_two_nodes_give_the_same_bytes_as_one_process(
     try:
         cluster.add_node(num_cpus=1, object_store_memory=10**8)
         ray.init(address=cluster.address, log_to_driver=False)
-        workbench = Workbench(settings)
+        resources = Resources(settings)
         store = ResultStore(settings.out)
-        outcome = execute(plan(settings, workbench), workbench, store, Silent())
+        outcome = execute(plan(settings, resources), resources, store, Silent())
         assert outcome.counts == {"ok": 16, "failed": 2}
         failed = [record for record in store.records() if record.status == "failed"]
         assert {(record.cell.method, record.cell.split) for record in failed} == {("mortal", "line")}
@@ -92,12 +92,12 @@ def test_two_nodes_give_the_same_bytes_as_one_process(
         assert all(len(node) == 56 for node in nodes)
         (tmp_path / "die").unlink()
         (tmp_path / "meet").unlink()
-        again = execute(plan(settings, workbench), workbench, store, Silent())
+        again = execute(plan(settings, resources), resources, store, Silent())
         assert again.counts == {"cached": 16, "ok": 2}
         assert ray.is_initialized(), "somebody else's cluster is left running"
         wanting = dataclasses.replace(settings, threads=3, force=True)
         with pytest.raises(SettingsError, match="no machine of the cluster has 3 CPU"):
-            execute(plan(wanting, workbench), Workbench(wanting), store, Silent())
+            execute(plan(wanting, resources), Resources(wanting), store, Silent())
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -11,12 +11,12 @@ import pytest
 
 from benchmarks import run
 from benchmarks.datasets.i2webv import I2WebV
-from benchmarks.datasets.listed import SPLITS, class_lists
+from benchmarks.datasets.listed_dataset import SPLITS, class_lists
 from benchmarks.reporting import published
 from benchmarks.reporting.page import Drawn
-from benchmarks.settings import RECIPES, Settings, SettingsError, recipes, resolve
-from benchmarks.sweep import Arm, Plan, plan
-from benchmarks.workbench import Workbench
+from benchmarks.runner.plan import Arm, Plan, plan
+from benchmarks.runner.resources import Resources
+from benchmarks.runner.settings import RECIPES, Settings, SettingsError, recipes, resolve
 from tests.datasets import transfer_trees, trees
 from tests.support.tiny_clip import tiny_clip_folder, tiny_config
 
@@ -47,7 +47,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("sketchy", "sketchy_eccv2018", trees.sketchy_tree),
         ("tuberlin", "tuberlin", trees.tuberlin_tree),
     ):
-        write(root / name, [cls for split in SPLITS for cls in class_lists(lists)[split]], pictures=1, plenty=True)
+        write(root / name, [cls for split in SPLITS for cls in class_lists(lists)[split]], images=1, plenty=True)
     transfer_trees.mini_domainnet_tree(root / "mini_domainnet")
     transfer_trees.office_home_tree(root / "office_home")
     transfer_trees.visda_tree(root / "visda")
@@ -94,7 +94,7 @@ def test_a_recipe_plans_its_table(
 
 def planned(data_root: Path, backbone: Path, file: Path | None = None, /, **stated: Any) -> Plan:
     settings = resolve({"data_root": str(data_root), "backbone": str(backbone), "device": "cpu", **stated}, file)
-    return plan(settings, Workbench(settings))
+    return plan(settings, Resources(settings))
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -146,7 +146,7 @@ def test_an_arm_that_is_the_papers_own_setting_is_the_default(data_root: Path, t
     stated = {"methods": "ucdr_adapter", "datasets": "sketchy", "protocols": "uccdr", "preset": "full"}
     settings = resolve({"data_root": str(data_root), "backbone": str(tiny_folder), "device": "cpu", **stated})
     arms = [Arm(), Arm("prompt_length_4", {"prompt_length": 4}), Arm("prompt_length_8", {"prompt_length": 8})]
-    made = plan(settings, Workbench(settings), {"ucdr_adapter": arms})
+    made = plan(settings, Resources(settings), {"ucdr_adapter": arms})
     assert {cell.id.ablation for cell in made.cells} == {"", "prompt_length_8"}
 
 
@@ -266,7 +266,7 @@ def narrow(path: Path, patch: int) -> Path:
 
 
 def end_to_end(name: str, limit: str, data_root: Path, backbone: Path, out: Path) -> list[dict[str, object]]:
-    """Run a recipe for two steps on a few pictures; its records."""
+    """Run a recipe for two steps on a few images; its records."""
     given = ["--recipe", name, "--data-root", str(data_root), "--backbone", str(backbone), "--device", "cpu"]
     given += ["--preset", "smoke", "--limit", limit, "--seeds", "0", "--precision", "float32"]
     assert run.main([*given, "--threads", "1", "--jobs", "1", "--out", str(out)]) == 0

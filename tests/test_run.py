@@ -16,7 +16,7 @@ from benchmarks import cli, data, report, run
 from benchmarks.protocols.dazsl import Dazsl
 from benchmarks.reporting.figures import draw
 from benchmarks.reporting.page import Drawn
-from benchmarks.settings import Settings, SettingsError, config_changes, parse_set, resolve, spread
+from benchmarks.runner.settings import Settings, SettingsError, config_changes, parse_set, resolve, spread
 from methods.floors import RandomConfig
 from methods.registry import METHODS, UnknownNameError
 from methods.zero_shot import ZeroShotConfig
@@ -91,7 +91,7 @@ def test_without_a_terminal_a_line_says_where_things_stand(
     command: Command, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert command("--methods", "random", "--protocols", "ucdr") == 0
-    monkeypatch.setattr("benchmarks.progress.EVERY", 0.0)
+    monkeypatch.setattr("benchmarks.runner.progress.EVERY", 0.0)
     capsys.readouterr()
     assert command("--methods", "random,zero_shot", "--protocols", "ucdr") == 0
     said = capsys.readouterr().err.splitlines()
@@ -340,7 +340,7 @@ def test_jobs_and_threads_share_the_machine_out(monkeypatch: pytest.MonkeyPatch)
         made = spread(asked or Settings(), **facts)
         return made.jobs, made.threads
 
-    monkeypatch.setattr("benchmarks.settings.cores", lambda: 8)
+    monkeypatch.setattr("benchmarks.runner.settings.cores", lambda: 8)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=64 * 2**30))
     monkeypatch.setenv("OMP_NUM_THREADS", "")
     assert shared() == (8, 1)
@@ -383,7 +383,7 @@ def test_official_rows_stand_in_tables_of_their_own(command: Command, tmp_path: 
 def test_smoke_is_marked_as_meaningless(command: Command, tmp_path: Path) -> None:
     assert command("--methods", "random", "--protocols", "ucdr,udcdr", "--preset", "smoke") == 0
     text = (tmp_path / "results" / "report" / "leaderboard.md").read_text()
-    assert "LIMITED to 128 pictures a role" in text
+    assert "LIMITED to 128 images a role" in text
     frame = benchmarks.load_results(tmp_path / "results")
     assert set(frame["split"]) == {"glyph"}, "one split"
 
@@ -414,7 +414,7 @@ def test_data_command(tiny_dataset: type, capsys: pytest.CaptureFixture, monkeyp
     assert "gallery domain   flat" in printed
     assert "288" in printed
     assert data.main(["verify", "tiny"]) == 0
-    assert re.search(r"288 pictures decode, \d+ tasks are sound\ndata hash [0-9a-f]{64}", capsys.readouterr().out)
+    assert re.search(r"288 images decode, \d+ tasks are sound\ndata hash [0-9a-f]{64}", capsys.readouterr().out)
     assert data.main(["splits", "tiny"]) == 0
     assert "test: 4 classes, sha256 " in capsys.readouterr().out
     assert data.main(["card", "tinny"]) == 2
@@ -453,7 +453,7 @@ def test_unknown_names_come_with_the_nearest() -> None:
         resolve({"methods": "raw_pixels"})
 
 
-def test_retrieve_gives_the_nearest_pictures(tiny_backbone: Any) -> None:
+def test_retrieve_gives_the_nearest_images(tiny_backbone: Any) -> None:
     import torch
 
     from methods.zero_shot import ZeroShot

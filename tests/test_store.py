@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 import benchmarks
-from benchmarks.store import (
+from benchmarks.store.files import (
     SCHEMA,
     CellId,
     Cost,

@@ -19,15 +19,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import execution
 from benchmarks.datasets.base import ReleasedListing
-from benchmarks.execution import EncodedPictures, Outcome, execute
-from benchmarks.presets import PRESETS, Preset
+from benchmarks.datasets.pixels import DatasetImages, PixelCache
 from benchmarks.protocols.task import Classification
-from benchmarks.settings import Settings, SettingsError, resolve
-from benchmarks.store import CellId, Record, ResultStore
-from benchmarks.sweep import Plan, plan
-from benchmarks.workbench import DatasetPictures, PixelCache, Workbench, limited
+from benchmarks.runner import execution
+from benchmarks.runner.execution import EncodedImages, Outcome, execute
+from benchmarks.runner.plan import Plan, plan
+from benchmarks.runner.presets import PRESETS, Preset
+from benchmarks.runner.resources import Resources, limited
+from benchmarks.runner.settings import Settings, SettingsError, resolve
+from benchmarks.store.files import CellId, Record, ResultStore
 from methods.interface import FitReport, Log, Method, MethodCard, NotApplicableError, TrainingData
 from methods.parts import row_files
 from methods.registry import METHODS
@@ -110,7 +111,7 @@ class Silent:
 
     def log(self, **numbers: Any) -> None: ...
 
-    def pictures(self, count: int) -> None:
+    def images(self, count: int) -> None:
         self.encoded += count
 
 
@@ -138,11 +139,11 @@ def settings(tiny_folder: Path, tmp_path: Path) -> Settings:
     )
 
 
-def run(settings: Settings, workbench: Workbench | None = None) -> tuple[Plan, Outcome, ResultStore, Silent]:
-    workbench = workbench or Workbench(settings)
-    planned = plan(settings, workbench)
+def run(settings: Settings, resources: Resources | None = None) -> tuple[Plan, Outcome, ResultStore, Silent]:
+    resources = resources or Resources(settings)
+    planned = plan(settings, resources)
     store, watcher = ResultStore(settings.out), Silent()
-    return planned, execute(planned, workbench, store, watcher), store, watcher
+    return planned, execute(planned, resources, store, watcher), store, watcher
 
 
 def by_split(store: ResultStore, protocol: str = "ucdr") -> dict[str, Record]:
@@ -160,27 +161,27 @@ def test_cells_with_the_same_training_data_share_a_fit(settings: Settings) -> No
     assert [status for _, status in watcher.cells] == ["ok"] * 9
 
 
-def test_each_picture_is_encoded_once_a_model(settings: Settings) -> None:
-    workbench = Workbench(settings)
-    planned, _, _, watcher = run(settings, workbench)
+def test_each_image_is_encoded_once_a_model(settings: Settings) -> None:
+    resources = Resources(settings)
+    planned, _, _, watcher = run(settings, resources)
     needed = 0
     for group in planned.groups:
         rows: set[int] = set()
         for cell in group.cells:
-            for one in workbench.task("tiny", cell.id.protocol, cell.id.split).retrievals:
+            for one in resources.task("tiny", cell.id.protocol, cell.id.split).retrievals:
                 rows |= {*one.query.tolist(), *one.gallery.tolist()}
         needed += len(rows)
     assert watcher.encoded == needed
     assert set(Probe.batches) == {execution.BATCH}
 
 
-def test_an_untrained_method_encodes_each_picture_once_in_all(settings: Settings) -> None:
+def test_an_untrained_method_encodes_each_image_once_in_all(settings: Settings) -> None:
     settings = dataclasses.replace(settings, methods=("zero_shot",), seeds=(0, 1))
-    workbench = Workbench(settings)
-    planned, _, _, watcher = run(settings, workbench)
+    resources = Resources(settings)
+    planned, _, _, watcher = run(settings, resources)
     rows: set[int] = set()
     for cell in planned.cells:
-        for one in workbench.task("tiny", cell.id.protocol, cell.id.split).retrievals:
+        for one in resources.task("tiny", cell.id.protocol, cell.id.split).retrievals:
             rows |= {*one.query.tolist(), *one.gallery.tolist()}
     assert watcher.encoded == 2 * len(rows), "once a seed"
 
@@ -189,19 +190,19 @@ def test_an_embedding_depends_neither_on_its_batch_nor_on_threads(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execution, "BATCH", 16)
-    workbench = Workbench(settings)
-    method = ZeroShot(workbench.backbone)
-    cache = workbench.pixels("tiny")
+    resources = Resources(settings)
+    method = ZeroShot(resources.backbone)
+    cache = resources.pixels("tiny")
     rows = np.arange(len(cache.dataset.table))
     before, counted = torch.get_num_threads(), [0]
     try:
         torch.set_num_threads(1)
-        whole = EncodedPictures(method.encode_images, cache, lambda n: None)[rows]
+        whole = EncodedImages(method.encode_images, cache, lambda n: None)[rows]
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            encoded = EncodedPictures(method.encode_images, cache, counted.append)
+            encoded = EncodedImages(method.encode_images, cache, counted.append)
             assert torch.equal(encoded[rows], whole), threads
-            parts = EncodedPictures(method.encode_images, cache, lambda n: None)
+            parts = EncodedImages(method.encode_images, cache, lambda n: None)
             for piece in np.array_split(np.random.default_rng(0).permutation(rows), 7):
                 assert torch.equal(parts[piece], whole[piece]), threads
             assert torch.get_num_threads() == threads
@@ -216,8 +217,8 @@ def test_embeddings_are_computed_by_several_threads_each_with_one(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execution, "BATCH", 8)
-    workbench = Workbench(settings)
-    cache = workbench.pixels("tiny")
+    resources = Resources(settings)
+    cache = resources.pixels("tiny")
     seen: list[tuple[int, int, bool]] = []
 
     def encode(pixels: torch.Tensor) -> torch.Tensor:
@@ -233,7 +234,7 @@ def test_embeddings_are_computed_by_several_threads_each_with_one(
     try:
         torch.set_num_threads(2)
         with pytest.raises(RuntimeError, match="the fourth fails"):
-            EncodedPictures(encode, cache, lambda n: None).encode(rows)
+            EncodedImages(encode, cache, lambda n: None).encode(rows)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -259,10 +260,10 @@ class Points(ZeroShot):
 def test_logits_in_blocks_give_the_same_answers(
     settings: Settings, tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch, held: int
 ) -> None:
-    workbench = Workbench(settings)
-    pixels, classes = workbench.pixels("tiny"), tiny_dataset().classes()
-    for method in (Points(workbench.backbone), ZeroShot(workbench.backbone)):
-        encoded = EncodedPictures(method.encode_images, pixels, lambda n: None)
+    resources = Resources(settings)
+    pixels, classes = resources.pixels("tiny"), tiny_dataset().classes()
+    for method in (Points(resources.backbone), ZeroShot(resources.backbone)):
+        encoded = EncodedImages(method.encode_images, pixels, lambda n: None)
         for rules, seen in (("clean", None), ("clean", classes[:3]), ("official", classes[:3])):
             question = Classification("all", np.arange(len(pixels.dataset.table)), classes, seen)
             whole = execution.score_classification(method, encoded, question, rules, top=4)
@@ -283,11 +284,11 @@ def test_logits_of_a_wrong_shape_are_refused(settings: Settings, tiny_dataset: A
         def classify(self, pixels: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
             return torch.zeros(len(pixels), len(names) + 1)
 
-    workbench = Workbench(settings)
-    encoded = EncodedPictures(lambda pixels: pixels.mean(dim=(2, 3)), workbench.pixels("tiny"), lambda n: None)
+    resources = Resources(settings)
+    encoded = EncodedImages(lambda pixels: pixels.mean(dim=(2, 3)), resources.pixels("tiny"), lambda n: None)
     question = Classification("all", np.arange(9), tiny_dataset().classes())
-    with pytest.raises(ValueError, match=r"logits of 9 pictures have shape \(9, 13\), not \[9, 12\]"):
-        execution.score_classification(Wide(workbench.backbone), encoded, question, "clean")
+    with pytest.raises(ValueError, match=r"logits of 9 images have shape \(9, 13\), not \[9, 12\]"):
+        execution.score_classification(Wide(resources.backbone), encoded, question, "clean")
 
 
 @pytest.fixture
@@ -301,8 +302,8 @@ def large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_a_killed_encoding_goes_on_where_it_stopped(settings: Settings, large: Path) -> None:
-    workbench = Workbench(settings)
-    method, pixels = ZeroShot(workbench.backbone), workbench.pixels("tiny")
+    resources = Resources(settings)
+    method, pixels = ZeroShot(resources.backbone), resources.pixels("tiny")
     rows, batches = np.arange(len(pixels.dataset.table)), []
 
     def dies(shown: torch.Tensor) -> torch.Tensor:
@@ -312,12 +313,12 @@ def test_a_killed_encoding_goes_on_where_it_stopped(settings: Settings, large: P
         return method.encode_images(shown)
 
     with pytest.raises(KeyboardInterrupt):
-        EncodedPictures(dies, pixels, lambda n: None, large / "x").encode(rows)
-    expected = EncodedPictures(method.encode_images, pixels, lambda n: None)[rows]
-    again = EncodedPictures(method.encode_images, pixels, lambda n: None, large / "x")
+        EncodedImages(dies, pixels, lambda n: None, large / "x").encode(rows)
+    expected = EncodedImages(method.encode_images, pixels, lambda n: None)[rows]
+    again = EncodedImages(method.encode_images, pixels, lambda n: None, large / "x")
     assert torch.equal(again[rows], expected)
     assert again.count == -(-(len(rows) - 2 * execution.BATCH) // execution.BATCH) * execution.BATCH
-    last = EncodedPictures(dies, pixels, lambda n: None, large / "x")
+    last = EncodedImages(dies, pixels, lambda n: None, large / "x")
     assert torch.equal(last[rows[::-3].copy()], expected[rows[::-3].copy()])
     last.discard()
     assert not (large / "x").exists()
@@ -326,11 +327,11 @@ def test_a_killed_encoding_goes_on_where_it_stopped(settings: Settings, large: P
 def test_without_room_embeddings_are_held_in_memory(
     settings: Settings, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workbench = Workbench(settings)
-    method, pixels = ZeroShot(workbench.backbone), workbench.pixels("tiny")
+    resources = Resources(settings)
+    method, pixels = ZeroShot(resources.backbone), resources.pixels("tiny")
     rows = np.arange(len(pixels.dataset.table))
-    expected = EncodedPictures(method.encode_images, pixels, lambda n: None)[rows]
-    encoded = EncodedPictures(method.encode_images, pixels, lambda n: None, large / "x")
+    expected = EncodedImages(method.encode_images, pixels, lambda n: None)[rows]
+    encoded = EncodedImages(method.encode_images, pixels, lambda n: None, large / "x")
     encoded.encode(rows[:30])
 
     def full(*_: object) -> None:
@@ -464,7 +465,7 @@ def test_the_record_says_what_was_measured_and_what_it_cost(settings: Settings) 
     assert {"map@all", "map@200[retrieved]", "map@200[trec]", "p@100", "recall@1"} <= set(unseen.metrics)
     assert (unseen.n_queries, unseen.gallery_size, unseen.n_without_relevant) == (24, 24, 0)
     assert record.scores["mixed"].gallery_size == 24 + 6 * 2
-    assert record.inputs["backbone"]["weights_hash"] == Workbench(settings).backbone.weights_hash
+    assert record.inputs["backbone"]["weights_hash"] == Resources(settings).backbone.weights_hash
     assert record.inputs["method"]["config"] == {"learning_rate": 0.5, "steps": 100, "names": []}, "the budget"
     assert record.fit.steps == 100
     assert record.fit.losses == [{"stage": "one", "step": 0, "loss": 1.0}]
@@ -492,7 +493,7 @@ def test_what_changes_the_score_changes_the_key(settings: Settings, tiny_folder:
 
     def keys(**changes: Any) -> set[str]:
         changed = dataclasses.replace(settings, **{"protocols": ("ucdr",), **changes})
-        return {cell.key for cell in plan(changed, Workbench(changed)).cells}
+        return {cell.key for cell in plan(changed, Resources(changed)).cells}
 
     base = keys()
     assert len(base) == 3
@@ -519,16 +520,16 @@ def test_what_changes_the_score_changes_the_key(settings: Settings, tiny_folder:
 
 
 def test_other_data_is_another_cell(settings: Settings, tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {cell.key for cell in plan(settings, Workbench(settings)).cells}
+    before = {cell.key for cell in plan(settings, Resources(settings)).cells}
     content = list(tiny_dataset().content)
     monkeypatch.setattr(tiny_dataset, "content", ["changed", *content[1:]])
-    assert not before & {cell.key for cell in plan(settings, Workbench(settings)).cells}
+    assert not before & {cell.key for cell in plan(settings, Resources(settings)).cells}
 
 
 def test_another_method_version_is_another_cell(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {cell.key for cell in plan(settings, Workbench(settings)).cells}
+    before = {cell.key for cell in plan(settings, Resources(settings)).cells}
     monkeypatch.setattr(Probe, "version", 2)
-    assert not before & {cell.key for cell in plan(settings, Workbench(settings)).cells}
+    assert not before & {cell.key for cell in plan(settings, Resources(settings)).cells}
 
 
 def test_oracle_selects_on_the_test_retrieval_and_shares_no_model(settings: Settings) -> None:
@@ -542,11 +543,11 @@ def test_oracle_selects_on_the_test_retrieval_and_shares_no_model(settings: Sett
 
 
 def test_validation_never_sees_test_data(settings: Settings) -> None:
-    workbench = Workbench(settings)
-    planned, _, _, _ = run(settings, workbench)
-    table = workbench.dataset("tiny").table
+    resources = Resources(settings)
+    planned, _, _, _ = run(settings, resources)
+    table = resources.dataset("tiny").table
     for cell in planned.cells:
-        task = workbench.task("tiny", cell.id.protocol, cell.id.split)
+        task = resources.task("tiny", cell.id.protocol, cell.id.split)
         assert task.validation is not None
         seen = table.iloc[np.concatenate([task.validation.query, task.validation.gallery])]
         assert set(seen["split"]) == {"val"}
@@ -560,9 +561,9 @@ def test_official_rules_rank_raw_features_by_distance(settings: Settings) -> Non
     assert record.scores["unseen"].similarity == "sqeuclidean"
     assert record.scores["unseen"].without_relevant == "zero"
     assert "selected on test" in record.notes
-    workbench = Workbench(settings)
-    method, cache = ZeroShot(workbench.backbone), workbench.pixels("tiny")
-    task = workbench.task("tiny", "ucdr", "line").retrievals[0]
+    resources = Resources(settings)
+    method, cache = ZeroShot(resources.backbone), resources.pixels("tiny")
+    task = resources.task("tiny", "ucdr", "line").retrievals[0]
     query, gallery = (method.encode_raw(cache[rows]) for rows in (task.query, task.gallery))
     assert float((query.norm(dim=1) - 1).abs().max()) > 0.05, "raw features are not of unit length"
     nearest = torch.cdist(query, gallery).argsort(dim=1)[:, 0]
@@ -589,7 +590,7 @@ def test_the_learning_rate_is_picked_on_validation(settings: Settings, monkeypat
         assert set(record.cost.seconds) == {"fit", "search", "encode", "rank"}
         assert record.inputs["method"]["learning_rates"] == [0.125, 0.75, 2.0]
     fixed = dataclasses.replace(settings, set=(("learning_rate", 0.5),), out=settings.out + "2")
-    assert {group.learning_rates for group in plan(fixed, Workbench(fixed)).groups} == {()}
+    assert {group.learning_rates for group in plan(fixed, Resources(fixed)).groups} == {()}
 
 
 def test_one_search_serves_all_seeds_and_a_resumed_sweep(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -648,7 +649,7 @@ def test_a_grid_whose_every_rate_fails_is_a_failure(settings: Settings, monkeypa
 def test_config_layers_default_variant_preset_set(settings: Settings) -> None:
     def config(**changes: Any) -> Any:
         changed = dataclasses.replace(settings, **changes)
-        return plan(changed, Workbench(changed)).groups[0].config
+        return plan(changed, Resources(changed)).groups[0].config
 
     assert config(preset="full") == ProbeConfig(steps=0)
     assert config(preset="full", variant="official") == ProbeConfig(learning_rate=0.25, steps=0)
@@ -672,7 +673,7 @@ def test_config_layers_default_variant_preset_set(settings: Settings) -> None:
 def test_a_wrong_option_is_one_line(settings: Settings, change: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message) as caught:
         changed = dataclasses.replace(settings, **change)
-        plan(changed, Workbench(changed))
+        plan(changed, Resources(changed))
     assert "\n" not in str(caught.value)
 
 
@@ -689,7 +690,7 @@ def test_a_missing_data_set_is_a_row_until_it_is_there(settings: Settings, monke
     assert outcome.counts == {"failed": 3}
     assert {r.reason for r in store.records()} == {"DatasetError: tiny is missing: put it under --data-root"}
     every = dataclasses.replace(settings, datasets=("all",), protocols=("ucdr",))
-    assert plan(every, Workbench(every)).skipped["tiny"] == "tiny is missing: put it under --data-root"
+    assert plan(every, Resources(every)).skipped["tiny"] == "tiny is missing: put it under --data-root"
 
 
 class LongEmbeddings(ZeroShot):
@@ -702,21 +703,21 @@ class LongEmbeddings(ZeroShot):
         return torch.arange(1.0, len(names) + 1)[:, None] * super().encode_classes(names)
 
 
-def test_classification_is_scored_and_kept_picture_by_picture(settings: Settings) -> None:
+def test_classification_is_scored_and_kept_image_by_image(settings: Settings) -> None:
     from benchmarks.protocols.registry import PROTOCOLS
-    from benchmarks.workbench import DATASETS
+    from benchmarks.runner.resources import DATASETS
 
     closed = DATASETS.get("tiny")().closed_set
     for name in {"uda", "dazsl"} - set(PROTOCOLS.names()):
         PROTOCOLS.add(name, f"benchmarks.protocols.{name}:PROTOCOL", summary="added by a test")
     settings = dataclasses.replace(settings, methods=("zero_shot", "raw_pixel"), protocols=("uda", "dazsl"))
-    workbench = Workbench(settings)
-    _, outcome, store, _ = run(settings, workbench)
+    resources = Resources(settings)
+    _, outcome, store, _ = run(settings, resources)
     assert outcome.counts == {"ok": 6 + 1 + 6, "not_applicable": 1}
     records = {(r.cell.method, r.cell.protocol, r.cell.split): r for r in store.records()}
     refused = records["raw_pixel", "dazsl", "line to flat"]
     assert refused.status == "not_applicable"
-    assert "has no pictures of" in refused.reason
+    assert "has no images of" in refused.reason
     record = records["zero_shot", "uda", "flat to glyph"]
     assert set(record.scores) == {"source", "target"}
     assert record.galleries["target"] == ["accuracy[image]"]
@@ -724,16 +725,16 @@ def test_classification_is_scored_and_kept_picture_by_picture(settings: Settings
     assert (target.n_queries, target.gallery_size, target.similarity) == (36, 6, "logits")
     frame = store.per_query(record).query("gallery == 'target'")
     assert frame["credit"].mean() == pytest.approx(target.metrics["accuracy[image]"])
-    method, pixels = ZeroShot(workbench.backbone), workbench.pixels("tiny")
-    question = workbench.task("tiny", "uda", "flat to glyph").classifications[0]
+    method, pixels = ZeroShot(resources.backbone), resources.pixels("tiny")
+    question = resources.task("tiny", "uda", "flat to glyph").classifications[0]
     slow = method.classify(pixels[question.rows], closed.uda_classes)
-    encoded = EncodedPictures(method.encode_images, pixels, lambda count: None)
+    encoded = EncodedImages(method.encode_images, pixels, lambda count: None)
     fast = torch.cat(list(execution.class_logits(method, encoded, question, "clean")))
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
     asked = torch.cat(list(execution.class_logits(method, encoded, question, "official")))
     torch.testing.assert_close(asked, slow, rtol=1e-5, atol=1e-5)
-    long = LongEmbeddings(workbench.backbone)
-    encoded = EncodedPictures(long.encode_images, pixels, lambda count: None)
+    long = LongEmbeddings(resources.backbone)
+    encoded = EncodedImages(long.encode_images, pixels, lambda count: None)
     scaled = torch.cat(list(execution.class_logits(long, encoded, question, "clean")))
     torch.testing.assert_close(scaled, slow, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(long.classify(pixels[question.rows], closed.uda_classes), slow, rtol=1e-5, atol=1e-4)
@@ -765,7 +766,7 @@ def test_limits_keep_classes_together(tiny_dataset: Any) -> None:
     assert set(classes[tiny.query]) == set(classes[tiny.gallery])
 
 
-def test_decoded_pictures_are_kept_and_equal(tiny_dataset: Any) -> None:
+def test_decoded_images_are_kept_and_equal(tiny_dataset: Any) -> None:
     dataset = tiny_dataset()
     cache = PixelCache(dataset, 32)
     rows = np.array([5, 3, 5, 100])
@@ -781,18 +782,18 @@ def test_decoded_pictures_are_kept_and_equal(tiny_dataset: Any) -> None:
 def test_the_official_rules_invert_the_domains_that_the_released_code_inverts(
     settings: Settings, tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch, rules: Any
 ) -> None:
-    plain = Workbench(settings).pixels("tiny")
+    plain = Resources(settings).pixels("tiny")
     monkeypatch.setattr(tiny_dataset, "released", ReleasedListing(inverted=("sketch", "line")))
-    workbench = Workbench(dataclasses.replace(settings, rules=rules))
-    shown, rows = workbench.pixels("tiny"), np.arange(len(plain.dataset.table))
+    resources = Resources(dataclasses.replace(settings, rules=rules))
+    shown, rows = resources.pixels("tiny"), np.arange(len(plain.dataset.table))
     negative = np.isin(plain.dataset.table["domain"], ["sketch", "line"]) & (rules == "official")
     assert 0 < negative.sum() < len(rows) or rules == "clean"
     turned = torch.from_numpy(negative)[:, None, None, None]
     assert torch.equal(shown[rows], torch.where(turned, (255 - plain[rows] * 255).round() / 255, plain[rows]))
-    contents = [np.array(DatasetPictures(cache, rows).content) for cache in (plain, shown)]
+    contents = [np.array(DatasetImages(cache, rows).content) for cache in (plain, shown)]
     assert np.array_equal(contents[0] != contents[1], negative), "no feature of one is taken for the other's"
-    notes = {f"{domain} pictures are inverted" for domain in ("sketch", "line")}
-    assert (notes <= set(workbench.task("tiny", "ucdr", "line").notes)) == (rules == "official")
+    notes = {f"{domain} images are inverted" for domain in ("sketch", "line")}
+    assert (notes <= set(resources.task("tiny", "ucdr", "line").notes)) == (rules == "official")
 
 
 def test_smoke_is_small() -> None:
@@ -806,7 +807,7 @@ def test_smoke_is_small() -> None:
 
 
 def keys_of(settings: Settings) -> set[str]:
-    return {cell.key for cell in plan(settings, Workbench(settings)).cells}
+    return {cell.key for cell in plan(settings, Resources(settings)).cells}
 
 
 def test_a_checkpoint_whose_config_changes_is_measured_again(
@@ -887,9 +888,9 @@ def test_sre_clip_reads_wordnet_and_word_vectors(tmp_path: Path) -> None:
 def test_equal_devices_share_embeddings(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution, "LARGE", 1)
     monkeypatch.setattr(execution, "cache_folder", lambda: Path("cache"))
-    workbench = Workbench(settings)
-    group, pixels = plan(settings, workbench).groups[0], workbench.pixels("tiny")
-    method = Probe(workbench.backbone)
+    resources = Resources(settings)
+    group, pixels = plan(settings, resources).groups[0], resources.pixels("tiny")
+    method = Probe(resources.backbone)
     places = []
     for device in ("cpu", "cuda:0", "cuda:1"):
         method.device = torch.device(device)

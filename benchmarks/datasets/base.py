@@ -1,4 +1,4 @@
-"""What a dataset is: a table of labelled pictures, their pixels, class splits and a card.
+"""What a dataset is: a table of labelled images, their pixels, class splits and a card.
 
 A dataset yields samples; which of them may be trained on, queried or searched is a protocol's business.
 """
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReleasedListing:
-    """How the released code of the UCDR papers lists a data set's pictures; ``--rules official`` follows it.
+    """How the released code of the UCDR papers lists a data set's images; ``--rules official`` follows it.
 
-    * ``mixed_gallery``: 92 % of the gallery domain's pictures of a training class are trained on and the rest stands in
+    * ``mixed_gallery``: 92 % of the gallery domain's images of a training class are trained on and the rest stands in
       the mixed gallery (DomainNet). False: all of them are trained on, and there is no mixed gallery.
     * ``trains_on_validation``: the validation classes are part of the training classes.
-    * ``inverted``: domains whose pictures are shown as negatives, in training and in tests.
+    * ``inverted``: domains whose images are shown as negatives, in training and in tests.
     """
 
     mixed_gallery: bool = True
@@ -92,14 +92,14 @@ class ClosedSet:
 class Dataset(ABC):
     """A dataset whose samples are the rows of :attr:`table`.
 
-    ``table`` has one row a picture and the columns ``key`` (unique string), ``class``, ``domain``, ``split``
-    ("train" | "val" | "test", a property of the class) and ``held_back`` (bool, pictures of train classes that no
+    ``table`` has one row an image and the columns ``key`` (unique string), ``class``, ``domain``, ``split``
+    ("train" | "val" | "test", a property of the class) and ``held_back`` (bool, images of train classes that no
     training ever sees). Rows are ordered by ``key``, so numbering never depends on file order.
     """
 
     card: ClassVar[DatasetCard]
     released: ClassVar[ReleasedListing] = ReleasedListing()
-    #: Names the way from a stored picture to its pixels: change it when that way changes, so that no score is kept.
+    #: Names the way from a stored image to its pixels: change it when that way changes, so that no score is kept.
     decoding: ClassVar[str] = ""
 
     def __init__(self, root: Path | None = None) -> None:
@@ -127,7 +127,7 @@ class Dataset(ABC):
     @property
     @abstractmethod
     def content(self) -> Sequence[str]:
-        """Content hash of every row's stored picture."""
+        """Content hash of every row's stored image."""
 
     @property
     def synsets(self) -> Mapping[str, str]:
@@ -177,7 +177,7 @@ class Dataset(ABC):
 
     @cached_property
     def data_hash(self) -> str:
-        """sha256 over keys, classes, domains, splits and picture contents: names the exact data of a score."""
+        """sha256 over keys, classes, domains, splits and image contents: names the exact data of a score."""
         digest = hashlib.sha256()
         columns = ["key", "class", "domain", "split", "held_back"]
         for values, content in zip(self.table[columns].itertuples(index=False), self.content, strict=True):
@@ -198,14 +198,14 @@ class Dataset(ABC):
                 f"{name}: class {splits_per_class.idxmax()!r} stands in two splits; splits must be disjoint"
             )
         if bool((table["held_back"] & (table["split"] != "train")).any()):
-            raise DatasetError(f"{name}: only pictures of train classes can be held back")
+            raise DatasetError(f"{name}: only images of train classes can be held back")
         if self.card.gallery_domain not in set(table["domain"]):
-            raise DatasetError(f"{name}: gallery domain {self.card.gallery_domain!r} has no pictures")
+            raise DatasetError(f"{name}: gallery domain {self.card.gallery_domain!r} has no images")
 
 
 @dataclass
-class BrokenPictures:
-    """Pictures that could not be decoded, by key and reason; never replaced silently."""
+class BrokenImages:
+    """Images that could not be decoded, by key and reason; never replaced silently."""
 
     reasons: dict[str, str] = field(default_factory=dict)
 

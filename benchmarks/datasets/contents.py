@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.datasets.pictures import cache_folder, workers_wanted
+from benchmarks.datasets.image_files import cache_folder, workers_wanted
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,9 +11,17 @@ from typing import ClassVar
 import pandas as pd
 
 from benchmarks.datasets.base import DatasetCard, DatasetError, ReleasedListing, RetrievalCut
-from benchmarks.datasets.folders import Finding, Listing, Place
-from benchmarks.datasets.listed import ListedDataset
-from benchmarks.datasets.lists import OTHER_LISTS, PlacedList, find_lists, names_of, prefix_notes, read_placed, shown
+from benchmarks.datasets.image_lists import (
+    OTHER_LISTS,
+    PlacedList,
+    find_lists,
+    names_of,
+    prefix_notes,
+    read_placed,
+    shown,
+)
+from benchmarks.datasets.layouts import Finding, Listing, Place
+from benchmarks.datasets.listed_dataset import ListedDataset
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 
@@ -49,7 +57,7 @@ class DomainNet(ListedDataset):
         title="DomainNet: 345 classes in six domains",
         version="v1",
         source="six archives, https://ai.bu.edu/M3SDA/ (Peng et al., ICCV 2019)",
-        licence="the notice on its page (research use); the pictures come from the web and keep their owners' rights",
+        licence="the notice on its page (research use); the images come from the web and keep their owners' rights",
         gallery_domain="real",
         headline=RetrievalCut(map_at=200, precision_at=200),
         bibtex="""@inproceedings{peng2019moment,
@@ -61,7 +69,7 @@ class DomainNet(ListedDataset):
 }""",
         known_problems=(
             "the original archives hold duplicates that the cleaned ones lack; the papers do not say which they used "
-            "(verify names byte-identical pictures that stand on both sides of a test)",
+            "(verify names byte-identical images that stand on both sides of a test)",
             "painting has two images of the class t-shirt, both in its test list: the train list has none",
             "the released code of the UCDR papers inverts quickdraw and sketch; here only under --rules official",
             "the papers' code lists files in the file system's order: its 92 % and UdCDR samples cannot be repeated",
@@ -78,7 +86,7 @@ class DomainNet(ListedDataset):
     def read(self, root: Path) -> Listing:
         """The tree; images that a published list names and that are missing become findings."""
         listing = super().read(root)
-        by_domain = {str(domain): set(mine) for domain, mine in listing.pictures.groupby("domain")["key"]}
+        by_domain = {str(domain): set(mine) for domain, mine in listing.images.groupby("domain")["key"]}
         placed: dict[Path, PlacedList] = {}
         findings: list[Finding] = []
         unlisted: list[str] = []
@@ -153,7 +161,7 @@ def _partial(file: Path, root: Path, by_domain: Mapping[str, set[str]]) -> str:
 class DomainNet245(DomainNet):
     """DomainNet as UCDR-Adapter's code lists it: 245 training classes, where ProS's code trains on 300.
 
-    The same folder and the same pictures as ``domainnet``, and under the clean rules the same tasks. A data set of its
+    The same folder and the same images as ``domainnet``, and under the clean rules the same tasks. A data set of its
     own, so that no table sets one class split beside the other.
     """
 

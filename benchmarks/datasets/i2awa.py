@@ -14,7 +14,7 @@ from typing import ClassVar
 import pandas as pd
 
 from benchmarks.datasets.base import ClosedSet, DatasetCard, DatasetError
-from benchmarks.datasets.folders import (
+from benchmarks.datasets.layouts import (
     FolderDataset,
     Listing,
     Place,
@@ -96,7 +96,7 @@ class I2AwA(FolderDataset):
         version="v1",
         source="3D2: link in junbaoZHUO/UODTN on GitHub (Zhuo et al., CVPR 2019); AwA2: https://cvml.ista.ac.at/AwA2/, "
         "AwA2-data.zip (Xian et al., TPAMI 2019)",
-        licence="3D2: web pictures, no commercial use (its authors hold no rights); AwA2: a licence per picture",
+        licence="3D2: web images, no commercial use (its authors hold no rights); AwA2: a licence per image",
         gallery_domain="awa2",
         bibtex="""@inproceedings{zhuo2019unsupervised,
   title={Unsupervised Open Domain Recognition by Semantic Discrepancy Minimization},
@@ -116,8 +116,8 @@ class I2AwA(FolderDataset):
 }""",
         known_problems=(
             "every class of the source is seen, so validation cannot hold classes back: it is the accuracy on a tenth "
-            "of the source pictures",
-            "the unlabelled target pictures are the test pictures, as the paper does",
+            "of the source images",
+            "the unlabelled target images are the test images, as the paper does",
             "published for DAZSL: the class split of the retrieval protocols is our seeded rule over the seen classes",
             "24 of the 40 seen classes are classes of ImageNet",
         ),
@@ -144,12 +144,12 @@ class I2AwA(FolderDataset):
         """The tree; 3D2 holds GIF files too, of which the first frame counts."""
         return plain_keys(scan(root, self.places))
 
-    def arrange(self, pictures: pd.DataFrame) -> pd.DataFrame:
+    def arrange(self, images: pd.DataFrame) -> pd.DataFrame:
         """Classes by folder name, checked against the WordNet id in 3D2's; the unseen ones are test classes."""
         known = {**SEEN, **UNSEEN}
-        named = pictures["class"].str.extract(_WITH_ID)
-        plain = named[0].fillna(pictures["class"])
-        found = canonical_classes(self, pictures.assign(**{"class": plain, "wnid": named[1]}), tuple(known))
+        named = images["class"].str.extract(_WITH_ID)
+        plain = named[0].fillna(images["class"])
+        found = canonical_classes(self, images.assign(**{"class": plain, "wnid": named[1]}), tuple(known))
         expected = found["class"].map(known)
         wrong = found["wnid"].notna() & (found["wnid"] != expected)
         if wrong.any():
@@ -161,15 +161,15 @@ class I2AwA(FolderDataset):
         labelled = found["domain"].eq("3d2")
         stray = labelled & found["class"].isin(UNSEEN)
         for name in sorted(found.loc[stray, "class"].unique()):
-            self.note("unknown", f"3D2/{name}", "an unseen class: its source pictures are left out")
+            self.note("unknown", f"3D2/{name}", "an unseen class: its source images are left out")
         found = found[~stray].drop(columns="wnid").reset_index(drop=True)
-        require_pictures(found, SEEN, "3d2", self.folder)
-        require_pictures(found, known, "awa2", self.folder)
+        require_images(found, SEEN, "3d2", self.folder)
+        require_images(found, known, "awa2", self.folder)
         splits = {**class_splits(SEEN), **dict.fromkeys(UNSEEN, "test")}
         return with_splits(found, splits, self.card.gallery_domain)
 
     def classes(self, split: str | None = None) -> tuple[str, ...]:
-        """Class names of a split (all if None), sorted; known without the pictures."""
+        """Class names of a split (all if None), sorted; known without the images."""
         splits = {**class_splits(SEEN), **dict.fromkeys(UNSEEN, "test")}
         return tuple(sorted(name for name in splits if split in (None, splits[name])))
 
@@ -184,13 +184,13 @@ class I2AwA(FolderDataset):
         return {name: synset_name(wnid) for name, wnid in {**SEEN, **UNSEEN}.items()}
 
 
-def require_pictures(pictures: pd.DataFrame, classes: Mapping[str, str], domain: str, folder: Path) -> None:
-    """Raise :class:`DatasetError` naming the classes that have no picture in a domain."""
-    there = set(pictures.loc[pictures["domain"] == domain, "class"])
+def require_images(images: pd.DataFrame, classes: Mapping[str, str], domain: str, folder: Path) -> None:
+    """Raise :class:`DatasetError` naming the classes that have no image in a domain."""
+    there = set(images.loc[images["domain"] == domain, "class"])
     absent = sorted(set(classes) - there)
     if absent:
         shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
         raise DatasetError(
-            f"{len(absent)} of {len(classes)} classes have no pictures of the domain {domain} under {folder} ({shown});"
+            f"{len(absent)} of {len(classes)} classes have no images of the domain {domain} under {folder} ({shown});"
             " fetch the rest"
         )

@@ -1,4 +1,4 @@
-"""I2WebV: from ImageNet (1,000 classes) to WebVision's validation pictures (the same and 4,000 more); one transfer.
+"""I2WebV: from ImageNet (1,000 classes) to WebVision's validation images (the same and 4,000 more); one transfer.
 
 The large benchmark of unsupervised open domain recognition (Zhuo et al., CVPR 2019), which SRE-CLIP uses for DAZSL. The
 classes are those of WebVision 2.0's own list ``info/synsets.txt``, one WordNet id and its synonyms a line; the first
@@ -17,7 +17,9 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from benchmarks.datasets.base import ClosedSet, DatasetCard, DatasetError
-from benchmarks.datasets.folders import (
+from benchmarks.datasets.i2awa import require_images
+from benchmarks.datasets.image_lists import prefix_notes, read_placed, shown
+from benchmarks.datasets.layouts import (
     FolderDataset,
     Listing,
     Place,
@@ -27,8 +29,6 @@ from benchmarks.datasets.folders import (
     list_files,
     scan,
 )
-from benchmarks.datasets.i2awa import require_pictures
-from benchmarks.datasets.lists import prefix_notes, read_placed, shown
 from benchmarks.datasets.transfers import plain_keys, with_splits
 from benchmarks.datasets.wnids import synset_of
 
@@ -36,21 +36,21 @@ from benchmarks.datasets.wnids import synset_of
 UNSEEN_SHARE = 0.82
 
 WEBVISION = ("webvision", "webvision2018", "webvision2", "WebVision")
-PICTURES = ("val_images_resized", "val_images_256", "val_images", "val", "image", "images")
+IMAGES = ("val_images_resized", "val_images_256", "val_images", "val", "image", "images")
 #: Where WebVision's lists lie: its info archive, what its benchmark scripts make of it, or beside both.
 SYNSETS = ("info/synsets.txt", "synsets.txt", "meta/synsets.txt")
 VAL_LISTS = ("info/val_filelist.txt", "val_filelist.txt", "meta/val.txt", "meta/val_filelist.txt", "val.txt")
 
 
 class I2WebV(FolderDataset):
-    """ImageNet's training folders beside WebVision 2.0's lists and validation pictures."""
+    """ImageNet's training folders beside WebVision 2.0's lists and validation images."""
 
     card = DatasetCard(
         name="i2webv",
         title="I2WebV: ImageNet to WebVision, 1,000 seen and 5,000 classes in all",
         version="v1",
         source="ImageNet (ILSVRC 2012 training set): https://image-net.org; WebVision 2.0 (2018), info and validation "
-        "pictures: https://data.vision.ee.ethz.ch/cvl/webvision/dataset2018.html",
+        "images: https://data.vision.ee.ethz.ch/cvl/webvision/dataset2018.html",
         licence="non-commercial research and education, as both pages state",
         gallery_domain="webvision",
         bibtex="""@inproceedings{zhuo2019unsupervised,
@@ -70,8 +70,8 @@ class I2WebV(FolderDataset):
             "class names are not published: a class is called by its first synonym, and by its hypernym or another "
             "synonym too where several classes share that",
             "every class of the source is seen, so validation cannot hold classes back: it is the accuracy on a tenth "
-            "of the source pictures",
-            "the unlabelled target pictures are the test pictures, as the paper does",
+            "of the source images",
+            "the unlabelled target images are the test images, as the paper does",
             "published for DAZSL: the class split of the retrieval protocols is our seeded rule over the seen classes",
         ),
         layout="ROOT/imagenet/train/WNID/* and ROOT/webvision/{info/synsets.txt,info/val_filelist.txt,"
@@ -101,28 +101,26 @@ class I2WebV(FolderDataset):
         return dict(zip(names, ids, strict=True))
 
     def read(self, root: Path) -> Listing:
-        """ImageNet's tree, and the validation pictures that WebVision's list names."""
+        """ImageNet's tree, and the validation images that WebVision's list names."""
         root = check_root(root)
         wnids = list(self.wnids.values())
         source = scan(root, self.places)
         folder = self._webvision()
-        pictures = [name for name in PICTURES if (root / folder / name).is_dir()]
-        if not pictures:
-            raise DatasetError(
-                f"{root / folder} has no folder {' or '.join(PICTURES)}; the layout is {self.card.layout}"
-            )
-        classed = [name for name in pictures if any((root / folder / name / wnid).is_dir() for wnid in wnids)]
+        images = [name for name in IMAGES if (root / folder / name).is_dir()]
+        if not images:
+            raise DatasetError(f"{root / folder} has no folder {' or '.join(IMAGES)}; the layout is {self.card.layout}")
+        classed = [name for name in images if any((root / folder / name / wnid).is_dir() for wnid in wnids)]
         if classed:
             target = scan(root, [Place("webvision", (f"{folder}/{classed[0]}",))])
         else:
-            target = self._listed(root, f"{folder}/{pictures[0]}", wnids)
+            target = self._listed(root, f"{folder}/{images[0]}", wnids)
         notes = (f"class list: {shown(self._info(SYNSETS), self.folder)}", *target.notes)
         return replace(plain_keys(join_listings([source, target])), notes=(*source.notes, *notes))
 
     def _listed(self, root: Path, folder: str, wnids: Sequence[str]) -> Listing:
         """The validation images that WebVision's list names, which lie in one folder."""
         file = self._info(VAL_LISTS)
-        placed = read_placed(file, folder, 1, root=root, spelled=PICTURES)
+        placed = read_placed(file, folder, 1, root=root, spelled=IMAGES)
         beyond = placed.rows[placed.rows["label"] >= len(wnids)]
         if len(beyond):
             raise DatasetError(
@@ -133,19 +131,19 @@ class I2WebV(FolderDataset):
         notes = (f"list of webvision: {shown(file, root)}, images from {folder}", *prefix_notes([placed]))
         return replace(listing, notes=notes)
 
-    def arrange(self, pictures: pd.DataFrame) -> pd.DataFrame:
+    def arrange(self, images: pd.DataFrame) -> pd.DataFrame:
         """Classes by WordNet id; the unseen ones are test classes."""
         name_of = {wnid: name for name, wnid in self.wnids.items()}
-        names = pictures["class"].map(name_of)
+        names = images["class"].map(name_of)
         seen = set(self.closed_set.seen)
-        source = pictures["domain"].eq("imagenet")
+        source = images["domain"].eq("imagenet")
         stray = names.isna() | (source & ~names.isin(seen))
-        for folder in sorted(pictures.loc[stray, "class"].unique()):
-            count = int((stray & (pictures["class"] == folder)).sum())
-            self.note("unknown", folder, "not one of the seen classes of synsets.txt; its pictures are left out", count)
-        found = pictures.assign(**{"class": names})[~stray].reset_index(drop=True)
-        require_pictures(found, dict.fromkeys(self.closed_set.seen, ""), "imagenet", self.folder)
-        require_pictures(found, self.wnids, "webvision", self.folder)
+        for folder in sorted(images.loc[stray, "class"].unique()):
+            count = int((stray & (images["class"] == folder)).sum())
+            self.note("unknown", folder, "not one of the seen classes of synsets.txt; its images are left out", count)
+        found = images.assign(**{"class": names})[~stray].reset_index(drop=True)
+        require_images(found, dict.fromkeys(self.closed_set.seen, ""), "imagenet", self.folder)
+        require_images(found, self.wnids, "webvision", self.folder)
         splits = {**class_splits(self.closed_set.seen), **dict.fromkeys(self.closed_set.unseen, "test")}
         return with_splits(found, splits, self.card.gallery_domain)
 

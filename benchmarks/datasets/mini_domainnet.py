@@ -9,7 +9,16 @@ from typing import ClassVar
 import pandas as pd
 
 from benchmarks.datasets.base import DatasetCard, DatasetError
-from benchmarks.datasets.folders import (
+from benchmarks.datasets.image_lists import (
+    OTHER_LISTS,
+    PlacedList,
+    find_lists,
+    names_of,
+    prefix_notes,
+    read_placed,
+    shown,
+)
+from benchmarks.datasets.layouts import (
     Listing,
     Place,
     check_root,
@@ -18,7 +27,6 @@ from benchmarks.datasets.folders import (
     list_files,
     place_folders,
 )
-from benchmarks.datasets.lists import OTHER_LISTS, PlacedList, find_lists, names_of, prefix_notes, read_placed, shown
 from benchmarks.datasets.transfers import TransferDataset, plain_keys, with_splits
 
 DOMAINS = ("clipart", "painting", "real", "sketch")
@@ -29,9 +37,9 @@ PLACES = (LISTS, "mini_splits", "splits", "image_list", "image_lists", "lists", 
 
 
 class MiniDomainNet(TransferDataset):
-    """DomainNet's pictures, as the lists in ``splits_mini`` choose them. The lists also say what the classes are.
+    """DomainNet's images, as the lists in ``splits_mini`` choose them. The lists also say what the classes are.
 
-    Transfers keep the published parts: labelled pictures and unlabelled target pictures come from the train lists, the
+    Transfers keep the published parts: labelled images and unlabelled target images come from the train lists, the
     test is the target's test list (column ``part`` of the table).
     """
 
@@ -39,9 +47,9 @@ class MiniDomainNet(TransferDataset):
         name="mini_domainnet",
         title="mini-DomainNet: 126 classes of DomainNet in four domains",
         version="v1",
-        source="pictures: https://ai.bu.edu/M3SDA/ (Peng et al., ICCV 2019); lists: splits_mini of "
+        source="images: https://ai.bu.edu/M3SDA/ (Peng et al., ICCV 2019); lists: splits_mini of "
         "KaiyangZhou/Dassl.pytorch on GitHub, DATASETS.md (Zhou et al., TIP 2021)",
-        licence="fair use notice on DomainNet's page: research; the pictures come from the web",
+        licence="fair use notice on DomainNet's page: research; the images come from the web",
         gallery_domain="real",
         bibtex="""@article{zhou2021domain,
   title={Domain Adaptive Ensemble Learning},
@@ -63,7 +71,7 @@ class MiniDomainNet(TransferDataset):
     count: ClassVar[int] = 126
 
     def read(self, root: Path) -> Listing:
-        """The pictures that the eight lists name, with their ``part``."""
+        """The images that the eight lists name, with their ``part``."""
         folder = self._lists(check_root(root))
         listings: list[Listing] = []
         classes: dict[str, int] = {}
@@ -75,7 +83,7 @@ class MiniDomainNet(TransferDataset):
                 placed = lists[file] = read_placed(file, there, 2, root=root)
                 classes.update(self._classes(file, placed.rows, classes))
                 listing = list_files(root, placed.rows["path"], domain=domain)
-                listings.append(replace(listing, pictures=listing.pictures.assign(part=part)))
+                listings.append(replace(listing, images=listing.images.assign(part=part)))
         if len(classes) != self.count:
             own = f"those are DomainNet's own lists, mini-DomainNet's are {SOURCE}"
             why = own if len(classes) == 345 else "fetch the lists again"
@@ -108,12 +116,10 @@ class MiniDomainNet(TransferDataset):
                 raise DatasetError(f"{file}: class {name} has two labels; fetch the lists again")
         return found
 
-    def arrange(self, pictures: pd.DataFrame) -> pd.DataFrame:
+    def arrange(self, images: pd.DataFrame) -> pd.DataFrame:
         """Split the classes by rule; a list's classes are folder names as they are."""
-        names = sorted(pictures["class"].unique())
+        names = sorted(images["class"].unique())
         lacking = self.count - len(names)
         if lacking:
-            raise DatasetError(
-                f"{lacking} of {self.count} classes have no pictures under {self.folder}; fetch the rest"
-            )
-        return with_splits(pictures, class_splits(names), self.card.gallery_domain)
+            raise DatasetError(f"{lacking} of {self.count} classes have no images under {self.folder}; fetch the rest")
+        return with_splits(images, class_splits(names), self.card.gallery_domain)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from benchmarks.datasets.base import DatasetCard
-from benchmarks.datasets.folders import Place
+from benchmarks.datasets.layouts import Place
 from benchmarks.datasets.transfers import TransferDataset
 
 _NAMES = """
@@ -36,7 +36,7 @@ class OfficeHome(TransferDataset):
   year={2017}
 }""",
         known_problems=(
-            "the unlabelled target pictures are the test pictures, as the field does (uda_inductive parts them)",
+            "the unlabelled target images are the test images, as the field does (uda_inductive parts them)",
             "published for domain adaptation: the class split of the retrieval protocols is our seeded rule",
         ),
         layout="ROOT/{Art,Clipart,Product,Real World}/CLASS/* (or in ROOT/OfficeHomeDataset_10072016 or ROOT/images;"

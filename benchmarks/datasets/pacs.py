@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from benchmarks.datasets.base import DatasetCard
-from benchmarks.datasets.folders import Place
+from benchmarks.datasets.layouts import Place
 from benchmarks.datasets.transfers import TransferDataset
 
 

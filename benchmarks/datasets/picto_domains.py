@@ -40,11 +40,11 @@ class PictoDomains(Dataset):
         title="PictoDomains: drawings of everyday things in eight styles",
         version=VERSION,
         source="@iconify/json 2.2.535 (npm) and openclipart-svg (Debian), rendered by this project",
-        licence="per picture (MIT, Apache-2.0, CC-BY, CC0, ISC, OFL, public domain); see ATTRIBUTION.md",
+        licence="per image (MIT, Apache-2.0, CC-BY, CC0, ISC, OFL, public domain); see ATTRIBUTION.md",
         gallery_domain="flat",
         headline=RetrievalCut(map_at=None, precision_at=None),
         known_problems=(
-            "few pictures a class and domain: P@100 and a cut at 200 mean little here, so mAP@all and recall@1 lead",
+            "few images a class and domain: P@100 and a cut at 200 mean little here, so mAP@all and recall@1 lead",
             "drawings, not photographs: scores say nothing about photographs",
             "the clip-art domain is one collection by many authors",
         ),
@@ -60,7 +60,7 @@ class PictoDomains(Dataset):
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """All samples with their provenance (without the picture bytes)."""
+        """All samples with their provenance (without the image bytes)."""
         return self._frame.drop(columns="image")
 
     @cached_property
@@ -97,7 +97,7 @@ class PictoDomains(Dataset):
 
     @cached_property
     def content(self) -> Sequence[str]:
-        """sha256 of every picture's PNG bytes."""
+        """sha256 of every image's PNG bytes."""
         return [hashlib.sha256(data).hexdigest() for data in self._bytes]
 
     @cached_property
@@ -130,9 +130,9 @@ def closed_set_of(table: pd.DataFrame) -> ClosedSet:
     """The rule behind the UDA and DAZSL settings.
 
     UDA: the four domains that draw things in the most different ways and still share many classes (clip art, flat,
-    glyph, line), over every class with at least three pictures in each of them, whatever its split. DAZSL: line art to
-    flat emoji; seen are the train classes, unseen the test classes, with at least three source pictures (seen) and two
-    target pictures; validation classes stay with validation.
+    glyph, line), over every class with at least three images in each of them, whatever its split. DAZSL: line art to
+    flat emoji; seen are the train classes, unseen the test classes, with at least three source images (seen) and two
+    target images; validation classes stay with validation.
     """
     counts = table.groupby(["class", "domain"]).size().unstack(fill_value=0)
     split = table.drop_duplicates("class").set_index("class")["split"]

@@ -6,8 +6,8 @@ import dataclasses
 from typing import ClassVar
 
 from benchmarks.datasets.base import DatasetCard, ReleasedListing, RetrievalCut
-from benchmarks.datasets.folders import Place
-from benchmarks.datasets.listed import ListedDataset
+from benchmarks.datasets.layouts import Place
+from benchmarks.datasets.listed_dataset import ListedDataset
 
 BIBTEX = """@article{sangkloy2016sketchy,
   title={The Sketchy Database: Learning to Retrieve Badly Drawn Bunnies},

@@ -1,4 +1,4 @@
-"""Picture folders made for domain adaptation: one closed set of classes in several domains, known by name."""
+"""Image folders made for domain adaptation: one closed set of classes in several domains, known by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import ClassVar
 import pandas as pd
 
 from benchmarks.datasets.base import ClosedSet
-from benchmarks.datasets.folders import (
+from benchmarks.datasets.layouts import (
     FolderDataset,
     Listing,
     Place,
@@ -30,7 +30,7 @@ class TransferDataset(FolderDataset):
     * ``aliases``: folder names (letters and digits only) of classes where spelling alone does not tell.
 
     No class split was published, so the retrieval protocols use the seeded rule of
-    :func:`~benchmarks.datasets.folders.class_splits`. Keys are ``DOMAIN/CLASS FOLDER/FILE`` in every layout.
+    :func:`~benchmarks.datasets.layouts.class_splits`. Keys are ``DOMAIN/CLASS FOLDER/FILE`` in every layout.
     """
 
     class_names: ClassVar[tuple[str, ...]] = ()
@@ -45,14 +45,14 @@ class TransferDataset(FolderDataset):
         """Whether one of the bases under a folder has the folders of all domains."""
         return any(super(TransferDataset, self).lies_in(folder / base) for base in self.bases)
 
-    def arrange(self, pictures: pd.DataFrame) -> pd.DataFrame:
-        """Give every picture its class, the class's split by rule, and whether it is held back."""
-        found = canonical_classes(self, pictures, self.class_names, self.aliases)
+    def arrange(self, images: pd.DataFrame) -> pd.DataFrame:
+        """Give every image its class, the class's split by rule, and whether it is held back."""
+        found = canonical_classes(self, images, self.class_names, self.aliases)
         note_lacking(self, found, self.class_names)
         return with_splits(found, class_splits(self.class_names), self.card.gallery_domain)
 
     def classes(self, split: str | None = None) -> tuple[str, ...]:
-        """Class names of a split (all if None), sorted; known without the pictures."""
+        """Class names of a split (all if None), sorted; known without the images."""
         if not self.class_names:
             return super().classes(split)
         splits = class_splits(self.class_names)
@@ -78,14 +78,14 @@ def based(root: Path, places: tuple[Place, ...], bases: tuple[str, ...]) -> tupl
 
 def plain_keys(listing: Listing) -> Listing:
     """The listing with keys ``DOMAIN/CLASS FOLDER/FILE``, so that keys do not depend on where an archive unpacks."""
-    pictures = listing.pictures
-    names = pictures["key"].str.rpartition("/")[2]
-    pictures = pictures.assign(key=pictures["domain"] + "/" + pictures["class"] + "/" + names)
-    return replace(listing, pictures=pictures.sort_values("key", kind="stable", ignore_index=True))
+    images = listing.images
+    names = images["key"].str.rpartition("/")[2]
+    images = images.assign(key=images["domain"] + "/" + images["class"] + "/" + names)
+    return replace(listing, images=images.sort_values("key", kind="stable", ignore_index=True))
 
 
-def with_splits(pictures: pd.DataFrame, split_of: Mapping[str, str], gallery_domain: str) -> pd.DataFrame:
+def with_splits(images: pd.DataFrame, split_of: Mapping[str, str], gallery_domain: str) -> pd.DataFrame:
     """``split`` by class, and ``held_back`` in the gallery domain of the train classes."""
     train = [name for name, split in split_of.items() if split == "train"]
-    held = held_back(pictures, train, gallery_domain)
-    return pictures.assign(split=pictures["class"].map(split_of), held_back=held)
+    held = held_back(images, train, gallery_domain)
+    return images.assign(split=images["class"].map(split_of), held_back=held)

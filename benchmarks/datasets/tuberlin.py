@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from benchmarks.datasets.base import DatasetCard, ReleasedListing, RetrievalCut
-from benchmarks.datasets.folders import Place
-from benchmarks.datasets.listed import ListedDataset
+from benchmarks.datasets.layouts import Place
+from benchmarks.datasets.listed_dataset import ListedDataset
 
 
 class TUBerlin(ListedDataset):

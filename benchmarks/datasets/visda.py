@@ -1,6 +1,6 @@
 """VisDA-2017, classification: 12 classes, from rendered models to photographs; one transfer.
 
-``visda`` adapts to the validation pictures (MS COCO), as the papers do; ``visda_test`` to the challenge's test pictures
+``visda`` adapts to the validation images (MS COCO), as the papers do; ``visda_test`` to the challenge's test images
 (YouTube frames), whose labels came out after it.
 """
 
@@ -13,7 +13,8 @@ from typing import ClassVar
 import pandas as pd
 
 from benchmarks.datasets.base import DatasetCard, DatasetError
-from benchmarks.datasets.folders import (
+from benchmarks.datasets.image_lists import PlacedList, find_lists, names_of, prefix_notes, read_placed
+from benchmarks.datasets.layouts import (
     Listing,
     NoLabelsError,
     Place,
@@ -22,7 +23,6 @@ from benchmarks.datasets.folders import (
     list_files,
     place_folders,
 )
-from benchmarks.datasets.lists import PlacedList, find_lists, names_of, prefix_notes, read_placed
 from benchmarks.datasets.transfers import TransferDataset
 
 #: In the order of the labels in ``image_list.txt``.
@@ -67,7 +67,7 @@ class VisDA(TransferDataset):
         bibtex=_BIBTEX,
         known_problems=(
             "papers report the mean of the 12 class accuracies: compare accuracy[class]",
-            "the unlabelled target pictures are the test pictures, as the field does (uda_inductive parts them)",
+            "the unlabelled target images are the test images, as the field does (uda_inductive parts them)",
             "two domains: UCDR and UdCDR train on photographs alone",
             "published for domain adaptation: the class split of the retrieval protocols is our seeded rule",
         ),
@@ -80,7 +80,7 @@ class VisDA(TransferDataset):
     published_counts: ClassVar = {"synthetic": 152397, "real": 55388}
 
     def read(self, root: Path) -> Listing:
-        """The pictures that the lists name."""
+        """The images that the lists name."""
         root = check_root(root)
         parts = [self._part(root, place) for place in self.places]
         return replace(join_listings(parts), notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)))
@@ -102,11 +102,11 @@ class VisDA(TransferDataset):
             raise DatasetError(f"{file}: {path} has the label {label}, which is not its class; fetch the list again")
         classes = [CLASSES[label] for label in listed["label"]]
         listing = list_files(root, listed["path"], domain=place.domain, classes=classes)
-        pictures = listing.pictures
-        keys = place.domain + "/" + pictures["key"].str.removeprefix(f"{folder}/")
+        images = listing.images
+        keys = place.domain + "/" + images["key"].str.removeprefix(f"{folder}/")
         notes = (f"list of {place.domain}: {names_of([file], root)}", *prefix_notes([placed]))
         notes += (f"lists not read: {names_of(unread, root)}",) if unread else ()
-        return Listing(pictures.assign(key=keys), listing.findings, notes)
+        return Listing(images.assign(key=keys), listing.findings, notes)
 
     def _list(self, root: Path, folder: str, place: Place) -> tuple[Path, PlacedList, list[Path]]:
         """The first list of a part that has labels, and the others; raises DatasetError if there is none."""
@@ -128,7 +128,7 @@ class VisDA(TransferDataset):
         raise DatasetError(f"{files[0]} has no labels; the labelled list is needed in its place: {source}")
 
     def _misplaced(self, listed: pd.DataFrame) -> pd.Series:
-        """Whether a picture lies in the folder of another class than its label's; other folders say nothing."""
+        """Whether an image lies in the folder of another class than its label's; other folders say nothing."""
         folders = listed["path"].str.split("/").str[-2]
         number_of = {name: number for number, name in enumerate(CLASSES)}
         numbers = folders.map(number_of)
@@ -141,18 +141,18 @@ class VisDA(TransferDataset):
 
 
 class VisDATest(VisDA):
-    """The challenge's test pictures as target; they lie in folders without meaning, the list has the labels."""
+    """The challenge's test images as target; they lie in folders without meaning, the list has the labels."""
 
     card = DatasetCard(
         name="visda_test",
-        title="VisDA-2017 with the challenge's test pictures: synthetic to real, 12 classes",
+        title="VisDA-2017 with the challenge's test images: synthetic to real, 12 classes",
         version="v1",
         source=f"{_SOURCE}; the test list with labels: VisionLearningGroup/taskcv-2017-public on GitHub",
         licence=_LICENCE,
         gallery_domain="real",
         bibtex=_BIBTEX,
         known_problems=(
-            "most papers adapt to the validation pictures instead: data set visda",
+            "most papers adapt to the validation images instead: data set visda",
             *VisDA.card.known_problems,
         ),
         layout="ROOT/train/CLASS/* and ROOT/test/trunk*/*, with ROOT/{train,test}/image_list.txt (the test list with"

@@ -2,7 +2,7 @@
 
 After a normal or an editable install NLTK finds them by itself under ``sys.prefix`` (see ``data-files`` in
 pyproject.toml). Importing `benchmarks` puts them in front in any case, so a checkout needs no install. Built by
-`benchmarks.datasets.wordnet_build`.
+`benchmarks.datasets.build.wordnet_build`.
 """
 
 from __future__ import annotations

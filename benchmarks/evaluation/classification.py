@@ -1,14 +1,14 @@
 """Accuracy of class scores: per image and per class, and over seen and unseen classes (generalised zero-shot).
 
-Every figure names how it averages: ``[image]`` is the share of pictures classified right, ``[class]`` the mean over
+Every figure names how it averages: ``[image]`` is the share of images classified right, ``[class]`` the mean over
 the classes present of the share within each class. The zero-shot figures:
 
 ===========  =========================================================================================================
-``seen``     pictures of seen ("known") classes, all classes allowed as answers
-``unseen``   pictures of unseen ("unknown") classes, all classes allowed as answers
-``all``      all pictures, all classes allowed as answers
+``seen``     images of seen ("known") classes, all classes allowed as answers
+``unseen``   images of unseen ("unknown") classes, all classes allowed as answers
+``all``      all images, all classes allowed as answers
 ``h``        harmonic mean of ``seen`` and ``unseen``; 0 if either is 0
-``zsl``      pictures of unseen classes, only unseen classes allowed as answers
+``zsl``      images of unseen classes, only unseen classes allowed as answers
 ===========  =========================================================================================================
 
 The SRE-CLIP release reports ``h[image]``, the harmonic mean of the two per-image accuracies.
@@ -16,7 +16,7 @@ The SRE-CLIP release reports ``h[image]``, the harmonic mean of the two per-imag
 Ties: classes whose score lies within `TIE` (relative to the largest magnitude among the allowed ones) of the best
 share the answer, so that a model that cannot tell t classes apart earns 1/t whatever the order of the classes.
 
-Pictures are scored one by one, so memory follows the blocks that are given, not the number of pictures.
+Images are scored one by one, so memory follows the blocks that are given, not the number of images.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ TIE = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class ClassificationScores:
-    """What class scores earned, picture by picture.
+    """What class scores earned, image by image.
 
     Attributes:
-        labels: int64 [B], true class of each picture (column of the scores).
+        labels: int64 [B], true class of each image (column of the scores).
         credit: float64 [B], 1 for a right answer, 0 for a wrong one, 1/t for one of t tied answers.
-        zsl_credit: the same with unseen classes only as answers, NaN for pictures of seen classes; None without a
+        zsl_credit: the same with unseen classes only as answers, NaN for images of seen classes; None without a
             split into seen and unseen.
         unseen: bool [C], which classes are unseen; None without such a split.
     """
@@ -72,7 +72,7 @@ class ClassificationScores:
         return figures
 
     def per_image(self) -> pd.DataFrame:
-        """One row a picture: ``label``, ``credit`` and, with a split, ``unseen`` and ``zsl_credit``."""
+        """One row an image: ``label``, ``credit`` and, with a split, ``unseen`` and ``zsl_credit``."""
         import pandas as pd
 
         columns: dict[str, Any] = {"label": self.labels, "credit": self.credit}
@@ -90,11 +90,11 @@ def classify(scores: Scores, labels: Any) -> ClassificationScores:
 
     Args:
         scores: [B, C] logits or probabilities, torch or numpy, higher is better; or an iterator of such blocks of
-            pictures, in order, which need not be in memory together.
+            images, in order, which need not be in memory together.
         labels: [B] true columns.
 
     Raises:
-        ValueError: shapes that do not fit, NaN in the scores, labels outside the columns, or no pictures.
+        ValueError: shapes that do not fit, NaN in the scores, labels outside the columns, or no images.
     """
     return _classify(scores, labels, None)
 
@@ -103,13 +103,13 @@ def classify_zero_shot(scores: Scores, labels: Any, seen: Any) -> Classification
     """Score class scores where some classes were never labelled in training (DAZSL).
 
     Args:
-        scores: [B, C] logits or probabilities of pictures of seen and unseen classes, higher is better; or blocks, as
+        scores: [B, C] logits or probabilities of images of seen and unseen classes, higher is better; or blocks, as
             `classify`.
         labels: [B] true columns.
         seen: ids of the seen classes, or a boolean mask [C].
 
     Raises:
-        ValueError: as `classify`, or when pictures of seen or of unseen classes are lacking.
+        ValueError: as `classify`, or when images of seen or of unseen classes are lacking.
     """
     return _classify(scores, labels, seen)
 
@@ -137,7 +137,7 @@ def _credit(scores: NDArray[np.float64], labels: NDArray[np.int64], allowed: NDA
 def _classify(scores: Scores, labels: Any, seen: Any) -> ClassificationScores:
     y = _on_cpu(labels)
     if y.ndim == 1 and len(y) == 0:
-        raise ValueError("there are no pictures to classify")
+        raise ValueError("there are no images to classify")
     credit, zsl_credit = np.empty(len(y)), np.full(len(y), np.nan)
     everything, unseen, width = np.ones(0, bool), np.zeros(0, bool), -1
     done = bad = 0
@@ -145,7 +145,7 @@ def _classify(scores: Scores, labels: Any, seen: Any) -> ClassificationScores:
         part = slice(done, done + len(s))
         done += len(s)
         if done > len(y) or (width >= 0 and s.shape[1] != width):
-            raise ValueError(f"blocks of scores have {done} or more pictures of {len(y)}, or differ in their classes")
+            raise ValueError(f"blocks of scores have {done} or more images of {len(y)}, or differ in their classes")
         if width < 0:
             width = s.shape[1]
             if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= width:
@@ -159,14 +159,14 @@ def _classify(scores: Scores, labels: Any, seen: Any) -> ClassificationScores:
             of_unseen = unseen[y[part]]
             zsl_credit[part][of_unseen] = _credit(s[of_unseen], y[part][of_unseen], unseen)
     if done != len(y):
-        raise ValueError(f"blocks of scores have {done} pictures, not {len(y)}")
+        raise ValueError(f"blocks of scores have {done} images, not {len(y)}")
     if bad:
-        raise ValueError(f"class scores of {bad} of {len(y)} pictures are NaN or infinite")
+        raise ValueError(f"class scores of {bad} of {len(y)} images are NaN or infinite")
     return ClassificationScores(y, credit) if seen is None else ClassificationScores(y, credit, zsl_credit, unseen)
 
 
 def _unseen(seen: Any, width: int, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Mask [C] of the unseen classes, checked against the pictures."""
+    """Mask [C] of the unseen classes, checked against the images."""
     chosen = _on_cpu(seen)
     if chosen.dtype == bool and chosen.shape != (width,):
         raise ValueError(f"the mask of seen classes has shape {chosen.shape}; the scores have {width} classes")
@@ -177,7 +177,7 @@ def _unseen(seen: Any, width: int, labels: NDArray[np.int64]) -> NDArray[np.bool
     is_unseen = unseen[labels]
     if not is_unseen.any() or is_unseen.all():
         raise ValueError(
-            f"seen and unseen accuracy need pictures of both: {(~is_unseen).sum()} of seen classes, "
+            f"seen and unseen accuracy need images of both: {(~is_unseen).sum()} of seen classes, "
             f"{is_unseen.sum()} of unseen ones were given"
         )
     return unseen
@@ -194,7 +194,7 @@ def _blocks(scores: Scores, labels: tuple[int, ...]) -> Iterator[NDArray[np.floa
         rows = given.detach().cpu() if hasattr(given, "detach") else np.asarray(given)
         if rows.ndim != 2 or len(labels) != 1 or (given is scores and labels != (len(rows),)):
             raise ValueError(
-                f"scores must be [pictures, classes] with one label a picture, got {tuple(rows.shape)} and {labels}"
+                f"scores must be [images, classes] with one label an image, got {tuple(rows.shape)} and {labels}"
             )
         step = max(1, _CELLS // max(1, rows.shape[1]))
         for start in range(0, len(rows), step):

@@ -20,7 +20,7 @@ Means over queries carry the same name, with ``map`` for ``ap``: ``map@200[retri
 Ties
 ----
 Every figure is the *expected value over all orders of tied items*, in closed form, so the order of files never matters
-and a method that maps all pictures to one point scores about the class prior. Two items tie when their scores are
+and a method that maps all images to one point scores about the class prior. Two items tie when their scores are
 equal to the last bit. To make that a property of the two embeddings alone, and not of where a matrix product happens
 to round, directions are first rounded to a fixed-point grid (a unit vector becomes integers of length 2**26). All
 partial sums of a scalar product are then integers below 2**53, so float64 arithmetic commits no rounding error at all:
@@ -86,7 +86,7 @@ class RetrievalScores:
         without_relevant: ``exclude`` or ``zero``, the rule the values follow.
         similarity: ``cosine``, ``sqeuclidean``, or ``given`` for `rank_scores`.
         top_ids: int64 [Q, min(top, N)], gallery positions of the best items, best first; equal scores are shown in
-            gallery order (this order serves pictures only, no figure depends on it). None unless asked for.
+            gallery order (this order serves images only, no figure depends on it). None unless asked for.
         top_scores: float64, same shape: cosine, or minus the squared Euclidean distance.
     """
 
@@ -586,7 +586,7 @@ def _as_array(x: Any, name: str) -> NDArray[Any]:
         x = (x if str(x.dtype) == "torch.float64" else x.float()).numpy()
     x = np.asarray(x)
     if x.ndim != 2:
-        raise ValueError(f"{name} must be a matrix (one row a picture), got shape {tuple(x.shape)}")
+        raise ValueError(f"{name} must be a matrix (one row an image), got shape {tuple(x.shape)}")
     if x.dtype.kind not in "fiub":
         raise ValueError(f"{name} must hold numbers, got {x.dtype}")
     return x if x.dtype in (np.float32, np.float64) else x.astype(np.float64)

@@ -2,7 +2,7 @@
 
 What varies
 -----------
-Queries of one class are not independent: they share the class's pictures, its gallery items and whatever a method
+Queries of one class are not independent: they share the class's images, its gallery items and whatever a method
 knows of it. So the unit of every paired test and interval here is the *class*, over all its queries and all the splits
 that are averaged. Conclusions are about other classes of the same kind. They are not about other training runs: those
 are the business of the interval over seeds, and where a method was run with several seeds its per-query values are
@@ -26,7 +26,7 @@ best one: with equally good methods a group then loses a member in at most 5 % o
 
 Metrics
 -------
-A metric here is a mean over queries (``ap``, ``p@k``, ``recall@k``, ``credit`` per picture), a mean over classes of
+A metric here is a mean over queries (``ap``, ``p@k``, ``recall@k``, ``credit`` per image), a mean over classes of
 their means (``[class]``), or the harmonic mean over groups of classes of such means (seen and unseen classes); over
 several splits it is the plain mean of the splits' metrics. `ClassTotals` holds the sums by class from which all of
 these follow.

@@ -29,7 +29,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commandline import command
+from benchmarks.console import command
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -29,8 +29,8 @@ runs offline on two CPU cores; it is no substitute for a CLIP trained on photogr
 
 """
     + _SIZES
-    + """| seen | {pictures:,} pictures in {step:,} steps, {world} process(es) of {training[concepts]} concepts x \
-{training[views]} pictures |
+    + """| seen | {images:,} images in {step:,} steps, {world} process(es) of {training[concepts]} concepts x \
+{training[views]} images |
 
 ## Corpus and licence
 {corpus[pictures]:,} drawings ({corpus[mono]:,} single-colour, {corpus[colour]:,} in colour) with {corpus[phrases]:,} \
@@ -82,7 +82,7 @@ is no substitute for a CLIP trained on photographs.
 
 """
     + _SIZES
-    + """| seen | {pictures:,} pairs in {step:,} steps, {world} process(es) of {training[batch]} pairs |
+    + """| seen | {images:,} pairs in {step:,} steps, {world} process(es) of {training[batch]} pairs |
 
 ## Corpus and licence
 {corpus[pictures]:,} drawings ({corpus[mono]:,} single-colour, {corpus[colour]:,} in colour) with {corpus[phrases]:,} \
@@ -117,7 +117,7 @@ the area, sides within 4:3) and flip (not where the name says left or right); no
 | learning rate | 5e-4, warm-up 2,000 steps, cosine | {training[learning_rate]:g}, warm-up {training[warmup_steps]} \
 steps, held, linear to zero over the last {decay:.0%} |
 | batch | 32,768 | {training[batch]} a process |
-| seen | 12.8 billion pairs, 32 epochs | {pictures:,} pairs, {epochs:.0f} epochs |
+| seen | 12.8 billion pairs, 32 epochs | {images:,} pairs, {epochs:.0f} epochs |
 | precision | half, dynamic loss scale | {training[precision]} products, float32 weights |
 | initial weights | 0.02 scaled with depth | unit gain (a narrow tower is constant for long otherwise) |
 | pixels | mean and variance of the data | normalised so that white is zero |

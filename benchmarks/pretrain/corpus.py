@@ -1,6 +1,6 @@
 """The pretraining corpus: every openly licensed drawing that PictoDomains does not use and does not resemble.
 
-Built from the same two sources as PictoDomains (see :mod:`benchmarks.datasets.picto_sources`) into one folder:
+Built from the same two sources as PictoDomains (see :mod:`benchmarks.datasets.build.picto_sources`) into one folder:
 
 ``mono.npy``     uint8 ``[N, S, S]``, ink of single-colour drawings (0 = paper, 255 = full ink);
 ``colour.npy``   uint8 ``[M, S, S, 3]``, RGB on white;
@@ -8,7 +8,7 @@ Built from the same two sources as PictoDomains (see :mod:`benchmarks.datasets.p
 ``corpus.json``  settings, counts and what was left out, by reason.
 
 Left out: collections that feed PictoDomains, their forks and versions, logos and flags, licences that do not allow
-redistribution, and every drawing perceptually equal (:data:`~benchmarks.datasets.perceptual.SAME_DRAWING`) to any
+redistribution, and every drawing perceptually equal (:data:`~benchmarks.datasets.build.perceptual.SAME_DRAWING`) to any
 drawing of a collection that feeds PictoDomains, used there or not.
 """
 
@@ -28,8 +28,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from benchmarks.datasets import perceptual, picto_sources
-from benchmarks.datasets.picto_sources import Drawing
+from benchmarks.datasets.build import perceptual, picto_sources
+from benchmarks.datasets.build.picto_sources import Drawing
 
 #: Words at the end (or start) of an icon's name that say how it is drawn, not what it shows.
 STYLE_WORDS = frozenset(
@@ -118,7 +118,7 @@ def _progress_columns() -> tuple:
 def _render_all(drawings: Iterable[Drawing], size: int, jobs: int, label: str, total: int) -> Iterator:
     from rich.progress import Progress
 
-    from benchmarks.progress import Lines
+    from benchmarks.console import Lines
 
     with Progress(*_progress_columns(), disable=not sys.stderr.isatty()) as bar, multiprocessing.Pool(jobs) as pool:
         task = bar.add_task(label, total=total)
@@ -226,8 +226,8 @@ def purge(folder: Path, pack: Path, *, jobs: int = 2) -> list[str]:
     the pack itself, clip art included, and is cheap to repeat when the pack or the rule changes.
     """
     index = pd.read_parquet(folder / "index.parquet")
-    pictures = pd.read_parquet(pack, columns=["id", "image", "collection", "name"])
-    decoded = (np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB")) for image in pictures["image"])
+    images = pd.read_parquet(pack, columns=["id", "image", "collection", "name"])
+    decoded = (np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB")) for image in images["image"])
     reference = np.stack([perceptual.signature(pixels) for pixels in decoded])
     tasks = [(folder, kind, int(row)) for kind, row in zip(index["kind"], index["row"], strict=True)]
     similarity = np.empty(len(index), dtype=np.float32)
@@ -235,7 +235,7 @@ def purge(folder: Path, pack: Path, *, jobs: int = 2) -> list[str]:
         for start in range(0, len(tasks), 8192):
             block = pool.map(_stored_signature, tasks[start : start + 8192], chunksize=256)
             similarity[start : start + len(block)] = perceptual.nearest(np.stack(block), reference)[1]
-    used = set(pictures["collection"] + ":" + pictures["name"])
+    used = set(images["collection"] + ":" + images["name"])
     dropped = (similarity >= perceptual.SAME_DRAWING) | index["key"].isin(used).to_numpy()
     keys = index["key"][dropped].tolist()
     index[~dropped].reset_index(drop=True).to_parquet(folder / "index.parquet")

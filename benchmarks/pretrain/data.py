@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.datasets.picto_sources import DOMAIN_COLLECTIONS
+from benchmarks.datasets.build.picto_sources import DOMAIN_COLLECTIONS
 from benchmarks.pretrain.captions import concept_of
 from benchmarks.pretrain.pairs import entries
 
@@ -36,8 +36,8 @@ def find_regions(ink: np.ndarray) -> np.ndarray:
     from scipy import ndimage
 
     regions = np.zeros_like(ink)
-    for n, picture in enumerate(ink):
-        paper, count = ndimage.label(np.pad(picture < 96, 1, constant_values=True))
+    for n, image in enumerate(ink):
+        paper, count = ndimage.label(np.pad(image < 96, 1, constant_values=True))
         outside = paper[0, 0]
         paper = paper[1:-1, 1:-1]
         sizes = np.bincount(paper.ravel(), minlength=count + 1)
@@ -77,7 +77,7 @@ def names_test_class(phrases: Sequence[str]) -> np.ndarray:
 class Corpus:
     """The corpus folder, memory-mapped, with a sampler over concepts.
 
-    A batch holds ``concepts`` concepts drawn without replacement with weight ``sqrt(pictures) * (10 if concrete)`` and
+    A batch holds ``concepts`` concepts drawn without replacement with weight ``sqrt(images) * (10 if concrete)`` and
     ``views`` drawings of each (colour drawings three times as likely).
 
     ``pack_collections`` False leaves out whole collections that PictoDomains takes from (openclipart); ``test_classes``
@@ -151,7 +151,7 @@ class Corpus:
         return rows.ravel(), np.repeat(np.arange(concepts), views)
 
     def paint(self, rows: np.ndarray, generator: torch.Generator, device: torch.device) -> Tensor:
-        """Painted, recoloured and moved pictures ``[B, 3, S, S]`` in [0, 1] of the given index rows."""
+        """Painted, recoloured and moved images ``[B, 3, S, S]`` in [0, 1] of the given index rows."""
         colour = torch.from_numpy(self._is_colour[rows])
         size = self.mono.shape[1]
         pixels = torch.empty(len(rows), 3, size, size)

@@ -61,7 +61,7 @@ class HeadroomConfig:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """Images ``[N, 3, S, S]`` in [0, 1] of one selection, their class numbers and domain names ``[N]``."""
 
     pixels: Tensor
@@ -69,13 +69,13 @@ class Pictures:
     domains: np.ndarray
 
 
-def select(dataset: Dataset, rows: np.ndarray, size: int) -> Pictures:
+def select(dataset: Dataset, rows: np.ndarray, size: int) -> Images:
     """The images of table rows."""
     classes = dataset.table["class"].to_numpy()
     numbers = {name: n for n, name in enumerate(sorted(set(classes)))}
     pixels = torch.cat([dataset.pixels(part, size) for part in np.array_split(rows, max(1, len(rows) // 512))])
     labels = np.array([numbers[name] for name in classes[rows]])
-    return Pictures(pixels, labels, dataset.table["domain"].to_numpy()[rows])
+    return Images(pixels, labels, dataset.table["domain"].to_numpy()[rows])
 
 
 def supervised_contrastive(embedding: Tensor, labels: Tensor, temperature: float = TEMPERATURE) -> Tensor:

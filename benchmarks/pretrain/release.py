@@ -96,7 +96,7 @@ def measure(backbone: Backbone, dataset: PictoDomains, splits: tuple[str, ...]) 
 
 def _table(result: dict[str, Any]) -> str:
     lines = [
-        "| domain | pictures | top-1 | mAP@all | random weights | raw pixels | times raw pixels |",
+        "| domain | images | top-1 | mAP@all | random weights | raw pixels | times raw pixels |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for domain, line in result["domains"].items():
@@ -220,7 +220,7 @@ def _card(
         corpus=record["corpus"],
         world=record["world"],
         step=record["step"],
-        pictures=record["pictures"],
+        images=record["pictures"],
         epochs=record["pictures"] / record["corpus"]["pictures"],
         parameters=parameters,
         megabytes=parameters * 2 / 1e6,

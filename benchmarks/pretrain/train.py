@@ -124,7 +124,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, concept: Tensor, scale: Tens
 
     images ``[B, E]``, texts ``[U, E]`` (one a concept), concept ``[B]`` the text of each image. Image to text is cross
     entropy; text to image averages the log-probability over all images of the concept. ``image_weight`` times the same
-    among images (the concept's other pictures are the positives) keeps the vision tower from starting out constant.
+    among images (the concept's other images are the positives) keeps the vision tower from starting out constant.
     """
     logits = scale * images @ texts.T
     to_text = F.cross_entropy(logits, concept)
@@ -264,7 +264,7 @@ class Trainer:
             fused=True,
         )
         self.step = 0
-        self.pictures = 0
+        self.images_seen = 0
         self.history: list[dict] = []
         if (folder / "checkpoint.json").is_file():
             self.load(folder / "checkpoint.safetensors", folder / "checkpoint.json")
@@ -321,7 +321,7 @@ class Trainer:
         with torch.no_grad():
             self.model.logit_scale.clamp_(max=math.log(100))
         self.step += 1
-        self.pictures += config.images * self.world
+        self.images_seen += config.images * self.world
         return loss.detach()
 
     def train(self) -> None:
@@ -347,7 +347,12 @@ class Trainer:
                     average = float(running) / (self.step - shown)
                     shown, running = self.step, torch.zeros((), device=self.device)
                     self.history.append(
-                        {"step": self.step, "pictures": self.pictures, "loss": round(average, 4), "rate": round(rate)}
+                        {
+                            "step": self.step,
+                            "pictures": self.images_seen,
+                            "loss": round(average, 4),
+                            "rate": round(rate),
+                        }
                     )
                     if self.rank == 0:
                         print(json.dumps(self.history[-1]), flush=True)
@@ -385,7 +390,7 @@ class Trainer:
             tensors |= {f"{slot}.{key}": state[slot] for slot in ("exp_avg", "exp_avg_sq") if slot in state}
         record = {
             "step": self.step,
-            "pictures": self.pictures,
+            "pictures": self.images_seen,
             "model": dataclasses.asdict(self.model_config),
             "training": dataclasses.asdict(self.config),
             "world": self.world,
@@ -422,4 +427,4 @@ class Trainer:
                         for slot in ("exp_avg", "exp_avg_sq")
                     },
                 }
-        self.step, self.pictures, self.history = record["step"], record["pictures"], record["history"]
+        self.step, self.images_seen, self.history = record["step"], record["pictures"], record["history"]

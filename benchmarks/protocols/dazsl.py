@@ -1,12 +1,12 @@
 """DAZSL, domain-adaptive zero-shot learning (docs/protocols.md, column DAZSL).
 
-Training sees labelled source pictures of the seen classes, unlabelled target pictures of seen and unseen classes, and
-all class names. Test: target pictures among all class names; the headline is the harmonic mean H of the accuracies on
+Training sees labelled source images of the seen classes, unlabelled target images of seen and unseen classes, and
+all class names. Test: target images among all class names; the headline is the harmonic mean H of the accuracies on
 seen and on unseen classes, beside them the accuracy on all and the zero-shot accuracy among unseen classes only.
-Validation looks at the source alone, by class and by picture: source pictures of the validation classes, which are
-never labelled in training, play the unseen ones, and a held-out tenth of the seen classes' pictures the seen ones.
+Validation looks at the source alone, by class and by image: source images of the validation classes, which are
+never labelled in training, play the unseen ones, and a held-out tenth of the seen classes' images the seen ones.
 Where the source has no images of further classes (I2AwA, I2WebV), validation is the accuracy on that tenth. The
-official rules train on all source pictures of the seen classes, know no further names and select on the target, as the
+official rules train on all source images of the seen classes, know no further names and select on the target, as the
 released code.
 """
 

@@ -1,7 +1,7 @@
 """The released code's sampling rules (ProS, UCDR-Adapter), kept to the digit for ``--rules official``.
 
 Their flaws are part of them: validation classes are trained on; the UdCDR sample covers the first 45 training classes
-and its gallery pictures were all trained on, because the 92 % rule and the sampling rule draw from the same generator
+and its gallery images were all trained on, because the 92 % rule and the sampling rule draw from the same generator
 state; model selection looks at the test queries. The authors list files in file-system order; here they are sorted.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-#: Share of the gallery domain's pictures of a train class that is trained on.
+#: Share of the gallery domain's images of a train class that is trained on.
 TRAIN_SHARE = 0.92
 #: UdCDR covers this many training classes, in list order.
 UDCDR_CLASSES = 45

@@ -18,6 +18,6 @@ for _name, _summary in (
 PROTOCOLS.add(
     "uda_inductive",
     "benchmarks.protocols.uda:INDUCTIVE",
-    summary="uda whose test pictures no training sees (by name only)",
+    summary="uda whose test images no training sees (by name only)",
     by_default=False,
 )

@@ -34,9 +34,9 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class Classification:
-    """One classification question: pictures ``rows`` among ``class_names``.
+    """One classification question: images ``rows`` among ``class_names``.
 
-    ``seen`` names the classes with labelled training pictures where that matters (DAZSL); None asks for plain accuracy.
+    ``seen`` names the classes with labelled training images where that matters (DAZSL); None asks for plain accuracy.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Task:
     DAZSL, which ``transfer`` holds apart).
     ``train`` are the labelled rows, ``target`` the unlabelled ones (None where the protocol shows none),
     ``class_names`` what the method may know during training, ``validation`` the question that scores a model during
-    training. ``transductive``: the unlabelled target pictures are also the test pictures, as the field does in UDA and
+    training. ``transductive``: the unlabelled target images are also the test images, as the field does in UDA and
     DAZSL. ``gallery_trained``: the gallery is the labelled source, as in UDA's retrieval.
     """
 
@@ -89,7 +89,7 @@ class Task:
         """Assert what every clean task promises; raises :class:`DatasetError` naming the breach.
 
         Training and test rows are disjoint; no query stands in its gallery; nothing is empty. Under the official rules
-        trained-on gallery pictures are allowed (that is the flaw those rules keep).
+        trained-on gallery images are allowed (that is the flaw those rules keep).
         """
         name = f"{self.dataset}/{self.protocol}/{self.split}"
         asked = [(one.name, "query", one.query) for one in self.retrievals]
@@ -98,7 +98,7 @@ class Task:
         for part, role, rows in (*asked, *found):
             if len(rows) == 0:
                 raise DatasetError(
-                    f"{name}: no {role} pictures ({part}): too few for this protocol; `python -m benchmarks.data card"
+                    f"{name}: no {role} images ({part}): too few for this protocol; `python -m benchmarks.data card"
                     f" {self.dataset} ...` counts them by domain and split"
                 )
         for retrieval in self.retrievals:
@@ -115,7 +115,7 @@ class Task:
             both = np.intersect1d(rows, trained)
             if len(both):
                 key = dataset.table["key"].iloc[both[0]]
-                raise DatasetError(f"{name}: test picture {key!r} is also trained on")
+                raise DatasetError(f"{name}: test image {key!r} is also trained on")
         if set(dataset.table["class"].to_numpy()[self.train]) - set(self.class_names):
             raise DatasetError(f"{name}: trains on classes whose names are withheld")
 
@@ -223,7 +223,7 @@ def named_transfers(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, st
 def held_out_tenth(rows: np.ndarray, classes: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Split labelled rows into ``(training, held out)``: of each class the tenth whose keys hash lowest.
 
-    Classes with fewer than three pictures give none, others at least one. ``rows [N]`` are table rows, ``classes`` and
+    Classes with fewer than three images give none, others at least one. ``rows [N]`` are table rows, ``classes`` and
     ``keys`` the whole table's columns. The rule depends on the keys alone, not on their order.
     """
     out = lowest_hashes(rows, classes, keys, lambda count: max(1, round(count / 10)) if count >= 3 else 0)

@@ -12,7 +12,7 @@ from benchmarks.protocols.task import Classification, Retrieval, Task
 from methods.interface import Method, TrainingData
 
 if TYPE_CHECKING:
-    from benchmarks.workbench import PixelCache
+    from benchmarks.datasets.pixels import PixelCache
 
 Question = Retrieval | Classification
 
@@ -29,7 +29,7 @@ def training_data(
     the class names shown. ``validate`` scores the task's validation question, or under ``oracle`` its first test
     question (classification before retrieval): a look at the answers, kept apart in every table.
     """
-    from benchmarks.workbench import DatasetPictures
+    from benchmarks.datasets.pixels import DatasetImages
 
     table = cache.dataset.table
     classes, domains = table["class"].to_numpy()[task.train], table["domain"].to_numpy()[task.train]
@@ -40,13 +40,13 @@ def training_data(
     synsets = {name: synset for name, synset in cache.dataset.synsets.items() if name in number_of}
     return TrainingData(
         protocol=task.protocol,
-        images=DatasetPictures(cache, task.train),
+        images=DatasetImages(cache, task.train),
         labels=torch.tensor([number_of[name] for name in classes], dtype=torch.int64),
         domains=torch.from_numpy(np.searchsorted(domain_names, domains).astype(np.int64)),
         class_names=task.class_names,
         domain_names=domain_names,
         validate=None if question is None else lambda method: score(method, question),
-        target=None if task.target is None else DatasetPictures(cache, task.target),
+        target=None if task.target is None else DatasetImages(cache, task.target),
         synsets=synsets,
         synsets_published=cache.dataset.synsets_published,
         select=select,

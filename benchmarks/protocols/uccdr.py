@@ -1,6 +1,6 @@
 """UcCDR: seen domains, unseen classes (docs/protocols.md, column UcCDR).
 
-Training sees the train classes in all domains, without the held-back pictures. Queries are each domain's pictures of
+Training sees the train classes in all domains, without the held-back images. Queries are each domain's images of
 the test classes (the gallery domain's excepted); galleries as in UCDR. One training serves all query domains.
 """
 

@@ -1,8 +1,8 @@
 """UCDR, universal cross-domain retrieval: queries of an unseen domain and unseen classes (docs/protocols.md, UCDR).
 
-For a held-out domain h and the gallery domain g: training sees labelled pictures of the train classes in all domains
-but h, without the held-back ones. Queries are h's pictures of the test classes. Gallery ``unseen``: g's pictures of
-classes; gallery ``mixed``: those and g's held-back pictures of train classes.
+For a held-out domain h and the gallery domain g: training sees labelled images of the train classes in all domains
+but h, without the held-back ones. Queries are h's images of the test classes. Gallery ``unseen``: g's images of
+classes; gallery ``mixed``: those and g's held-back images of train classes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.protocols.task import Protocol, Retrieval, Rows, Rules, Task
 
 
 def clean_training(rows: Rows, held_out: str | None, dataset: Dataset) -> np.ndarray:
-    """Train classes, all domains but ``held_out``, without held-back pictures."""
+    """Train classes, all domains but ``held_out``, without held-back images."""
     domains = tuple(domain for domain in dataset.domains if domain != held_out)
     return rows.of("train", domains=domains, held_back=False)
 
@@ -69,7 +69,7 @@ def unseen_class_task(protocol: str, dataset: Dataset, query_domain: str, rules:
         train, class_names = listing.training(held_out, dataset.domains), listing.class_names
         validation: Retrieval | None = Retrieval("test data (official rules)", queries, galleries["unseen"])
         merged = ("validation classes are trained on",) if listing.released.trains_on_validation else ()
-        inverted = tuple(f"{domain} pictures are inverted" for domain in listing.released.inverted)
+        inverted = tuple(f"{domain} images are inverted" for domain in listing.released.inverted)
         notes: tuple[str, ...] = ("selected on test", *merged, *inverted)
     else:
         unseen = rows.of("test", domains=(rows.gallery,))

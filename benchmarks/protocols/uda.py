@@ -1,12 +1,12 @@
 """UDA, unsupervised domain adaptation on a closed class set (docs/protocols.md, column UDA).
 
-Training sees labelled pictures of the source domain and unlabelled pictures of the target domain; both hold the same
-classes, whose names are known. Test: accuracy on the target pictures, and retrieval from target to source (gallery: the
-source pictures trained on). As the field does, the unlabelled training pictures are the test pictures (transductive);
+Training sees labelled images of the source domain and unlabelled images of the target domain; both hold the same
+classes, whose names are known. Test: accuracy on the target images, and retrieval from target to source (gallery: the
+source images trained on). As the field does, the unlabelled training images are the test images (transductive);
 ``uda_inductive`` splits the target in half, one for training and one for the test. Where a data set is published with a
 train and a test part of every domain (column ``part`` of its table), training sees the train parts alone and the test
 is the target's test part. Validation: a held-out tenth of the source; target labels are never looked at. The official
-rules train on the whole source and select on the target's test pictures, as the released code does.
+rules train on the whole source and select on the target's test images, as the released code does.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ class Uda(Protocol):
 
 
 class InductiveUda(Uda):
-    """UDA with unlabelled training pictures and test pictures apart."""
+    """UDA with unlabelled training images and test images apart."""
 
     name = "uda_inductive"
-    summary = "UDA whose test pictures no training sees"
+    summary = "UDA whose test images no training sees"
     inductive = True
 
 

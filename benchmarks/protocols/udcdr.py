@@ -1,7 +1,7 @@
 """UdCDR: unseen domain, seen classes (docs/protocols.md, column UdCDR).
 
-The same training data as UCDR (so the same fitted model). Queries are the held-out domain's pictures of the train
-classes; the gallery is the gallery domain's held-back pictures of the train classes.
+The same training data as UCDR (so the same fitted model). Queries are the held-out domain's images of the train
+classes; the gallery is the gallery domain's held-back images of the train classes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Udcdr(Protocol):
             gallery = np.array(
                 sorted(official.udcdr_sample(listing.files(rows.gallery, listing.class_names), share)), dtype=np.int64
             )
-            notes = (*fitted.notes, "gallery pictures are trained on", "first 45 train classes only")
+            notes = (*fitted.notes, "gallery images are trained on", "first 45 train classes only")
         else:
             queries = rows.of("train", domains=(split,))
             gallery = rows.of("train", domains=(rows.gallery,), held_back=True)

@@ -1,6 +1,6 @@
 """What methods get wrong, from the lists of best answers in the store: precision by rank, confusions, WordNet distance.
 
-A retrieval's list holds keys of gallery pictures. Their classes are not stored: they are read off the key (a query
+A retrieval's list holds keys of gallery images. Their classes are not stored: they are read off the key (a query
 with this key has a class; else a folder of the key names one) and the whole question is left out if the classes so
 found contradict the stored recall@1 anywhere.
 """
@@ -20,7 +20,7 @@ import pandas as pd
 
 from benchmarks.reporting.grids import Cell, Grid, Row, number, percent
 from benchmarks.reporting.leaderboard import Table, protocol_title
-from benchmarks.store import Record, RecordError, ResultStore
+from benchmarks.store.files import Record, RecordError, ResultStore
 
 #: Most confused pairs shown for each method.
 PAIRS = 8
@@ -180,12 +180,12 @@ def _question(table: Table, read: Mapping[str, tuple[str, list[pd.DataFrame]]]) 
             first = [class_of(keys[0]) for keys in frame["top_keys"]]
             true = frame["class"].tolist()
             if retrieval:
-                hit = frame["recall@1"].to_numpy()  # between 0 and 1 where several pictures share the first rank
+                hit = frame["recall@1"].to_numpy()  # between 0 and 1 where several images share the first rank
                 if any(
                     one is None or (r in (0.0, 1.0) and (one == own) != bool(r))
                     for one, own, r in zip(first, true, hit, strict=True)
                 ):
-                    problem = "the classes of its gallery pictures cannot be read off their keys"
+                    problem = "the classes of its gallery images cannot be read off their keys"
                     return QuestionErrors(table.protocol, table.gallery, retrieval, (), problem)
             per_class.update(true)
             confused.update((own, str(one)) for own, one in zip(true, first, strict=True) if one != own)
@@ -196,7 +196,7 @@ def _question(table: Table, read: Mapping[str, tuple[str, list[pd.DataFrame]]]) 
 
 
 def _classes(frames: Iterable[pd.DataFrame]) -> Callable[[str], str | None]:
-    """A function from a picture's key to its class, or None."""
+    """A function from an image's key to its class, or None."""
     known: dict[str, str] = {}
     for frame in frames:
         known.update(zip(frame["query"], frame["class"], strict=True))
@@ -289,7 +289,7 @@ def error_grids(questions: Sequence[QuestionErrors], wordnet: WordNet) -> list[G
                     Cell(wordnet.common(true, answered)),
                 )  # fmt: skip
                 pairs.append(Row(line, one.method))
-        what = "first picture retrieved" if question.retrieval else "class answered"
+        what = "first image retrieved" if question.retrieval else "class answered"
         made.append(
             Grid(
                 f"{question.title}: how far the {what} lies from the true class when it is wrong",

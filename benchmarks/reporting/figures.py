@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.reporting import ablations, errors, grids, leaderboard, plots
-from benchmarks.reporting.comparison import ALL, Comparison
+from benchmarks.reporting import ablation_tables, errors, grids, leaderboard, plots
 from benchmarks.reporting.leaderboard import Setting, Table, protocol_title
+from benchmarks.reporting.method_comparison import ALL, Comparison
 from benchmarks.reporting.page import Drawn, Plot
-from benchmarks.store import Record, ResultStore
+from benchmarks.store.files import Record, ResultStore
 
 
 class Easel:
@@ -110,7 +110,7 @@ def draw(
         partial(plots.loss_curves, by_label, folder), "training", "Training loss",
         "A line a fit, in the order of its steps; stages of one fit follow each other.",
     )  # fmt: skip
-    for one in ablations.ablations(everything, setting):
+    for one in ablation_tables.ablations(everything, setting):
         easel.draw(
             partial(plots.ablation_bars, one, folder), "ablations", f"{one.method}: one factor switched",
             "Percentage points that each switched factor adds to the default or takes from it, in each question.",
@@ -154,7 +154,7 @@ def _errors(
             easel.draw(
                 partial(plots.precision_curves, question, folder), "precision and recall",
                 f"{question.title}: precision@k, precision against recall",
-                "From the stored lists of best pictures; the store keeps no whole rankings, so the curves end there.",
+                "From the stored lists of best images; the store keeps no whole rankings, so the curves end there.",
                 question.protocol,
             )  # fmt: skip
         easel.draw(
@@ -163,5 +163,5 @@ def _errors(
             "How many queries are answered wrongly, by how far the answer lies from the truth.", question.protocol,
         )  # fmt: skip
     if not any(one.curve is not None for question in questions for one in question.methods):
-        notes.append("No precision and recall curves: the store has no lists of best pictures for this setting.")
+        notes.append("No precision and recall curves: the store has no lists of best images for this setting.")
     return notes, made

@@ -16,9 +16,9 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.reporting import leaderboard
-from benchmarks.reporting.comparison import ALL, Comparison
 from benchmarks.reporting.leaderboard import EXTENSION, SETTING, Score, Setting, Table, protocol_title
-from benchmarks.store import Record
+from benchmarks.reporting.method_comparison import ALL, Comparison
+from benchmarks.store.files import Record
 
 BEST, GROUP = "★", "≈"
 
@@ -392,7 +392,7 @@ def cost_grid(entries: Sequence[Cost]) -> Grid:
     """Parameters, seconds by phase, speed and memory."""
     gpu = any(one.gpu_memory is not None for one in entries)
     head = ["method", "trainable parameters", "all parameters", "fit (s)", "search (s)", "encode (s)", "rank (s)"]
-    head += ["classify (s)", "pictures/s", "peak memory (MiB)", *(["peak GPU memory (MiB)"] if gpu else [])]
+    head += ["classify (s)", "images/s", "peak memory (MiB)", *(["peak GPU memory (MiB)"] if gpu else [])]
     head += ["fits", "cells"]
     rows = []
     for one in entries:
@@ -405,7 +405,7 @@ def cost_grid(entries: Sequence[Cost]) -> Grid:
         rows.append(Row(tuple(replace(cell, kind=cell.kind.replace("number", "")) for cell in cells), one.method))
     notes = (
         "Means. fit: training one model, once for all cells that share it; search: training with every learning rate "
-        "of the grid, once for all seeds; encode: pictures first needed by the cell; peak memory: of the process.",
+        "of the grid, once for all seeds; encode: images first needed by the cell; peak memory: of the process.",
     )
     return Grid("What a method costs", tuple(head), tuple(rows), notes=notes)
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from benchmarks.reporting import grids, leaderboard
-from benchmarks.reporting.comparison import Comparison
 from benchmarks.reporting.grids import BEST, GROUP, Cell, Grid, Scores
 from benchmarks.reporting.leaderboard import EXTENSION
+from benchmarks.reporting.method_comparison import Comparison
 
 PREAMBLE = r"""\documentclass{article}
 \usepackage[T1]{fontenc}

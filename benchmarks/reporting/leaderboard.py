@@ -26,9 +26,9 @@ from benchmarks.evaluation.statistics import mean_over_seeds
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from benchmarks.store import Record
+    from benchmarks.store.files import Record
 
-#: Columns of :func:`benchmarks.store.load_results` that make two scores comparable.
+#: Columns of :func:`benchmarks.store.files.load_results` that make two scores comparable.
 SETTING = (
     "dataset",
     "dataset_version",
@@ -84,7 +84,7 @@ class Setting:
         elif self.select != "val":
             marks.append(f"selection: {self.select}")
         if self.limit is not None:
-            marks.append(f"LIMITED to {self.limit} pictures a role: proves that it runs, the scores mean nothing")
+            marks.append(f"LIMITED to {self.limit} images a role: proves that it runs, the scores mean nothing")
         if self.precision not in ("float32", ""):
             marks.append(self.precision)
         model = self.weights_hash[:8] + (f", setup {self.identity[:8]}" if self.identity else "")

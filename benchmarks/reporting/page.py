@@ -1,7 +1,7 @@
-"""The report as one HTML file: every table, plot and picture is in it, and nothing is fetched when it opens.
+"""The report as one HTML file: every table, plot and image is in it, and nothing is fetched when it opens.
 
-`write_page` reads a store and writes ``index.html``. It needs neither weights nor data nor a GPU, pictures aside
-(`benchmarks.reporting.pictures`). All names pass the template's escaping; filters work on numbers, not on names.
+`write_page` reads a store and writes ``index.html``. It needs neither weights nor data nor a GPU, images aside
+(`benchmarks.reporting.galleries`). All names pass the template's escaping; filters work on numbers, not on names.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from benchmarks.reporting import ablations, grids, leaderboard
-from benchmarks.reporting.comparison import Comparison
+from benchmarks.reporting import ablation_tables, grids, leaderboard
 from benchmarks.reporting.grids import Grid, Scores, numbered
 from benchmarks.reporting.leaderboard import Setting, protocol_title
-from benchmarks.store import Record, ResultStore, write_atomically
+from benchmarks.reporting.method_comparison import Comparison
+from benchmarks.store.files import Record, ResultStore, write_atomically
 
 if TYPE_CHECKING:
-    from benchmarks.reporting.pictures import Galleries
+    from benchmarks.reporting.galleries import Galleries
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -55,7 +55,7 @@ class Drawn:
 class Material:
     """What the page is made from: the store, its newest records, and what others computed of them.
 
-    ``everything`` are rows of `benchmarks.store.load_results`, ``frame`` those of them that are no ablations,
+    ``everything`` are rows of `benchmarks.store.files.load_results`, ``frame`` those of them that are no ablations,
     ``published`` those of `benchmarks.reporting.published.beside`.
     """
 
@@ -136,7 +136,7 @@ def _page(material: Material) -> dict[str, Any]:
         "settings_tables": grids.settings_tables(records, _resolved(material.store, problems.append)),
         "problems": problems,
         "galleries": [], "gallery_notes": [], "gallery_questions": [], "gallery_domains": [], "gallery_classes": [],
-        "first_question": "", "pictures": {}, "picture_side": 0,
+        "first_question": "", "images": {}, "image_side": 0,
     }  # fmt: skip
     if galleries is not None:
         page |= _galleries(galleries)
@@ -193,7 +193,7 @@ def _setting(material: Material, setting: Setting, number: int) -> dict[str, Any
         "plot_kinds": [(value, name) for name, value in kinds.items()],
         "plot_protocols": [(value, protocol_title(name)) for name, value in plot_protocols.items()],
         "plot_notes": drawn.notes,
-        "ablations": ablations.ablation_grids(material.everything, setting),
+        "ablations": ablation_tables.ablation_grids(material.everything, setting),
         "errors": drawn.errors,
         "cost": grids.cost_grid(grids.costs(rows, labels, material.records)),
         "extensions": grids.extensions(tables),
@@ -204,18 +204,18 @@ def _galleries(galleries: Galleries) -> dict[str, Any]:
     questions = numbered(one.title for one in galleries.queries)
     domains = numbered(sorted({one.domain for one in galleries.queries}))
     classes = numbered(sorted({one.class_name for one in galleries.queries}))
-    pictures = numbered(galleries.pictures)
+    images = numbered(galleries.images)
     return {
         "galleries": [
             {
                 "question": questions[one.title], "title": one.title, "domain": domains[one.domain],
                 "class": classes[one.class_name], "domain_name": one.domain, "class_name": one.class_name,
-                "picture": pictures[one.key],
+                "image": images[one.key],
                 "rows": [
                     {
                         "label": row.label, "method": row.method, "score": grids.percent(row.score),
                         "hits": [
-                            {"picture": pictures[hit.key], "right": hit.right, "class_name": hit.class_name}
+                            {"image": images[hit.key], "right": hit.right, "class_name": hit.class_name}
                             for hit in row.hits
                         ],
                     }
@@ -229,8 +229,8 @@ def _galleries(galleries: Galleries) -> dict[str, Any]:
         "gallery_domains": [(value, name) for name, value in domains.items()],
         "gallery_classes": [(value, name) for name, value in classes.items()],
         "first_question": next(iter(questions.values()), ""),
-        "pictures": {value: galleries.pictures[key] for key, value in pictures.items()},
-        "picture_side": galleries.side,
+        "images": {value: galleries.images[key] for key, value in images.items()},
+        "image_side": galleries.side,
     }  # fmt: skip
 
 
@@ -302,6 +302,6 @@ def _inline(files: Sequence[Path]) -> str:
     if file is None:
         return ""
     buffer = io.BytesIO()
-    with Image.open(file) as picture:
-        picture.convert("RGB").save(buffer, "WEBP", lossless=True, method=2)
+    with Image.open(file) as image:
+        image.convert("RGB").save(buffer, "WEBP", lossless=True, method=2)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.reporting.leaderboard import Table, protocol_title
-from benchmarks.store import safe_name
+from benchmarks.store.files import safe_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from benchmarks.reporting.ablations import Ablation
+    from benchmarks.reporting.ablation_tables import Ablation
     from benchmarks.reporting.errors import QuestionErrors, WordNet
+    from benchmarks.reporting.galleries import Galleries, Query
     from benchmarks.reporting.grids import Cost
-    from benchmarks.reporting.pictures import Galleries, Query
-    from benchmarks.store import Record
+    from benchmarks.store.files import Record
 
 #: Okabe and Ito's colour-blind-safe colours (without yellow, too faint on white) and a shape for each.
 MARKS = (
@@ -121,8 +121,8 @@ def _shrink(file: Path, colours: int) -> None:
     """A plot has few colours: a palette makes its PNG a third as large."""
     from PIL import Image
 
-    with Image.open(file) as picture:
-        small = picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE)
+    with Image.open(file) as image:
+        small = image.convert("RGB").quantize(colours, dither=Image.Dither.NONE)
     small.save(file, optimize=True, dpi=(200, 200))
 
 
@@ -333,7 +333,7 @@ def precision_curves(question: QuestionErrors, folder: Path) -> list[Path]:
 
 def ablation_bars(ablation: Ablation, folder: Path) -> list[Path]:
     """What each switched factor adds to the default or takes from it: a panel a question, a bar an arm."""
-    from benchmarks.reporting.ablations import DEFAULT
+    from benchmarks.reporting.ablation_tables import DEFAULT
 
     arms = [arm for arm in reversed(list(ablation.scores)) if arm != DEFAULT]
     count = len(ablation.questions)
@@ -483,7 +483,7 @@ def embedding_points(
 
 
 def gallery_sheet(galleries: Galleries, folder: Path) -> list[Path]:
-    """A few queries with their best pictures under a few methods, as one picture; right ones ticked.
+    """A few queries with their best images under a few methods, as one image; right ones ticked.
 
     Queries: of the first question, the one of each domain that the methods disagree most on, the widest first. Methods:
     the first of the table, with `REFERENCE`, without floors. Returns the file, PNG alone.
@@ -500,7 +500,7 @@ def gallery_sheet(galleries: Galleries, folder: Path) -> list[Path]:
     chosen = [label for label in labels if label in (*others, REFERENCE)]
     columns = max(len(row.hits) for query in queries for row in query.rows)
     lines = len(queries) * (len(chosen) + 0.55)
-    left, side = 3.6, 0.84  # where the hits begin, and how wide a picture is, in units of a picture's place
+    left, side = 3.6, 0.84  # where the hits begin, and how wide an image is, in units of an image's place
     width = 2 * COLUMN
     height = width * lines / (left + columns)
     files: list[Path] = []
@@ -514,7 +514,7 @@ def gallery_sheet(galleries: Galleries, folder: Path) -> list[Path]:
         axes.axis("off")
 
         def show(key: str, x: float, y: float, size: float) -> None:
-            if pixels := galleries.pictures.get(key):
+            if pixels := galleries.images.get(key):
                 axes.imshow(_pixels(pixels), extent=(x, x + size, y + size, y), aspect="auto", zorder=2)
 
         top = 0.0
@@ -539,11 +539,11 @@ def gallery_sheet(galleries: Galleries, folder: Path) -> list[Path]:
 
 
 def _pixels(data_uri: str) -> np.ndarray:
-    """Pixels [H, W, 3] of a picture in a page."""
+    """Pixels [H, W, 3] of an image in a page."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(base64.b64decode(data_uri.partition(",")[2]))) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(io.BytesIO(base64.b64decode(data_uri.partition(",")[2]))) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def _power(value: float) -> str:

@@ -18,9 +18,9 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.datasets import registry
-from benchmarks.reporting.ablations import is_ablated
+from benchmarks.reporting.ablation_tables import is_ablated
 from benchmarks.reporting.leaderboard import current, row_labels
-from benchmarks.settings import paper_config
+from benchmarks.runner.settings import paper_config
 
 PUBLISHED = Path(__file__).parents[1] / "published" / "published.csv"
 
@@ -109,7 +109,7 @@ DATASETS: Mapping[tuple[str, str], str] = {
     ("Office-31", "accuracy (%)"): "",
 }
 
-#: The papers divide AP@200 by the relevant pictures found among the 200, which is our ``[retrieved]``.
+#: The papers divide AP@200 by the relevant images found among the 200, which is our ``[retrieved]``.
 METRICS: Mapping[str, str] = {
     "mAP@200": "map@200[retrieved]",
     "Prec@200": "p@200",
@@ -158,7 +158,7 @@ ALL_SPLITS: Mapping[tuple[str, str], frozenset[str]] = {
 #: The papers' backbone where a row does not name one.
 PAPER_BACKBONE: Mapping[str, str] = {"ucdr": "ViT-B/32", "uccdr": "ViT-B/32", "udcdr": "ViT-B/32", "dazsl": "ViT-B/32"}
 
-#: Data sets of ours, beside the figure's own, that hold the same pictures under a paper's own class list.
+#: Data sets of ours, beside the figure's own, that hold the same images under a paper's own class list.
 VARIANTS: Mapping[tuple[str, str], tuple[str, ...]] = {("ucdr_adapter", "domainnet"): ("domainnet_245",)}
 
 GALLERIES: Mapping[str, str] = {"unseen-class gallery": "unseen", "mixed (seen+unseen) gallery": "mixed"}
@@ -243,10 +243,10 @@ def figures(path: Path = PUBLISHED) -> pd.DataFrame:
 def beside(results: pd.DataFrame | None = None, path: Path = PUBLISHED) -> pd.DataFrame:
     """Every published score with ours beside it (:data:`COLUMNS`).
 
-    ``results`` is a frame of :func:`benchmarks.store.load_results` (None or empty: nothing was run); of a cell measured
-    several times the newest record counts, arms of ablations do not. ``published``, ``ours`` and ``gap`` (ours minus
-    published) are fractions; ``ours`` is the mean over ``seeds`` seeds, for a mean row over all of the paper's splits,
-    and blank (NaN) where there is none. A figure that several of our configurations answer has a row for each, told
+    ``results`` is a frame of :func:`benchmarks.store.files.load_results` (None or empty: nothing was run); of a
+    cell measured several times the newest record counts, arms of ablations do not. ``published``, ``ours``
+    and ``gap`` (ours minus published) are fractions; ``ours`` is the mean over ``seeds`` seeds, for a mean row over all
+    of the paper's splits, and blank (NaN) where there is none. A figure that several of our configurations answer has a row for each, told
     apart by ``label``, ``rules``, ``select`` and ``reason``.
     """
     rows: list[dict[str, Any]] = []
@@ -420,7 +420,7 @@ _CONFIGURATION = ("method", "variant", "config", "rules", "select", "backbone", 
 
 
 def _queries(rows: pd.DataFrame) -> float:
-    """Pictures asked about, over all splits."""
+    """Images asked about, over all splits."""
     return float(rows.drop_duplicates("split")["n_queries"].sum())
 
 
@@ -516,9 +516,9 @@ def _differences(figure: Mapping[Any, Any], ours: pd.Series) -> Iterator[str]:
         yield "published ranks raw features by squared Euclidean distance, ours by cosine"
         inverted = registry.DATASETS.get(dataset).released.inverted
         if inverted and (trained or figure["split"] in (MEAN, *inverted)):
-            yield f"published inverts the pictures of {' and '.join(inverted)}"
+            yield f"published inverts the images of {' and '.join(inverted)}"
         if trained:
-            yield "another draw of held-back pictures"
+            yield "another draw of held-back images"
     if protocol in ("uda", "dazsl") and trained and rules == "clean":
         yield "ours trains on nine tenths of the labelled source"
     on_test = select == "oracle" or (rules == "official" and select == "val")

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.reporting import leaderboard
-from benchmarks.store import ResultStore, write_atomically
+from benchmarks.store.files import ResultStore, write_atomically
 
 #: Name of the page among the files of a report.
 PAGE = "index.html"
@@ -25,26 +25,26 @@ def write_report(
     command: str = "",
     report: Callable[[str], None] | None = None,
     resamples: int | None = None,
-    pictures: Mapping[str, Any] | None = None,
+    images: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Write ``leaderboard.{md,csv,tex}``, ``plots/`` and the page `PAGE`; returns the files, the Markdown first.
 
     ``published.md`` beside them has the papers' figures of these data sets, where there are any.
 
     Args:
-        frame: rows of `benchmarks.store.load_results` of ``store``.
+        frame: rows of `benchmarks.store.files.load_results` of ``store``.
         folder: where to write.
         store: where per-query values, loss curves and cards are read from.
         command: the command line that made this, shown in the files.
         report: gets one line for each plot, section or file that could not be used; none of them costs the tables.
-        resamples: of the tests between methods; None: as `benchmarks.reporting.comparison` chooses.
-        pictures: ``data_root`` of the data sets, for galleries and the map of embeddings; None: neither.
+        resamples: of the tests between methods; None: as `benchmarks.reporting.method_comparison` chooses.
+        images: ``data_root`` of the data sets, for galleries and the map of embeddings; None: neither.
     """
     from benchmarks.reporting import published
-    from benchmarks.reporting.ablations import is_ablated
-    from benchmarks.reporting.comparison import Comparison, compare_methods
+    from benchmarks.reporting.ablation_tables import is_ablated
     from benchmarks.reporting.figures import Easel, draw
     from benchmarks.reporting.latex import latex
+    from benchmarks.reporting.method_comparison import Comparison, compare_methods
     from benchmarks.reporting.page import Drawn, Material, write_page
 
     problems: list[str] = []
@@ -86,18 +86,18 @@ def write_report(
         drawn[setting] = draw(store, own, everything, setting, comparison, records, place, warn)
         files += [path for plot in drawn[setting].plots for path in plot.files]
     shown = None
-    if pictures is not None:
-        from benchmarks.reporting.pictures import embedding_map, galleries
+    if images is not None:
+        from benchmarks.reporting.galleries import embedding_map, galleries
         from benchmarks.reporting.plots import gallery_sheet
 
-        shown = _attempt("retrieval galleries", warn, lambda: galleries(store, own, records, warn, **pictures))
+        shown = _attempt("retrieval galleries", warn, lambda: galleries(store, own, records, warn, **images))
         if shown is not None and shown.queries:
             files += _attempt("the gallery sheet", warn, lambda: gallery_sheet(shown, folder / "plots")) or []
         if settings:
             easel = Easel(warn)
             title, caption = "Embeddings of the frozen backbone", "Colour: class; shape: domain."
             place = folder / "plots"
-            easel.draw(partial(embedding_map, own, place, **pictures), "embeddings", title, caption)
+            easel.draw(partial(embedding_map, own, place, **images), "embeddings", title, caption)
             of_first = drawn[settings[0]]
             drawn[settings[0]] = replace(of_first, plots=(*of_first.plots, *easel.plots))
             files += [path for plot in easel.plots for path in plot.files]

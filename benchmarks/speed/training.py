@@ -7,17 +7,17 @@ optimiser step, seen from outside through the ``log`` callback. What a stage doe
 features, prompts, graphs) is reported as its preparation, the least of the repeats, since what a process loads once
 (WordNet) falls on the first. The first step of every stage warms up and is not timed.
 
-Both paths see the same pictures, labels, class names and seed, so their losses must agree. The run compares them,
+Both paths see the same images, labels, class names and seed, so their losses must agree. The run compares them,
 prints the largest relative difference of the first steps, and ends with exit code 1 where it is above the tolerance: a
 ratio between paths that compute different things would be worthless.
 
 Workload. Batch sizes are those of each method's paper (its config's defaults), with 245 classes, the training classes
 of DomainNet in the UCDR-Adapter release, under the names of PictoDomains; at that size a step of some plain paths takes
-minutes on a CPU. ``--shrink N`` divides batch sizes and classes by N and so keeps the proportion of pictures to texts,
+minutes on a CPU. ``--shrink N`` divides batch sizes and classes by N and so keeps the proportion of images to texts,
 which sets the ratio. By default N is 2 for picto-clip, and for the ViT sizes 12 on a CPU and 4 on a GPU;
 ``--batch-size`` and ``--classes`` set numbers of their own. (Batches that are balanced over the 5 domains hold at least
-one picture of each.) Augmentation is the paper's; ``--no-augmentation`` leaves it out, so that frozen image features
-are computed once. Pictures are noise, held in memory, with as many target pictures.
+one image of each.) Augmentation is the paper's; ``--no-augmentation`` leaves it out, so that frozen image features
+are computed once. Images are noise, held in memory, with as many target images.
 
 Backbones: ``picto-clip``, and ``vit-b-32`` and ``vit-b-16``, the published CLIP sizes with random weights and
 picto-clip's tokenizer (its smaller vocabulary makes some names longer, hence our ratio smaller).
@@ -30,12 +30,12 @@ Measured in float32 on one thread of a quiet machine (``results/speed/training.j
 what the arithmetic promises:
 
 * AD-CLIP's text side, which is also timed alone (forward of all prompts of a batch, backward to their context), at
-  least 8 times less work: 48 times faster (30) on picto-clip with 8 + 8 pictures and 122 classes, 9.1 (14) at ViT-B/32
-  size with 1 + 1 pictures and 20 classes; the whole step 40 (27) and 5.6 (9.7).
-* SRE-CLIP's step at least 20 times faster from cached features: 143 (516) at ViT-B/32 size with 21 + 21 pictures. On
+  least 8 times less work: 48 times faster (30) on picto-clip with 8 + 8 images and 122 classes, 9.1 (14) at ViT-B/32
+  size with 1 + 1 images and 20 classes; the whole step 40 (27) and 5.6 (9.7).
+* SRE-CLIP's step at least 20 times faster from cached features: 143 (516) at ViT-B/32 size with 21 + 21 images. On
   picto-clip, whose tower is smaller than the adapter and the graph network, 5.1 (4.6) with 128 + 128.
 * UCDR-Adapter at least 3 times at 245 classes, in proportion: phase 2 with the paper's augmentation 3.0 (3.9) on
-  picto-clip with 25 pictures and 122 classes, 2.4 (2.4) at ViT-B/32 size with 4 and 20; 3.3 (3.8) there without
+  picto-clip with 25 images and 122 classes, 2.4 (2.4) at ViT-B/32 size with 4 and 20; 3.3 (3.8) there without
   augmentation, when the image context tokens are cached too (processor time of a busy machine, 24 classes). Two of the
   four passes through the tower remain with augmentation, so that 3 is out of reach at that size. Phase 1, in which
   texts and prompts train: 1.8 (1.6) and 1.4 (1.3).
@@ -302,34 +302,34 @@ def class_list() -> tuple[tuple[str, ...], Mapping[str, str]]:
     return tuple(sorted(dataset.table["class"].unique())), dataset.synsets
 
 
-def training_data(pictures: int, classes: int, size: int, seed: int) -> TrainingData:
-    """Noise pictures of ``classes`` classes in 5 domains, labelled, and as many unlabelled target pictures.
+def training_data(images: int, classes: int, size: int, seed: int) -> TrainingData:
+    """Noise images of ``classes`` classes in 5 domains, labelled, and as many unlabelled target images.
 
     Raises ``ValueError`` if there are not so many class names.
     """
     import torch
 
-    from methods.interface import Pictures, TrainingData
+    from methods.interface import Images, TrainingData
 
     names, synsets = class_list()
     if classes > len(names):
         raise ValueError(f"--classes {classes}: there are {len(names)} class names")
 
-    class Noise(Pictures):
+    class Noise(Images):
         def __init__(self, kind: str, draw: int) -> None:
             generator = torch.Generator().manual_seed(draw)
-            self.values = torch.rand(pictures, 3, size, size, generator=generator)
-            self.content = [f"noise {size} {kind} {draw} {number}" for number in range(pictures)]
+            self.values = torch.rand(images, 3, size, size, generator=generator)
+            self.content = [f"noise {size} {kind} {draw} {number}" for number in range(images)]
 
         def __len__(self) -> int:
-            return pictures
+            return images
 
         def pixels(self, index: Tensor) -> Tensor:
             return self.values[index]
 
         content: Sequence[str] = ()
 
-    number = torch.arange(pictures)
+    number = torch.arange(images)
     return TrainingData(
         protocol="speed",
         images=Noise("source", 2 * seed),
@@ -347,12 +347,12 @@ def load_backbone(name: str, device: str, precision: Any) -> Backbone:
     """``picto-clip``, a size of :data:`VIT` with random weights, or whatever ``benchmarks.run --backbone`` takes."""
     from transformers import CLIPConfig
 
-    from benchmarks import backbones
+    from benchmarks.backbones import sources
     from methods.parts.backbone import Backbone
 
     if name not in VIT:
-        return backbones.load(name, device=device, precision=precision)
-    tokenizer = backbones.load("picto-clip", device="cpu", precision="float32").tokenizer
+        return sources.load(name, device=device, precision=precision)
+    tokenizer = sources.load("picto-clip", device="cpu", precision="float32").tokenizer
     sizes = {"num_hidden_layers": 12}
     vision = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "image_size": 224}
     text = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "max_position_embeddings": 77}
@@ -403,8 +403,8 @@ def measure(
     method = METHODS.get(name)
     changes, plain = config_changes(method, settings), plain_changes(method)
     sizes = [changes[key] for key in ("stage1_batch_size", "batch_size") if key in changes]
-    pictures = max([settings.classes, *sizes])
-    data = training_data(pictures, settings.classes, backbone.image_size, settings.seed)
+    images = max([settings.classes, *sizes])
+    data = training_data(images, settings.classes, backbone.image_size, settings.seed)
     paths = {"ours": changes} if plain is None else {"plain": {**changes, **plain}, "ours": changes}
     fits: dict[str, list[dict[str, Stage]]] = {path: [] for path in paths}
     gc.collect()
@@ -430,7 +430,7 @@ def measure(
             "stage": stage,
             "batch_size": sizes[number] if number < len(sizes) else sizes[-1],
             "classes": settings.classes,
-            "pictures": pictures,
+            "pictures": images,
             **loss_agreement(stages, backbone.precision, first_stage=number == 0),
             "preparation_s": {path: min(s.preparation.wall_s for s in runs) for path, runs in stages.items()},
         }
@@ -603,10 +603,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import torch
 
-    from benchmarks.environment import environment
-    from benchmarks.execution import prepare_process
-    from benchmarks.settings import SettingsError
-    from benchmarks.workbench import pick_device
+    from benchmarks.runner.environment import environment
+    from benchmarks.runner.execution import prepare_process
+    from benchmarks.runner.resources import pick_device
+    from benchmarks.runner.settings import SettingsError
 
     methods = _split(args.methods, trained_methods() if args.methods == "all" else ())
     for name in methods:

@@ -19,7 +19,7 @@ from methods.parts import parallel
 class Augmentation:
     """Defaults are those of the ProS and UCDR-Adapter releases: crop scale 0.8 to 1, flip, jitter 0.4 (all four).
 
-    ``crop`` = 1 and ``jitter`` = 0 and ``flip`` = False leave the pictures as they are.
+    ``crop`` = 1 and ``jitter`` = 0 and ``flip`` = False leave the images as they are.
     """
 
     crop: float = 0.8
@@ -28,7 +28,7 @@ class Augmentation:
 
     @property
     def active(self) -> bool:
-        """False if pictures pass unchanged (frozen features can then be cached)."""
+        """False if images pass unchanged (frozen features can then be cached)."""
         return self.crop < 1 or self.flip or self.jitter > 0
 
 
@@ -37,7 +37,7 @@ PLAIN = Augmentation(crop=1.0, flip=False, jitter=0.0)
 
 
 def augment(pixels: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Augmented copies of pictures ``[B, 3, H, W]`` in [0, 1], one draw a picture; same shape and range.
+    """Augmented copies of images ``[B, 3, H, W]`` in [0, 1], one draw an image; same shape and range.
 
     Processes that train together draw each for itself.
     """

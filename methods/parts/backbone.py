@@ -5,7 +5,7 @@ tokens, read any token or every block's state, and run the text tower on given e
 checkpoint's config. The weights are frozen; a method that trains a part of CLIP trains its own copy of it and hands
 that copy in (``class_token=``, ``projection=``), or trains a :meth:`Backbone.clone`. The shared backbone never changes.
 
-Shapes: B pictures, C texts, P patches (grid x grid), w vision width, v text width, E embedding width, L context length.
+Shapes: B images, C texts, P patches (grid x grid), w vision width, v text width, E embedding width, L context length.
 """
 
 import contextlib
@@ -48,14 +48,14 @@ _HUB_SECONDS = 5.0
 
 
 class BackboneError(ValueError):
-    """A checkpoint, text or picture that the backbone cannot use; the message is one line and names the mend."""
+    """A checkpoint, text or image that the backbone cannot use; the message is one line and names the mend."""
 
 
 def _square(value: Any, what: str) -> int:
     """A config size that may be a number or a pair of equal numbers."""
     sides = {int(side) for side in (value if isinstance(value, list | tuple) else [value])}
     if len(sides) != 1:
-        raise BackboneError(f"{what} {value} is not square: only square pictures and patches are supported")
+        raise BackboneError(f"{what} {value} is not square: only square images and patches are supported")
     return sides.pop()
 
 
@@ -116,7 +116,7 @@ class VisionTower(nn.Module):
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, self.image_size, self.image_size):
             raise BackboneError(
                 f"pixels have shape {tuple(pixels.shape)}, this backbone takes [B, 3, {self.image_size},"
-                f" {self.image_size}]: resize the pictures to the backbone's image_size"
+                f" {self.image_size}]: resize the images to the backbone's image_size"
             )
         patches: Tensor = self.vision_model.embeddings.patch_embedding(pixels)
         return patches.flatten(2).transpose(1, 2).to(self.positions.dtype)
@@ -591,7 +591,7 @@ class Backbone:
         weight: Tensor = self.model.text_projection.weight
         return weight
 
-    # --- pictures -----------------------------------------------------------------------------------------------------
+    # --- images -----------------------------------------------------------------------------------------------------
 
     def normalize(self, pixels: Tensor, statistics: Statistics = "clip") -> Tensor:
         """Normalise pixels [B, 3, H, W] in [0, 1] per channel.

@@ -1,13 +1,13 @@
-"""Frozen features, computed once a picture (docs/methods.md, "Exact speed", 3).
+"""Frozen features, computed once an image (docs/methods.md, "Exact speed", 3).
 
-What a frozen tower says about a picture depends on the backbone (weights, config, tokenizer), the preprocessing, the
-precision and the picture, and on nothing else; those make the key. Values are kept in memory, those of large sets in
+What a frozen tower says about an image depends on the backbone (weights, config, tokenizer), the preprocessing, the
+precision and the image, and on nothing else; those make the key. Values are kept in memory, those of large sets in
 memory-mapped files.
 
-Pictures are always computed in batches of one fixed size (the last one is filled up). On a CPU each batch is computed
+Images are always computed in batches of one fixed size (the last one is filled up). On a CPU each batch is computed
 by one thread, and several threads compute batches side by side, because products that are shared out over threads are
-rounded otherwise at another place of the batch. A picture's features on one machine are therefore equal to the bit
-whatever the number of threads, whichever other pictures were asked for, and whatever was in the cache already. On a GPU
+rounded otherwise at another place of the batch. An image's features on one machine are therefore equal to the bit
+whatever the number of threads, whichever other images were asked for, and whatever was in the cache already. On a GPU
 they are so if its kernels round each row alike, which nobody promises: there, and between machines, expect float32
 features to agree to about 1e-5 of their length. Text features are computed one node at a time with all threads: equal
 to the bit for one number of threads, and to about 1e-6 between numbers of threads.
@@ -32,7 +32,7 @@ from torch import Tensor
 from methods.parts.backbone import Backbone, Statistics, token_statistics
 from methods.parts.row_files import RowFiles
 
-#: Pictures computed between two writes to files, all that a killed process loses: a multiple of every batch size in
+#: Images computed between two writes to files, all that a killed process loses: a multiple of every batch size in
 #: use, so that batches are the same as without files.
 CHUNK = 4096
 
@@ -41,25 +41,25 @@ SIDE_BY_SIDE = 8
 
 Result = TypeVar("Result")
 
-Row = dict[str, Tensor]  # one picture's values by name, on the CPU
+Row = dict[str, Tensor]  # one image's values by name, on the CPU
 
 
-class Pictures(Protocol):
-    """What the cache needs of a set of pictures (``methods.interface.Pictures`` has it)."""
+class Images(Protocol):
+    """What the cache needs of a set of images (``methods.interface.Images`` has it)."""
 
     def __len__(self) -> int: ...
 
     def pixels(self, index: Tensor) -> Tensor:
-        """RGB in [0, 1] of the pictures at index [B] -> [B, 3, H, W]."""
+        """RGB in [0, 1] of the images at index [B] -> [B, 3, H, W]."""
 
     @property
     def content(self) -> Sequence[str]:
-        """A content hash for each picture."""
+        """A content hash for each image."""
 
 
 @dataclass(frozen=True)
 class FeatureScope:
-    """What a cached value depends on besides the picture."""
+    """What a cached value depends on besides the image."""
 
     quantity: str
     backbone: str
@@ -68,7 +68,7 @@ class FeatureScope:
 
     @classmethod
     def of(cls, backbone: Backbone, quantity: str, statistics: Statistics = "clip") -> Self:
-        """The scope of a quantity of this backbone, with pictures normalised by these statistics."""
+        """The scope of a quantity of this backbone, with images normalised by these statistics."""
         preprocessing = {**backbone.preprocessing, "statistics": statistics}
         return cls(
             quantity=quantity,
@@ -91,10 +91,10 @@ def _arithmetic(device: torch.device) -> str:
 
 
 class FeatureCache:
-    """Values by (scope, picture content), in memory up to ``limit`` bytes (the oldest go first).
+    """Values by (scope, image content), in memory up to ``limit`` bytes (the oldest go first).
 
-    With a ``folder``, values of a set of pictures that take more than a quarter of ``limit`` go to memory-mapped files
-    there (:class:`~methods.parts.row_files.RowFiles`), :data:`CHUNK` pictures at a time: they are then never held in
+    With a ``folder``, values of a set of images that take more than a quarter of ``limit`` go to memory-mapped files
+    there (:class:`~methods.parts.row_files.RowFiles`), :data:`CHUNK` images at a time: they are then never held in
     memory as a whole, and a process that was killed goes on where it stopped. Without room on that disk they are kept
     in memory, with a warning.
     """
@@ -110,10 +110,10 @@ class FeatureCache:
     def lookup(
         self, scope: FeatureScope, content: Sequence[str], compute: Callable[[Tensor], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """Values of N pictures by their content hashes, each tensor [N, ...] on the CPU (large ones over a file).
+        """Values of N images by their content hashes, each tensor [N, ...] on the CPU (large ones over a file).
 
-        ``compute`` gets the positions [M] (in ``content``) of pictures that are not known, at most :data:`CHUNK` at a
-        time, and returns tensors [M, ...]; in memory each distinct picture is computed once.
+        ``compute`` gets the positions [M] (in ``content``) of images that are not known, at most :data:`CHUNK` at a
+        time, and returns tensors [M, ...]; in memory each distinct image is computed once.
         """
         if self.folder is not None and len(content) > CHUNK:
             files = self._files(scope, content)
@@ -134,28 +134,28 @@ class FeatureCache:
     ) -> dict[str, Tensor]:
         rows: dict[str, Row] = {}
         missing: dict[str, int] = {}
-        for position, picture in enumerate(content):
-            known = self._rows.get((key, picture))
+        for position, image in enumerate(content):
+            known = self._rows.get((key, image))
             if known is None:
-                missing.setdefault(picture, position)
+                missing.setdefault(image, position)
             else:
-                rows[picture] = known
+                rows[image] = known
         self.hits += len(content) - len(missing)
         self.misses += len(missing)
         names = list(missing)
         for start in range(0, len(names), CHUNK):
             part = names[start : start + CHUNK]
-            computed = compute(torch.tensor([missing[picture] for picture in part]))
+            computed = compute(torch.tensor([missing[image] for image in part]))
             rows.update(_split(part, {name: value.detach().cpu() for name, value in computed.items()}))
-        self._keep(key, {picture: rows[picture] for picture in names})
+        self._keep(key, {image: rows[image] for image in names})
         if not rows:
             return {name: value.cpu() for name, value in compute(torch.zeros(0, dtype=torch.long)).items()}
-        return {name: torch.stack([rows[picture][name] for picture in content]) for name in next(iter(rows.values()))}
+        return {name: torch.stack([rows[image][name] for image in content]) for name in next(iter(rows.values()))}
 
     def _keep(self, key: str, rows: dict[str, Row]) -> None:
-        for picture, row in rows.items():
-            if (key, picture) not in self._rows:
-                self._rows[key, picture] = row
+        for image, row in rows.items():
+            if (key, image) not in self._rows:
+                self._rows[key, image] = row
                 self._bytes += _size(row)
         while self._bytes > self.limit and self._rows:
             self._bytes -= _size(self._rows.pop(next(iter(self._rows))))
@@ -178,10 +178,10 @@ class FeatureCache:
 
     def _files(self, scope: FeatureScope, content: Sequence[str]) -> RowFiles:
         assert self.folder is not None
-        pictures = hashlib.sha256()
-        for picture in content:
-            pictures.update(picture.encode() + b"\n")
-        return RowFiles(self.folder / scope.key[:32] / pictures.hexdigest()[:32], len(content))
+        images = hashlib.sha256()
+        for image in content:
+            images.update(image.encode() + b"\n")
+        return RowFiles(self.folder / scope.key[:32] / images.hexdigest()[:32], len(content))
 
     def _large(self, one: dict[str, Tensor], count: int) -> bool:
         return _size(one) * count > self.limit // 4
@@ -195,31 +195,31 @@ def process_cache() -> FeatureCache:
 
 def image_features(
     backbone: Backbone,
-    pictures: Pictures,
+    images: Images,
     *,
     statistics: Statistics = "clip",
     cache: FeatureCache | None = None,
     batch_size: int = 64,
 ) -> Tensor:
-    """Frozen CLIP image features of all N pictures -> [N, E] on the CPU, not L2-normalised."""
+    """Frozen CLIP image features of all N images -> [N, E] on the CPU, not L2-normalised."""
 
     def compute(pixels: Tensor) -> dict[str, Tensor]:
         return {"features": backbone.encode_images(backbone.normalize(pixels, statistics))}
 
     return frozen_values(
-        backbone, "image_features", pictures, compute, statistics=statistics, cache=cache, batch_size=batch_size
+        backbone, "image_features", images, compute, statistics=statistics, cache=cache, batch_size=batch_size
     )["features"]
 
 
 def layer_statistics(
     backbone: Backbone,
-    pictures: Pictures,
+    images: Images,
     *,
     statistics: Statistics = "clip",
     cache: FeatureCache | None = None,
     batch_size: int = 64,
 ) -> dict[str, Tensor]:
-    """Frozen image features and layer styles of all N pictures, on the CPU.
+    """Frozen image features and layer styles of all N images, on the CPU.
 
     ``features`` [N, E] (not L2-normalised), ``mu`` and ``sigma`` [N, n, w]: mean and deviation over the tokens after
     each of the n vision blocks (:func:`methods.parts.backbone.token_statistics`).
@@ -235,21 +235,21 @@ def layer_statistics(
         }
 
     return frozen_values(
-        backbone, "layer_statistics", pictures, compute, statistics=statistics, cache=cache, batch_size=batch_size
+        backbone, "layer_statistics", images, compute, statistics=statistics, cache=cache, batch_size=batch_size
     )
 
 
 def frozen_values(
     backbone: Backbone,
     quantity: str,
-    pictures: Pictures,
+    images: Images,
     compute: Callable[[Tensor], dict[str, Tensor]],
     *,
     statistics: Statistics = "clip",
     cache: FeatureCache | None = None,
     batch_size: int = 64,
 ) -> dict[str, Tensor]:
-    """What ``compute`` makes of all N pictures, each tensor [N, ...] on the CPU (large ones over a file).
+    """What ``compute`` makes of all N images, each tensor [N, ...] on the CPU (large ones over a file).
 
     ``compute`` gets pixels [batch_size, 3, H, W] in [0, 1] on the backbone's device, on a CPU in several threads at a
     time, so it must change nothing; ``quantity`` names what it
@@ -257,7 +257,7 @@ def frozen_values(
     """
 
     def batch(part: Tensor) -> Tensor:
-        pixels = pictures.pixels(part).to(backbone.device)
+        pixels = images.pixels(part).to(backbone.device)
         if len(pixels) < batch_size:  # a fixed batch size keeps the last bits the same in any company
             filler = pixels.new_zeros(batch_size - len(pixels), *pixels.shape[1:])
             pixels = torch.cat([pixels, filler])
@@ -277,7 +277,7 @@ def frozen_values(
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     scope = FeatureScope.of(backbone, f"{quantity} batch {batch_size}", statistics)
-    return (process_cache() if cache is None else cache).lookup(scope, pictures.content, in_batches)
+    return (process_cache() if cache is None else cache).lookup(scope, images.content, in_batches)
 
 
 @contextlib.contextmanager
@@ -311,7 +311,7 @@ def side_by_side(
 def _read_or_compute(
     files: RowFiles, compute: Callable[[Tensor], dict[str, Tensor]], index: Tensor
 ) -> dict[str, Tensor]:
-    """Values of pictures at index [B], as ``compute`` gives them; those that the files hold are read."""
+    """Values of images at index [B], as ``compute`` gives them; those that the files hold are read."""
     if not files.begun:
         return compute(index)
     values = {name: value[index] for name, value in files.tensors().items()}
@@ -324,9 +324,7 @@ def _read_or_compute(
 
 def _split(content: Iterable[str], values: dict[str, Tensor]) -> dict[str, Row]:
     """Rows of their own memory, so that dropping one frees it."""
-    return {
-        picture: {name: value[row].clone() for name, value in values.items()} for row, picture in enumerate(content)
-    }
+    return {image: {name: value[row].clone() for name, value in values.items()} for row, image in enumerate(content)}
 
 
 def _size(row: Row) -> int:

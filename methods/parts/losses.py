@@ -1,6 +1,6 @@
 """Loss terms that several methods share. What only one paper has stands in that paper's file.
 
-Shapes: B pictures, C classes, E embedding width.
+Shapes: B images, C classes, E embedding width.
 """
 
 import torch

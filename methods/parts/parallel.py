@@ -2,13 +2,13 @@
 
 ``accelerate launch -m benchmarks.run ...`` starts one process a GPU (extra ``multigpu``). All of them hold the same
 weights and walk through the same batches; process r of n works on rows r, r + n, ... of each. As long as a loss is a
-mean over the pictures of a batch, the average of the n gradients is the gradient of the whole batch. Where a method
-couples the pictures of a batch, it gathers what they share (UCDR-Adapter's queues) or refuses
+mean over the images of a batch, the average of the n gradients is the gradient of the whole batch. Where a method
+couples the images of a batch, it gathers what they share (UCDR-Adapter's queues) or refuses
 (:attr:`methods.interface.Method.one_process`). Augmentation and dropout are drawn by each process for itself: the same
 distribution, other draws than one process makes.
 
-Before every exchange the processes tell each other how they are. A training inside :func:`one_fate` that fails in one
-process, for a broken picture or a full GPU, fails in all; without it the others would wait for that process, and then
+Before every exchange the processes tell each other how they are. A training inside :func:`fail_together` that fails in
+one process, for a broken image or a full GPU, fails in all; without it the others would wait for that process, and then
 average the gradients of its next training into theirs. A process that ends takes the others with it.
 
 In one process every function here leaves its argument as it is.
@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, distributed, nn
 
-#: How long processes wait for each other: one may decode pictures or rank a gallery while the others are done.
+#: How long processes wait for each other: one may decode images or rank a gallery while the others are done.
 PATIENCE = datetime.timedelta(hours=2)
 
 
@@ -76,7 +76,7 @@ def rank() -> int:
 
 
 @contextlib.contextmanager
-def one_fate() -> Iterator[None]:
+def fail_together() -> Iterator[None]:
     """Around one training: if it fails in one process, it fails in all of them.
 
     Raises :class:`OtherFailedError`, with the other process's reason, where it is another one that failed.
@@ -137,7 +137,7 @@ def share(batch: Tensor) -> Tensor:
     count = processes()
     if len(batch) % count:
         raise ParallelError(
-            f"a batch of {len(batch)} pictures cannot be shared out evenly over {count} processes; choose another with"
+            f"a batch of {len(batch)} images cannot be shared out evenly over {count} processes; choose another with"
             " --set batch_size=N (and stage1_batch_size, where there is one)"
         )
     return batch[rank() :: count]

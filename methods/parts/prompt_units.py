@@ -4,7 +4,7 @@ See docs/methods.md. Both papers keep a table of learned vectors, the *prompt un
 training domain and every training class), put two kinds of prompt between the class token and the patches of the frozen
 CLIP vision tower, and write each class as ``a photo of {class} from X ... X domain.`` with learned context X.
 
-Shapes: B pictures, K prompt tokens, P patches, w vision width, E embedding width.
+Shapes: B images, K prompt tokens, P patches, w vision width, E embedding width.
 """
 
 import math
@@ -44,7 +44,7 @@ def prompted_tokens(
 ) -> Tensor:
     """The main sequence ``[class token + pos_0 ; prompts ; patches + pos_1..P]`` -> [B, 1+K+P, w].
 
-    ``pixels`` [B, 3, H, W] are normalised; ``prompts`` [B, K, w] (or [K, w], the same for all pictures) carry no
+    ``pixels`` [B, 3, H, W] are normalised; ``prompts`` [B, K, w] (or [K, w], the same for all images) carry no
     position; ``class_token`` [w] replaces the frozen one.
     """
     return insert_prompts(backbone.image_tokens(pixels, class_token=class_token), prompts)

@@ -3,11 +3,11 @@
 A prompt is ``[start] words and context slots [end]``. Prompts of different classes begin alike: CoOp and AD-CLIP with
 the start token and the whole learned context, ProS and UCDR-Adapter with ``a photo of``. The text tower is causal, so
 the states of that common prefix do not depend on the class: :func:`encode_prompts` computes its keys and values once
-(or once per picture, where the context depends on the picture) and lets every class's suffix attend to them. It also
+(or once per image, where the context depends on the image) and lets every class's suffix attend to them. It also
 runs classes of like length together and cuts each such part at its longest end (docs/methods.md, "Exact speed", 1
 and 2). ``shared_prefix=False`` is the plain path with the same numbers.
 
-Shapes: C classes, L context length, m context slots, v text width, B pictures, E embedding width.
+Shapes: C classes, L context length, m context slots, v text width, B images, E embedding width.
 """
 
 from collections.abc import Sequence
@@ -153,7 +153,7 @@ def encode_prompts(
 ) -> Tensor:
     """Text features of the prompts with ``context`` in their slots, not L2-normalised.
 
-    ``context`` [m, v], the same for all classes -> [C, E]; or [B, m, v], one per picture -> [B, C, E]. Gradients flow
+    ``context`` [m, v], the same for all classes -> [C, E]; or [B, m, v], one per image -> [B, C, E]. Gradients flow
     into it and into ``projection`` [E, v], which replaces the frozen text projection.
 
     ``shared_prefix=False`` runs every prompt from its start; ``cut=False`` (only there) also runs the tokens behind the
@@ -172,7 +172,7 @@ def encode_prompts(
         )
     if shared_prefix and not cut:
         raise BackboneError("cut=False is the plain path: use it with shared_prefix=False")
-    per_picture = context if context.ndim == 3 else context[None]
+    per_image = context if context.ndim == 3 else context[None]
     grouped = prompts.by_length
     if class_chunk is not None:
         grouped = [
@@ -182,9 +182,9 @@ def encode_prompts(
         ]
     parts = [part for _, part in grouped]
     if shared_prefix:
-        read = _read_behind_prefix(backbone, prompts, parts, per_picture)
+        read = _read_behind_prefix(backbone, prompts, parts, per_image)
     else:
-        read = torch.cat([_read_plain(backbone, part, per_picture, cut=cut) for part in parts], dim=1)
+        read = torch.cat([_read_plain(backbone, part, per_image, cut=cut) for part in parts], dim=1)
     read = read[:, torch.cat([index for index, _ in grouped]).argsort()]  # back in the order of the classes
     features = backbone.project_text(read, projection=projection)
     return features if context.ndim == 3 else features[0]

@@ -3,7 +3,7 @@
 UCDR-Adapter's released code and the CoOp, VPT and CLIP-Full baselines of the ProS release are built on it: one sampler,
 one schedule of the learning rate, one evaluation. The rows below say where these differ from the papers.
 
-N labelled pictures in D domains.
+N labelled images in D domains.
 """
 
 import random
@@ -49,20 +49,20 @@ EVALUATION = (
     EPOCH,
     Deviation(
         "UdCDR",
-        "all training classes, gallery pictures not trained on",
-        "the first 45 classes, every gallery picture trained on; samples depend on the order of files",
+        "all training classes, gallery images not trained on",
+        "the first 45 classes, every gallery image trained on; samples depend on the order of files",
         ours=RULES,
     ),
     Deviation(
         "AP@200",
-        "divided by the relevant pictures",
-        "divided by the relevant pictures found; a query without any counts as 0; galleries under 200 pictures crash",
+        "divided by the relevant images",
+        "divided by the relevant images found; a query without any counts as 0; galleries under 200 images crash",
         ours="both conventions are reported",
     ),
     Deviation(
         "inverted sketches",
         "not mentioned",
-        "pictures of domains named sketch or quickdraw; TU-Berlin's are called sketches and are not inverted",
+        "images of domains named sketch or quickdraw; TU-Berlin's are called sketches and are not inverted",
         ours="`--rules official` inverts them (DomainNet, Sketchy)",
     ),
 )
@@ -86,15 +86,15 @@ def domain_batches(
     return batches(data, batch_size, generator, balanced="domain")
 
 
-def epoch_pictures(data: TrainingData, sampler: Sampler, round_size: int) -> int:
-    """Pictures in an epoch: all N, or those that the released sampler draws in rounds of ``round_size``."""
+def epoch_images(data: TrainingData, sampler: Sampler, round_size: int) -> int:
+    """Images in an epoch: all N, or those that the released sampler draws in rounds of ``round_size``."""
     return released_epoch(data.domains, round_size) if sampler == "released" else len(data.images)
 
 
 def released_batches(domains: Tensor, batch_size: int, round_size: int) -> Iterator[Tensor]:
     """Endless index batches of the released sampler (tests/golden/README.md, section 9); ``domains`` [N].
 
-    Rounds of ``round_size // D`` pictures of each of the D domains in turn. The order is shuffled once, with seed 0
+    Rounds of ``round_size // D`` images of each of the D domains in turn. The order is shuffled once, with seed 0
     whatever the run's seed, and repeated; it goes on across epochs. A batch is ``batch_size // round_size`` rounds: the
     released loader of the first stage (400) reads the rounds of the second (50).
     """
@@ -116,7 +116,7 @@ def released_batches(domains: Tensor, batch_size: int, round_size: int) -> Itera
 
 
 def released_epoch(domains: Tensor, round_size: int) -> int:
-    """Pictures in an epoch of the released sampler: as many rounds as the smallest domain fills (at least one)."""
+    """Images in an epoch of the released sampler: as many rounds as the smallest domain fills (at least one)."""
     sizes = torch.unique(domains, return_counts=True)[1]
     take = max(1, round_size // len(sizes))
     return max(1, int(sizes.min()) // take) * take * len(sizes)

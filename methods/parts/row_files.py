@@ -1,6 +1,6 @@
-"""Tensors with one row a picture, in memory-mapped files that are filled bit by bit and survive the process.
+"""Tensors with one row an image, in memory-mapped files that are filled bit by bit and survive the process.
 
-For values of so many pictures that they should not be held in memory: the system keeps in memory what is in use, and
+For values of so many images that they should not be held in memory: the system keeps in memory what is in use, and
 whoever is killed goes on with the rows that are not filled yet. ``FOLDER/about.json`` says names, shapes and types,
 ``NAME.bin`` holds the rows one after the other, ``filled.bin`` a mark and a CRC-32 of its values for each row, written
 after the values have reached the disk. A row whose values do not fit its checksum counts as not filled; each row is

@@ -34,9 +34,9 @@ def seeded(seed: int, *parts: int) -> torch.Generator:
     return torch.Generator().manual_seed(value)
 
 
-def budget(steps: int, epochs: int, pictures: int, batch_size: int) -> int:
-    """Optimiser steps of a stage: ``steps`` if positive (a preset's budget), else ``epochs`` over the pictures."""
-    return steps if steps > 0 else max(1, epochs * math.ceil(pictures / batch_size))
+def budget(steps: int, epochs: int, images: int, batch_size: int) -> int:
+    """Optimiser steps of a stage: ``steps`` if positive (a preset's budget), else ``epochs`` over the images."""
+    return steps if steps > 0 else max(1, epochs * math.ceil(images / batch_size))
 
 
 def batches(
@@ -44,7 +44,7 @@ def batches(
 ) -> Iterator[Tensor]:
     """Endless index batches ``[min(batch_size, N)]`` into ``data.images``.
 
-    ``none``: a fresh shuffle of all pictures each epoch; a batch may run over the end of one epoch into the next.
+    ``none``: a fresh shuffle of all images each epoch; a batch may run over the end of one epoch into the next.
     ``domain``: equally many of every training domain (their own shuffles, restarted as each runs out), in domain order;
     the batch is then ``batch_size // D`` of each of the D domains.
     """
@@ -66,13 +66,13 @@ def _endless(group: Tensor, take: int, generator: torch.Generator) -> Iterator[T
         queue = queue[take:]
 
 
-def target_batches(pictures: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Endless shuffled index batches ``[min(batch_size, pictures)]`` of unlabelled target pictures."""
-    return _endless(torch.arange(pictures), min(batch_size, pictures), generator)
+def target_batches(images: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Endless shuffled index batches ``[min(batch_size, images)]`` of unlabelled target images."""
+    return _endless(torch.arange(images), min(batch_size, images), generator)
 
 
 def seen_classes(data: TrainingData) -> tuple[list[str], Tensor]:
-    """Names of the C classes with labelled pictures, and each picture's label among them: [N], 0..C-1."""
+    """Names of the C classes with labelled images, and each image's label among them: [N], 0..C-1."""
     seen, labels = torch.unique(data.labels, return_inverse=True)
     return [data.class_names[int(number)] for number in seen], labels
 
@@ -103,18 +103,18 @@ def run_single_stage(
     stage: str,
     trained: Mapping[str, nn.Parameter],
     loss: Callable[[int], Tensor],
-    pictures: int,
+    images: int,
     rate: Callable[[int], float] | None = None,
 ) -> FitReport:
     """All the training of a method that has one stage: :func:`run_stage` with Adam over ``trained``.
 
-    The method's config gives ``learning_rate``, ``weight_decay``, the budget (``steps``, or ``epochs`` of ``pictures``
+    The method's config gives ``learning_rate``, ``weight_decay``, the budget (``steps``, or ``epochs`` of ``images``
     in batches of ``batch_size``), ``validate_every`` (0: once an epoch, or ten times in ``steps``) and ``patience``.
     ``rate(epoch)`` is the learning rate of an epoch, where it is not constant.
     """
     config, report = method.config, FitReport(trainable_parameters=count_parameters(trained))
-    epoch = budget(0, 1, pictures, config.batch_size)
-    steps = budget(config.steps, config.epochs, pictures, config.batch_size)
+    epoch = budget(0, 1, images, config.batch_size)
+    steps = budget(config.steps, config.epochs, images, config.batch_size)
     run_stage(
         method,
         data,

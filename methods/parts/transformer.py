@@ -1,6 +1,6 @@
 """The pre-norm transformer block of CLIP, run on given tokens.
 
-``transformers.CLIPModel`` runs its blocks on pictures and on token ids only. Prompt methods need more: tokens of their
+``transformers.CLIPModel`` runs its blocks on images and on token ids only. Prompt methods need more: tokens of their
 own, the state after every block, an output at one token alone, and text blocks that share the keys and values of a
 common prefix (docs/methods.md, Exact speed). The functions below do that with the sub-modules of a ``CLIPEncoderLayer``
 (``layer_norm1``, ``self_attn.q_proj`` ..., ``mlp``), so an adapter that replaces one of its linear maps (peft's LoRA)

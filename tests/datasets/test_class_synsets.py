@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from nltk.corpus import wordnet
 
-from benchmarks.datasets.listed import class_lists
+from benchmarks.datasets.listed_dataset import class_lists
 from benchmarks.datasets.office_home import CLASSES
 from benchmarks.datasets.pacs import PACS
 from benchmarks.datasets.registry import DATASETS

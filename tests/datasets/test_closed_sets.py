@@ -41,7 +41,7 @@ def test_twelve_transfers_show_no_target_label(dataset: PictoDomains) -> None:
         assert not np.intersect1d(task.validation.rows, task.train).size
 
 
-def test_inductive_uda_tests_on_other_pictures(dataset: PictoDomains) -> None:
+def test_inductive_uda_tests_on_other_images(dataset: PictoDomains) -> None:
     task = INDUCTIVE.task(dataset, "line to flat")
     task.check(dataset)
     assert task.target is not None

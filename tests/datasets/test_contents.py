@@ -13,8 +13,8 @@ import pytest
 from benchmarks.datasets import contents
 from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.contents import file_hashes, tree_hash
-from benchmarks.datasets.folder import Folder
-from tests.datasets.trees import write_pictures
+from benchmarks.datasets.own_folder import Folder
+from tests.datasets.trees import write_images
 
 
 @pytest.fixture
@@ -122,10 +122,10 @@ def test_a_file_that_was_just_written_is_not_remembered(
 
 
 def test_right_without_a_cache_or_with_a_damaged_one(
-    files: list[Path], reads: list[str], picture_cache: Path, monkeypatch: pytest.MonkeyPatch
+    files: list[Path], reads: list[str], image_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert hashes(files) == truth(files)
-    (memory,) = picture_cache.rglob("*.hashes")
+    (memory,) = image_cache.rglob("*.hashes")
     whole = memory.read_bytes()
     damaged = [whole[:100], b"", b"PAR1" * 20, *(_flipped(whole, place) for place in range(0, len(whole), 97))]
     for content in damaged:
@@ -180,7 +180,7 @@ def test_the_time_left_follows_the_bytes(capsys: pytest.CaptureFixture[str], mon
 
 def tree(root: Path) -> Path:
     keys = [f"{d}/{c}/{n}.bmp" for d in ("photo", "line") for c in ("cat", "dog", "owl", "fox") for n in range(3)]
-    write_pictures(root, keys)
+    write_images(root, keys)
     return root
 
 
@@ -228,7 +228,7 @@ def test_an_image_replaced_during_a_run_is_refused_by_name(tmp_path: Path) -> No
 
 
 def test_verify_reads_the_content_whatever_is_remembered(
-    tmp_path: Path, reads: list[str], picture_cache: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, reads: list[str], image_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from benchmarks.data import verify
 

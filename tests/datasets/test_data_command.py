@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import data
-from benchmarks.datasets.folder import Folder
 from benchmarks.datasets.i2webv import I2WebV
-from benchmarks.datasets.listed import SPLITS, class_lists
+from benchmarks.datasets.listed_dataset import SPLITS, class_lists
+from benchmarks.datasets.own_folder import Folder
 from benchmarks.datasets.registry import DATASETS
 from tests.datasets import transfer_trees, trees
 
@@ -23,7 +23,7 @@ from tests.datasets import transfer_trees, trees
 def listed(name: str, write: Callable[..., list[str]]) -> Callable[[Path], object]:
     """A writer of a tree with all classes of a class list."""
     classes = [cls for split in SPLITS for cls in class_lists(name)[split]]
-    return lambda root: write(root, classes, pictures=1, plenty=True)
+    return lambda root: write(root, classes, images=1, plenty=True)
 
 
 #: Writes the tree of each data set that is not shipped.
@@ -64,7 +64,7 @@ def test_card_verify_and_splits(
     printed = capsys.readouterr()
     assert code == 0, printed.out + printed.err
     assert re.search(r"^data hash [0-9a-f]{64}$", printed.out, re.MULTILINE)
-    assert re.search(rf"^{name} v1: [\d,]+ pictures decode, [\d,]+ tasks? (is|are) sound", printed.out, re.MULTILINE)
+    assert re.search(rf"^{name} v1: [\d,]+ images decode, [\d,]+ tasks? (is|are) sound", printed.out, re.MULTILINE)
     assert data.main(["splits", name, "--data-root", str(tmp_path)]) == 0
     assert re.search(r"\b\d+ classes\b", capsys.readouterr().out)
 
@@ -82,14 +82,14 @@ def test_counts_and_hashes_are_those_of_the_files(root: Path, capsys: pytest.Cap
     printed = capsys.readouterr().out
     for domain in root.iterdir():
         assert re.search(
-            rf"^{domain.name} +{len(list(domain.rglob('*.jpg')))} pictures, 8 classes$", printed, re.MULTILINE
+            rf"^{domain.name} +{len(list(domain.rglob('*.jpg')))} images, 8 classes$", printed, re.MULTILINE
         )
     lines = [
         f"{file.relative_to(root).as_posix()}\t{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
         for file in root.rglob("*.jpg")
     ]
     assert f"content hash {hashlib.sha256(''.join(sorted(lines)).encode()).hexdigest()}\n" in printed
-    assert "byte-identical" not in printed, "two pages in the place of pictures are broken, not twins"
+    assert "byte-identical" not in printed, "two pages in the place of images are broken, not twins"
     assert re.search(r"^tasks +ucdr 2, uccdr 2, udcdr 2, uda 6, dazsl 1, uda_inductive 6$", printed, re.MULTILINE)
 
 
@@ -100,13 +100,13 @@ def test_a_size_that_cannot_be_kept_is_a_wrong_option(root: Path, size: str, cap
     assert "--size: a whole number from 1 to 2048, not " in capsys.readouterr().err
 
 
-def test_pictures_are_not_said_to_be_kept_where_nothing_is(
+def test_images_are_not_said_to_be_kept_where_nothing_is(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("UCDR_BENCH_CACHE", "off")
     assert data.main(["verify", "folder", "--root", str(root), "--size", "8"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "folder: pictures cannot be kept decoded at 8 x 8 pixels: set UCDR_BENCH_CACHE to a folder with" in line
+    assert "folder: images cannot be kept decoded at 8 x 8 pixels: set UCDR_BENCH_CACHE to a folder with" in line
 
 
 @pytest.mark.parametrize("data_root", ["~nobody-of-that-name", "none", "folder/photo/dog/0000.jpg"])
@@ -145,11 +145,9 @@ def test_names_that_the_terminal_cannot_show_are_escaped(root: Path, monkeypatch
     assert b"\\u732b" in out.getvalue()
 
 
-def test_a_list_of_broken_pictures_that_cannot_be_written_is_one_line(
-    root: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_list_of_broken_images_that_cannot_be_written_is_one_line(root: Path, capsys: pytest.CaptureFixture) -> None:
     (root / "photo" / "dog" / "0000.jpg").write_bytes(b"")
     (root / "broken.txt").mkdir()
     assert data.main(["verify", "folder", "--root", str(root), "--write-broken"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("broken.txt cannot be written: Is a directory; mend or remove those pictures instead")
+    assert line.endswith("broken.txt cannot be written: Is a directory; mend or remove those images instead")

@@ -14,8 +14,8 @@ import pytest
 
 from benchmarks import data, run
 from benchmarks.datasets.base import DatasetError
-from benchmarks.datasets.folder import Folder, FolderRule, read_rule
-from benchmarks.datasets.folders import PICTURE_SUFFIXES
+from benchmarks.datasets.layouts import IMAGE_SUFFIXES
+from benchmarks.datasets.own_folder import Folder, FolderRule, read_rule
 from benchmarks.protocols.registry import PROTOCOLS
 from tests.datasets import trees
 
@@ -27,7 +27,7 @@ def root(tmp_path: Path) -> Path:
     return made
 
 
-def test_the_rule_splits_classes_and_pictures(root: Path) -> None:
+def test_the_rule_splits_classes_and_images(root: Path) -> None:
     dataset = Folder(root)
     dataset.check()
     assert dataset.card.gallery_domain == "photo"
@@ -43,7 +43,7 @@ def test_the_rule_splits_classes_and_pictures(root: Path) -> None:
 
 def test_classes_that_a_domain_lacks_are_trained_on_only(root: Path) -> None:
     shutil.rmtree(root / "drawing" / "猫")
-    trees.write_pictures(root, ["photo/alone/1.jpg"])
+    trees.write_images(root, ["photo/alone/1.jpg"])
     dataset = Folder(root)
     dataset.check()
     assert {"猫", "alone"} <= set(dataset.classes("train"))
@@ -52,7 +52,7 @@ def test_classes_that_a_domain_lacks_are_trained_on_only(root: Path) -> None:
 def test_gallery_without_photographs_is_the_largest_domain(root: Path) -> None:
     (root / "photo").rename(root / "watercolour")
     assert Folder(root).card.gallery_domain == "drawing"
-    trees.write_pictures(root, ["watercolour/dog/extra.jpg"])
+    trees.write_images(root, ["watercolour/dog/extra.jpg"])
     assert Folder(root).card.gallery_domain == "watercolour"
 
 
@@ -86,7 +86,7 @@ def test_wrong_settings_fail_with_one_line(root: Path, text: str, line: str) -> 
 
 
 @pytest.mark.parametrize("domain", [" photo", "#photo", "photo "])
-def test_broken_pictures_are_left_out_whatever_their_folder_is_called(root: Path, domain: str) -> None:
+def test_broken_images_are_left_out_whatever_their_folder_is_called(root: Path, domain: str) -> None:
     (root / "photo").rename(root / domain)
     (root / domain / "dog" / "0000.jpg").write_bytes(b"")
     assert data.main(["verify", "folder", "--root", str(root), "--write-broken"]) == 1
@@ -196,7 +196,7 @@ def test_trees_that_no_protocol_fits_fail_with_one_line(root: Path, tmp_path: Pa
     with pytest.raises(DatasetError, match="holds no domain folders; the layout is ROOT/DOMAIN/CLASS"):
         Folder(tmp_path / "empty")
     (tmp_path / "empty" / "a").mkdir()
-    with pytest.raises(DatasetError, match="holds no pictures in its class folders"):
+    with pytest.raises(DatasetError, match="holds no images in its class folders"):
         Folder(tmp_path / "empty")
 
 
@@ -225,42 +225,42 @@ def test_every_protocol_runs_on_a_tree_with_names_that_are_not_ascii(
     assert {record["status"] for record in records} == {"ok"}
 
 
-def test_a_broken_picture_fails_the_cell_with_one_line_that_names_the_mend(
+def test_a_broken_image_fails_the_cell_with_one_line_that_names_the_mend(
     root: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("benchmarks.reporting.plots.bars", lambda table, folder, *more: [])
-    (root / "photo" / Folder(root).classes("test")[0] / "0000.jpg").write_bytes(b"not a picture")
+    (root / "photo" / Folder(root).classes("test")[0] / "0000.jpg").write_bytes(b"not an image")
     arguments = ["--methods", "zero_shot", "--datasets", "folder", "--data-root", str(root.parent), "--preset", "smoke"]
     arguments += ["--protocols", "ucdr", "--backbone", str(tiny_folder), "--threads", "1"]
     assert run.main([*arguments, "--out", str(tmp_path / "results")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "0000.jpg is broken: not a picture that Pillow can read" in line
+    assert "0000.jpg is broken: not an image that Pillow can read" in line
     assert f"python -m benchmarks.data verify folder --root {root} (--write-broken leaves them out)" in line
 
 
 def test_verify_names_what_is_wrong_and_can_leave_it_out(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture, picture_cache: Path
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture, image_cache: Path
 ) -> None:
     harm = trees.damage(root, "photo/dog", tmp_path / "outside")
     shutil.copy(root / "drawing/dog/0000.jpg", root / "photo/dog/copied.jpg")
     assert data.main(["verify", "folder", "--root", str(root)]) == 1
     printed = capsys.readouterr().out
-    assert f"broken pictures: {len(harm.broken)}\n" in printed
+    assert f"broken images: {len(harm.broken)}\n" in printed
     for key in harm.broken:
         assert f"  {key}: " in printed
     for path in harm.left_out:
         assert f"  {path}: " in printed
     assert "  drawing/dog/0000.jpg = photo/dog/copied.jpg (differ in domain)" in printed
-    assert "NOT in order: 3 pictures are broken (--write-broken leaves them out)" in printed
+    assert "NOT in order: 3 images are broken (--write-broken leaves them out)" in printed
 
     assert data.main(["verify", "folder", "--root", str(root), "--write-broken"]) == 1
-    assert (root / "broken.txt").read_text().startswith("# left out; picture, then why\nphoto/dog/page.jpg\tnot a")
+    assert (root / "broken.txt").read_text().startswith("# left out; image, then why\nphoto/dog/page.jpg\tnot a")
     capsys.readouterr()
     assert data.main(["verify", "folder", "--root", str(root), "--size", "8"]) == 0
     printed = capsys.readouterr().out
-    assert "pictures left out by broken.txt: 3\n" in printed
+    assert "images left out by broken.txt: 3\n" in printed
     count = len(Folder(root).table)
-    assert f"{count} pictures are kept decoded at 8 x 8 pixels" in printed
+    assert f"{count} images are kept decoded at 8 x 8 pixels" in printed
     dataset = Folder(root)
     dataset.pixels(np.arange(count), 8)
     assert dataset.store(8).decoded == 0
@@ -333,17 +333,17 @@ def test_images_beside_the_domains_and_empty_ones_are_counted_and_no_cell_fails(
 ) -> None:
     root = names_tree(tmp_path / "folder", ("photo", "sketch"))
     before = Folder(root).data_hash
-    trees.write_pictures(root, ["loose.jpg"])
+    trees.write_images(root, ["loose.jpg"])
     (root / "photo" / "ant" / "zero.PNG").write_bytes(b"")
     (root / "photo" / "ant" / "phone.HEIC").write_bytes(b"x")
     dataset = Folder(root)
     assert dataset.data_hash == before
-    heic = "" if ".heic" in PICTURE_SUFFIXES else "1 .heic, "
+    heic = "" if ".heic" in IMAGE_SUFFIXES else "1 .heic, "
     assert dataset.left_out == f"{heic}1 beside the domain folders, 1 of zero bytes"
     assert data.main(["verify", "folder", "--root", str(root)]) == 1
     printed = capsys.readouterr().out
     assert "photo/ant/zero.PNG: the file is empty; left out" in printed
-    assert "1 pictures are broken (--write-broken leaves them out)" in printed
+    assert "1 images are broken (--write-broken leaves them out)" in printed
     assert "pillow-heif" in printed or not heic
     assert data.main(["verify", "folder", "--root", str(root), "--write-broken"]) == 1
     assert data.main(["verify", "folder", "--root", str(root)]) == 0

@@ -1,4 +1,4 @@
-"""Picture folders: what is read, what is left out and why, decoding, the picture cache."""
+"""Image folders: what is read, what is left out and why, decoding, the image cache."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.datasets import pictures
+from benchmarks.datasets import image_files
 from benchmarks.datasets.base import DatasetCard, DatasetError, dataset_root
-from benchmarks.datasets.folders import (
+from benchmarks.datasets.layouts import (
     FolderDataset,
     Place,
     canonical_classes,
@@ -29,7 +29,7 @@ from benchmarks.datasets.folders import (
     read_image_list,
     scan,
 )
-from tests.datasets.trees import class_tree, damage, picture_bytes, write_pictures
+from tests.datasets.trees import class_tree, damage, image_bytes, write_images
 
 PLACES = (Place("photo", ("Photo", "photos")), Place("draw", ("draw/256",)))
 CLASSES = ("ant", "bee", "hot_dog")
@@ -57,20 +57,20 @@ def root(tmp_path: Path) -> Path:
 
 def test_a_sorted_listing_with_domains_and_classes(root: Path) -> None:
     listing = scan(root, PLACES)
-    keys = listing.pictures["key"].tolist()
+    keys = listing.images["key"].tolist()
     assert keys == sorted(keys)
     assert len(keys) == 2 * 3 * 4
-    first = listing.pictures.iloc[0]
+    first = listing.images.iloc[0]
     assert (first["key"], first["class"], first["domain"]) == ("draw/256/Bumble-Bee/0000.jpg", "Bumble-Bee", "draw")
     assert first["bytes"] == (root / first["path"]).stat().st_size
     assert listing.findings == ()
 
 
 def test_everything_odd_is_listed_with_its_reason_and_left_out(root: Path, tmp_path: Path) -> None:
-    before = set(scan(root, PLACES).pictures["key"])
+    before = set(scan(root, PLACES).images["key"])
     harm = damage(root, "photos/ant", tmp_path / "outside")
     listing = scan(root, PLACES)
-    assert set(listing.pictures["key"]) - before == {*harm.broken, *harm.whole}
+    assert set(listing.images["key"]) - before == {*harm.broken, *harm.whole}
     reasons = {finding.path: finding.reason for finding in listing.findings if finding.kind != "system"}
     assert tuple(sorted(reasons)) == harm.left_out
     (system,) = (finding for finding in listing.findings if finding.kind == "system")
@@ -83,19 +83,19 @@ def test_everything_odd_is_listed_with_its_reason_and_left_out(root: Path, tmp_p
     assert said["loop.jpg"] == "a link that leads to itself"
     assert said["dangling.jpg"] == "a link to nothing"
     assert said["again.jpg"] == "a link to photos/ant/UPPER.JPG, which is listed already"
-    assert said["empty class"] == "holds no pictures"
+    assert said["empty class"] == "holds no images"
     assert said["linked away"].startswith("a link that leaves the data set's folder")
     assert said["linked back"] == "a link that leads back to a folder above it; not followed"
 
 
 def test_links_inside_the_root_are_followed_once(root: Path) -> None:
-    write_pictures(root, ["store/0.jpg", "store/1.jpg"])
+    write_images(root, ["store/0.jpg", "store/1.jpg"])
     (root / "photos" / "cat").symlink_to(root / "store")
     (root / "photos" / "cats").symlink_to("cat")
     (root / "photos" / "aunt").symlink_to("ant")
     (root / "photos" / "lone.jpg").symlink_to("ant/0000.jpg")
     listing = scan(root, PLACES)
-    assert {"photos/cat/0.jpg", "photos/cat/1.jpg"} <= set(listing.pictures["key"])
+    assert {"photos/cat/0.jpg", "photos/cat/1.jpg"} <= set(listing.images["key"])
     assert {finding.path: finding.reason for finding in listing.findings} == {
         "photos/aunt": "a link to photos/ant, which is listed already",
         "photos/cats": "a link to photos/cat, which is listed already",
@@ -107,7 +107,7 @@ def test_a_domain_that_is_a_link_to_elsewhere_is_named(root: Path, tmp_path: Pat
     (root / "photos").rename(tmp_path / "moved")
     (root / "photos").symlink_to(tmp_path / "moved")
     with pytest.raises(
-        DatasetError, match=r"^small: .* no pictures of the domain photo \(photos: a link that leaves the"
+        DatasetError, match=r"^small: .* no images of the domain photo \(photos: a link that leaves the"
     ):
         Small(root).check()
 
@@ -117,12 +117,12 @@ def test_a_domain_that_is_a_link_to_elsewhere_is_named(root: Path, tmp_path: Pat
     [
         (lambda root: (root / "photos").rename(root / "other"), "lacks the folder Photo or photos; the layout is ROOT"),
         (lambda root: (root / "draw").rename(root / "other"), "lacks the folder draw/256; the layout is"),
-        (lambda root: [f.unlink() for f in root.rglob("*.jpg")], "holds no pictures in its class folders"),
-        (lambda root: [f.unlink() for f in root.rglob("hot-dog/*")], "1 of 3 classes have no pictures under"),
+        (lambda root: [f.unlink() for f in root.rglob("*.jpg")], "holds no images in its class folders"),
+        (lambda root: [f.unlink() for f in root.rglob("hot-dog/*")], "1 of 3 classes have no images under"),
         (lambda root: (root / "broken.txt").write_bytes(b"\xff"), r"broken\.txt is not UTF-8 text: byte 0 is wrong"),
         (
-            lambda root: (root / "broken.txt").write_text("\n".join(scan(root, PLACES).pictures["key"])),
-            r"broken\.txt leaves no picture; delete it, then verify again$",
+            lambda root: (root / "broken.txt").write_text("\n".join(scan(root, PLACES).images["key"])),
+            r"broken\.txt leaves no image; delete it, then verify again$",
         ),
     ],
 )
@@ -142,7 +142,7 @@ def test_no_root_says_what_to_do(tmp_path: Path) -> None:
     ):
         Small(tmp_path / "nowhere").check()
     (tmp_path / "file").write_text("")
-    with pytest.raises(DatasetError, match=r"^small: .*/file is a file; give the folder that holds the pictures$"):
+    with pytest.raises(DatasetError, match=r"^small: .*/file is a file; give the folder that holds the images$"):
         Small(tmp_path / "file").check()
 
 
@@ -194,7 +194,7 @@ def test_what_the_system_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest
 
 def test_two_unicode_forms_of_one_name_are_refused(root: Path) -> None:
     name = "photos/ant/é.jpg"
-    write_pictures(root, [unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)])
+    write_images(root, [unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)])
     if len(list((root / "photos/ant").iterdir())) < 6:
         pytest.skip("this file system keeps one Unicode form only")
     with pytest.raises(DatasetError, match="same name in two Unicode forms"):
@@ -205,11 +205,11 @@ def test_keys_and_hash_do_not_depend_on_the_unicode_form(tmp_path: Path) -> None
     hashes = []
     for form in ("NFC", "NFD"):
         made = tmp_path / form
-        write_pictures(
+        write_images(
             made, [unicodedata.normalize(form, f"{d}/{c}é/x.jpg") for d in ("photos", "draw/256") for c in "ab"]
         )
-        pictures_found = scan(made, PLACES).pictures
-        hashes.append((pictures_found["key"].tolist(), pictures_found["class"].tolist()))
+        images_found = scan(made, PLACES).images
+        hashes.append((images_found["key"].tolist(), images_found["class"].tolist()))
     assert hashes[0] == hashes[1]
 
 
@@ -237,7 +237,7 @@ def test_published_lists(root: Path, tmp_path: Path) -> None:
         "label": [0, 12, 3],
     }
     listing = list_files(root, frame["path"], domain="photo")
-    assert listing.pictures[["key", "class", "domain"]].values.tolist() == [["photos/ant/0000.jpg", "ant", "photo"]]
+    assert listing.images[["key", "class", "domain"]].values.tolist() == [["photos/ant/0000.jpg", "ant", "photo"]]
     assert [(one.kind, one.path) for one in listing.findings] == [
         ("missing", "../secret.jpg"),
         ("missing", "photos/hot dog/1.jpg"),
@@ -251,7 +251,7 @@ def test_published_lists(root: Path, tmp_path: Path) -> None:
         "photos/ant/1.jpg: named in a list, but not there",
     ]
     other = list_files(root, ["photos/ant/0001.jpg"], domain="photo", classes=["x"])
-    assert join_listings([listing, other]).pictures["class"].tolist() == ["ant", "x"]
+    assert join_listings([listing, other]).images["class"].tolist() == ["ant", "x"]
     with pytest.raises(DatasetError, match=r"photos/ant/0000\.jpg is listed twice"):
         join_listings([listing, listing])
     file.write_text("photos/ant/0000.jpg\n")
@@ -259,9 +259,7 @@ def test_published_lists(root: Path, tmp_path: Path) -> None:
         read_image_list(file)
     with pytest.raises(DatasetError, match="cannot be read: No such file"):
         read_image_list(tmp_path / "none.txt")
-    with pytest.raises(
-        DatasetError, match=r"has none of the 2 pictures that the list of photo names, such as a/1\.jpg$"
-    ):
+    with pytest.raises(DatasetError, match=r"has none of the 2 images that the list of photo names, such as a/1\.jpg$"):
         list_files(root, ["a/1.jpg", "a/2.jpg"], domain="photo")
 
 
@@ -289,12 +287,12 @@ def test_lists_with_tabs_are_read_and_empty_ones_refused(tmp_path: Path) -> None
 
 
 def test_the_table_has_canonical_classes_and_rows_in_key_order(root: Path) -> None:
-    write_pictures(root, ["photos/wasp/1.jpg"])
+    write_images(root, ["photos/wasp/1.jpg"])
     dataset = Small(root)
     dataset.check()
     assert dataset.classes() == ("ant", "bee", "hot_dog")
     assert dataset.table["key"].is_monotonic_increasing
-    assert [str(one) for one in dataset.findings] == ["wasp: no class of small; its 1 pictures are left out"]
+    assert [str(one) for one in dataset.findings] == ["wasp: no class of small; its 1 images are left out"]
     held = dataset.table[dataset.table["held_back"]]
     assert set(held["class"]) == {"ant"}
     assert set(held["domain"]) == {"photo"}
@@ -307,17 +305,17 @@ def test_the_data_hash_follows_names_and_contents_not_place_or_time(root: Path, 
     class_tree(copy, ("photos", "draw/256"), ("ant", "Bumble-Bee", "hot-dog"), 4)
     os.utime(copy / "photos/ant/0000.jpg", (1, 1))
     assert Small(copy).data_hash == first.data_hash
-    (copy / "photos/ant/0000.jpg").write_bytes(picture_bytes("a/b.png"))
+    (copy / "photos/ant/0000.jpg").write_bytes(image_bytes("a/b.png"))
     assert Small(copy).data_hash != first.data_hash
     assert len(set(first.content)) == len(first.table)
 
 
-def test_broken_pictures_fail_by_name_until_they_are_left_out_by_name(root: Path, tmp_path: Path) -> None:
+def test_broken_images_fail_by_name_until_they_are_left_out_by_name(root: Path, tmp_path: Path) -> None:
     harm = damage(root, "photos/ant", tmp_path / "outside")
     dataset = Small(root)
     rows = np.flatnonzero(dataset.table["key"].isin([*harm.broken, *harm.whole]))
     with pytest.raises(
-        DatasetError, match=r"^small: .*/photos/ant/page\.jpg is broken: not a picture .*2 of the"
+        DatasetError, match=r"^small: .*/photos/ant/page\.jpg is broken: not an image .*2 of the"
     ) as caught:
         dataset.pixels(rows, 8)
     assert "python -m benchmarks.data verify small --root" in str(caught.value)
@@ -333,16 +331,16 @@ def test_broken_pictures_fail_by_name_until_they_are_left_out_by_name(root: Path
     clean.pixels(np.arange(len(clean.table)), 8)
 
 
-def test_checking_names_every_broken_picture_with_its_reason(root: Path, tmp_path: Path) -> None:
+def test_checking_names_every_broken_image_with_its_reason(root: Path, tmp_path: Path) -> None:
     harm = damage(root, "photos/ant", tmp_path / "outside")
     dataset = Small(root)
-    answers = {dataset.table["key"].iloc[one.row]: one for one in pictures.check_pictures(dataset.paths())}
+    answers = {dataset.table["key"].iloc[one.row]: one for one in image_files.check_images(dataset.paths())}
     assert len(answers) == len(dataset.table)
     reasons = {key.rpartition("/")[2]: one.reason for key, one in answers.items() if one.reason}
     (empty,) = (one for one in dataset.findings if one.kind == "zero")
     assert str(empty) == "photos/ant/zero.jpg: the file is empty"
     assert {*reasons, "zero.jpg"} == {key.rpartition("/")[2] for key in harm.broken}
-    assert reasons["page.jpg"] == "not a picture that Pillow can read"
+    assert reasons["page.jpg"] == "not an image that Pillow can read"
     assert "truncated" in reasons["truncated.jpg"].lower()
     assert len({one.sha256 for one in answers.values()}) == len(answers)
 
@@ -352,19 +350,19 @@ def test_checking_names_every_broken_picture_with_its_reason(root: Path, tmp_pat
 
 def test_pixels_are_the_central_square_in_rgb(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
-    picture = Image.fromarray(generator.integers(0, 256, (30, 50, 3), dtype=np.uint8))
+    image = Image.fromarray(generator.integers(0, 256, (30, 50, 3), dtype=np.uint8))
     file = tmp_path / "x.png"
-    picture.save(file)
-    expected = np.asarray(picture.resize((26, 16), Image.Resampling.BICUBIC).crop((5, 0, 21, 16))).transpose(2, 0, 1)
-    assert np.array_equal(pictures.decode(file.read_bytes(), 16), expected)
-    assert np.array_equal(pictures.decode(file.read_bytes()), np.asarray(picture).transpose(2, 0, 1))
+    image.save(file)
+    expected = np.asarray(image.resize((26, 16), Image.Resampling.BICUBIC).crop((5, 0, 21, 16))).transpose(2, 0, 1)
+    assert np.array_equal(image_files.decode(file.read_bytes(), 16), expected)
+    assert np.array_equal(image_files.decode(file.read_bytes()), np.asarray(image).transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "RGBA", "LA", "I;16"])
 def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     file = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
     Image.new(mode, (4, 4)).save(file)
-    pixels = pictures.decode(file.read_bytes(), 4)
+    pixels = image_files.decode(file.read_bytes(), 4)
     assert pixels.shape == (3, 4, 4)
     assert pixels.dtype == np.uint8
     if mode in ("RGBA", "LA"):
@@ -374,7 +372,7 @@ def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 def test_sixteen_bit_grey_keeps_its_shades(tmp_path: Path) -> None:
     shades = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
     Image.fromarray(shades).save(tmp_path / "x.png")
-    pixels = pictures.decode((tmp_path / "x.png").read_bytes())
+    pixels = image_files.decode((tmp_path / "x.png").read_bytes())
     assert np.array_equal(pixels, np.stack([shades // 256] * 3))
 
 
@@ -382,15 +380,15 @@ def test_exif_orientation_is_applied_unless_as_stored_and_the_first_frame_counts
     turned, frames = Image.Exif(), [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     turned[274] = 6
     Image.new("RGB", (9, 5)).save(tmp_path / "x.jpg", exif=turned)
-    assert pictures.decode((tmp_path / "x.jpg").read_bytes()).shape == (3, 9, 5)
-    assert pictures.upright((tmp_path / "x.jpg").read_bytes(), turn=False)[0].size == (9, 5)
+    assert image_files.decode((tmp_path / "x.jpg").read_bytes()).shape == (3, 9, 5)
+    assert image_files.upright((tmp_path / "x.jpg").read_bytes(), turn=False)[0].size == (9, 5)
     frames[0].save(tmp_path / "x.webp", save_all=True, append_images=frames[1:], lossless=True)
-    assert pictures.decode((tmp_path / "x.webp").read_bytes())[:, 0, 0].tolist() == [255, 0, 0]
+    assert image_files.decode((tmp_path / "x.webp").read_bytes())[:, 0, 0].tolist() == [255, 0, 0]
 
 
 def test_no_program_is_run_on_a_postscript_file() -> None:
-    with pytest.raises(pictures.PictureError, match="a PostScript file, no picture"):
-        pictures.decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(image_files.ImageError, match="a PostScript file, no image"):
+        image_files.decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
 
 
 def test_decoded_once_and_kept_across_processes_and_copies(root: Path, tmp_path: Path) -> None:
@@ -400,7 +398,7 @@ def test_decoded_once_and_kept_across_processes_and_copies(root: Path, tmp_path:
     assert pixels.dtype == torch.float32
     assert torch.equal(pixels[0], pixels[2])
     assert (pixels >= 0).all() and (pixels <= 1).all()
-    expected = pictures.decode(Path(first.paths(np.array([11]))[0]).read_bytes(), 8)
+    expected = image_files.decode(Path(first.paths(np.array([11]))[0]).read_bytes(), 8)
     assert torch.equal((pixels[3] * 255).round().to(torch.uint8), torch.from_numpy(expected))
     assert (first.store(8).decoded, first.store(8).filled()) == (3, 3)
     again = Small(root)
@@ -416,12 +414,12 @@ def test_a_changed_file_is_decoded_again(root: Path) -> None:
     dataset.pixels(np.arange(24), 8)
     file = root / str(dataset.table["path"].iloc[3])
     data = bytearray(file.read_bytes())
-    replaced = picture_bytes("photos/other/9.jpg", (10, 8))
+    replaced = image_bytes("photos/other/9.jpg", (10, 8))
     file.write_bytes(replaced + b"\0" * max(0, len(data) - len(replaced)))
     os.utime(file, ns=(1, 1))
     changed = Small(root)
     pixels = changed.pixels(np.array([3]), 8)
-    assert torch.equal((pixels[0] * 255).round().to(torch.uint8), torch.from_numpy(pictures.decode(replaced, 8)))
+    assert torch.equal((pixels[0] * 255).round().to(torch.uint8), torch.from_numpy(image_files.decode(replaced, 8)))
 
 
 def test_a_slot_that_was_not_written_whole_is_filled_anew(root: Path) -> None:
@@ -448,15 +446,15 @@ def test_worker_processes_give_the_same_pixels(root: Path, monkeypatch: pytest.M
     assert torch.equal(kept.pixels(np.arange(24), 8), alone)
     assert kept.store(8).filled() == 24
     (root / "photos/ant/0000.jpg").write_bytes(b"x")
-    with pytest.raises(DatasetError, match=r"photos/ant/0000\.jpg is broken: not a picture that Pillow can read"):
+    with pytest.raises(DatasetError, match=r"photos/ant/0000\.jpg is broken: not an image that Pillow can read"):
         Small(root).pixels(np.arange(24), 8)
-    assert sum(bool(one.reason) for one in pictures.check_pictures(Small(root).paths())) == 1
+    assert sum(bool(one.reason) for one in image_files.check_images(Small(root).paths())) == 1
 
 
 def test_no_room_means_no_cache_and_one_warning(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "SPARE", 1 << 60)
+    monkeypatch.setattr(image_files, "SPARE", 1 << 60)
     dataset = Small(root)
-    with pytest.warns(RuntimeWarning, match="has no room for more pictures"):
+    with pytest.warns(RuntimeWarning, match="has no room for more images"):
         first = dataset.pixels(np.arange(4), 8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -468,9 +466,9 @@ def test_a_disk_that_fills_up_ends_the_cache_and_not_the_run(root: Path, monkeyp
     def full(descriptor: int, data: bytes, offset: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pictures, "_write", full)
+    monkeypatch.setattr(image_files, "_write", full)
     dataset = Small(root)
-    with pytest.warns(RuntimeWarning, match=r"picture cache .* cannot be written \(No space left on device\)"):
+    with pytest.warns(RuntimeWarning, match=r"image cache .* cannot be written \(No space left on device\)"):
         pixels = dataset.pixels(np.arange(24), 8)
     assert dataset.store(8).folder is None
     monkeypatch.setenv("UCDR_BENCH_CACHE", "off")
@@ -482,7 +480,7 @@ def test_without_a_home_folder_there_is_no_cache(monkeypatch: pytest.MonkeyPatch
     with pytest.warns(
         RuntimeWarning, match="home folder of ~nobody-of-that-name/cache is not known; set UCDR_BENCH_CA"
     ):
-        assert pictures.cache_folder() is None
+        assert image_files.cache_folder() is None
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks here")
@@ -490,7 +488,7 @@ def test_a_worker_that_starts_does_not_see_the_interrupt(request: pytest.Fixture
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     blocked = "import signal; raise SystemExit(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
-    with pytest.raises(KeyboardInterrupt), pictures._interrupts_wait():  # the caller sees it, afterwards
+    with pytest.raises(KeyboardInterrupt), image_files._interrupts_wait():  # the caller sees it, afterwards
         assert subprocess.run([sys.executable, "-c", blocked], check=False).returncode == 1
         signal.raise_signal(signal.SIGINT)
     assert subprocess.run([sys.executable, "-c", blocked], check=False).returncode == 0
@@ -503,21 +501,21 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(root: Path, monke
         assert Small(root).pixels(np.arange(2), 8).shape == (2, 3, 8, 8)
 
 
-def test_a_killed_fill_leaves_only_whole_pictures(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_fill_leaves_only_whole_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Small(root)
-    real, done = pictures._work, []
+    real, done = image_files._work, []
 
-    def dies(job: pictures._Job) -> pictures._Answer:
+    def dies(job: image_files._Job) -> image_files._Answer:
         if done:
             raise KeyboardInterrupt
         done.append(job)
         return real(job)
 
-    monkeypatch.setattr(pictures, "CHUNK", 5)
-    monkeypatch.setattr(pictures, "_work", dies)
+    monkeypatch.setattr(image_files, "CHUNK", 5)
+    monkeypatch.setattr(image_files, "_work", dies)
     with pytest.raises(KeyboardInterrupt):
         dataset.pixels(np.arange(24), 8)
-    monkeypatch.setattr(pictures, "_work", real)
+    monkeypatch.setattr(image_files, "_work", real)
     again = Small(root)
     assert again.store(8).filled() == 5
     monkeypatch.setenv("UCDR_BENCH_CACHE", "off")

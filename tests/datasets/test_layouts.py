@@ -14,14 +14,14 @@ from benchmarks import data
 from benchmarks.datasets import domainnet
 from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.domainnet import CLEANED, ORIGINAL, DomainNet, edition
-from benchmarks.datasets.folder import Folder
-from benchmarks.datasets.folders import FolderDataset, read_image_list
 from benchmarks.datasets.i2awa import I2AwA
 from benchmarks.datasets.i2webv import I2WebV
-from benchmarks.datasets.listed import SPLITS, class_lists
-from benchmarks.datasets.lists import read_placed
+from benchmarks.datasets.image_lists import read_placed
+from benchmarks.datasets.layouts import FolderDataset, read_image_list
+from benchmarks.datasets.listed_dataset import SPLITS, class_lists
 from benchmarks.datasets.mini_domainnet import MiniDomainNet
 from benchmarks.datasets.office_home import OfficeHome
+from benchmarks.datasets.own_folder import Folder
 from benchmarks.datasets.pacs import PACS
 from benchmarks.datasets.sketchy import Sketchy
 from benchmarks.datasets.tuberlin import TUBerlin
@@ -43,8 +43,8 @@ def whole(lists: str) -> list[str]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("layouts")
     trees.domainnet_tree(root / "domainnet", whole("domainnet"))
-    trees.sketchy_tree(root / "sketchy", whole("sketchy_eccv2018"), pictures=1)
-    trees.tuberlin_tree(root / "tuberlin", whole("tuberlin"), pictures=1)
+    trees.sketchy_tree(root / "sketchy", whole("sketchy_eccv2018"), images=1)
+    trees.tuberlin_tree(root / "tuberlin", whole("tuberlin"), images=1)
     transfer_trees.mini_domainnet_tree(root / "mini")
     transfer_trees.office_home_tree(root / "office_home")
     transfer_trees.pacs_tree(root / "pacs")
@@ -166,7 +166,7 @@ def test_the_version_of_domainnet_is_told_by_sizes_and_by_names(
     monkeypatch.setattr(domainnet, "CLEANED", counts)
     monkeypatch.setattr(domainnet, "ORIGINAL", {**counts, "clipart": counts["clipart"] + 1})
     assert DomainNet(root).facts[-1] == "version: the cleaned archives"
-    trees.write_pictures(root, ["clipart/zebra/duplicate.jpg"])
+    trees.write_images(root, ["clipart/zebra/duplicate.jpg"])
     dataset = DomainNet(root)
     assert f"neither list of their domain: 1 of clipart's {counts['clipart'] + 1:,}" in said(dataset)
     assert dataset.facts[-1].startswith("version: the original, uncleaned archives")

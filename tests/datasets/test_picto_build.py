@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from benchmarks.datasets import picto_build
-from benchmarks.datasets.picto_build import Curation, Picture
-from benchmarks.datasets.picto_sources import DOMAIN_COLLECTIONS, Drawing
+from benchmarks.datasets.build import picto_build
+from benchmarks.datasets.build.picto_build import Curation, LabelledDrawing
+from benchmarks.datasets.build.picto_sources import DOMAIN_COLLECTIONS, Drawing
 
 PREFIXES = frozenset({"pet-animals", "food-drink", "food"})
 
@@ -88,7 +88,7 @@ def _drawing(thing: int, variant: int) -> str:
 
 @pytest.fixture
 def sources(tmp_path: Path) -> tuple[Path, Path]:
-    """An iconify folder with one collection a domain (two pictures a thing) and a clip-art folder with one cat."""
+    """An iconify folder with one collection a domain (two images a thing) and a clip-art folder with one cat."""
     iconify, clipart = tmp_path / "package", tmp_path / "clipart"
     (iconify / "json").mkdir(parents=True)
     information = {}
@@ -122,7 +122,7 @@ def curation(tmp_path: Path) -> Curation:
         "category_prefixes": [],
         "classes": {name: {**entry, "synset": f"{name}.n.01"} for name in THINGS},
         "clipart": {"cat": ["animals/gatto_01"]},
-        "pictures": {"noto:key-2": {"drop": "not a key"}, "twemoji:none": {"class": "cat", "why": "shows a cat"}},
+        "images": {"noto:key-2": {"drop": "not a key"}, "twemoji:none": {"class": "cat", "why": "shows a cat"}},
         "dropped_classes": {"star": "a shape"},
     }
     path = tmp_path / "curation.json"
@@ -130,10 +130,10 @@ def curation(tmp_path: Path) -> Curation:
     return picto_build.load_curation(path)
 
 
-def test_matching_takes_phrases_and_leaves_compounds_and_dropped_pictures(
+def test_matching_takes_phrases_and_leaves_compounds_and_dropped_images(
     sources: tuple[Path, Path], curation: Curation
 ) -> None:
-    found = {picture.key: (picture.label, picture.domain) for picture in picto_build.match(*sources, curation)}
+    found = {image.key: (image.label, image.domain) for image in picto_build.match(*sources, curation)}
     assert found["noto:cat"] == ("cat", "flat")
     assert found["noto:cat-2"] == ("cat", "flat")
     assert found["openclipart:animals/gatto_01"] == ("cat", "clipart")
@@ -167,9 +167,9 @@ def test_built_pack_keeps_pixels_and_provenance(sources: tuple[Path, Path], cura
     row = table.loc["flat/cat/noto:cat"]
     assert (row["author"], row["license"], row["synset"]) == ("Author of noto", "MIT", "cat.n.01")
     drawn = picto_build.draw([p for p in picto_build.match(*sources, curation) if p.key == "noto:cat"])[0]
-    picture = Image.open(io.BytesIO(row["image"]["bytes"]))
-    assert picture.mode == "RGB"
-    np.testing.assert_array_equal(np.asarray(picture), drawn.pixels)
+    image = Image.open(io.BytesIO(row["image"]["bytes"]))
+    assert image.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(image), drawn.pixels)
     assert "Author of noto" in (tmp_path / "out" / "ATTRIBUTION.md").read_text()
 
 
@@ -203,7 +203,7 @@ def test_phrase_claimed_twice_is_refused(tmp_path: Path) -> None:
         "category_prefixes": [],
         "classes": {"mouse": {**entry, "phrases": []}, "computer mouse": {**entry, "phrases": ["mouse"]}},
         "clipart": {},
-        "pictures": {},
+        "images": {},
         "dropped_classes": {},
     }
     path = tmp_path / "curation.json"
@@ -212,35 +212,35 @@ def test_phrase_claimed_twice_is_refused(tmp_path: Path) -> None:
         picto_build.load_curation(path)
 
 
-# --- steps on pictures made here --------------------------------------------------------------------------------------
+# --- steps on images made here --------------------------------------------------------------------------------------
 
 
-def _picture(collection: str, name: str, domain: str, label: str = "cat", seed: int | None = None) -> Picture:
+def _image(collection: str, name: str, domain: str, label: str = "cat", seed: int | None = None) -> LabelledDrawing:
     drawing = Drawing(collection=collection, name=name, title=name, author="A", license="MIT")
-    picture = Picture(drawing, label, domain)
+    image = LabelledDrawing(drawing, label, domain)
     if seed is not None:
         pixels = np.full((96, 96, 3), 255, dtype=np.uint8)
         for top, left, height, width in np.random.default_rng(seed).integers(4, 48, size=(4, 4)):
             pixels[top : top + height, left : left + width] = (top, left, height)
-        picture.pixels, picture.signature = pixels, picto_build.perceptual.signature(pixels)
-    return picture
+        image.pixels, image.signature = pixels, picto_build.perceptual.signature(pixels)
+    return image
 
 
-def _valid_cat() -> list[Picture]:
+def _valid_cat() -> list[LabelledDrawing]:
     return [
-        *(_picture("noto", "cat", "flat", seed=1), _picture("twemoji", "cat", "flat", seed=2)),
-        *(_picture("meteocons", "cat", "shaded", seed=3), _picture("maki", "cat", "glyph", seed=4)),
-        *(_picture("lucide", "cat", "line", seed=5), _picture("memory", "cat", "pixel", seed=6)),
+        *(_image("noto", "cat", "flat", seed=1), _image("twemoji", "cat", "flat", seed=2)),
+        *(_image("meteocons", "cat", "shaded", seed=3), _image("maki", "cat", "glyph", seed=4)),
+        *(_image("lucide", "cat", "line", seed=5), _image("memory", "cat", "pixel", seed=6)),
     ]
 
 
 def test_renderings_of_one_design_count_once_and_twins_go_to_the_rarer_domain() -> None:
-    pictures = [
+    images = [
         *_valid_cat(),
-        *(_picture("tabler", "cat", "line"), _picture("tabler", "cat-filled", "line")),
-        *(_picture("fluent-emoji", "cat", "shaded"), _picture("fluent-emoji-flat", "cat", "flat")),
+        *(_image("tabler", "cat", "line"), _image("tabler", "cat-filled", "line")),
+        *(_image("fluent-emoji", "cat", "shaded"), _image("fluent-emoji-flat", "cat", "flat")),
     ]
-    kept = {picture.key for picture in picto_build.one_per_design(pictures)}
+    kept = {image.key for image in picto_build.one_per_design(images)}
     assert "tabler:cat" in kept
     assert "tabler:cat-filled" not in kept
     assert "fluent-emoji:cat" in kept
@@ -248,43 +248,43 @@ def test_renderings_of_one_design_count_once_and_twins_go_to_the_rarer_domain() 
 
 
 def test_twin_stays_where_the_class_needs_it() -> None:
-    pictures = [p for p in _valid_cat() if p.drawing.collection != "twemoji"]
-    pictures += [_picture("fluent-emoji", "cat", "shaded"), _picture("fluent-emoji-flat", "cat", "flat")]
-    kept = {picture.key for picture in picto_build.one_per_design(pictures)}
+    images = [p for p in _valid_cat() if p.drawing.collection != "twemoji"]
+    images += [_image("fluent-emoji", "cat", "shaded"), _image("fluent-emoji-flat", "cat", "flat")]
+    kept = {image.key for image in picto_build.one_per_design(images)}
     assert {"fluent-emoji:cat", "fluent-emoji-flat:cat"} <= kept
 
 
 def test_near_duplicates_go_across_domains_and_classes() -> None:
     copies = [
-        _picture("lucide", "kitten", "line", seed=6),
-        _picture("whh", "dog", "glyph", label="dog", seed=5),
-        _picture("noto", "dog", "flat", label="dog", seed=77),
+        _image("lucide", "kitten", "line", seed=6),
+        _image("whh", "dog", "glyph", label="dog", seed=5),
+        _image("noto", "dog", "flat", label="dog", seed=77),
     ]
     kept, removed = picto_build.drop_near_duplicates([*_valid_cat(), *copies])
-    names = {picture.key for picture in kept}
+    names = {image.key for image in kept}
     assert "memory:cat" in names
     assert {"lucide:kitten"} == {gone.key for gone, _, _ in removed if gone.label == "cat"} - {"lucide:cat"}
-    signatures = np.stack([picture.signature for picture in kept])
+    signatures = np.stack([image.signature for image in kept])
     assert picto_build.perceptual.near_duplicate_pairs(signatures) == []
 
 
 def test_cap_lets_collections_take_turns() -> None:
-    pictures = [_picture("tabler", f"cat-{i}", "line") for i in range(20)] + [_picture("uil", "cat", "line")]
-    kept = picto_build.cap(pictures, limit=3)
-    assert [picture.key for picture in kept] == ["tabler:cat-0", "uil:cat", "tabler:cat-1"]
+    images = [_image("tabler", f"cat-{i}", "line") for i in range(20)] + [_image("uil", "cat", "line")]
+    kept = picto_build.cap(images, limit=3)
+    assert [image.key for image in kept] == ["tabler:cat-0", "uil:cat", "tabler:cat-1"]
 
 
-def test_held_back_is_a_part_of_train_and_leaves_training_pictures() -> None:
-    pictures = _valid_cat() + [_picture("tabler", f"cat-{i}", "line") for i in range(9)]
-    for picture in pictures:
-        picture.split = "train"
-    held = picto_build.draw_held_back(pictures)
+def test_held_back_is_a_part_of_train_and_leaves_training_images() -> None:
+    images = _valid_cat() + [_image("tabler", f"cat-{i}", "line") for i in range(9)]
+    for image in images:
+        image.split = "train"
+    held = picto_build.draw_held_back(images)
     assert sum(id_.startswith("flat/") for id_ in held) == 1
     assert sum(id_.startswith("line/") for id_ in held) == 2
     assert not any(id_.startswith(("pixel/", "shaded/")) for id_ in held)
-    for picture in pictures:
-        picture.split = "test"
-    assert picto_build.draw_held_back(pictures) == set()
+    for image in images:
+        image.split = "test"
+    assert picto_build.draw_held_back(images) == set()
 
 
 def test_splits_do_not_depend_on_the_order_of_classes(curation: Curation) -> None:
@@ -298,7 +298,7 @@ def test_splits_do_not_depend_on_the_order_of_classes(curation: Curation) -> Non
     assert (animals.count("test"), animals.count("val"), animals.count("train")) == (5, 3, 12)
 
 
-def test_png_is_lossless_for_flat_and_noisy_pictures() -> None:
+def test_png_is_lossless_for_flat_and_noisy_images() -> None:
     generator = np.random.default_rng(0)
     noisy = generator.integers(0, 256, size=(96, 96, 3), dtype=np.uint8)
     smooth = np.add.outer(np.arange(96), np.arange(96)).astype(np.uint8)[..., None].repeat(3, axis=2)

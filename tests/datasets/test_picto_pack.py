@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from benchmarks.datasets import perceptual, picto_build
-from benchmarks.datasets.picto_sources import DOMAIN_COLLECTIONS, OPEN_LICENCES
+from benchmarks.datasets.build import perceptual, picto_build
+from benchmarks.datasets.build.picto_sources import DOMAIN_COLLECTIONS, OPEN_LICENCES
 from benchmarks.datasets.wordnet import offer_to_nltk
 
 PARQUET = picto_build.ASSETS / picto_build.PARQUET
@@ -72,7 +72,7 @@ def test_synsets_and_offsets_are_those_of_the_embedded_wordnet(table: pd.DataFra
         assert (synset.name(), synset.lexname()) == (entry.synset, f"noun.{entry.kind}")
 
 
-def test_no_dropped_picture_is_inside(table: pd.DataFrame) -> None:
+def test_no_dropped_image_is_inside(table: pd.DataFrame) -> None:
     keys = set(table["collection"] + ":" + table["name"])
     assert not keys & set(picto_build.load_curation().drops)
 
@@ -89,7 +89,7 @@ def test_splits_are_disjoint_hashed_and_drawn_by_the_rule(table: pd.DataFrame, s
     assert share == pytest.approx({"train": 0.62, "val": 0.13, "test": 0.25}, abs=0.02)
 
 
-def test_held_back_pictures_are_train_pictures_and_leave_some_for_training(table: pd.DataFrame, splits: dict) -> None:
+def test_held_back_images_are_train_images_and_leave_some_for_training(table: pd.DataFrame, splits: dict) -> None:
     held = table[table["held_back"]]
     assert set(held["id"]) == set(splits["held_back"])
     assert set(held["split"]) == {"train"}
@@ -100,12 +100,12 @@ def test_held_back_pictures_are_train_pictures_and_leave_some_for_training(table
     assert set(held.loc[held["domain"] == "flat", "class"]) == set(train["class"])
 
 
-def test_pictures_are_96_pixel_rgb_png(table: pd.DataFrame) -> None:
+def test_images_are_96_pixel_rgb_png(table: pd.DataFrame) -> None:
     for image in table["image"].iloc[::37]:
         assert image["bytes"].startswith(b"\x89PNG")
-        picture = Image.open(io.BytesIO(image["bytes"]))
-        assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (96, 96))
-        assert int((np.asarray(picture).min(axis=2) < 250).sum()) >= 96 * 96 // 200
+        image = Image.open(io.BytesIO(image["bytes"]))
+        assert (image.format, image.mode, image.size) == ("PNG", "RGB", (96, 96))
+        assert int((np.asarray(image).min(axis=2) < 250).sum()) >= 96 * 96 // 200
 
 
 def test_no_drawing_stands_twice(table: pd.DataFrame) -> None:
@@ -138,7 +138,7 @@ def test_licences_are_open_and_everybody_is_attributed(table: pd.DataFrame) -> N
         assert name in text
 
 
-def test_schema_tells_hugging_face_which_column_is_the_picture() -> None:
+def test_schema_tells_hugging_face_which_column_is_the_image() -> None:
     import pyarrow.parquet as pq
 
     features = json.loads(pq.read_schema(PARQUET).metadata[b"huggingface"])["info"]["features"]
@@ -162,7 +162,7 @@ def test_no_drawing_is_in_two_classes(table: pd.DataFrame) -> None:
     assert [(table["id"][i], table["id"][j]) for i, j in found] == []
 
 
-def test_pictures_judged_to_be_one_drawing_exist(table: pd.DataFrame) -> None:
+def test_images_judged_to_be_one_drawing_exist(table: pd.DataFrame) -> None:
     curation = picto_build.load_curation()
     keys = set(table["collection"] + ":" + table["name"])
     assert curation.one_drawing

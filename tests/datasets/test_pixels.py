@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from benchmarks.datasets import pictures
+from benchmarks.datasets import image_files
+from benchmarks.datasets.image_files import ImageError, decode, readable_endings
 from benchmarks.datasets.picto_domains import PictoDomains
-from benchmarks.datasets.pictures import PictureError, decode, readable_endings
 from methods.parts.preprocessing import ImageProcessing, ImageSize, read_processor
 
 
@@ -53,11 +53,11 @@ def test_images_are_turned_upright(kind: str, orientation: int) -> None:
     exif[0x0112] = orientation
     options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
     data = encoded(stored, kind, exif=exif, **options)
-    image, said = pictures.upright(data)
+    image, said = image_files.upright(data)
     assert said == orientation
     assert np.abs(np.asarray(image).astype(int) - np.asarray(UPRIGHT)).max() <= (12 if kind == "JPEG" else 0)
     if kind != "TIFF":  # Pillow turns it itself
-        assert pictures.upright(data, turn=False)[0].size == stored.size
+        assert image_files.upright(data, turn=False)[0].size == stored.size
         as_stored = decode(data, ImageProcessing.clip(8).released())
         assert np.array_equal(as_stored, ImageProcessing.clip(8).released().apply(Image.open(io.BytesIO(data))))
 
@@ -66,7 +66,7 @@ def test_images_are_turned_upright(kind: str, orientation: int) -> None:
 def test_orientations_that_mean_nothing_are_left(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image, said = pictures.upright(encoded(UPRIGHT, "PNG", exif=exif))
+    image, said = image_files.upright(encoded(UPRIGHT, "PNG", exif=exif))
     assert (image.size, said) == (UPRIGHT.size, 1)
 
 
@@ -77,7 +77,7 @@ def test_no_changed_byte_of_a_png_changes_a_pixel(place: int, change: int) -> No
     data[place % len(data)] ^= change
     try:
         pixels = decode(bytes(data))
-    except PictureError:
+    except ImageError:
         return
     assert np.array_equal(pixels, np.asarray(UPRIGHT).transpose(2, 0, 1))
 
@@ -85,17 +85,17 @@ def test_no_changed_byte_of_a_png_changes_a_pixel(place: int, change: int) -> No
 def test_a_damaged_png_is_named_and_one_cut_behind_its_pixels_is_whole() -> None:
     data = bytearray(encoded(UPRIGHT, "PNG"))
     assert np.array_equal(decode(bytes(data[:-12])), decode(bytes(data)))
-    with pytest.raises(PictureError, match="ends in its chunk IDAT"):
+    with pytest.raises(ImageError, match="ends in its chunk IDAT"):
         decode(bytes(data[:-20]))
     data[60] ^= 1
-    with pytest.raises(PictureError, match="checksum of its chunk IDAT is wrong"):
+    with pytest.raises(ImageError, match="checksum of its chunk IDAT is wrong"):
         decode(bytes(data))
 
 
 def test_truncated_files_are_errors_whatever_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     data = encoded(UPRIGHT, "JPEG")
-    with pytest.raises(PictureError, match=r"(?i)truncated"):
+    with pytest.raises(ImageError, match=r"(?i)truncated"):
         decode(data[: len(data) // 2])
     assert ImageFile.LOAD_TRUNCATED_IMAGES
 
@@ -140,7 +140,7 @@ def test_grey_of_many_kinds_keeps_its_shades(values: np.ndarray, tags: dict[int,
     ],
 )
 def test_grey_of_unknown_range_is_refused_by_name(values: np.ndarray, kind: str, reason: str) -> None:
-    with pytest.raises(PictureError, match=reason) as caught:
+    with pytest.raises(ImageError, match=reason) as caught:
         decode(encoded(Image.fromarray(values), kind))
     assert "\n" not in str(caught.value)
 
@@ -157,7 +157,7 @@ def test_a_colour_image_of_twelve_bits_in_sixteen_is_refused() -> None:
     colours = np.asarray(UPRIGHT).astype(np.uint16)
     assert np.array_equal(decode(png(colours * 257)), np.asarray(UPRIGHT).transpose(2, 0, 1))
     assert decode(png(colours * 0)).max() == 0, "black is black at any depth"
-    with pytest.raises(PictureError, match="12 bits or fewer in 16"):
+    with pytest.raises(ImageError, match="12 bits or fewer in 16"):
         decode(png(colours * 16))
 
 
@@ -173,7 +173,7 @@ def test_what_pillow_writes_and_reads_is_among_the_endings() -> None:
 
 
 def test_a_heic_file_says_what_it_needs() -> None:
-    with pytest.raises(PictureError, match="HEIC image, which Pillow reads only with the package pillow-heif"):
+    with pytest.raises(ImageError, match="HEIC image, which Pillow reads only with the package pillow-heif"):
         decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 200)
 
 
@@ -199,8 +199,8 @@ def test_a_processing_has_its_own_cache(tmp_path: Path) -> None:
     UPRIGHT.save(file)
     stamps = np.array([[file.stat().st_size, file.stat().st_mtime_ns]])
 
-    def store(how: ImageProcessing) -> pictures.PictureStore:
-        return pictures.PictureStore([str(file)], stamps, "one", how, tmp_path / "cache")
+    def store(how: ImageProcessing) -> image_files.ImageStore:
+        return image_files.ImageStore([str(file)], stamps, "one", how, tmp_path / "cache")
 
     clip = ImageProcessing.clip(8)
     squash = read_processor({"size": [8, 8], "do_center_crop": False}, 8)
@@ -225,7 +225,7 @@ def test_a_damaged_deflated_tiff_is_refused() -> None:
     with Image.open(io.BytesIO(data)) as opened:
         start, size = opened.tag_v2[273][0], opened.tag_v2[279][0]
     data[start + size - 1] ^= 1  # its checksum
-    with pytest.raises(PictureError, match=r"the TIFF is damaged: .*incorrect data check"):
+    with pytest.raises(ImageError, match=r"the TIFF is damaged: .*incorrect data check"):
         decode(bytes(data))
 
 
@@ -250,7 +250,7 @@ def test_signed_and_long_numbers_of_a_tiff_are_not_misread() -> None:
 
     whole = np.arange(0, 256, dtype=np.uint32).reshape(16, 16)
     assert (decode(tiff(whole, 1))[0] == whole).all()
-    with pytest.raises(PictureError, match=r"reach 4\.27.*does not say which value is white"):
+    with pytest.raises(ImageError, match=r"reach 4\.27.*does not say which value is white"):
         decode(tiff(whole * 16777217, 1))
-    with pytest.raises(PictureError, match="signed numbers of 8 bits"):
+    with pytest.raises(ImageError, match="signed numbers of 8 bits"):
         decode(tiff((whole // 2).astype(np.int8), 2))

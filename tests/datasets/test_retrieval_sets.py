@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from benchmarks import data, run
-from benchmarks.datasets import listed
+from benchmarks.datasets import listed_dataset
 from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.domainnet import DomainNet
-from benchmarks.datasets.folders import FolderDataset
-from benchmarks.datasets.listed import ListedDataset, class_lists, lists_hash
+from benchmarks.datasets.layouts import FolderDataset
+from benchmarks.datasets.listed_dataset import ListedDataset, class_lists, lists_hash
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.datasets.sketchy import Sketchy, SketchyRandom
 from benchmarks.datasets.tuberlin import TUBerlin
@@ -43,12 +43,12 @@ TREES: dict[str, Callable[..., list[str]]] = {
 def all_classes(kind: type[ListedDataset]) -> list[str]:
     """Train classes first, so that the first three are train classes under every split."""
     lists = class_lists(kind.lists)
-    return [name for split in listed.SPLITS for name in lists[split]]
+    return [name for split in listed_dataset.SPLITS for name in lists[split]]
 
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with a tree of each set: every class, two pictures a class and domain, twelve of the first three."""
+    """A data root with a tree of each set: every class, two images a class and domain, twelve of the first three."""
     root = tmp_path_factory.mktemp("data")
     for name, write in TREES.items():
         write(root / name, all_classes(SETS[name][0]), plenty=True)
@@ -68,7 +68,7 @@ def loaded(request: pytest.FixtureRequest, data_root: Path) -> ListedDataset:
 def test_the_committed_class_lists_are_the_official_ones() -> None:
     official: dict[str, list[str]] = golden_set().json("class_lists.json")
     domainnet = class_lists("domainnet")
-    for split in listed.SPLITS:
+    for split in listed_dataset.SPLITS:
         assert list(domainnet[split]) == official[f"domainnet_{split}"]
     for name, test, val in (
         ("sketchy_eccv2018", "sketchy_test_eccv2018_21", "sketchy_val_eccv2018_drawn_but_also_trained_on"),
@@ -89,11 +89,11 @@ def test_a_changed_list_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     folder = tmp_path / "assets" / "class_lists"
     folder.mkdir(parents=True)
     lists = {"train": ["a"], "val": ["b"], "test": ["c"]}
-    monkeypatch.setattr(listed.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(listed_dataset.resources, "files", lambda package: tmp_path)
     (folder / "mine.json").write_text(json.dumps({"sha256": "0" * 64, **lists}))
     with pytest.raises(DatasetError, match=r"mine\.json was changed: its sha256 no longer fits; reinstall the package"):
         class_lists("mine")
-    twice = dict.fromkeys(listed.SPLITS, ("a",))
+    twice = dict.fromkeys(listed_dataset.SPLITS, ("a",))
     (folder / "twice.json").write_text(json.dumps({"sha256": lists_hash(twice), **twice}))
     with pytest.raises(DatasetError, match="a class stands in two splits"):
         class_lists("twice")
@@ -113,8 +113,8 @@ def test_the_official_rules_on_a_tree_on_disk_give_the_released_lists(
             folder.mkdir(parents=True)
             for number in range(count):
                 (folder / f"{domain[0]}_{number:03d}.jpg").write_bytes(b"an image")
-    lists = {split: tuple(fixture[f"{split}_classes"]) for split in listed.SPLITS}
-    monkeypatch.setattr(listed, "class_lists", lambda name: lists)
+    lists = {split: tuple(fixture[f"{split}_classes"]) for split in listed_dataset.SPLITS}
+    monkeypatch.setattr(listed_dataset, "class_lists", lambda name: lists)
     dataset, expected = DomainNet(tmp_path), fixture["expected"]
     dataset.check()
     keys = dataset.table["key"].to_numpy()
@@ -136,7 +136,7 @@ def test_the_official_rules_on_a_tree_on_disk_give_the_released_lists(
     held = dataset.table["key"][dataset.table["held_back"]]
     counts = {name: len([key for key in held if key.startswith(f"real/{name}/")]) for name in lists["train"]}
     trained = {name: fixture["files_per_class"]["real"][name] for name in lists["train"]}
-    released = {name: n - int(0.92 * n) if n > 1 else 0 for name, n in trained.items()}  # an only picture is trained on
+    released = {name: n - int(0.92 * n) if n > 1 else 0 for name, n in trained.items()}  # an only image is trained on
     assert counts == released, "as many as the released rule holds back"
 
 
@@ -147,10 +147,10 @@ def test_a_whole_tree_loads(loaded: ListedDataset) -> None:
     loaded.check()
     name = loaded.card.name
     counts = SETS[name][1]
-    assert tuple(len(loaded.classes(split)) for split in listed.SPLITS) == counts
+    assert tuple(len(loaded.classes(split)) for split in listed_dataset.SPLITS) == counts
     table = loaded.table
     assert set(table["class"]) == set(loaded.classes())
-    assert tuple(table.groupby("split")["class"].nunique()[list(listed.SPLITS)]) == counts
+    assert tuple(table.groupby("split")["class"].nunique()[list(listed_dataset.SPLITS)]) == counts
     sizes = table.groupby(["domain", "class"]).size()
     assert sizes.min() == 2
     assert (sizes == trees.PLENTY).sum() == 3 * len(loaded.domains)
@@ -212,7 +212,7 @@ def test_damage_is_listed_by_name_and_nothing_is_replaced(data_root: Path, tmp_p
     copy = tmp_path / "domainnet"
     shutil.copytree(data_root / "domainnet", copy)
     harm = trees.damage(copy, "real/zebra", tmp_path / "outside")
-    trees.write_pictures(copy, ["real/zèbre/1.jpg"])
+    trees.write_images(copy, ["real/zèbre/1.jpg"])
     number = sorted(all_classes(DomainNet)).index("tiger") + 1
     gone = f"clipart/tiger/clipart_{number:03d}_000001.jpg"
     (copy / gone).unlink()
@@ -225,7 +225,7 @@ def test_damage_is_listed_by_name_and_nothing_is_replaced(data_root: Path, tmp_p
     assert missing == [gone]
     assert f"{gone}: named in clipart_train.txt, but not there" in map(str, dataset.findings)
     rows = np.flatnonzero(dataset.table["key"].isin(harm.broken))
-    with pytest.raises(DatasetError, match=r"^domainnet: .*real/zebra/page\.jpg is broken: not a picture"):
+    with pytest.raises(DatasetError, match=r"^domainnet: .*real/zebra/page\.jpg is broken: not an image"):
         dataset.pixels(rows, 8)
 
 
@@ -246,7 +246,7 @@ def test_painting_without_t_shirt_is_not_in_order(data_root: Path, tmp_path: Pat
         shutil.rmtree(root / "painting" / name)
     lacking = [str(finding) for finding in DomainNet(root).findings if finding.kind == "lacking"]
     assert lacking == [
-        f"painting/{name}: no picture of this class in this domain; fetch them" for name in ("sword", "t-shirt")
+        f"painting/{name}: no image of this class in this domain; fetch them" for name in ("sword", "t-shirt")
     ]
     assert not any("in order" in problem for problem in DomainNet.card.known_problems)
 
@@ -262,15 +262,15 @@ def test_painting_without_t_shirt_is_not_in_order(data_root: Path, tmp_path: Pat
         (
             "sketchy",
             delete("256x256/sketch/tx_000000000000/*/*"),
-            "holds no pictures of the domain sketch (256x256/sketch",
+            "holds no images of the domain sketch (256x256/sketch",
         ),
-        ("sketchy", delete("*/*/*/hot-*", "*/hot-*"), "1 of 125 classes have no pictures under"),
+        ("sketchy", delete("*/*/*/hot-*", "*/hot-*"), "1 of 125 classes have no images under"),
         (
             "tuberlin",
             delete("png"),
             "lacks the folder png or sketches or png_ready or sketch; the layout is ROOT/{png,ImageResized}/CLASS/*",
         ),
-        ("tuberlin", delete("*/a*", "*/b*"), "classes have no pictures under"),
+        ("tuberlin", delete("*/a*", "*/b*"), "classes have no images under"),
     ],
 )
 def test_a_tree_that_is_not_whole_fails_with_one_line(
@@ -287,7 +287,7 @@ def test_a_tree_that_is_not_whole_fails_with_one_line(
 
 def test_a_damaged_image_list_is_named(data_root: Path, tmp_path: Path) -> None:
     for domain in ("clipart", "infograph", "painting", "quickdraw", "real", "sketch"):
-        trees.write_pictures(tmp_path, [f"{domain}/ant/1.jpg"])
+        trees.write_images(tmp_path, [f"{domain}/ant/1.jpg"])
     (tmp_path / "real_test.txt").write_text("real/ant/1.jpg 8\nreal/ant/2.jpg\n")
     with pytest.raises(DatasetError, match=r"^domainnet: .*real_test\.txt, line 2: expected 'PATH LABEL', found"):
         DomainNet(tmp_path).check()
@@ -361,21 +361,21 @@ def test_list_says_what_is_there(data_root: Path, capsys: pytest.CaptureFixture)
     assert lines["folder"] == "missing"
 
 
-def test_splits_need_no_pictures(capsys: pytest.CaptureFixture, data_root: Path) -> None:
+def test_splits_need_no_images(capsys: pytest.CaptureFixture, data_root: Path) -> None:
     assert data.main(["splits", "tuberlin"]) == 0
     printed = capsys.readouterr().out
     digest = hashlib.sha256("\n".join(class_lists("tuberlin")["test"]).encode()).hexdigest()
     assert f"test: 30 classes, sha256 {digest}\n  banana, bus, tractor," in printed
-    assert "held back pictures: not known here: tuberlin is not shipped" in printed
+    assert "held back images: not known here: tuberlin is not shipped" in printed
     assert data.main(["splits", "tuberlin", "--data-root", str(data_root)]) == 0
-    assert re.search(r"^held back: 200 pictures, sha256 [0-9a-f]{64}$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^held back: 200 images, sha256 [0-9a-f]{64}$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_verify_in_order(data_root: Path, capsys: pytest.CaptureFixture) -> None:
     assert data.main(["verify", "sketchy", "--root", str(data_root / "sketchy")]) == 0
     printed = capsys.readouterr().out
-    assert "photo                  280 pictures, 125 classes (published: 73,002)" in printed
-    assert "sketchy v1: 560 pictures decode, 3 tasks are sound" in printed
+    assert "photo                  280 images, 125 classes (published: 73,002)" in printed
+    assert "sketchy v1: 560 images decode, 3 tasks are sound" in printed
     assert len(re.findall(r"^(?:data|content) hash [0-9a-f]{64}$", printed, re.MULTILINE)) == 2
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from benchmarks import data
 from benchmarks.datasets.base import Dataset, DatasetError
-from benchmarks.datasets.folders import FolderDataset
 from benchmarks.datasets.i2awa import SEEN, UNSEEN, I2AwA
 from benchmarks.datasets.i2webv import I2WebV, class_names
+from benchmarks.datasets.layouts import FolderDataset
 from benchmarks.datasets.mini_domainnet import MiniDomainNet
 from benchmarks.datasets.office_home import OfficeHome
 from benchmarks.datasets.pacs import PACS
@@ -37,7 +37,7 @@ from tests.datasets.transfer_trees import (
     pacs_tree,
     visda_tree,
 )
-from tests.datasets.trees import damage, write_pictures
+from tests.datasets.trees import damage, write_images
 
 #: Eleven nouns of WordNet: two cranes, two maillots; the first six play the seen classes.
 WNIDS = (
@@ -193,13 +193,13 @@ def test_damaged_trees_name_everything_that_is_not_used(
         patch.setitem(DATASETS._loaded, name, kind)
         assert data.main(["verify", name, "--root", str(root), "--write-broken", "--all"]) == 1
         shown = capsys.readouterr().out
-        assert "broken pictures: 3" in shown
+        assert "broken images: 3" in shown
         assert all(broken.rpartition("/")[2] in shown for broken in harm.broken)
         assert data.main(["verify", name, "--root", str(root)]) == 0
-    assert f"{before + len(harm.whole)} pictures decode" in capsys.readouterr().out
+    assert f"{before + len(harm.whole)} images decode" in capsys.readouterr().out
 
 
-def test_lists_name_missing_pictures(copy: Callable[[str], Path]) -> None:
+def test_lists_name_missing_images(copy: Callable[[str], Path]) -> None:
     root = copy("visda")
     (root / "validation" / "car" / "1_114945.jpg").unlink()
     dataset = VisDA(root)
@@ -231,9 +231,9 @@ def move_outside(folder: Path, outside: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "class_folder", "says"),
     [
-        ("pacs", "pacs_data/photo/dog", "  photo/dog: no picture of this class in this domain; fetch them\n"),
-        ("visda", "validation/car", "missing pictures: 3\n  validation/car/0_114945.jpg: "),
-        ("domainnet", "real/class_003", "missing pictures: 2\n  real/class_003/real_000000.jpg: "),
+        ("pacs", "pacs_data/photo/dog", "  photo/dog: no image of this class in this domain; fetch them\n"),
+        ("visda", "validation/car", "missing images: 3\n  validation/car/0_114945.jpg: "),
+        ("domainnet", "real/class_003", "missing images: 2\n  real/class_003/real_000000.jpg: "),
     ],
 )
 def test_a_class_that_a_domain_lost_is_not_in_order(
@@ -292,17 +292,17 @@ def test_office_home_is_the_same_in_every_spelling(
     assert [len(dataset.classes(split)) for split in ("train", "val", "test")] == [39, 10, 16]
 
 
-def test_a_class_without_pictures_is_named(copy: Callable[[str], Path]) -> None:
+def test_a_class_without_images_is_named(copy: Callable[[str], Path]) -> None:
     root = copy("office_home")
     for folder in root.rglob("ToothBrush"):
         shutil.rmtree(folder)
     with pytest.raises(DatasetError) as caught:
         OfficeHome(root).check()
-    assert "1 of 65 classes have no pictures" in one_line(caught, "office_home")
+    assert "1 of 65 classes have no images" in one_line(caught, "office_home")
     assert "(toothbrush)" in str(caught.value)
 
 
-def test_a_domain_without_pictures_is_named(copy: Callable[[str], Path]) -> None:
+def test_a_domain_without_images_is_named(copy: Callable[[str], Path]) -> None:
     root = copy("pacs")
     (root / "pacs_data" / "cartoon").rename(root / "pacs_data" / "comic")
     with pytest.raises(DatasetError) as caught:
@@ -460,10 +460,10 @@ def test_i2awa_reads_gif_and_odd_endings(trees: Path) -> None:
 
 def test_i2awa_refuses_what_is_not_its_class(copy: Callable[[str], Path]) -> None:
     root = copy("i2awa")
-    write_pictures(root, ["3D2/horse-n02374451/1.jpg", "3D2/unicorn-n09505153/1.jpg"])
+    write_images(root, ["3D2/horse-n02374451/1.jpg", "3D2/unicorn-n09505153/1.jpg"])
     dataset = I2AwA(root)
     said = {finding.path: finding.reason for finding in dataset.findings}
-    assert said["3D2/horse"] == "an unseen class: its source pictures are left out"
+    assert said["3D2/horse"] == "an unseen class: its source images are left out"
     assert "no class of i2awa" in said["unicorn"]
     assert not ((dataset.table["class"] == "horse") & (dataset.table["domain"] == "3d2")).any()
     (root / "3D2" / "tiger-n02129604").rename(root / "3D2" / "tiger-n02129165")
@@ -479,10 +479,10 @@ def test_i2awa_needs_every_class_in_its_domains(copy: Callable[[str], Path], fol
     with pytest.raises(DatasetError) as caught:
         I2AwA(root).check()
     text = one_line(caught, "i2awa")
-    assert "classes have no pictures" in text
+    assert "classes have no images" in text
     assert "left out" not in text
     (root / folder).mkdir()
-    with pytest.raises(DatasetError, match=rf"; left out here: {folder}: holds no pictures$"):
+    with pytest.raises(DatasetError, match=rf"; left out here: {folder}: holds no images$"):
         I2AwA(root).check()
     assert ("tiger" if "tiger" in folder else "giraffe") in text
 
@@ -539,7 +539,7 @@ def test_i2webv_runs_dazsl(trees: Path) -> None:
             lambda info: (info.parent / "val_images_resized").rename(info.parent / "v"),
             "no folder val_images_resized or",
         ),
-        (lambda info: shutil.rmtree(info.parents[1] / "imagenet/train" / WNIDS[4]), "1 of 6 classes have no pictures"),
+        (lambda info: shutil.rmtree(info.parents[1] / "imagenet/train" / WNIDS[4]), "1 of 6 classes have no images"),
         (lambda info: shutil.rmtree(info.parents[1] / "imagenet"), "lacks the folder imagenet/train or"),
     ],
 )
@@ -562,7 +562,7 @@ def test_other_places_of_imagenet_and_of_the_lists(trees: Path, copy: Callable[[
     for file in (root / "webvision" / "info").iterdir():
         file.rename(root / "webvision" / file.name)
     (root / "webvision" / "val_images_resized").rename(root / "webvision" / "val_images_256")
-    write_pictures(root, ["ILSVRC2012_img_train/n02121620/1.JPEG"])  # an unseen class
+    write_images(root, ["ILSVRC2012_img_train/n02121620/1.JPEG"])  # an unseen class
     other = SmallI2WebV(root)
     assert [finding.path for finding in other.findings] == ["n02121620"]
     assert other.data_hash == SmallI2WebV(trees / "i2webv").data_hash
@@ -632,12 +632,12 @@ def test_a_method_learns_and_is_scored_on_a_generated_tree(
     assert {"h[image]", "unseen[image]"} <= set(frame[frame["protocol"] == "dazsl"]["metric"])
 
 
-def test_pictures_keep_their_own_pixels(trees: Path) -> None:
+def test_images_keep_their_own_pixels(trees: Path) -> None:
     dataset: Dataset = OfficeHome(trees / "office_home")
     assert isinstance(dataset, FolderDataset)
     row = 77
-    with Image.open(dataset.paths(np.array([row]))[0]) as picture:
-        square = picture.convert("RGB").crop((1, 0, 9, 8))
+    with Image.open(dataset.paths(np.array([row]))[0]) as image:
+        square = image.convert("RGB").crop((1, 0, 9, 8))
         expected = np.asarray(square).transpose(2, 0, 1)
     got = dataset.pixels(np.array([row]), 8).mul(255).round().numpy()[0]
     assert np.abs(got - expected).max() <= 1

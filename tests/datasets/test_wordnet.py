@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.datasets import wordnet_build
+from benchmarks.datasets.build import wordnet_build
 from benchmarks.datasets.wordnet import NLTK_DATA, _is_private
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.datasets.i2awa import SEEN, UNSEEN
 from benchmarks.datasets.visda import CLASSES as VISDA_CLASSES
-from tests.datasets.trees import class_tree, write_pictures
+from tests.datasets.trees import class_tree, write_images
 
 _OFFICE_HOME = (
     "Alarm_Clock,Backpack,Batteries,Bed,Bike,Bottle,Bucket,Calculator,Calendar,Candles,Chair,Clipboards,Computer,Couch,"
@@ -23,23 +23,23 @@ PACS_DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 PACS_CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 
 
-def office_home_tree(root: Path, pictures: int = 2) -> Path:
+def office_home_tree(root: Path, images: int = 2) -> Path:
     """The archive: ``OfficeHomeDataset_10072016/{Art,Clipart,Product,Real World}/CLASS/00001.jpg``, lists beside."""
     base = root / "OfficeHomeDataset_10072016"
-    class_tree(base, ("Art", "Clipart", "Product", "Real World"), OFFICE_HOME_FOLDERS, pictures, "{number:05d}.jpg")
+    class_tree(base, ("Art", "Clipart", "Product", "Real World"), OFFICE_HOME_FOLDERS, images, "{number:05d}.jpg")
     (base / "ImageInfo.csv").write_text("Art,Alarm_Clock,00001.jpg\n")
     return root
 
 
-def pacs_tree(root: Path, base: str = "pacs_data", pictures: int = 3) -> Path:
+def pacs_tree(root: Path, base: str = "pacs_data", images: int = 3) -> Path:
     """``BASE/{art_painting,cartoon,photo,sketch}/CLASS/pic_001.jpg``, sketches as PNG."""
     folders = [f"{base}/{domain}" if base else domain for domain in PACS_DOMAINS]
-    class_tree(root, folders[:3], PACS_CLASSES, pictures, "pic_{number:03d}.jpg")
-    class_tree(root, folders[3:], PACS_CLASSES, pictures, "{number}.png")
+    class_tree(root, folders[:3], PACS_CLASSES, images, "pic_{number:03d}.jpg")
+    class_tree(root, folders[3:], PACS_CLASSES, images, "{number}.png")
     return root
 
 
-def visda_tree(root: Path, pictures: int = 3) -> Path:
+def visda_tree(root: Path, images: int = 3) -> Path:
     """``{train,validation}/CLASS/*`` and ``test/trunkNN/*``, each with its ``image_list.txt``."""
     for part, name in (
         ("train", "{cls}/src_1_02691156_{number}__0_31_0.png"),
@@ -49,15 +49,15 @@ def visda_tree(root: Path, pictures: int = 3) -> Path:
         lines = [
             (name.format(cls=cls, number=number), label)
             for label, cls in enumerate(VISDA_CLASSES)
-            for number in range(pictures)
+            for number in range(images)
         ]
-        write_pictures(root, (f"{part}/{path}" for path, _ in lines))
+        write_images(root, (f"{part}/{path}" for path, _ in lines))
         (root / part / "image_list.txt").write_text("".join(f"{path} {label}\n" for path, label in lines))
     return root
 
 
 def mini_domainnet_tree(root: Path, classes: int = 126) -> Path:
-    """DomainNet's folders and ``splits_mini``: a train and a test picture a class and domain."""
+    """DomainNet's folders and ``splits_mini``: a train and a test image a class and domain."""
     names = [f"class_{number:03d}" for number in range(classes)]
     (root / "splits_mini").mkdir(parents=True)
     for domain in ("clipart", "painting", "real", "sketch"):
@@ -70,23 +70,23 @@ def mini_domainnet_tree(root: Path, classes: int = 126) -> Path:
     return root
 
 
-def i2awa_tree(root: Path, pictures: int = 3) -> Path:
+def i2awa_tree(root: Path, images: int = 3) -> Path:
     """``3D2/CLASS-WNID/N.jpg`` (names with plus signs, some GIF) and AwA2 as its archive unpacks."""
     seen = [name.replace("_", "+") for name in SEEN]
     folders = [f"{name}-{wnid}" for name, wnid in zip(seen, SEEN.values(), strict=True)]
-    class_tree(root, ("3D2",), folders, pictures, "{number}.jpg")
-    write_pictures(root, [f"3D2/{folders[0]}/20.gif", f"3D2/{folders[1]}/7.jpeg"])
+    class_tree(root, ("3D2",), folders, images, "{number}.jpg")
+    write_images(root, [f"3D2/{folders[0]}/20.gif", f"3D2/{folders[1]}/7.jpeg"])
     everything = [*seen, *(name.replace("_", "+") for name in UNSEEN)]
     class_tree(root, ("Animals_with_Attributes2/JPEGImages",), everything, 2, "{cls}_1000{number}.jpg")
     (root / "Animals_with_Attributes2" / "classes.txt").write_text("1\tantelope\n")
     return root
 
 
-def i2webv_tree(root: Path, wnids: Sequence[str], seen: int, pictures: int = 3) -> Path:
-    """``imagenet/train/WNID/*`` of the first classes, and WebVision's lists and validation pictures of all."""
-    class_tree(root, ("imagenet/train",), wnids[:seen], pictures, "{cls}_{number}.JPEG")
+def i2webv_tree(root: Path, wnids: Sequence[str], seen: int, images: int = 3) -> Path:
+    """``imagenet/train/WNID/*`` of the first classes, and WebVision's lists and validation images of all."""
+    class_tree(root, ("imagenet/train",), wnids[:seen], images, "{cls}_{number}.JPEG")
     names = [f"val{number:06d}.jpg" for number in range(2 * len(wnids))]
-    write_pictures(root, (f"webvision/val_images_resized/{name}" for name in names))
+    write_images(root, (f"webvision/val_images_resized/{name}" for name in names))
     info = root / "webvision" / "info"
     info.mkdir()
     (info / "synsets.txt").write_text("".join(f"{wnid} some, synonyms\n" for wnid in wnids))

@@ -1,7 +1,7 @@
-"""Small trees of exactly the layouts in which the data sets are published, with tiny pictures, and ways to damage them.
+"""Small trees of exactly the layouts in which the data sets are published, with tiny images, and ways to damage them.
 
-A picture's content follows from its path (colour from the class folder, brightness from the domain, a mark from the
-file name), so two trees with the same paths hold the same bytes and no two pictures of a tree are equal.
+An image's content follows from its path (colour from the class folder, brightness from the domain, a mark from the
+file name), so two trees with the same paths hold the same bytes and no two images of a tree are equal.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ FORMATS = {
 SIDE = (10, 8)
 
 
-def picture_bytes(path: str, side: tuple[int, int] = SIDE) -> bytes:
-    """An encoded picture of ``side`` (width, height), in the format of the path's ending."""
+def image_bytes(path: str, side: tuple[int, int] = SIDE) -> bytes:
+    """An encoded image of ``side`` (width, height), in the format of the path's ending."""
     parts = path.split("/")
     folder = parts[-2] if len(parts) > 1 else ""
     tint = np.frombuffer(hashlib.sha256(folder.encode()).digest()[:3], dtype=np.uint8)
@@ -41,20 +41,20 @@ def picture_bytes(path: str, side: tuple[int, int] = SIDE) -> bytes:
     return out.getvalue()
 
 
-def write_pictures(root: Path, paths: Iterable[str], side: tuple[int, int] = SIDE) -> list[str]:
-    """Write the pictures ``paths`` (with ``/``, under ``root``); returns the paths."""
+def write_images(root: Path, paths: Iterable[str], side: tuple[int, int] = SIDE) -> list[str]:
+    """Write the images ``paths`` (with ``/``, under ``root``); returns the paths."""
     made, folders = [], set()
     for path in paths:
         file = root / path
         if file.parent not in folders:
             file.parent.mkdir(parents=True, exist_ok=True)
             folders.add(file.parent)
-        file.write_bytes(picture_bytes(path, side))
+        file.write_bytes(image_bytes(path, side))
         made.append(path)
     return made
 
 
-#: Every tree has this many pictures in its first three classes if ``plenty`` is asked for: enough for a tenth of them.
+#: Every tree has this many images in its first three classes if ``plenty`` is asked for: enough for a tenth of them.
 PLENTY = 12
 
 
@@ -62,26 +62,26 @@ def class_tree(
     root: Path,
     folders: Sequence[str],
     classes: Sequence[str],
-    pictures: int,
+    images: int,
     name: str = "{number:04d}.jpg",
     *,
     plenty: bool = False,
 ) -> list[str]:
     """``FOLDER/CLASS/*`` for every folder and class; ``name`` may use ``{folder}``, ``{cls}`` and ``{number}``."""
     rich = set(classes[:3]) if plenty else set()
-    return write_pictures(
+    return write_images(
         root,
         (
             f"{folder}/{cls}/" + name.format(folder=folder.rpartition("/")[2], cls=cls, number=number)
             for folder in folders
             for cls in classes
-            for number in range(PLENTY if cls in rich else pictures)
+            for number in range(PLENTY if cls in rich else images)
         ),
     )
 
 
 def domainnet_tree(
-    root: Path, classes: Sequence[str], *, pictures: int = 2, lists: bool = True, plenty: bool = False
+    root: Path, classes: Sequence[str], *, images: int = 2, lists: bool = True, plenty: bool = False
 ) -> list[str]:
     """DomainNet as its six archives unpack, with the twelve train and test lists beside them."""
     domains = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
@@ -91,9 +91,9 @@ def domainnet_tree(
         mine = [
             f"{domain}/{cls}/{domain}_{number:03d}_{count:06d}.{suffix}"
             for number, cls in enumerate(sorted(classes), 1)
-            for count in range(1, (PLENTY if plenty and cls in classes[:3] else pictures) + 1)
+            for count in range(1, (PLENTY if plenty and cls in classes[:3] else images) + 1)
         ]
-        paths += write_pictures(root, mine)
+        paths += write_images(root, mine)
         if lists:
             labels = {cls: number for number, cls in enumerate(sorted(classes))}
             lines = [f"{path} {labels[path.split('/')[1]]}" for path in mine]
@@ -102,24 +102,24 @@ def domainnet_tree(
     return paths
 
 
-def sketchy_tree(root: Path, classes: Sequence[str], *, pictures: int = 2, plenty: bool = False) -> list[str]:
+def sketchy_tree(root: Path, classes: Sequence[str], *, images: int = 2, plenty: bool = False) -> list[str]:
     """Sketchy Extended as its two archives unpack: 256x256/{sketch,photo}/tx_*/CLASS and EXTEND_image_sketchy/CLASS."""
     spelled = [{"hot_air_balloon": "hot-air_balloon", "jack_o_lantern": "jack-o-lantern"}.get(c, c) for c in classes]
     folders = ("256x256/sketch/tx_000000000000", "256x256/photo/tx_000000000000", "256x256/sketch/tx_000100000000")
-    paths = class_tree(root, folders[:1], spelled, pictures, "n02691156_{number}-1.png", plenty=plenty)
+    paths = class_tree(root, folders[:1], spelled, images, "n02691156_{number}-1.png", plenty=plenty)
     paths += class_tree(root, folders[1:2], spelled, 1, "n02691156_{number}.jpg")
     paths += class_tree(root, folders[2:], spelled, 1, "n02691156_{number}-1.png")
-    return paths + class_tree(root, ("EXTEND_image_sketchy",), spelled, pictures, "ext_{number}.jpg", plenty=plenty)
+    return paths + class_tree(root, ("EXTEND_image_sketchy",), spelled, images, "ext_{number}.jpg", plenty=plenty)
 
 
-def tuberlin_tree(root: Path, classes: Sequence[str], *, pictures: int = 2, plenty: bool = False) -> list[str]:
+def tuberlin_tree(root: Path, classes: Sequence[str], *, images: int = 2, plenty: bool = False) -> list[str]:
     """TU-Berlin Extended as its two archives unpack: png/CLASS with spaces, ImageResized/CLASS spelled its own way."""
     hyphens = ("t_shirt", "hot_dog", "frying_pan", "beer_mug", "teddy_bear", "wine_bottle", "human_skeleton")
     sketches = [c.replace("_", "-") if c in hyphens else c.replace("_", " ") for c in classes]
     photos = [TUBERLIN_PHOTO_NAMES.get(c, c.replace("_", "").replace("(", "").replace(")", "")) for c in classes]
-    paths = class_tree(root, ("png",), sketches, pictures, "{number}.png", plenty=plenty)
+    paths = class_tree(root, ("png",), sketches, images, "{number}.png", plenty=plenty)
     (root / "png" / "filelist.txt").write_text("airplane/1.png\n")
-    return paths + class_tree(root, ("ImageResized",), photos, pictures, "n02691156_{number}.JPEG", plenty=plenty)
+    return paths + class_tree(root, ("ImageResized",), photos, images, "n02691156_{number}.JPEG", plenty=plenty)
 
 
 #: How the photo archive of TU-Berlin Extended spells what is not just written together.
@@ -140,10 +140,10 @@ def own_tree(
     root: Path,
     domains: Sequence[str] = ("drawing", "photo", "Öl auf Leinwand"),
     classes: Sequence[str] = ("Äpfel", "chat", "dog", "猫", "tree", "bird", "car", "cup"),
-    pictures: int = 5,
+    images: int = 5,
 ) -> list[str]:
     """A user's own ROOT/domain/class/* tree, with names that are not ASCII."""
-    return class_tree(root, domains, classes, pictures)
+    return class_tree(root, domains, classes, images)
 
 
 @dataclass(frozen=True)
@@ -156,21 +156,21 @@ class Damage:
 
 
 def damage(root: Path, class_folder: str, outside: Path) -> Damage:
-    """Add to the class folder (a path under ``root``): broken pictures, odd endings, odd names, links; beside it an
+    """Add to the class folder (a path under ``root``): broken images, odd endings, odd names, links; beside it an
     empty class folder. ``outside`` is a folder elsewhere that links may point to."""
     folder = root / class_folder
-    some = picture_bytes(f"{class_folder}/x.jpg", (64, 48))
+    some = image_bytes(f"{class_folder}/x.jpg", (64, 48))
     (folder / "truncated.jpg").write_bytes(some[: len(some) // 2])
     (folder / "zero.jpg").write_bytes(b"")
     (folder / "page.jpg").write_text("<html>404</html>")
-    whole = write_pictures(
+    whole = write_images(
         root,
         [
             f"{class_folder}/{name}"
             for name in ("UPPER.JPG", "photo.jpeg", "new.webp", "raw.bmp", "naïve ☃.png", "moving.gif", "scan.TIF")
         ],
     )
-    (folder / "notes.txt").write_text("not a picture")
+    (folder / "notes.txt").write_text("not an image")
     (folder / "film.mp4").write_bytes(some)
     (folder / "nested").mkdir()
     (folder / ".hidden.jpg").write_bytes(some)

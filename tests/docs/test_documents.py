@@ -172,7 +172,7 @@ def test_the_data_set_example_runs(tiny_folder: Path, tmp_path: Path, monkeypatc
 
     classes = ("agate", "beryl", "calcite", "galena", "halite", "jade", "opal", "pyrite")
     names = [f"{domain}/{name}/{n}.png" for domain in ("photographs", "drawing") for name in classes for n in range(3)]
-    trees.write_pictures(tmp_path / "data" / "minerals", names)
+    trees.write_images(tmp_path / "data" / "minerals", names)
     monkeypatch.setenv("UCDR_BENCH_CACHE", "off")
     try:
         exec(compile(example("own_data.md", "data set"), "own_data.md", "exec"), {"__name__": "docs_example"})
@@ -187,7 +187,7 @@ def test_the_data_set_example_runs(tiny_folder: Path, tmp_path: Path, monkeypatc
 
 
 def test_the_folder_example_is_the_rule_with_a_gallery_of_its_own(tmp_path: Path) -> None:
-    from benchmarks.datasets.folder import FolderRule, read_rule
+    from benchmarks.datasets.own_folder import FolderRule, read_rule
 
     (tmp_path / "folder.toml").write_text(example("own_data.md", "folder.toml", "toml"))
     assert read_rule(tmp_path / "folder.toml") == FolderRule(gallery_domain="photo")
@@ -229,8 +229,8 @@ def test_commands_have_the_options_that_the_pages_use() -> None:
 
 
 def test_recipes_methods_and_presets_in_commands_exist() -> None:
-    from benchmarks.presets import PRESETS
-    from benchmarks.settings import recipes
+    from benchmarks.runner.presets import PRESETS
+    from benchmarks.runner.settings import recipes
     from methods.registry import METHODS
 
     known = {"recipe": set(recipes()), "preset": set(PRESETS), "methods": {"all", "centred_clip", *METHODS.names()}}

@@ -81,7 +81,7 @@ def test_ties_share_the_answer():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.randoms(use_true_random=False))
-def test_order_of_pictures_and_classes_does_not_matter(seed, random):
+def test_order_of_images_and_classes_does_not_matter(seed, random):
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, 4, (25, 7)).astype(float)
     labels = rng.integers(0, 7, 25)
@@ -119,7 +119,7 @@ def test_blocks_change_not_a_bit(seed, cuts, cells):
 
 
 def test_memory_follows_the_blocks():
-    """40,000 pictures among 200 classes: 61 MiB as float64, and several arrays of that size on the way."""
+    """40,000 images among 200 classes: 61 MiB as float64, and several arrays of that size on the way."""
     labels = np.arange(40_000) % 200
     rng = np.random.default_rng(0)
     tracemalloc.start()
@@ -143,19 +143,19 @@ def test_errors_are_one_clear_line():
         classify(scores, labels[:9])
     with pytest.raises(ValueError, match="labels must be columns of the scores, integers from 0 to 3"):
         classify(scores, labels + 4)
-    with pytest.raises(ValueError, match="class scores of 1 of 10 pictures are NaN"):
+    with pytest.raises(ValueError, match="class scores of 1 of 10 images are NaN"):
         classify(np.where(np.arange(10)[:, None] == 3, np.nan, scores), labels)
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         classify(scores[:0], labels[:0])
-    with pytest.raises(ValueError, match="need pictures of both: 10 of seen classes, 0 of unseen"):
+    with pytest.raises(ValueError, match="need images of both: 10 of seen classes, 0 of unseen"):
         classify_zero_shot(scores, labels, range(4))
     with pytest.raises(ValueError, match=r"ids from 0 to 3, got \[7\]"):
         classify_zero_shot(scores, labels, [7])
     with pytest.raises(ValueError, match=r"mask of seen classes has shape \(2,\)"):
         classify_zero_shot(scores, labels, [True, False])
-    with pytest.raises(ValueError, match="blocks of scores have 8 pictures, not 10"):
+    with pytest.raises(ValueError, match="blocks of scores have 8 images, not 10"):
         classify(iter([scores[:8]]), labels)
-    with pytest.raises(ValueError, match="blocks of scores have 12 or more pictures of 10"):
+    with pytest.raises(ValueError, match="blocks of scores have 12 or more images of 10"):
         classify(iter([scores[:6], scores[:6]]), labels)
     with pytest.raises(ValueError, match="differ in their classes"):
         classify(iter([scores[:5], scores[5:, :3]]), labels)

@@ -207,7 +207,7 @@ def test_large_tied_group_equals_sampled_orders():
 
 @pytest.mark.parametrize("similarity", ["cosine", "sqeuclidean"])
 def test_dead_model_scores_the_class_prior(similarity):
-    """One point for all pictures, at a value whose products round: no order of the gallery may show in the figures."""
+    """One point for all images, at a value whose products round: no order of the gallery may show in the figures."""
     rng = np.random.default_rng(7)
     point = rng.standard_normal(33).astype(np.float32)
     n, classes = 1201, 10

@@ -16,7 +16,7 @@ from transformers import CLIPConfig
 
 import methods.ad_clip as ad_clip
 from methods.ad_clip import DEVIATIONS, OFFICIAL, AdClip, AdClipConfig, View, look
-from methods.interface import FitReport, Pictures, TrainingData, WithheldError
+from methods.interface import FitReport, Images, TrainingData, WithheldError
 from methods.parts.backbone import Backbone, BackboneError
 from methods.parts.prompts import PromptTemplate, class_text, encode_prompts
 
@@ -26,8 +26,8 @@ UNSEEN = ("horse", "alarm_clock")
 QUICK: dict[str, Any] = {"steps": 3, "batch_size": 4, "crop": 1.0, "flip": False, "anchors": 5}
 
 
-class Memory(Pictures):
-    """Pictures in memory."""
+class Memory(Images):
+    """Images in memory."""
 
     def __init__(self, pixels: Tensor) -> None:
         self.values = pixels
@@ -40,11 +40,11 @@ class Memory(Pictures):
 
     @property
     def content(self) -> Sequence[str]:
-        return [str(picture.double().sum().item()) for picture in self.values]
+        return [str(image.double().sum().item()) for image in self.values]
 
 
 def drawn(cells: Sequence[tuple[int, int]], seed: int) -> Tensor:
-    """A pattern for each class, a tint for each domain, some noise: pictures of (domain, class) cells."""
+    """A pattern for each class, a tint for each domain, some noise: images of (domain, class) cells."""
     fixed, noise = torch.Generator().manual_seed(5), torch.Generator().manual_seed(seed)
     patterns, tints = torch.rand(4, 3, 32, 32, generator=fixed), torch.rand(4, 3, 1, 1, generator=fixed)
     grain = torch.rand(len(cells), 3, 32, 32, generator=noise)
@@ -52,7 +52,7 @@ def drawn(cells: Sequence[tuple[int, int]], seed: int) -> Tensor:
 
 
 def task(*, domains: int = 3, each: int = 2, target: bool = False, **extra: Any) -> TrainingData:
-    """``domains`` labelled domains; with ``target`` also unlabelled pictures of a fourth."""
+    """``domains`` labelled domains; with ``target`` also unlabelled images of a fourth."""
     cells = [(d, c) for d in range(domains) for c in range(4) for _ in range(each)]
     return TrainingData(
         **{
@@ -78,23 +78,23 @@ def fitted(backbone: Backbone, data: TrainingData | None = None, *, seed: int = 
     return method
 
 
-def pictures(count: int = 5, seed: int = 7) -> Tensor:
+def images(count: int = 5, seed: int = 7) -> Tensor:
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
 def views(backbone: Backbone, source: int = 3, target: int = 4, layers: int = 0) -> tuple[View, View]:
-    both = look(backbone, backbone.normalize(pictures(source + target)), layers)
+    both = look(backbone, backbone.normalize(images(source + target)), layers)
     return both[torch.arange(source)], both[torch.arange(source, source + target)]
 
 
-# --- the equations, picture by picture and layer by layer ------------------------------------------------------------
+# --- the equations, image by image and layer by layer ------------------------------------------------------------
 
 
-def domain_tokens_by_hand(method: AdClip, view: View, picture: int) -> Tensor:
+def domain_tokens_by_hand(method: AdClip, view: View, image: int) -> Tensor:
     """P_v: [n, v]."""
     rows = []
     for layer in range(method.projectors.layers):
-        mu, sigma = view.mu[picture, layer], view.sigma[picture, layer]
+        mu, sigma = view.mu[image, layer], view.sigma[image, layer]
         style = torch.cat([mu, sigma]) if method.config.domain_input == "concat" else (mu + sigma) / 2
         one, two = method.projectors.domain.linear1, method.projectors.domain.linear2
         hidden = one.weight[layer] @ style + one.bias[layer]
@@ -104,11 +104,11 @@ def domain_tokens_by_hand(method: AdClip, view: View, picture: int) -> Tensor:
     return torch.stack(rows)
 
 
-def style_tokens_by_hand(method: AdClip, view: View, picture: int) -> Tensor:
+def style_tokens_by_hand(method: AdClip, view: View, image: int) -> Tensor:
     """f_smn: [n, v]."""
     rows = []
     for layer in range(method.projectors.layers):
-        style = torch.cat([view.mu[picture, layer], view.sigma[picture, layer]])
+        style = torch.cat([view.mu[image, layer], view.sigma[image, layer]])
         if method.config.style_input == "neighbours":
             style = torch.stack([(style[2 * j] + style[2 * j + 1]) / 2 for j in range(len(style) // 2)])
         one, two = method.projectors.style.linear1, method.projectors.style.linear2
@@ -117,14 +117,14 @@ def style_tokens_by_hand(method: AdClip, view: View, picture: int) -> Tensor:
     return torch.stack(rows)
 
 
-def image_tokens_by_hand(method: AdClip, view: View, picture: int) -> Tensor:
+def image_tokens_by_hand(method: AdClip, view: View, image: int) -> Tensor:
     """P_c: [J, v]."""
     content, rows = method.projectors.content, []
     for j in range(method.config.image_tokens):
         mix = 0 if method.config.shared_mix else j
         token = content.mix_bias[mix].expand(method.backbone.text_width).clone()
         for layer in range(method.projectors.layers):
-            projected = content.linear.weight[layer] @ view.mu[picture, layer] + content.linear.bias[layer]
+            projected = content.linear.weight[layer] @ view.mu[image, layer] + content.linear.bias[layer]
             token = token + content.mix_weight[mix, layer] * projected
         rows.append(token)
     return torch.stack(rows)
@@ -159,29 +159,29 @@ def test_tokens(tiny_backbone: Backbone, variant: dict[str, Any]) -> None:
         (projectors.style(source), style_tokens_by_hand),
         (projectors.content(source), image_tokens_by_hand),
     ):
-        expected = torch.stack([by_hand(method, source, picture) for picture in range(len(source))])
+        expected = torch.stack([by_hand(method, source, image) for image in range(len(source))])
         torch.testing.assert_close(tokens, expected)
     assert (projectors.content(source)[:, 0] == projectors.content(source)[:, 1]).all() == method.config.shared_mix
 
 
 def test_a_view_is_what_clip_sees(tiny_backbone: Backbone) -> None:
-    pixels = tiny_backbone.normalize(pictures(3))
+    pixels = tiny_backbone.normalize(images(3))
     got = look(tiny_backbone, pixels)
     model = tiny_backbone.model.vision_model
     states = model(pixels, output_hidden_states=True).hidden_states[1:]
     for layer, state in enumerate(states):
-        for picture in range(3):
+        for image in range(3):
             for channel in (0, 7, 31):
-                values = state[picture, :, channel]
-                torch.testing.assert_close(got.mu[picture, layer, channel], values.mean())
-                torch.testing.assert_close(got.sigma[picture, layer, channel], values.std(correction=0))
+                values = state[image, :, channel]
+                torch.testing.assert_close(got.mu[image, layer, channel], values.mean())
+                torch.testing.assert_close(got.sigma[image, layer, channel], values.std(correction=0))
     torch.testing.assert_close(got.features, tiny_backbone.model.get_image_features(pixels).pooler_output)
     last = look(tiny_backbone, pixels, layers=1)
     assert torch.equal(last.mu, got.mu[:, 1:])
 
 
 def contexts_by_hand(method: AdClip, source: View, target: View) -> tuple[list[Tensor], list[Tensor]]:
-    """``[source-domain tokens ; target-domain tokens ; image tokens]`` of every picture of both halves."""
+    """``[source-domain tokens ; target-domain tokens ; image tokens]`` of every image of both halves."""
     domain = [[domain_tokens_by_hand(method, v, i) for i in range(len(v))] for v in (source, target)]
     means = [sum(tokens[1:], tokens[0]) / len(tokens) for tokens in domain]
     contexts: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -240,7 +240,7 @@ def test_losses(tiny_backbone: Backbone, variant: dict[str, Any]) -> None:
 def test_what_inference_answers(tiny_backbone: Backbone) -> None:
     """Retrieval embedding, class embedding and logits, from prompts written out by hand."""
     method = fitted(tiny_backbone)
-    pixels = pictures(3)
+    pixels = images(3)
     with torch.no_grad():
         view = look(tiny_backbone, tiny_backbone.normalize(pixels))
 
@@ -265,7 +265,7 @@ def test_what_inference_answers(tiny_backbone: Backbone) -> None:
 
 
 def test_test_tokens(tiny_backbone: Backbone) -> None:
-    """``own`` puts P_v of the picture in both places, as if it were source and target."""
+    """``own`` puts P_v of the image in both places, as if it were source and target."""
     view, _ = views(tiny_backbone)
     method = AdClip(tiny_backbone, AdClipConfig(test_tokens="own"))
     n = tiny_backbone.vision_layers
@@ -276,7 +276,7 @@ def test_test_tokens(tiny_backbone: Backbone) -> None:
     assert not torch.allclose(mapped[:, :n], own[:, :n])
 
 
-def test_anchors_are_training_pictures(tiny_backbone: Backbone) -> None:
+def test_anchors_are_training_images(tiny_backbone: Backbone) -> None:
     data = task()
     few, all_of_them = fitted(tiny_backbone, data), fitted(tiny_backbone, data, anchors=1000)
     everything = look(tiny_backbone, tiny_backbone.normalize(data.images.pixels(torch.arange(len(data.images)))))
@@ -312,7 +312,7 @@ def test_schedule_of_the_paper(tiny_backbone: Backbone) -> None:
 
 
 def test_steps(tiny_backbone: Backbone) -> None:
-    data = task()  # 24 pictures
+    data = task()  # 24 images
     report = AdClip(tiny_backbone, AdClipConfig(**{**QUICK, "steps": 0, "epochs": 2, "batch_size": 5}))
     assert report.fit(data, seed=0, log=quiet).steps == 2 * math.ceil(24 / 5)
     scores = iter(range(100))
@@ -324,7 +324,7 @@ def test_steps(tiny_backbone: Backbone) -> None:
 
 
 def test_pairs_of_domains(tiny_backbone: Backbone) -> None:
-    """Without target pictures the halves are of two different domains; every domain plays both parts."""
+    """Without target images the halves are of two different domains; every domain plays both parts."""
     data = task(each=5)
     method = AdClip(tiny_backbone, AdClipConfig(batch_size=6))
     pairs, seen = method._pairs(data, 0), set()
@@ -338,7 +338,7 @@ def test_pairs_of_domains(tiny_backbone: Backbone) -> None:
 
 
 def test_only_domain_pairs_with_itself(tiny_backbone: Backbone) -> None:
-    assert fitted(tiny_backbone, task(domains=1)).encode_images(pictures(2)).isfinite().all()
+    assert fitted(tiny_backbone, task(domains=1)).encode_images(images(2)).isfinite().all()
 
 
 class Spied(Tensor):
@@ -372,26 +372,26 @@ def test_withheld_target_is_not_asked_for(tiny_backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize("pairing", ["mean", "item"])
-def test_target_pictures_are_the_second_half(tiny_backbone: Backbone, pairing: Literal["mean", "item"]) -> None:
-    data = task(domains=1, target=True, each=3)  # 12 source, 8 target pictures
+def test_target_images_are_the_second_half(tiny_backbone: Backbone, pairing: Literal["mean", "item"]) -> None:
+    data = task(domains=1, target=True, each=3)  # 12 source, 8 target images
     method = AdClip(tiny_backbone, AdClipConfig(batch_size=10, pairing=pairing))
     source, target = next(method._pairs(data, 0))
     assert (len(source), len(target)) == ((10, 8) if pairing == "mean" else (8, 8))
     other = task(domains=1, target=True, each=3)
     other._target = Memory(1 - other.target.pixels(torch.arange(8)))
     one, two = (fitted(tiny_backbone, d, steps=2, pairing=pairing) for d in (data, other))
-    assert not torch.allclose(one.encode_images(pictures(2)), two.encode_images(pictures(2)))
+    assert not torch.allclose(one.encode_images(images(2)), two.encode_images(images(2)))
 
 
-def test_classes_without_pictures(tiny_backbone: Backbone) -> None:
+def test_classes_without_images(tiny_backbone: Backbone) -> None:
     """DAZSL: the names of unseen classes are known, and count in the embedding."""
     names = (*CLASSES, *UNSEEN)
     method = fitted(tiny_backbone, task(domains=1, target=True, class_names=names))
-    assert method.classify(pictures(3), names).shape == (3, 6)
+    assert method.classify(images(3), names).shape == (3, 6)
     assert method.encode_classes([UNSEEN[1]]).shape == (1, tiny_backbone.embed_dim)
     fewer = fitted(tiny_backbone, task(domains=1, target=True))
     fewer.load_tensors(method.tensors(), fewer.facts())
-    assert not torch.allclose(fewer.encode_images(pictures(3)), method.encode_images(pictures(3)), atol=1e-4)
+    assert not torch.allclose(fewer.encode_images(images(3)), method.encode_images(images(3)), atol=1e-4)
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -411,7 +411,7 @@ def test_the_loss_falls(tiny_backbone: Backbone, target: bool) -> None:
 
 
 def features(method: AdClip) -> list[Tensor]:
-    return [method.encode_images(pictures()), method.encode_classes(UNSEEN), method.classify(pictures(2), UNSEEN)]
+    return [method.encode_images(images()), method.encode_classes(UNSEEN), method.classify(images(2), UNSEEN)]
 
 
 def test_the_seed_decides_every_bit(tiny_backbone: Backbone) -> None:
@@ -432,10 +432,10 @@ def test_the_backbone_stays_as_it_is(tiny_backbone: Backbone) -> None:
 
 def test_bf16_stays_close(tiny_folder: Path, tiny_backbone: Backbone) -> None:
     half = fitted(Backbone.load(tiny_folder, precision="bf16"))
-    assert half.encode_images(pictures()).dtype == torch.float32
+    assert half.encode_images(images()).dtype == torch.float32
     same = AdClip(tiny_backbone, half.config)
     same.load_tensors(half.tensors(), half.facts())
-    assert F.cosine_similarity(half.encode_images(pictures()), same.encode_images(pictures())).min() > 0.99
+    assert F.cosine_similarity(half.encode_images(images()), same.encode_images(images())).min() > 0.99
     assert F.cosine_similarity(half.encode_classes(UNSEEN), same.encode_classes(UNSEEN)).min() > 0.99
 
 
@@ -456,27 +456,27 @@ def test_selection_puts_the_best_weights_back(tiny_backbone: Backbone) -> None:
     kept: list[Tensor] = []
 
     def validate(method: Any) -> float:
-        kept.append(method.encode_images(pictures()))
+        kept.append(method.encode_images(images()))
         return -abs(len(kept) - 2)
 
     method = AdClip(tiny_backbone, AdClipConfig(**{**QUICK, "steps": 4, "validate_every": 1}))
     report: FitReport = method.fit(task(validate=validate), seed=0, log=quiet)
     assert report.selected_step == 2
-    assert torch.equal(method.encode_images(pictures()), kept[1])
+    assert torch.equal(method.encode_images(images()), kept[1])
     assert not torch.equal(kept[1], kept[3])
 
 
-def test_an_embedding_is_a_function_of_its_picture(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_embedding_is_a_function_of_its_image(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     method = fitted(tiny_backbone)
-    together = [method.encode_images(pictures(6)), method.classify(pictures(6), CLASSES)]
+    together = [method.encode_images(images(6)), method.classify(images(6), CLASSES)]
     for i in range(6):
-        torch.testing.assert_close(method.encode_images(pictures(6)[i : i + 1])[0], together[0][i])
-        torch.testing.assert_close(method.classify(pictures(6)[i : i + 1], CLASSES)[0], together[1][i])
-    mates = torch.cat([pictures(6)[:1], pictures(5, seed=9)])
+        torch.testing.assert_close(method.encode_images(images(6)[i : i + 1])[0], together[0][i])
+        torch.testing.assert_close(method.classify(images(6)[i : i + 1], CLASSES)[0], together[1][i])
+    mates = torch.cat([images(6)[:1], images(5, seed=9)])
     torch.testing.assert_close(method.encode_images(mates)[0], together[0][0])
-    monkeypatch.setattr(ad_clip, "PROMPTS_PER_PASS", 3)  # fewer than the classes: one picture, three classes at a time
-    torch.testing.assert_close(method.encode_images(pictures(6)), together[0])
-    torch.testing.assert_close(method.classify(pictures(6), CLASSES), together[1])
+    monkeypatch.setattr(ad_clip, "PROMPTS_PER_PASS", 3)  # fewer than the classes: one image, three classes at a time
+    torch.testing.assert_close(method.encode_images(images(6)), together[0])
+    torch.testing.assert_close(method.classify(images(6), CLASSES), together[1])
 
 
 @pytest.mark.parametrize(
@@ -500,7 +500,7 @@ def test_every_variant_and_ablation_runs(tiny_backbone: Backbone, name: str, tar
     assert len(moved) >= len(expected) - 1  # the mix's bias has no gradient but weight decay's
     for out in features(method):
         assert out.isfinite().all()
-    assert method.encode_images(pictures()).norm(dim=-1).allclose(torch.ones(5))
+    assert method.encode_images(images()).norm(dim=-1).allclose(torch.ones(5))
     assert method.projectors.context_tokens == method.prompts(CLASSES).context
 
 
@@ -526,12 +526,12 @@ def test_fast_and_plain_path_agree(tiny_backbone: Backbone, variant: dict[str, A
 
 
 def test_cached_views_train_alike(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without augmentation the tower sees a picture once; the views are those of the plain path."""
+    """Without augmentation the tower sees an image once; the views are those of the plain path."""
     data = task(domains=1, target=True)
     fast, plain = (AdClip(tiny_backbone, AdClipConfig(**QUICK, fast=fast, layers=1)) for fast in (True, False))
     index = torch.tensor([3, 0, 5])
-    for pictures_of in (data.images, data.target):
-        ours, theirs = (method._viewer(pictures_of, 0)(index, 0) for method in (fast, plain))
+    for images_of in (data.images, data.target):
+        ours, theirs = (method._viewer(images_of, 0)(index, 0) for method in (fast, plain))
         for part in ("features", "mu", "sigma"):
             torch.testing.assert_close(getattr(ours, part), getattr(theirs, part), rtol=1e-5, atol=1e-5)
     view = fast._viewer(data.images, 0)
@@ -602,6 +602,6 @@ def test_unusable_settings_are_named(tiny_backbone: Backbone) -> None:
         AdClipConfig(anchors=0)
     with pytest.raises(ValueError, match="layers 3 is more than the 2 vision blocks"):
         AdClip(tiny_backbone, AdClipConfig(layers=3))
-    for ask in (lambda m: m.encode_images(pictures(1)), lambda m: m.encode_classes(UNSEEN)):
+    for ask in (lambda m: m.encode_images(images(1)), lambda m: m.encode_classes(UNSEEN)):
         with pytest.raises(RuntimeError, match="call fit, or load"):
             ask(AdClip(tiny_backbone))

@@ -247,7 +247,7 @@ def test_bf16_stays_close_and_returns_float32(tiny_folder: Path, tiny_backbone: 
         Backbone.load(tiny_folder, precision="fp8")  # type: ignore[arg-type]
 
 
-# --- pictures and texts ----------------------------------------------------------------------------------------------
+# --- images and texts ----------------------------------------------------------------------------------------------
 
 
 def test_preprocessing_is_the_checkpoints_own(tiny_backbone: Backbone) -> None:
@@ -288,7 +288,7 @@ def test_tokenize_is_the_tokenizers_encoding_padded_with_zeros(tiny_backbone: Ba
     ]
 
 
-def test_unusable_texts_and_pictures_are_named(tiny_backbone: Backbone) -> None:
+def test_unusable_texts_and_images_are_named(tiny_backbone: Backbone) -> None:
     with pytest.raises(BackboneError, match=r"has \d+ tokens, backbone models\S*/tiny-clip reads 64: shorten it"):
         tiny_backbone.tokenize(["z " * 70])
     with pytest.raises(BackboneError, match="end-of-text token"):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from methods.coop import CoOp
 from methods.full_finetune import FullFinetune
-from methods.interface import Method, Pictures, TrainingData
+from methods.interface import Images, Method, TrainingData
 from methods.lora import LoRA
 from methods.parts.backbone import Backbone, BackboneError
 from methods.parts.prompts import PromptTemplate
@@ -33,7 +33,7 @@ DOMAINS = ("clipart", "flat", "sketch")
 UNSEEN = NAMES.index("unseen dog")
 
 
-class Toy(Pictures):
+class Toy(Images):
     """A colour for each class, dimmed by domain, with noise."""
 
     def __init__(self, labels: Tensor, domains: Tensor) -> None:
@@ -50,18 +50,18 @@ class Toy(Pictures):
 
     @property
     def content(self) -> Sequence[str]:
-        return [hashlib.sha256(picture.numpy().tobytes()).hexdigest() for picture in self.all]
+        return [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in self.all]
 
 
 class Target(Toy):
-    """Target pictures that nobody may look at."""
+    """Target images that nobody may look at."""
 
     def pixels(self, index: Tensor) -> Tensor:
-        raise AssertionError("a baseline read target pictures")
+        raise AssertionError("a baseline read target images")
 
 
 def task(*, domains: int = 3, **options: Any) -> TrainingData:
-    """Four classes with pictures and one without, in some domains; the labels come in no order."""
+    """Four classes with images and one without, in some domains; the labels come in no order."""
     labels = torch.arange(4).repeat(4 * domains)[torch.randperm(16 * domains, generator=torch.Generator())]
     of_domain = torch.arange(domains).repeat_interleave(16)
     return TrainingData(
@@ -87,7 +87,7 @@ def make(name: str, backbone: Backbone, **changes: Any) -> Any:
 
 
 def scores(method: Method, data: TrainingData) -> tuple[float, float]:
-    """Accuracy and cross-entropy of the training pictures among the classes that have some."""
+    """Accuracy and cross-entropy of the training images among the classes that have some."""
     logits = method.classify(data.images.pixels(torch.arange(len(data.images))), NAMES[:4])
     return float((logits.argmax(1) == data.labels).float().mean()), float(F.cross_entropy(logits, data.labels))
 
@@ -259,7 +259,7 @@ def test_encodes_any_class_name(name: str, tiny_backbone: Backbone) -> None:
 
 
 @each
-def test_does_not_read_target_pictures_nor_unlabelled_classes(name: str, tiny_backbone: Backbone) -> None:
+def test_does_not_read_target_images_nor_unlabelled_classes(name: str, tiny_backbone: Backbone) -> None:
     target = Target(torch.zeros(5, dtype=torch.long), torch.zeros(5, dtype=torch.long))
     shown = task(domains=1, target=target)
     hidden = task(domains=1)
@@ -283,8 +283,8 @@ def test_fast_and_plain_path_agree(name: str, tiny_backbone: Backbone) -> None:
         losses.append([entry["loss"] for entry in report.losses])
         start = make(name, tiny_backbone, augment=False, learning_rate=0.0, steps=1, **plain)
         start.fit(data, seed=0, log=quiet)  # untrained: Adam's first steps magnify the last bits of a gradient
-        pictures = start.encode_images(data.images.pixels(torch.arange(5)))
-        features.append(torch.cat([pictures, start.encode_classes(NAMES)]))
+        images = start.encode_images(data.images.pixels(torch.arange(5)))
+        features.append(torch.cat([images, start.encode_classes(NAMES)]))
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
     assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-5)
     torch.testing.assert_close(features[0], features[1], rtol=0, atol=1e-5)
@@ -314,7 +314,7 @@ def test_runs_its_epochs_without_a_step_budget(name: str, tiny_backbone: Backbon
 
     method = make(name, tiny_backbone, steps=0, epochs=2, batch_size=24)
     report = method.fit(task(validate=validate), seed=0, log=quiet)
-    assert report.steps == 4  # 48 pictures, 24 a batch
+    assert report.steps == 4  # 48 images, 24 a batch
     assert [entry["step"] for entry in report.validation] == [2, 4]
 
 
@@ -389,7 +389,7 @@ def test_coop_is_the_stock_text_tower_on_learned_context(tiny_backbone: Backbone
         torch.testing.assert_close(got, F.normalize(feature, dim=0), rtol=0, atol=1e-5)
 
 
-def test_coop_leaves_pictures_to_clip(tiny_backbone: Backbone) -> None:
+def test_coop_leaves_images_to_clip(tiny_backbone: Backbone) -> None:
     data = task()
     method = make("coop", tiny_backbone)
     method.fit(data, seed=0, log=quiet)
@@ -400,7 +400,7 @@ def test_coop_leaves_pictures_to_clip(tiny_backbone: Backbone) -> None:
     assert not torch.allclose(moved.encode_images(pixels), method.encode_images(pixels), atol=1e-3)
 
 
-def test_coop_reads_no_picture_twice_where_none_is_augmented(tiny_backbone: Backbone) -> None:
+def test_coop_reads_no_image_twice_where_none_is_augmented(tiny_backbone: Backbone) -> None:
     class Counting(Toy):
         read = 0
 
@@ -433,8 +433,8 @@ def test_vpt_is_the_stock_vision_tower_with_tokens_put_in(name: str, tiny_backbo
     method.fit(task(), seed=0, log=quiet)
     pixels = task().images.pixels(torch.arange(2))
     learned, vision = method.trainable(), tiny_backbone.model.vision_model
-    for picture, got in zip(tiny_backbone.normalize(pixels), method.encode_raw(pixels), strict=True):
-        tokens = vision.embeddings(picture[None])
+    for image, got in zip(tiny_backbone.normalize(pixels), method.encode_raw(pixels), strict=True):
+        tokens = vision.embeddings(image[None])
         hidden = vision.pre_layrnorm(torch.cat([tokens[:, :1], learned["prompts"][None], tokens[:, 1:]], dim=1))
         for number, block in enumerate(vision.encoder.layers):
             if number > 0 and name == "vpt_deep":
@@ -446,7 +446,7 @@ def test_vpt_is_the_stock_vision_tower_with_tokens_put_in(name: str, tiny_backbo
 
 
 def test_full_finetune_is_adam_on_the_stock_model(tiny_backbone: Backbone) -> None:
-    data = task(domains=1)  # 16 pictures, one batch: all of them, whatever the order
+    data = task(domains=1)  # 16 images, one batch: all of them, whatever the order
     changes = {"weight_decay": 0.01, "learning_rate": 1e-2, "temperature": 0.5}
     method = make("full_finetune", tiny_backbone, steps=3, batch_size=16, augment=False, **changes)
     report = method.fit(data, seed=0, log=quiet)

@@ -19,7 +19,7 @@ from tests.support.tiny_clip import tiny_model
 
 
 class Album:
-    """Pictures in memory that count how often they are asked for."""
+    """Images in memory that count how often they are asked for."""
 
     def __init__(self, pixels: Tensor) -> None:
         self.all = pixels
@@ -34,7 +34,7 @@ class Album:
 
     @property
     def content(self) -> Sequence[str]:
-        return [hashlib.sha256(picture.numpy().tobytes()).hexdigest() for picture in self.all]
+        return [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in self.all]
 
 
 def album(count: int = 10, seed: int = 0) -> Album:
@@ -43,13 +43,13 @@ def album(count: int = 10, seed: int = 0) -> Album:
 
 @torch.no_grad()
 def test_cached_values_are_the_backbones(tiny_backbone: Backbone) -> None:
-    pictures, cache = album(), FeatureCache()
-    normalised = tiny_backbone.normalize(pictures.all)
+    images, cache = album(), FeatureCache()
+    normalised = tiny_backbone.normalize(images.all)
     for _ in range(2):
-        features = image_features(tiny_backbone, pictures, cache=cache, batch_size=4)
+        features = image_features(tiny_backbone, images, cache=cache, batch_size=4)
         torch.testing.assert_close(features, tiny_backbone.encode_images(normalised))
-        styles = layer_statistics(tiny_backbone, pictures, cache=cache, batch_size=4)
-    assert pictures.asked == 20  # ten for each quantity, none the second time
+        styles = layer_statistics(tiny_backbone, images, cache=cache, batch_size=4)
+    assert images.asked == 20  # ten for each quantity, none the second time
     mu, sigma = token_statistics(tiny_backbone.run_vision_layers(tiny_backbone.image_tokens(normalised)))
     torch.testing.assert_close(styles["mu"], mu.transpose(0, 1))
     torch.testing.assert_close(styles["sigma"], sigma.transpose(0, 1))
@@ -68,15 +68,15 @@ def threads() -> Iterator[Callable[[int], None]]:
 def test_last_bits_do_not_depend_on_company_or_history(
     tiny_backbone: Backbone, threads: Callable[[int], None], count: int
 ) -> None:
-    pictures = album()
+    images = album()
     threads(count)
-    together = image_features(tiny_backbone, pictures, cache=FeatureCache(), batch_size=4)
+    together = image_features(tiny_backbone, images, cache=FeatureCache(), batch_size=4)
     assert torch.get_num_threads() == count
     cache = FeatureCache()
     order = torch.tensor([7, 3, 8])
-    some = image_features(tiny_backbone, Album(pictures.all[order]), cache=cache, batch_size=4)
+    some = image_features(tiny_backbone, Album(images.all[order]), cache=cache, batch_size=4)
     assert torch.equal(some, together[order])
-    assert torch.equal(image_features(tiny_backbone, pictures, cache=cache, batch_size=4), together)
+    assert torch.equal(image_features(tiny_backbone, images, cache=cache, batch_size=4), together)
 
 
 def test_last_bits_do_not_depend_on_the_number_of_threads(
@@ -106,9 +106,9 @@ def test_an_error_in_a_batch_puts_the_threads_back(tiny_backbone: Backbone, thre
     assert torch.get_num_threads() == 2
 
 
-def test_equal_pictures_are_computed_once(tiny_backbone: Backbone) -> None:
-    pictures = album(3)
-    doubled = Album(torch.cat([pictures.all, pictures.all]))
+def test_equal_images_are_computed_once(tiny_backbone: Backbone) -> None:
+    images = album(3)
+    doubled = Album(torch.cat([images.all, images.all]))
     features = image_features(tiny_backbone, doubled, cache=FeatureCache())
     assert doubled.asked == 3
     assert torch.equal(features[:3], features[3:])
@@ -147,7 +147,7 @@ def test_every_part_of_the_key_matters(tiny_backbone: Backbone, tiny_folder: Pat
 
 @pytest.fixture
 def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], FeatureCache]:
-    """Makes caches over one folder that keep more than four pictures there, four at a time."""
+    """Makes caches over one folder that keep more than four images there, four at a time."""
     monkeypatch.setattr(feature_cache, "CHUNK", 4)
     monkeypatch.setattr(row_files, "SPARE", 0)
     return lambda: FeatureCache(tmp_path, limit=4 * 4 * 24 * 4)
@@ -160,12 +160,12 @@ def test_a_large_set_lies_in_files_and_outlives_the_process(
     cache = on_disk()
     assert torch.equal(image_features(tiny_backbone, album(), cache=cache, batch_size=4), expected)
     assert (cache._rows, cache.misses) == ({}, 10), "nothing of it is held in memory"
-    again, pictures = on_disk(), album()
-    assert torch.equal(image_features(tiny_backbone, pictures, cache=again, batch_size=4), expected)
-    assert (pictures.asked, again.hits) == (0, 10)
+    again, images = on_disk(), album()
+    assert torch.equal(image_features(tiny_backbone, images, cache=again, batch_size=4), expected)
+    assert (images.asked, again.hits) == (0, 10)
     assert {file.name for file in tmp_path.rglob("*.*")} == {"about.json", "features.bin", "filled.bin"}
     image_features(tiny_backbone, album(10, seed=1), cache=again, batch_size=4)
-    assert again.misses == 10, "another set of pictures has its own files"
+    assert again.misses == 10, "another set of images has its own files"
     image_features(tiny_backbone, album(4, seed=2), cache=again, batch_size=4)
     assert len(again._rows) == 4, "a small set stays in memory"
     styles = layer_statistics(tiny_backbone, album(), cache=on_disk(), batch_size=4)
@@ -178,15 +178,15 @@ def test_a_killed_computation_goes_on_where_it_stopped(
 ) -> None:
     class Dies(Album):
         def pixels(self, index: Tensor) -> Tensor:
-            if self.asked > 5:  # one picture that tells the size, four of the first write, killed in the third
+            if self.asked > 5:  # one image that tells the size, four of the first write, killed in the third
                 raise KeyboardInterrupt
             return super().pixels(index)
 
     with pytest.raises(KeyboardInterrupt):
         image_features(tiny_backbone, Dies(album().all), cache=on_disk(), batch_size=4)
-    pictures, cache = album(), on_disk()
-    features = image_features(tiny_backbone, pictures, cache=cache, batch_size=4)
-    assert (pictures.asked, cache.hits, cache.misses) == (2, 8, 2)
+    images, cache = album(), on_disk()
+    features = image_features(tiny_backbone, images, cache=cache, batch_size=4)
+    assert (images.asked, cache.hits, cache.misses) == (2, 8, 2)
     assert torch.equal(features, image_features(tiny_backbone, album(), cache=FeatureCache(), batch_size=4))
 
 
@@ -241,11 +241,11 @@ def test_a_disk_that_fills_up_costs_nothing_that_is_stored(
         write(files, rows, values)
 
     monkeypatch.setattr(row_files.RowFiles, "write", fills_up)
-    pictures = album()
+    images = album()
     with pytest.warns(RuntimeWarning, match="No space left on device"):
-        found = image_features(tiny_backbone, pictures, cache=on_disk(), batch_size=4)
+        found = image_features(tiny_backbone, images, cache=on_disk(), batch_size=4)
     assert torch.equal(found, expected)
-    assert pictures.asked == 1 + 10 + 2, "one tells the size, and only the two that were not stored are asked for again"
+    assert images.asked == 1 + 10 + 2, "one tells the size, and only the two that were not stored are asked for again"
 
 
 def test_a_deletion_that_was_killed_leaves_nothing_that_counts_as_filled(
@@ -312,14 +312,14 @@ print(max(*peak, anonymous()) - before)
 
 
 def test_memory_is_bounded_and_the_oldest_go_first(tiny_backbone: Backbone) -> None:
-    cache = FeatureCache(limit=6 * 24 * 4)  # six pictures
-    pictures = album()
-    features = image_features(tiny_backbone, pictures, cache=cache)
+    cache = FeatureCache(limit=6 * 24 * 4)  # six images
+    images = album()
+    features = image_features(tiny_backbone, images, cache=cache)
     assert features.shape == (10, 24)
-    image_features(tiny_backbone, Album(pictures.all[4:]), cache=cache)
+    image_features(tiny_backbone, Album(images.all[4:]), cache=cache)
     assert (cache.hits, cache.misses) == (6, 10)
-    image_features(tiny_backbone, Album(pictures.all[:4]), cache=cache)
+    image_features(tiny_backbone, Album(images.all[:4]), cache=cache)
     assert (cache.hits, cache.misses) == (6, 14)
     cache.clear()
-    image_features(tiny_backbone, Album(pictures.all[:4]), cache=cache)
+    image_features(tiny_backbone, Album(images.all[:4]), cache=cache)
     assert (cache.hits, cache.misses) == (0, 4)

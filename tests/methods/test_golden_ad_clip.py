@@ -82,14 +82,14 @@ def filled(**changes: Any) -> AdClip:
     return method
 
 
-def pictures(side: str) -> Tensor:
+def images(side: str) -> Tensor:
     return golden_set().images(f"images.adclip.{side}", len(golden_set().arrays("ad_clip.npz")["labels"]))
 
 
 @functools.cache
 def view(side: str) -> View:
-    """The fixture's pictures as the frozen tower sees them; it never changes."""
-    return look(clip(), pictures(side))
+    """The fixture's images as the frozen tower sees them; it never changes."""
+    return look(clip(), images(side))
 
 
 def losses(method: AdClip, arrays: Compared, target: View | None = None) -> Losses:
@@ -111,7 +111,7 @@ def test_prompts_have_a_slot_for_every_learned_token(arrays: Compared) -> None:
 def test_frozen_tower(arrays: Compared) -> None:
     backbone = clip()
     with torch.no_grad():
-        states = backbone.run_vision_layers(backbone.image_tokens(pictures("source")))
+        states = backbone.run_vision_layers(backbone.image_tokens(images("source")))
     for state, norm in zip(states, arrays["source_layer_token_norms"], strict=True):
         assert_golden(state.double().norm(), norm, what="norm of a layer's tokens")
     assert_golden(torch.stack(states)[:, :, 0, :8], arrays["source_layer_cls_first8"], what="class tokens")
@@ -157,7 +157,7 @@ def test_predictions_depend_on_the_pairing(arrays: Compared) -> None:
 
 def test_inference(arrays: Compared) -> None:
     method = filled()
-    got = method.classify(pictures("target"), method.class_names)
+    got = method.classify(images("target"), method.class_names)
     assert_golden(got, arrays["infer_target_as_both_logits"], what="target given as both")
 
 

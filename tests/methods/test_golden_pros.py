@@ -158,7 +158,7 @@ def filled(**changes: Any) -> ProS:
 
 
 def batch(arrays: Mapping[str, np.ndarray]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The fixture's pictures [B, 3, H, W] and what they are."""
+    """The fixture's images [B, 3, H, W] and what they are."""
     own = {kind: torch.from_numpy(arrays[f"{kind}_ids"]).long() for kind in ("class", "domain")}
     return golden_set().images("images.pros", len(own["class"])), own
 

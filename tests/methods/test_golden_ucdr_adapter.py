@@ -80,7 +80,7 @@ def filled(arrays: Mapping[str, np.ndarray], config: UCDRAdapterConfig = OFFICIA
 
 
 def batch(arrays: Mapping[str, np.ndarray], second: bool = False) -> tuple[Tensor, Own]:
-    """Pictures, and their domains and classes."""
+    """Images, and their domains and classes."""
     golden, end = golden_set(), "_second" if second else ""
     domains, labels = (torch.from_numpy(arrays[f"{what}_ids{end}"]) for what in ("domain", "class"))
     name = "images.ucdra.second" if second else "images.ucdra"

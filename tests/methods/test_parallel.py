@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.datasets.pixels import PixelCache
 from benchmarks.protocols import ucdr
 from benchmarks.protocols.training import training_data
-from benchmarks.settings import Settings, SettingsError
-from benchmarks.together import join
-from benchmarks.workbench import PixelCache
+from benchmarks.runner.distributed import join
+from benchmarks.runner.settings import Settings, SettingsError
 from methods.ad_clip import AdClip
 from methods.interface import Method
 from methods.parts import parallel, training
@@ -102,14 +102,14 @@ def one_of_two_with_faults(rank: int, meeting: Path, out: Path) -> None:
     cpu, said = torch.device("cpu"), []
 
     def train(fault: Exception | None) -> None:
-        with parallel.one_fate():
+        with parallel.fail_together():
             parallel.same_start([torch.nn.Parameter(torch.ones(2))])
             parallel.average(1.0, cpu)
             if fault is not None:
                 raise fault
             said.append(f"mean {parallel.average(float(rank), cpu)}")
 
-    for fault in (OSError("broken\npicture") if rank == 1 else None, ValueError(f"both, {rank}"), None):
+    for fault in (OSError("broken\nimage") if rank == 1 else None, ValueError(f"both, {rank}"), None):
         try:
             train(fault)
         except Exception as error:
@@ -132,15 +132,15 @@ def test_a_training_that_fails_in_one_process_fails_in_all_and_the_next_one_is_w
         process.join(timeout=60)
     assert [process.exitcode for process in pair] == [0, 1], "the one that was left alone ended too"
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert first == ["OtherFailedError: process 1 failed: OSError: broken picture", "ValueError: both, 0", "mean 0.5"]
-    assert second == ["OSError: broken\npicture", "ValueError: both, 1", "mean 0.5"]
+    assert first == ["OtherFailedError: process 1 failed: OSError: broken image", "ValueError: both, 0", "mean 0.5"]
+    assert second == ["OSError: broken\nimage", "ValueError: both, 1", "mean 0.5"]
 
 
 def test_what_cannot_be_shared_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, tiny_backbone: Backbone) -> None:
     monkeypatch.setattr(parallel, "processes", lambda: 4)
     monkeypatch.setattr(parallel, "rank", lambda: 1)
     assert parallel.share(torch.arange(8)).tolist() == [1, 5]
-    with pytest.raises(parallel.ParallelError, match=r"^a batch of 10 pictures cannot be shared out evenly over 4 pro"):
+    with pytest.raises(parallel.ParallelError, match=r"^a batch of 10 images cannot be shared out evenly over 4 pro"):
         parallel.share(torch.arange(10))
     method = AdClip(tiny_backbone)
     with pytest.raises(parallel.ParallelError, match=r"^ad_clip trains in one process: its loss takes means over the "):
@@ -208,5 +208,5 @@ def test_a_run_of_two_processes(tiny_folder: Path, tmp_path: Path) -> None:
         assert two_["scores"][gallery]["metrics"] == pytest.approx(scores["metrics"], abs=1e-6)
     assert found["one"]["ad_clip"]["status"] == found["one"]["faulty"]["status"] == "ok"
     failed = found["two"]["faulty"]["reason"]
-    assert failed == "OtherFailedError: process 1 failed: OSError: broken picture", "and the next training is whole"
+    assert failed == "OtherFailedError: process 1 failed: OSError: broken image", "and the next training is whole"
     assert found["two"]["ad_clip"]["reason"].startswith("ParallelError: ad_clip trains in one process: ")

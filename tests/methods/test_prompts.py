@@ -94,9 +94,9 @@ def test_unusable_prompts_are_named(tiny_backbone: Backbone) -> None:
     ("template", "shape", "count"),
     [
         pytest.param(COOP, (6, 32), 5, id="coop: context in the prefix"),
-        pytest.param(COOP, (3, 6, 32), 5, id="ad_clip: context in the prefix, one per picture"),
+        pytest.param(COOP, (3, 6, 32), 5, id="ad_clip: context in the prefix, one per image"),
         pytest.param(PROS, (6, 32), 5, id="pros: context in the suffix"),
-        pytest.param(PROS, (3, 6, 32), 5, id="context in the suffix, one per picture"),
+        pytest.param(PROS, (3, 6, 32), 5, id="context in the suffix, one per image"),
         pytest.param(PROS, (6, 32), 1, id="one class: everything but the end is prefix"),
     ],
 )
@@ -130,12 +130,12 @@ def test_classes_of_like_length_run_together(tiny_backbone: Backbone) -> None:
                 torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_every_class_and_every_picture_has_its_own_features(tiny_backbone: Backbone) -> None:
+def test_every_class_and_every_image_has_its_own_features(tiny_backbone: Backbone) -> None:
     prompts = PromptTemplate.build(tiny_backbone, NAMES, COOP, context=6)
     context = context_for((3, 6, 32))
     together = encode_prompts(tiny_backbone, prompts, context)
-    for picture in range(3):
-        torch.testing.assert_close(together[picture], encode_prompts(tiny_backbone, prompts, context[picture]))
+    for image in range(3):
+        torch.testing.assert_close(together[image], encode_prompts(tiny_backbone, prompts, context[image]))
     distances = torch.cdist(together.flatten(0, 1), together.flatten(0, 1))
     assert distances[~torch.eye(15, dtype=torch.bool)].min() > 1e-2
 
@@ -194,7 +194,7 @@ def test_golden_text_side(file: str, scope: str, shared_prefix: bool) -> None:
 
 @pytest.mark.golden
 @pytest.mark.parametrize("shared_prefix", [True, False])
-def test_golden_prompts_per_picture(shared_prefix: bool) -> None:
+def test_golden_prompts_per_image(shared_prefix: bool) -> None:
     golden = golden_set()
     arrays, backbone = golden.arrays("ad_clip.npz"), golden.clip(vision_layers=2, text_layers=2)
     ids = torch.from_numpy(arrays["token_ids"])

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.interface import FitReport, Method, Pictures, TrainingData
+from methods.interface import FitReport, Images, Method, TrainingData
 from methods.parts.backbone import Backbone, BackboneError
 from methods.parts.prompt_units import new_context, new_units
 from methods.parts.prompts import PromptTemplate
@@ -28,8 +28,8 @@ QUICK: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Blobs(Pictures):
-    """Pictures in memory."""
+class Blobs(Images):
+    """Images in memory."""
 
     def __init__(self, pixels: Tensor) -> None:
         self.values = pixels
@@ -42,25 +42,25 @@ class Blobs(Pictures):
 
     @property
     def content(self) -> Sequence[str]:
-        return [str(float(picture.sum())) for picture in self.values]
+        return [str(float(image.sum())) for image in self.values]
 
 
-class Untouchable(Pictures):
-    """Target pictures that nobody may look at."""
+class Untouchable(Images):
+    """Target images that nobody may look at."""
 
     def __len__(self) -> int:
-        raise AssertionError("target pictures were used")
+        raise AssertionError("target images were used")
 
     def pixels(self, index: Tensor) -> Tensor:
-        raise AssertionError("target pictures were used")
+        raise AssertionError("target images were used")
 
     @property
     def content(self) -> Sequence[str]:
-        raise AssertionError("target pictures were used")
+        raise AssertionError("target images were used")
 
 
 def task(*, domains: int = 3, per_cell: int = 2, size: int = 32, classes: int = 4, **extra: Any) -> TrainingData:
-    """A pattern for each class, a tint for each domain, some noise; D * C * per_cell pictures."""
+    """A pattern for each class, a tint for each domain, some noise; D * C * per_cell images."""
     draw = torch.Generator().manual_seed(5)
     patterns, tints = torch.rand(classes, 3, size, size, generator=draw), torch.rand(domains, 3, 1, 1, generator=draw)
     cells = [(d, c) for d in range(domains) for c in range(classes) for _ in range(per_cell)]
@@ -105,7 +105,7 @@ def untrained(backbone: Backbone, **changes: Any) -> ProS:
     return method
 
 
-def pictures(count: int = 5) -> Tensor:
+def images(count: int = 5) -> Tensor:
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(7))
 
 
@@ -118,23 +118,23 @@ def run_stock(vision: Any, sequence: Tensor) -> Tensor:
     return output[0]
 
 
-def patches_of(vision: Any, picture: Tensor) -> list[Tensor]:
+def patches_of(vision: Any, image: Tensor) -> list[Tensor]:
     """Patch tokens with their positions, one by one."""
-    grid = vision.embeddings.patch_embedding(picture[None])[0]
+    grid = vision.embeddings.patch_embedding(image[None])[0]
     tokens = [grid[:, row, column] for row in range(grid.shape[1]) for column in range(grid.shape[2])]
     return [token + vision.embeddings.position_embedding.weight[1 + place] for place, token in enumerate(tokens)]
 
 
-def feature_by_hand(method: ProS, picture: Tensor, prompts: Sequence[Tensor]) -> Tensor:
+def feature_by_hand(method: ProS, image: Tensor, prompts: Sequence[Tensor]) -> Tensor:
     """``[cls + pos_0 ; prompts ; patches + pos]`` through CLIP, the class token projected: [E]."""
     vision, model = method.backbone.model.vision_model, method.model
     first = model.class_token + vision.embeddings.position_embedding.weight[0]
-    sequence = torch.stack([first, *prompts, *patches_of(vision, picture)])
+    sequence = torch.stack([first, *prompts, *patches_of(vision, image)])
     index = {"class_token": 0, "first_prompt": 1}[method.config.read_out]
     return model.vision_projection @ vision.post_layernorm(run_stock(vision, sequence)[index])
 
 
-def simulate_by_hand(method: ProS, picture: Tensor, domain: int | None, class_: int | None) -> list[Tensor]:
+def simulate_by_hand(method: ProS, image: Tensor, domain: int | None, class_: int | None) -> list[Tensor]:
     """``[t_D ; t_S ; domain units ; class units ; patches]``, own units zero; the outputs at the templates."""
     model, kinds = method.model, method.config.kinds
     sequence: list[Tensor] = []
@@ -146,7 +146,7 @@ def simulate_by_hand(method: ProS, picture: Tensor, domain: int | None, class_: 
         for row in range(len(table)):
             sequence += [torch.zeros_like(token) if row == own else token for token in table[row]]
     vision: Any = model.simulator.vision_model
-    outputs = run_stock(vision, torch.stack(sequence + patches_of(vision, picture)))
+    outputs = run_stock(vision, torch.stack(sequence + patches_of(vision, image)))
     return [model.simulator_out @ vision.post_layernorm(outputs[place]) for place in range(count)]
 
 
@@ -154,7 +154,7 @@ def simulate_by_hand(method: ProS, picture: Tensor, domain: int | None, class_: 
 @pytest.mark.parametrize("read_out", ["class_token", "first_prompt"])
 def test_stage_1_shows_the_own_units(tiny_backbone: Backbone, length: int, read_out: str) -> None:
     method = untrained(tiny_backbone, prompt_length=length, read_out=read_out)
-    pixels = pictures()
+    pixels = images()
     with torch.no_grad():
         got = method.model.training_features(1, pixels, OWN)
         for row in range(len(pixels)):
@@ -168,7 +168,7 @@ def test_stage_1_shows_the_own_units(tiny_backbone: Backbone, length: int, read_
 )
 def test_stage_2_hides_the_own_units_and_inference_none(tiny_backbone: Backbone, changes: dict[str, Any]) -> None:
     method = untrained(tiny_backbone, **changes)
-    pixels = pictures()
+    pixels = images()
     with torch.no_grad():
         training = method.model.training_features(2, pixels, OWN)
         inference = method.model.inference_features(pixels)
@@ -183,11 +183,11 @@ def test_stage_2_hides_the_own_units_and_inference_none(tiny_backbone: Backbone,
 
 def test_without_a_mask_every_unit_is_seen(tiny_backbone: Backbone) -> None:
     method = untrained(tiny_backbone, mask=False)
-    pixels, model = pictures(), method.model
+    pixels, model = images(), method.model
     everything = [*model.domain_units.flatten(0, 1), *model.class_units.flatten(0, 1)]
     with torch.no_grad():
         first = model.training_features(1, pixels, OWN)
-        expected = torch.stack([feature_by_hand(method, picture, everything) for picture in pixels])
+        expected = torch.stack([feature_by_hand(method, image, everything) for image in pixels])
         torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-5)
         second, inference = model.training_features(2, pixels, OWN), model.inference_features(pixels)
         assert torch.equal(second, inference)
@@ -195,10 +195,10 @@ def test_without_a_mask_every_unit_is_seen(tiny_backbone: Backbone) -> None:
 
 def test_without_a_simulator_inference_takes_the_mean_units(tiny_backbone: Backbone) -> None:
     method = untrained(tiny_backbone, simulator=False)
-    pixels, model = pictures(), method.model
+    pixels, model = images(), method.model
     mean = [sum(model.domain_units[d, 0] for d in range(3)) / 3, sum(model.class_units[c, 0] for c in range(4)) / 4]
     with torch.no_grad():
-        expected = torch.stack([feature_by_hand(method, picture, mean) for picture in pixels])  # type: ignore[arg-type]
+        expected = torch.stack([feature_by_hand(method, image, mean) for image in pixels])  # type: ignore[arg-type]
         torch.testing.assert_close(model.inference_features(pixels), expected, rtol=1e-4, atol=1e-5)
     assert not any(name.startswith("simulator") for name, _ in model.named_parameters())
 
@@ -208,9 +208,9 @@ def test_a_lone_domain_is_not_hidden(tiny_backbone: Backbone) -> None:
     method._model = ProSModel(tiny_backbone, method.config, 1, 4, seeded(0))
     own = {"domain": torch.zeros(5, dtype=torch.long), "class": OWN["class"]}
     with torch.no_grad():
-        got = method.model.simulate(pictures(), own)
-        for row, picture in enumerate(pictures()):
-            expected = torch.stack(simulate_by_hand(method, picture, None, int(own["class"][row])))
+        got = method.model.simulate(images(), own)
+        for row, image in enumerate(images()):
+            expected = torch.stack(simulate_by_hand(method, image, None, int(own["class"][row])))
             torch.testing.assert_close(got[row], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -218,13 +218,13 @@ def test_the_loss_is_cross_entropy_over_cosines(tiny_backbone: Backbone) -> None
     method = untrained(tiny_backbone)
     prompts = PromptTemplate.build(tiny_backbone, CLASSES, method.config.text_template, 16)
     with torch.no_grad():
-        images = method.model.training_features(2, pictures(), OWN)
+        features = method.model.training_features(2, images(), OWN)
         texts = method.model.text_features(prompts)
         total = 0.0
-        for image, label in zip(images, OWN["class"].tolist(), strict=True):
-            logits = [float(image @ text / image.norm() / text.norm()) / 0.07 for text in texts]
+        for feature, label in zip(features, OWN["class"].tolist(), strict=True):
+            logits = [float(feature @ text / feature.norm() / text.norm()) / 0.07 for text in texts]
             total += math.log(sum(math.exp(logit - logits[label]) for logit in logits))
-        assert float(method.loss(2, pictures(), OWN, prompts)) == pytest.approx(total / len(images), rel=1e-5)
+        assert float(method.loss(2, images(), OWN, prompts)) == pytest.approx(total / len(features), rel=1e-5)
 
 
 def test_dropout_hits_the_whole_sequence_of_stage_1_only(tiny_backbone: Backbone, monkeypatch: Any) -> None:
@@ -237,7 +237,7 @@ def test_dropout_hits_the_whole_sequence_of_stage_1_only(tiny_backbone: Backbone
 
     monkeypatch.setattr("methods.pros.read_image", read)
     for stage, generator in ((1, seeded(3)), (1, None), (2, seeded(3))):
-        method.model.training_features(stage, pictures(50), {k: v.repeat(10) for k, v in OWN.items()}, generator)  # type: ignore[arg-type]
+        method.model.training_features(stage, images(50), {k: v.repeat(10) for k, v in OWN.items()}, generator)  # type: ignore[arg-type]
     dropped, clean, second = (tokens.detach() for tokens in seen)
     kept = dropped != 0
     torch.testing.assert_close(dropped[kept], 2 * clean[kept])
@@ -268,10 +268,10 @@ def test_the_fast_path_gives_the_plain_numbers(
         method = untrained(tiny_backbone, fast=fast, **changes)
         prompts = PromptTemplate.build(tiny_backbone, CLASSES, method.config.text_template, 16)
         method.optimizer(stage)
-        method.loss(stage, pictures(), OWN, prompts).backward()
+        method.loss(stage, images(), OWN, prompts).backward()
         gradients = {name: value.grad for name, value in method.model.stage_parameters(stage).items()}
-        features = method.model.training_features(stage, pictures(), OWN)
-        results.append((features.detach(), method.encode_raw(pictures()), method.encode_classes(CLASSES), gradients))
+        features = method.model.training_features(stage, images(), OWN)
+        results.append((features.detach(), method.encode_raw(images()), method.encode_classes(CLASSES), gradients))
     for ours, plain in zip(results[0][:3], results[1][:3], strict=True):
         torch.testing.assert_close(ours, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
     largest = max(float(value.abs().max()) for value in results[1][3].values() if value is not None)
@@ -325,9 +325,9 @@ def test_the_same_seed_gives_the_same_bits(tiny_backbone: Backbone) -> None:
     changes: dict[str, Any] = {"jitter": 0.4, "crop": 0.8, "flip": True, "steps": 4}
     one, other, third = (fitted(tiny_backbone, seed=seed, **changes) for seed in (3, 3, 4))
     torch.manual_seed(99)
-    assert torch.equal(one.encode_images(pictures()), other.encode_images(pictures()))
+    assert torch.equal(one.encode_images(images()), other.encode_images(images()))
     assert all(torch.equal(value, other.tensors()[name]) for name, value in one.tensors().items())
-    assert not torch.equal(one.encode_images(pictures()), third.encode_images(pictures()))
+    assert not torch.equal(one.encode_images(images()), third.encode_images(images()))
 
 
 def test_a_checkpoint_gives_equal_features(tiny_backbone: Backbone, tmp_path: Path) -> None:
@@ -337,17 +337,17 @@ def test_a_checkpoint_gives_equal_features(tiny_backbone: Backbone, tmp_path: Pa
     assert isinstance(loaded, ProS)
     assert loaded.config == method.config
     assert (loaded.class_names, loaded.domain_names) == (CLASSES, DOMAINS)
-    assert torch.equal(loaded.encode_images(pictures()), method.encode_images(pictures()))
+    assert torch.equal(loaded.encode_images(images()), method.encode_images(images()))
     assert torch.equal(loaded.encode_classes(["zebra", *CLASSES]), method.encode_classes(["zebra", *CLASSES]))
 
 
 @pytest.mark.parametrize("changes", [{}, {"simulator": False}, {"mask": False}, OFFICIAL])
-def test_an_embedding_depends_on_its_picture_alone(tiny_backbone: Backbone, changes: dict[str, Any]) -> None:
+def test_an_embedding_depends_on_its_image_alone(tiny_backbone: Backbone, changes: dict[str, Any]) -> None:
     method = fitted(tiny_backbone, **changes)
-    pixels = pictures(9)
+    pixels = images(9)
     together = method.encode_images(pixels)
     torch.testing.assert_close(together.norm(dim=-1), torch.ones(9))
-    alone = torch.cat([method.encode_images(picture[None]) for picture in pixels])
+    alone = torch.cat([method.encode_images(image[None]) for image in pixels])
     shuffled = method.encode_images(pixels.flip(0)).flip(0)
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
     torch.testing.assert_close(together, shuffled, rtol=0, atol=1e-5)
@@ -364,8 +364,8 @@ def test_every_variant_and_ablation_trains(tiny_backbone: Backbone, name: str) -
     assert stages == {"no_units": {"simulator"}, "no_simulator": {"prompt units"}}.get(
         name, {"prompt units", "simulator"}
     )
-    assert method.encode_images(pictures()).shape == (5, tiny_backbone.embed_dim)
-    assert method.classify(pictures(), CLASSES).shape == (5, 4)
+    assert method.encode_images(images()).shape == (5, tiny_backbone.embed_dim)
+    assert method.classify(images(), CLASSES).shape == (5, 4)
 
 
 def test_official_is_the_released_code() -> None:
@@ -390,7 +390,7 @@ def test_statistics_of_training_and_test(tiny_backbone: Backbone, monkeypatch: A
     method = fitted(tiny_backbone, **OFFICIAL)
     assert set(asked) == {"imagenet"}
     asked.clear()
-    method.encode_images(pictures())
+    method.encode_images(images())
     assert asked == ["clip"]
 
 
@@ -398,10 +398,10 @@ def test_bf16_training_gives_float32_features(tiny_folder: Path) -> None:
     backbone = Backbone.load(tiny_folder, precision="bf16")
     method = fitted(backbone)
     assert all(value.dtype == torch.float32 for value in method.tensors().values())
-    assert method.encode_raw(pictures()).dtype == method.encode_classes(CLASSES).dtype == torch.float32
+    assert method.encode_raw(images()).dtype == method.encode_classes(CLASSES).dtype == torch.float32
     exact = ProS(Backbone.load(tiny_folder), method.config)
     exact.load_tensors(method.tensors(), method.facts())
-    assert (method.encode_images(pictures()) * exact.encode_images(pictures())).sum(dim=-1).min() > 0.99
+    assert (method.encode_images(images()) * exact.encode_images(images())).sum(dim=-1).min() > 0.99
 
 
 # --- schedule, budget, selection -------------------------------------------------------------------------------------
@@ -412,7 +412,7 @@ def steps_of(method: ProS, data: TrainingData) -> dict[int, int]:
 
 
 def test_epochs_and_budgets(tiny_backbone: Backbone) -> None:
-    data = task()  # 24 pictures
+    data = task()  # 24 images
     paper = ProS(tiny_backbone, ProSConfig(batch_size=10, stage1_batch_size=16))
     assert steps_of(paper, data) == {1: 2, 2: 30}
     assert steps_of(ProS(tiny_backbone, ProSConfig(steps=50)), data) == {1: 10, 2: 40}
@@ -421,7 +421,7 @@ def test_epochs_and_budgets(tiny_backbone: Backbone) -> None:
     assert steps_of(ProS(tiny_backbone, ProSConfig(steps=50, simulator=False)), data) == {1: 50}
     assert steps_of(ProS(tiny_backbone, ProSConfig(steps=50, units="none")), data) == {2: 50}
     released = ProS(tiny_backbone, ProSConfig(batch_size=9, stage1_batch_size=9, sampler="released"))
-    assert released_epoch(data.domains, 9) == 18  # 8 pictures a domain hold 2 rounds of 3
+    assert released_epoch(data.domains, 9) == 18  # 8 images a domain hold 2 rounds of 3
     assert steps_of(released, data) == {1: 2, 2: 20}
 
 
@@ -448,7 +448,7 @@ def test_validation_once_an_epoch_of_the_last_stage_and_patience(tiny_backbone: 
 
     def validate(method: Method) -> float:
         kept.append({name: value.clone() for name, value in method.tensors().items()})
-        method.encode_images(pictures())
+        method.encode_images(images())
         return next(scores)
 
     method = ProS(tiny_backbone, config(steps=12, stage1_share=0.5, epochs=6))
@@ -475,7 +475,7 @@ def test_trainable_parameters_are_counted_once(tiny_backbone: Backbone) -> None:
 # --- what it may see -------------------------------------------------------------------------------------------------
 
 
-def test_one_labelled_domain_with_target_pictures_and_unseen_names(tiny_backbone: Backbone) -> None:
+def test_one_labelled_domain_with_target_images_and_unseen_names(tiny_backbone: Backbone) -> None:
     data = task(
         domains=1, classes=3, class_names=(*CLASSES, "zebra"), domain_names=("flat", "line"), target=Untouchable()
     )
@@ -484,7 +484,7 @@ def test_one_labelled_domain_with_target_pictures_and_unseen_names(tiny_backbone
     assert method.model.class_units.shape[0] == 3
     classes = method.encode_classes(["zebra", "a name never seen"])
     torch.testing.assert_close(classes.norm(dim=-1), torch.ones(2))
-    assert method.classify(pictures(), [*CLASSES, "zebra"]).shape == (5, 5)
+    assert method.classify(images(), [*CLASSES, "zebra"]).shape == (5, 5)
 
 
 def test_classes_and_domains_are_numbered_anew(tiny_backbone: Backbone) -> None:
@@ -514,7 +514,7 @@ def test_the_released_sampler_ignores_the_seed() -> None:
 
 def test_errors_name_the_mend(tiny_backbone: Backbone) -> None:
     with pytest.raises(RuntimeError, match="call fit, or load a checkpoint"):
-        ProS(tiny_backbone).encode_images(pictures())
+        ProS(tiny_backbone).encode_images(images())
     with pytest.raises(ValueError, match="units=none with simulator=False"):
         ProSConfig(units="none", simulator=False)
     with pytest.raises(ValueError, match=r"dropout 1\.0"):

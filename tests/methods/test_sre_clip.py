@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import benchmarks  # noqa: F401 (brings WordNet's nouns)
-from methods.interface import FitReport, Pictures, TrainingData
+from methods.interface import FitReport, Images, TrainingData
 from methods.parts.backbone import Backbone
 from methods.parts.training import seeded
 from methods.parts.word_graph import receptive_field
@@ -31,12 +31,12 @@ from methods.sre_clip import (
 
 CLASSES = ("cat", "hot_air_balloon", "dog", "sea_turtle", "qwertyuiop", "horse")
 SYNSETS = {"sea_turtle": "sea_turtle.n.01", "hot_air_balloon": "hot-air_balloon.n.01"}
-SEEN = 4  # classes with labelled pictures
+SEEN = 4  # classes with labelled images
 QUICK = SreClipConfig(width=32, steps=6, batch_size=8, reference_size=8, memory=16)
 
 
-class Drawings(Pictures):
-    """Pictures in memory."""
+class Drawings(Images):
+    """Images in memory."""
 
     def __init__(self, pixels: Tensor) -> None:
         self.values = pixels
@@ -49,7 +49,7 @@ class Drawings(Pictures):
 
     @property
     def content(self) -> Sequence[str]:
-        return [picture.numpy().tobytes().hex()[:64] for picture in self.values]
+        return [image.numpy().tobytes().hex()[:64] for image in self.values]
 
 
 def drawings(labels: list[int], tint: float) -> Drawings:
@@ -61,7 +61,7 @@ def drawings(labels: list[int], tint: float) -> Drawings:
 
 
 def task(*, target: bool = True, per_class: int = 5, seen: int = SEEN, **extra: Any) -> TrainingData:
-    """Labelled pictures of the first ``seen`` classes in two domains; unlabelled ones of all classes."""
+    """Labelled images of the first ``seen`` classes in two domains; unlabelled ones of all classes."""
     labels = [c for c in range(seen) for _ in range(per_class)]
     everyone = [c for c in range(len(CLASSES)) for _ in range(per_class)]
     return TrainingData(
@@ -110,7 +110,7 @@ def features(rows: int = 6, width: int = 7, seed: int = 3) -> Tensor:
 
 
 def loop_attention(adapter: AttentionAdapter, query: Tensor, context: Tensor) -> Tensor:
-    """One picture's output, key by key."""
+    """One image's output, key by key."""
     q = adapter.q(query)
     scores = [float(q @ adapter.k(key)) / math.sqrt(len(q)) for key in context]
     total = sum(math.exp(score) for score in scores)
@@ -129,7 +129,7 @@ def test_attention_is_what_the_equation_says() -> None:
         expected = torch.stack([loop_attention(adapter, row, c) for row, c in zip(z, contexts, strict=True)])
         torch.testing.assert_close(adapter(z, given), expected, msg=name)
     torch.testing.assert_close(adapter(z, None), adapter.v(z))
-    torch.testing.assert_close(adapter(z, z.unsqueeze(1)), 2 * adapter.v(z))  # a picture that attends to itself
+    torch.testing.assert_close(adapter(z, z.unsqueeze(1)), 2 * adapter.v(z))  # an image that attends to itself
 
 
 @torch.no_grad()
@@ -338,7 +338,7 @@ def test_learning_rate() -> None:
 
 @pytest.mark.parametrize(("attention", "falls_to"), [("batch", 0.8), ("none", 0.2)])
 def test_it_learns(tiny_backbone: Backbone, attention: Any, falls_to: float) -> None:
-    """Random CLIP features of all pictures are nearly equal, and the mean of a batch makes them more so."""
+    """Random CLIP features of all images are nearly equal, and the mean of a batch makes them more so."""
     config = replace(QUICK, attention=attention, steps=100, batch_size=20, learning_rate=1e-2, dropout=0.0)
     method, report = fitted(tiny_backbone, config, seed=1, target=False)
     losses = [float(entry["loss"]) for entry in report.losses]
@@ -358,7 +358,7 @@ def test_same_seed_same_bits(tiny_backbone: Backbone) -> None:
 
 
 def test_clip_is_left_alone_in_training(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No picture and no text passes CLIP once training has begun."""
+    """No image and no text passes CLIP once training has begun."""
     method, steps, calls = SreClip(tiny_backbone, QUICK), 0, 0
 
     def log(**entry: Any) -> None:
@@ -396,7 +396,7 @@ def test_target_losses_wait_for_the_warm_up(tiny_backbone: Backbone) -> None:
     assert same == [True] * 5 + [False] * 5
 
 
-def test_target_pictures_are_not_asked_for_where_there_are_none(tiny_backbone: Backbone) -> None:
+def test_target_images_are_not_asked_for_where_there_are_none(tiny_backbone: Backbone) -> None:
     data = task(target=False)
     assert not data.has_target
     report = SreClip(tiny_backbone, QUICK).fit(data, seed=0, log=quiet)
@@ -407,7 +407,7 @@ def test_budget_and_validation(tiny_backbone: Backbone) -> None:
     scores = iter([0.1, 0.9, 0.3, 0.2, 0.1])
     data = task(validate=lambda method: next(scores))
     method = SreClip(tiny_backbone, replace(QUICK, steps=0, epochs=2, validate_every=1, patience=3))
-    report = method.fit(data, seed=0, log=quiet)  # 2 epochs of 20 pictures in batches of 8: 6 steps
+    report = method.fit(data, seed=0, log=quiet)  # 2 epochs of 20 images in batches of 8: 6 steps
     assert [entry["score"] for entry in report.validation] == [0.1, 0.9, 0.3, 0.2, 0.1]
     assert report.selected_step == 2
     assert report.steps == 5
@@ -462,18 +462,18 @@ def test_impossible_settings_are_refused(change: dict[str, Any], message: str) -
 
 
 @pytest.mark.parametrize("eval_attention", ["reference", "self", "batch"])
-def test_a_picture_and_its_batch(tiny_backbone: Backbone, eval_attention: Any) -> None:
+def test_a_image_and_its_batch(tiny_backbone: Backbone, eval_attention: Any) -> None:
     method, _ = fitted(tiny_backbone, replace(QUICK, eval_attention=eval_attention))
     pixels = task().images.pixels(torch.arange(7))
     together = method.encode_images(pixels)
-    alone = torch.cat([method.encode_images(picture.unsqueeze(0)) for picture in pixels])
+    alone = torch.cat([method.encode_images(image.unsqueeze(0)) for image in pixels])
     others = method.encode_images(torch.cat([pixels[:1], 1 - pixels[1:]]))[:1]
     independent = eval_attention != "batch"
     assert torch.allclose(together, alone, atol=1e-5) == independent
     assert torch.allclose(together[:1], others, atol=1e-5) == independent
 
 
-def test_reference_pictures(tiny_backbone: Backbone) -> None:
+def test_reference_images(tiny_backbone: Backbone) -> None:
     """A fixed draw, half from the target where there is one, kept with the model."""
     for target in (True, False):
         method, _ = fitted(tiny_backbone, target=target)

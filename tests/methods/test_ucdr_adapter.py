@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods import ucdr_adapter
-from methods.interface import FitReport, Method, Pictures, TrainingData
+from methods.interface import FitReport, Images, Method, TrainingData
 from methods.parts.backbone import Backbone, BackboneError
 from methods.parts.feature_cache import process_cache
 from methods.ucdr_adapter import (
@@ -37,8 +37,8 @@ CLASSES, DOMAINS = ("cat", "aircraft_carrier", "sea_turtle"), ("clipart", "photo
 SMALL: dict[str, Any] = {"context_tokens": 4, "batch_size": 6, "stage1_batch_size": 12, "steps": 4, "stage1_share": 0.5}
 
 
-class Memory(Pictures):
-    """Pictures that lie in memory."""
+class Memory(Images):
+    """Images that lie in memory."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
@@ -54,12 +54,12 @@ class Memory(Pictures):
         return [hashlib.sha256(value.numpy().tobytes()).hexdigest() for value in self.values]
 
 
-def task(*, domains: int = 2, pictures: int = 4, validate: Any = None, names: Sequence[str] = CLASSES) -> TrainingData:
-    """``pictures`` of each class in each domain: a class is a pattern of its own, a domain a contrast."""
+def task(*, domains: int = 2, images: int = 4, validate: Any = None, names: Sequence[str] = CLASSES) -> TrainingData:
+    """``images`` of each class in each domain: a class is a pattern of its own, a domain a contrast."""
     generator = torch.Generator().manual_seed(5)
     patterns = torch.rand(len(CLASSES), 3, 32, 32, generator=generator)
-    labels = torch.arange(len(CLASSES)).repeat_interleave(domains * pictures)
-    of_domain = torch.arange(domains).repeat_interleave(pictures).repeat(len(CLASSES))
+    labels = torch.arange(len(CLASSES)).repeat_interleave(domains * images)
+    of_domain = torch.arange(domains).repeat_interleave(images).repeat(len(CLASSES))
     noise = 0.1 * torch.rand(len(labels), 3, 32, 32, generator=generator)
     values = (patterns[labels] * (0.5 + 0.4 * of_domain[:, None, None, None]) + noise).clamp(0, 1)
     return TrainingData(
@@ -334,7 +334,7 @@ def test_what_is_constant_is_computed_once(tiny_backbone: Backbone, monkeypatch:
     still: dict[str, Any] = {"steps": 6, "stage1_share": 1 / 3, "crop": 1.0, "flip": False, "jitter": 0.0}
     calls["context"] = 0
     cached = fitted(tiny_backbone, **still)
-    assert calls["context"] == 1  # pictures that do not change: all of them at once
+    assert calls["context"] == 1  # images that do not change: all of them at once
     plain = fitted(tiny_backbone, **still, fast=False)
     for name, value in cached.tensors().items():
         torch.testing.assert_close(value, plain.tensors()[name], rtol=0, atol=1e-5, msg=name)
@@ -383,7 +383,7 @@ def test_the_same_seed_gives_the_same_bits(tiny_backbone: Backbone) -> None:
 def test_an_embedding_does_not_depend_on_its_batch(tiny_backbone: Backbone) -> None:
     method, pixels = fitted(tiny_backbone), task().images.pixels(torch.arange(7))
     together = method.encode_images(pixels)
-    alone = torch.cat([method.encode_images(picture[None]) for picture in pixels])
+    alone = torch.cat([method.encode_images(image[None]) for image in pixels])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
     torch.testing.assert_close(method.encode_images(pixels.flip(0)).flip(0), together, rtol=0, atol=1e-6)
     torch.testing.assert_close(together.norm(dim=1), torch.ones(7))
@@ -428,7 +428,7 @@ def test_ablations_take_away_what_they_name(tiny_backbone: Backbone) -> None:
 
 
 def test_budgets_and_rates(tiny_backbone: Backbone) -> None:
-    data = task()  # 24 pictures, 12 of each domain
+    data = task()  # 24 images, 12 of each domain
 
     def steps(**changes: Any) -> dict[int, int]:
         return UCDRAdapter(tiny_backbone, config(**{"steps": 0, **changes})).phase_steps(data)
@@ -464,7 +464,7 @@ def test_selection_sees_the_last_phase_only(tiny_backbone: Backbone) -> None:
     assert not torch.equal(stopped.branch.projection, method.branch.projection)  # the selected weights are back
 
 
-def test_classes_without_pictures_get_no_prompt(tiny_backbone: Backbone) -> None:
+def test_classes_without_images_get_no_prompt(tiny_backbone: Backbone) -> None:
     names = ("ape", *CLASSES, "cow")
     data = task(names=names)
     data.labels += 1

@@ -14,7 +14,7 @@ from methods.parts.backbone import Backbone
 from methods.zero_shot import ZeroShot, ZeroShotConfig
 
 
-def pictures(count: int = 4) -> Tensor:
+def images(count: int = 4) -> Tensor:
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -23,11 +23,11 @@ def test_images_are_clips_features_of_unit_length(tiny_backbone: Backbone, tiny_
     stock = CLIPModel.from_pretrained(tiny_folder).eval()
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.6, 0.5, 0.4], [0.25, 0.3, 0.2]))
     with torch.no_grad():
-        raw = stock.get_image_features((pictures() - mean) / std).pooler_output
-    torch.testing.assert_close(method.encode_raw(pictures()), raw, rtol=1e-4, atol=1e-4)
+        raw = stock.get_image_features((images() - mean) / std).pooler_output
+    torch.testing.assert_close(method.encode_raw(images()), raw, rtol=1e-4, atol=1e-4)
     unit = raw / raw.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(method.encode_images(pictures()), unit, rtol=1e-4, atol=1e-5)
-    assert not method.encode_images(pictures()).requires_grad
+    torch.testing.assert_close(method.encode_images(images()), unit, rtol=1e-4, atol=1e-5)
+    assert not method.encode_images(images()).requires_grad
 
 
 def test_classes_are_the_template_filled_with_words(tiny_backbone: Backbone) -> None:
@@ -43,8 +43,8 @@ def test_classes_are_the_template_filled_with_words(tiny_backbone: Backbone) -> 
 
 def test_logits_are_cosines_times_clips_scale(tiny_backbone: Backbone) -> None:
     method = ZeroShot(tiny_backbone)
-    logits = method.classify(pictures(), ["cat", "dog", "horse"])
-    cosines = method.encode_images(pictures()) @ method.encode_classes(["cat", "dog", "horse"]).T
+    logits = method.classify(images(), ["cat", "dog", "horse"])
+    cosines = method.encode_images(images()) @ method.encode_classes(["cat", "dog", "horse"]).T
     scale = float(tiny_backbone.model.logit_scale.detach().exp())
     assert scale > 2
     torch.testing.assert_close(logits, scale * cosines)
@@ -67,7 +67,7 @@ def test_nothing_is_learned(tiny_backbone: Backbone, tmp_path: Path) -> None:
     assert method.total_parameters() == sum(p.numel() for p in tiny_backbone.model.parameters())
     method.save(tmp_path / "zero")
     again = ZeroShot.load(tmp_path / "zero", tiny_backbone)
-    assert torch.equal(again.encode_images(pictures()), method.encode_images(pictures()))
+    assert torch.equal(again.encode_images(images()), method.encode_images(images()))
 
 
 def test_a_checkpoint_of_other_weights_is_refused(tiny_backbone: Backbone, tmp_path: Path) -> None:

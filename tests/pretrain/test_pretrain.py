@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks.datasets import picto_sources
+from benchmarks.datasets.build import picto_sources
 from benchmarks.pretrain import corpus as corpus_module
 from benchmarks.pretrain.captions import CaptionWriter, concept_of
 from benchmarks.pretrain.corpus import clean_name
@@ -86,7 +86,7 @@ def test_corpus_leaves_out_what_feeds_the_data_set(corpus: Corpus) -> None:
     assert "dog" in set(corpus.index["phrase"])
 
 
-def test_purge_drops_what_equals_a_picture_of_the_pack(corpus: Corpus, tmp_path: Path) -> None:
+def test_purge_drops_what_equals_a_image_of_the_pack(corpus: Corpus, tmp_path: Path) -> None:
     import io
     import shutil
 

@@ -15,10 +15,10 @@ import torch
 
 from benchmarks.datasets.base import Dataset, DatasetCard, DatasetError, ReleasedListing
 from benchmarks.datasets.picto_domains import PictoDomains, pack_path
+from benchmarks.datasets.pixels import PixelCache
 from benchmarks.protocols import official, uccdr, ucdr, udcdr
 from benchmarks.protocols.task import Retrieval, Task
 from benchmarks.protocols.training import training_data
-from benchmarks.workbench import PixelCache
 from methods.interface import WithheldError
 from tests.support.golden import golden_dir, golden_set
 from tests.support.tiny_dataset import DOMAINS, TinyShapes
@@ -58,7 +58,7 @@ def test_who_sees_what(dataset: Dataset, protocol: Any) -> None:
         expected = dataset.table[
             (dataset.table["split"] == "train") & ~dataset.table["held_back"] & (dataset.table["domain"] != held_out)
         ]
-        assert task.train.tolist() == expected.index.tolist(), "all such pictures, none left out"
+        assert task.train.tolist() == expected.index.tolist(), "all such images, none left out"
         assert task.class_names == dataset.classes("train")
         assert task.target is None
         assert tuple(one.name for one in task.retrievals) == protocol.galleries
@@ -158,10 +158,10 @@ def test_training_data_shows_the_task_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("trained query", "test picture 'line/.* is also trained on"),
-        ("trained gallery", "test picture 'flat/.* is also trained on"),
+        ("trained query", "test image 'line/.* is also trained on"),
+        ("trained gallery", "test image 'flat/.* is also trained on"),
         ("query in gallery", "a query stands in the gallery"),
-        ("empty", "no query pictures"),
+        ("empty", "no query images"),
         ("withheld class", "trains on classes whose names are withheld"),
     ],
 )
@@ -357,7 +357,7 @@ def test_official_tasks_without_the_validation_classes(golden_splits: dict[str, 
     assert {name: int(domains.get(name, 0)) for name in dataset.domains} == expected["full_train_domain_counts"]
     assert task.notes == ("selected on test",), "validation classes are neither trained on nor asked for"
     assert np.array_equal(task.retrievals[0].gallery, usual.retrievals[0].gallery)
-    assert set(task.retrievals[1].gallery) < set(usual.retrievals[1].gallery), "no pictures of validation classes"
+    assert set(task.retrievals[1].gallery) < set(usual.retrievals[1].gallery), "no images of validation classes"
     assert task.fit_id != usual.fit_id
     clean, clean_usual = (ucdr.PROTOCOL.task(tree, "quickdraw") for tree in (dataset, GoldenTree(golden_splits)))
     assert np.array_equal(clean.train, clean_usual.train)
@@ -365,7 +365,7 @@ def test_official_tasks_without_the_validation_classes(golden_splits: dict[str, 
 
 @pytest.mark.golden
 def test_official_tasks_without_a_mixed_gallery(golden_splits: dict[str, Any]) -> None:
-    """The released code's plain listing: every picture of a training class is trained on, and the gallery is unseen."""
+    """The released code's plain listing: every image of a training class is trained on, and the gallery is unseen."""
     expected, dataset = golden_splits["expected"], GoldenPlain(golden_splits)
     for protocol in (ucdr.PROTOCOL, uccdr.PROTOCOL):
         task = protocol.task(dataset, "quickdraw", "official")

@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks.datasets.registry import DATASETS
-from benchmarks.execution import execute, search_notes
-from benchmarks.presets import PRESETS, Preset
 from benchmarks.protocols import dazsl, uccdr, ucdr, uda, udcdr
 from benchmarks.protocols.task import Classification, Retrieval, answerable, own_gallery
 from benchmarks.reporting.leaderboard import markdown
-from benchmarks.settings import Settings
-from benchmarks.store import Fit, Record, ResultStore, load_results
-from benchmarks.sweep import plan, validation_notes
-from benchmarks.workbench import Workbench
+from benchmarks.runner.execution import execute, search_notes
+from benchmarks.runner.plan import plan, validation_notes
+from benchmarks.runner.presets import PRESETS, Preset
+from benchmarks.runner.resources import Resources
+from benchmarks.runner.settings import Settings
+from benchmarks.store.files import Fit, Record, ResultStore, load_results
 from methods.interface import FitReport, Log, Method, MethodCard, TrainingData
 from methods.registry import METHODS
 from tests.support.every import Silent
@@ -109,8 +109,8 @@ def settings(folder: Path, out: Path, dataset: str, **changes: Any) -> Settings:
 
 
 def run(chosen: Settings) -> list[Record]:
-    workbench, store = Workbench(chosen), ResultStore(chosen.out)
-    execute(plan(chosen, workbench), workbench, store, Silent())
+    resources, store = Resources(chosen), ResultStore(chosen.out)
+    execute(plan(chosen, resources), resources, store, Silent())
     return list(store.records())
 
 
@@ -192,8 +192,8 @@ def test_two_domains_are_searched_and_said(tiny_folder: Path, tmp_path: Path) ->
         scores = [trial["validation"] for trial in record.fit.trials]
         assert all(score is not None and 0 <= score <= 1 for score in scores)
         assert any("validated within flat" in note for note in record.notes)
-    workbench = Workbench(chosen)
-    assert validation_notes(plan(chosen, workbench), chosen, workbench) == [
+    resources = Resources(chosen)
+    assert validation_notes(plan(chosen, resources), chosen, resources) == [
         "two ucdr/sketch, udcdr/sketch: validated within flat: no other training domain has images of its classes"
     ]
     assert "validated within flat" in markdown(load_results(chosen.out))
@@ -212,8 +212,8 @@ def test_where_nothing_validates_the_configured_rate_is_taken_and_said(tiny_fold
     assert not list(Path(chosen.out).rglob("searches/**/*.json"))
     report = markdown(load_results(chosen.out))
     assert "no validation task: learning rate as configured" in report
-    workbench = Workbench(chosen)
-    (line,) = validation_notes(plan(chosen, workbench), chosen, workbench)
+    resources = Resources(chosen)
+    (line,) = validation_notes(plan(chosen, resources), chosen, resources)
     assert line.startswith("none ucdr/sketch, udcdr/sketch: no validation task")
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.store import CellId, Cost, Fit, GalleryScores, Record, ResultStore, content_key
+from benchmarks.store.files import CellId, Cost, Fit, GalleryScores, Record, ResultStore, content_key
 
 CLASSES = ("cat", "dog", "car", "truck", "apple", "pear")
 DOMAINS = ("line", "pixel")
 
 
 def retrieval_table(domain: str, skill: float, seed: int, gallery: str = "unseen") -> pd.DataFrame:
-    """Two queries a class; a gallery of one picture a class, ranked at random but for the skilled."""
+    """Two queries a class; a gallery of one image a class, ranked at random but for the skilled."""
     rng = np.random.default_rng([seed, len(domain)])
     rows: list[dict[str, Any]] = []
     for number in range(2 * len(CLASSES)):
@@ -35,7 +35,7 @@ def retrieval_table(domain: str, skill: float, seed: int, gallery: str = "unseen
 
 
 def zero_shot_table(skill: float, seed: int) -> pd.DataFrame:
-    """Two pictures a class and the classes answered; the last two classes are unseen."""
+    """Two images a class and the classes answered; the last two classes are unseen."""
     table = retrieval_table("pixel", skill, seed, "target")[["query", "class", "domain", "gallery", "top_keys"]]
     answered = [[key.split("/")[1] for key in keys] for keys in table["top_keys"]]
     credit = np.array([float(names[0] == own) for names, own in zip(answered, table["class"], strict=True)])

@@ -40,7 +40,7 @@ addEventListener("load", async () => {
   for (const image of document.images) image.loading = "eager";
   await pause();
   const visible = [...document.images].filter((one) => one.getClientRects().length);
-  saw.pictures = [visible.length, visible.filter((one) => one.complete && one.naturalWidth > 0).length];
+  saw.images = [visible.length, visible.filter((one) => one.complete && one.naturalWidth > 0).length];
   const style = (selector) => { const one = getComputedStyle(gallery.querySelector(selector)); return [one.borderTopColor, one.borderTopStyle]; };
   saw.borders = [style("td.right img"), style("td.wrong img")];
   saw.signs = [gallery.querySelector("td.right b").textContent, gallery.querySelector("td.wrong b").textContent];

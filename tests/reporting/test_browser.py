@@ -1,4 +1,4 @@
-"""The page in headless Chromium, opened from disk: it sorts, filters, shows pictures and asks for nothing outside."""
+"""The page in headless Chromium, opened from disk: it sorts, filters, shows images and asks for nothing outside."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.reporting.pictures import Galleries, Hit, Query, Ranked
+from benchmarks.reporting.galleries import Galleries, Hit, Query, Ranked
 from benchmarks.reporting.write import write_report
-from benchmarks.store import ResultStore, load_results
+from benchmarks.store.files import ResultStore, load_results
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -68,9 +68,9 @@ def opened(filled: ResultStore, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """The page of the made-up store, with ears and a reader put into it."""
     folder = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.reporting.pictures.galleries", lambda *_, **__: made_up_galleries())
-        patch.setattr("benchmarks.reporting.pictures.embedding_map", lambda *_, **__: [])
-        files = write_report(load_results(filled.root), folder, store=filled, resamples=100, pictures={})
+        patch.setattr("benchmarks.reporting.galleries.galleries", lambda *_, **__: made_up_galleries())
+        patch.setattr("benchmarks.reporting.galleries.embedding_map", lambda *_, **__: [])
+        files = write_report(load_results(filled.root), folder, store=filled, resamples=100, images={})
     text = files[-1].read_text(encoding="utf-8")
     text = text.replace("</title>", f"</title><script>{EARS}</script><script>{READER}</script>", 1)
     path = folder / "read.html"
@@ -120,7 +120,7 @@ def test_a_reader_finds_everything(opened: Path, width: int, tmp_path: Path) -> 
     assert saw["failures"] == [1, 0]
     assert saw["settings"] == [[False, True], [False, False]]
     assert saw["domains"] == [["line", "pixel"], ["pixel"]]
-    there, complete = saw["pictures"]
+    there, complete = saw["images"]
     assert there == complete > 10
     (right, solid), (wrong, dashed) = saw["borders"]
     assert right != wrong
@@ -129,7 +129,7 @@ def test_a_reader_finds_everything(opened: Path, width: int, tmp_path: Path) -> 
 
 
 def test_the_reader_would_hear_a_request(opened: Path, tmp_path: Path) -> None:
-    """A check of the check: an outside picture is blocked by the page's policy, and heard."""
+    """A check of the check: an outside image is blocked by the page's policy, and heard."""
     text = opened.read_text(encoding="utf-8").replace("<main>", '<main><img src="https://example.org/x.png">', 1)
     path = tmp_path / "asking.html"
     path.write_text(text, encoding="utf-8")

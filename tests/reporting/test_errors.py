@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.reporting import errors, grids, leaderboard
 from benchmarks.reporting.errors import WordNet, question_errors
-from benchmarks.store import ResultStore, load_results
+from benchmarks.store.files import ResultStore, load_results
 from tests.reporting.conftest import add, retrieval_table
 
 
@@ -56,7 +56,7 @@ def test_confusions_and_curves_by_hand(store: ResultStore) -> None:
 
 def test_keys_that_do_not_name_their_class_leave_the_question_out(store: ResultStore) -> None:
     table = retrieval_table("line", 0.5, 0)
-    table["top_keys"] = [[f"picture-{i}" for i in range(6)]] * len(table)
+    table["top_keys"] = [[f"image-{i}" for i in range(6)]] * len(table)
     add(store, "good", table)
     (question,) = asked(store)
     assert question.methods == ()

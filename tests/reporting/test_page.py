@@ -10,7 +10,7 @@ import pytest
 from benchmarks import report
 from benchmarks.reporting import figures, page, plots
 from benchmarks.reporting.write import write_report
-from benchmarks.store import ResultStore, load_results
+from benchmarks.store.files import ResultStore, load_results
 from tests.reporting.conftest import add, retrieval_table
 from tests.reporting.reading import Page
 
@@ -109,7 +109,7 @@ def test_ablations_stand_beside_their_default(read: tuple[Page, str, list[str]],
 
 def test_errors_name_the_confused_classes(read: tuple[Page, str, list[str]]) -> None:
     parsed, _, _ = read
-    far = parsed.tables["UCDR, unseen: how far the first picture retrieved lies from the true class when it is wrong"]
+    far = parsed.tables["UCDR, unseen: how far the first image retrieved lies from the true class when it is wrong"]
     wrong = {row[0].split(" ")[0]: float(row[2]) for row in far[1:]}
     assert wrong["good"] < wrong["fair"] < wrong["random"]
     title = next(name for name in parsed.tables if name.startswith("UCDR, unseen: most confused pairs"))
@@ -157,7 +157,7 @@ def test_a_failing_part_leaves_a_notice(filled: ResultStore, tmp_path: Path, mon
     for name in ("bars", "heat_map", "cost_against_score", "seconds_by_phase", "seen_against_unseen", "loss_curves",
                  "precision_curves", "error_distances", "ablation_bars"):  # fmt: skip
         monkeypatch.setattr(plots, name, broken)
-    monkeypatch.setattr("benchmarks.reporting.comparison.compare_methods", broken)
+    monkeypatch.setattr("benchmarks.reporting.method_comparison.compare_methods", broken)
     parsed, text, problems = written(filled, tmp_path)
     assert "This plot could not be drawn: RuntimeError: no &lt;fonts&gt;" in text
     assert "tests between methods left out: RuntimeError: no <fonts>" in problems
@@ -184,7 +184,7 @@ def test_limited_runs_draw_no_more_than_bars(store: ResultStore, tmp_path: Path)
         "ucdr-unseen-map_all.svg",
         "ucdr-unseen-map_all.png",
     }
-    assert "LIMITED to 9 pictures" in text
+    assert "LIMITED to 9 images" in text
 
 
 def test_the_command_prints_where_the_page_lies(

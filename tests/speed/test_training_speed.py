@@ -115,9 +115,9 @@ def test_all_methods_run_by_both_paths_and_agree(backbone, tmp_path, capsys):
 
 
 def test_text_side_of_ad_clip_is_the_smaller_part_of_its_step(backbone):
-    from benchmarks import backbones
+    from benchmarks.backbones import sources
 
-    loaded = backbones.load(backbone, device="cpu", precision="float32")
+    loaded = sources.load(backbone, device="cpu", precision="float32")
     settings = training.workload(training.Settings(classes=6, batch_size=3, steps=1, repeats=1), backbone, "cpu")
     step, text = training.measure("ad_clip", loaded, settings)
     assert (step["part"], text["part"]) == ("step", "text side")

@@ -6,14 +6,14 @@ import dataclasses
 from typing import Any
 
 from benchmarks.protocols.registry import PROTOCOLS
-from benchmarks.store import CellId
+from benchmarks.store.files import CellId
 from methods.interface import Method
 from methods.registry import METHODS
 
 METHOD_NAMES = tuple(METHODS.names())
 PROTOCOL_NAMES = tuple(PROTOCOLS.names())
 
-#: Two optimiser steps on twelve pictures each (one step a stage), validated after each; for configs with the field.
+#: Two optimiser steps on twelve images each (one step a stage), validated after each; for configs with the field.
 SMALL: dict[str, Any] = {"steps": 2, "batch_size": 12, "stage1_batch_size": 12, "validate_every": 1}
 
 
@@ -37,4 +37,4 @@ class Silent:
 
     def log(self, **numbers: Any) -> None: ...
 
-    def pictures(self, count: int) -> None: ...
+    def images(self, count: int) -> None: ...

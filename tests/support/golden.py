@@ -84,7 +84,7 @@ class GoldenSet:
         return torch.from_numpy(np.asarray(value, dtype=np.float32))
 
     def images(self, name: str, batch: int, size: int = 224) -> Tensor:
-        """A batch of un-normalised input pictures [batch, 3, size, size] (kind z, fed to the networks as they are)."""
+        """A batch of un-normalised input images [batch, 3, size, size] (kind z, fed to the networks as they are)."""
         return self.fill(name, (batch, 3, size, size), "z")
 
     def arrays(self, file: str) -> Mapping[str, np.ndarray]:

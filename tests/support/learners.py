@@ -47,7 +47,7 @@ class LearnerConfig:
 
 
 class Learner(Method):
-    """Moves small grey pictures by a random vector that depends on the seed."""
+    """Moves small grey images by a random vector that depends on the seed."""
 
     card = MethodCard("learner", "Learner", "tests", "-", 2026, "", trains="a vector")
     Config = LearnerConfig
@@ -125,7 +125,7 @@ class Faulty(Learner):
         elif fault == "gpu_memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         elif self.config.fault == "second_process" and rank() == 1:
-            raise OSError("broken picture")
+            raise OSError("broken image")
         weight = torch.nn.Parameter(torch.ones(()))
         self.mean, self.shift = torch.zeros(64), torch.zeros(64)
         report = FitReport(trainable_parameters=1)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.evaluation.classification import harmonic_mean
-from benchmarks.store import CellId, GalleryScores, Record, ResultStore, content_key
+from benchmarks.store.files import CellId, GalleryScores, Record, ResultStore, content_key
 
 CLASSES = 12
 PER_CLASS = 3
@@ -31,7 +31,7 @@ def retrieval_table(ap: np.ndarray, gallery: str = "unseen", domain: str = "line
 
 
 def zero_shot_table(credit: np.ndarray, unseen_from: int, gallery: str = "target") -> pd.DataFrame:
-    """Per-picture table of a classification; classes from ``unseen_from`` on are unseen."""
+    """Per-image table of a classification; classes from ``unseen_from`` on are unseen."""
     table = retrieval_table(credit, gallery)[["query", "class", "domain", "gallery"]]
     unseen = np.arange(len(credit)) // PER_CLASS >= unseen_from
     return table.assign(credit=credit, zsl_credit=np.where(unseen, credit, np.nan))

@@ -1,7 +1,7 @@
-"""A tiny data set of drawn shapes: four domains (drawing styles), twelve classes, 300-odd pictures, made in memory.
+"""A tiny data set of drawn shapes: four domains (drawing styles), twelve classes, 300-odd images, made in memory.
 
 A class is a shape and its number of copies, a domain a way of drawing it, so raw pixels and CLIP both have something to
-find, and every protocol has train, validation, test and held-back pictures. Register it for a test with::
+find, and every protocol has train, validation, test and held-back images. Register it for a test with::
 
     def test_it(tiny_dataset): ...          # tests/conftest.py: registered as "tiny"
 """
@@ -35,12 +35,12 @@ def split_of(name: str) -> str:
 
 
 def draw(name: str, domain: str, number: int) -> np.ndarray:
-    """One picture, uint8 ``[SIDE, SIDE, 3]``: the class's shape in the domain's style, placed by ``number``."""
+    """One image, uint8 ``[SIDE, SIDE, 3]``: the class's shape in the domain's style, placed by ``number``."""
     seed = int.from_bytes(hashlib.sha256(f"{name}/{domain}/{number}".encode()).digest()[:4], "little")
     random = np.random.default_rng(seed)
     count, shape = name.split("_")
-    picture = Image.new("RGB", (SIDE, SIDE), "white")
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (SIDE, SIDE), "white")
+    pen = ImageDraw.Draw(image)
     ink = tuple(int(c) for c in random.integers(20, 200, 3)) if domain in ("flat", "sketch") else (0, 0, 0)
     fill, outline, width = (ink, None, 1) if domain in ("flat", "glyph") else (None, ink, 2 if domain == "line" else 3)
     places = [(24, 24)] if count == "one" else [(14, 24), (34, 24)]
@@ -62,11 +62,11 @@ def draw(name: str, domain: str, number: int) -> np.ndarray:
             pen.line((x, y - radius, x, y + radius), ink, radius // 2)
         else:
             pen.ellipse(box, None, ink, max(3, width))
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 class TinyShapes(Dataset):
-    """Six pictures a class in every domain; in train classes the last two of each are held back."""
+    """Six images a class in every domain; in train classes the last two of each are held back."""
 
     card = DatasetCard(
         name="tiny",
@@ -78,7 +78,7 @@ class TinyShapes(Dataset):
         headline=RetrievalCut(map_at=None, precision_at=None),
     )
     domain_names: Sequence[str] = DOMAINS
-    pictures = 6
+    images = 6
 
     def __init__(self, root: Path | None = None) -> None:
         super().__init__(root)
@@ -92,23 +92,23 @@ class TinyShapes(Dataset):
                 "class": name,
                 "domain": domain,
                 "split": split_of(name),
-                "held_back": split_of(name) == "train" and number >= self.pictures - 2,
+                "held_back": split_of(name) == "train" and number >= self.images - 2,
             }
             for domain in self.domain_names
             for name in CLASSES
-            for number in range(self.pictures)
+            for number in range(self.images)
         ]
         return pd.DataFrame(rows).sort_values("key", ignore_index=True)
 
     def pixels(self, rows: np.ndarray, size: int) -> Tensor:
         self.decoded += len(rows)
-        pictures = [_picture(*_parts(key)) for key in self.table["key"].to_numpy()[rows]]
-        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div_(255)
+        images = [_image(*_parts(key)) for key in self.table["key"].to_numpy()[rows]]
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(255)
         return torch.nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True).clamp_(0, 1)
 
     @cached_property
     def content(self) -> Sequence[str]:
-        return [hashlib.sha256(_picture(*_parts(key)).tobytes()).hexdigest() for key in self.table["key"]]
+        return [hashlib.sha256(_image(*_parts(key)).tobytes()).hexdigest() for key in self.table["key"]]
 
     @cached_property
     def synsets(self) -> dict[str, str]:
@@ -132,5 +132,5 @@ def _parts(key: str) -> tuple[str, str, int]:
 
 
 @functools.cache
-def _picture(name: str, domain: str, number: int) -> np.ndarray:
+def _image(name: str, domain: str, number: int) -> np.ndarray:
     return draw(name, domain, number)

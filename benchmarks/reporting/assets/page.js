@@ -39,10 +39,10 @@
   byMethod.addEventListener("input", () => all("table").forEach(filterRows));
   for (const box of all(".search")) box.addEventListener("input", () => filterRows(box.closest("figure").querySelector("table")));
 
-  // Pictures are stored once and shown where they are named.
-  const stored = document.getElementById("pictures");
-  const pictures = stored ? JSON.parse(stored.textContent) : {};
-  const show = (root) => { for (const image of all("img[data-picture]:not([src])", root)) image.src = pictures[image.dataset.picture] ?? ""; };
+  // Images are stored once and shown where they are named.
+  const stored = document.getElementById("images");
+  const images = stored ? JSON.parse(stored.textContent) : {};
+  const show = (root) => { for (const image of all("img[data-image]:not([src])", root)) image.src = images[image.dataset.image] ?? ""; };
 
   // Views: a list of choices hides what is about something else.
   for (const choices of all(".filters")) {

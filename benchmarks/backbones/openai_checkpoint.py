@@ -1,0 +1,757 @@
+"""OpenAI's CLIP files (``ViT-B-32.pt``) as checkpoint folders of ``transformers.CLIPModel``; nothing in them is run.
+
+OpenAI publishes TorchScript archives: zip files whose ``data.pkl`` lists the modules and whose ``data/N`` hold the raw
+tensors. :func:`read_archive` reads that list with an interpreter of its own, which knows numbers, texts, containers and
+tensors and calls nothing; the code in the archive is never run, only searched for its activation. Everything else
+``torch.save`` wrote, state dicts in the same naming or ``pytorch_model.bin`` of a Hugging Face folder, goes through
+``torch.load(weights_only=True)``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import math
+import os
+import pickletools
+import re
+import shutil
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.backbones import open_clip_config
+from benchmarks.backbones.open_clip_config import Told
+from methods.parts.backbone import hub_silence
+from methods.parts.preprocessing import CLIP_MEAN, CLIP_STD
+
+if TYPE_CHECKING:
+    from transformers import CLIPConfig
+
+#: Where OpenAI's byte-pair vocabulary comes from unless another is given: every CLIP of OpenAI has the same one.
+TOKENIZER = "openai/clip-vit-base-patch32"
+
+#: Buffers of the archives that are no weights.
+NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+
+#: Where training code keeps the state dict in what it saves.
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+#: What training in several processes and torch.compile put before every name, in any order.
+_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
+
+#: The widest vision tower of OpenAI's; its heads are 64 wide, those of wider ones are not.
+_OPENAI_WIDEST = 1024
+
+_DTYPES: Mapping[str, torch.dtype] = {
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "IntStorage": torch.int32,
+    "LongStorage": torch.int64,
+}
+
+#: The list of modules of a ViT-L/14 has 100 kB; a list of this size is no CLIP.
+_LONGEST_LIST = 2 << 20
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read safely or is no CLIP of OpenAI; one line that names the file and the mend."""
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file by name: a TorchScript archive, or a state dict that ``torch.save`` wrote.
+
+    Nothing in the file is executed. Raises :class:`CheckpointError` if it is missing, broken or holds more than data.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"checkpoint {path} does not exist: give OpenAI's .pt file (the `clip` package keeps them in ~/.cache/clip)"
+            f", or fetch a converted checkpoint with `hf download {TOKENIZER}`"
+        )
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if _is_archive(path):
+        return read_archive(path)
+    _check_stored(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; what is wrong is an error
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle.UnpicklingError, RuntimeError, EOFError, ... : whatever is wrong with the file
+        wanted = re.search(r"GLOBAL (\S+)|class (\S+)|(?:Unsupported|Trying to load unsupported) \S+ (\S+)", str(error))
+        what = f" ({next(name for name in wanted.groups() if name)})" if wanted else ""
+        raise CheckpointError(
+            f"checkpoint {path} is broken, or holds more than tensors{what}: refused, nothing of it was run"
+        ) from error
+    while isinstance(loaded, Mapping):
+        inner = next((loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
+        if inner is None:
+            break
+        loaded = inner
+    if not isinstance(loaded, Mapping) or not any(isinstance(value, Tensor) for value in loaded.values()):
+        raise CheckpointError(f"checkpoint {path} holds no state dict (names and tensors)")
+    weights = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+    for name, value in weights.items():
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_complex():
+            raise CheckpointError(f"checkpoint {path}: {name} is no plain tensor of real numbers")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise CheckpointError(f"checkpoint {path} is broken (tensor {name} reaches beyond its data)")
+    return weights
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except Exception as error:  # SafetensorError, OSError, ...
+        raise CheckpointError(
+            f"checkpoint {path} is broken ({' '.join(str(error).split())}): fetch it again"
+        ) from error
+
+
+def recognise(path: Path, weights: Mapping[str, Tensor]) -> Told:
+    """What a checkpoint file shows of its activation and heads by itself.
+
+    OpenAI's own are known by their form: a TorchScript archive with ``quick_gelu`` and a vision tower no wider than
+    OpenAI's, or a state dict that holds the archive's three numbers. Nothing else shows it: open_clip uses the
+    same names for models with another activation and other heads.
+    """
+    activation = None
+    if set(NO_WEIGHTS) <= set(weights):
+        activation = "quick_gelu"
+    if _is_archive(path):
+        activation = _activation_of_code(path)
+    width = weights["visual.conv1.weight"].shape[0]
+    own = activation == "quick_gelu" and width <= _OPENAI_WIDEST and width % 64 == 0
+    return Told(activation=activation, head_width=64 if own else None)
+
+
+def _activation_of_code(path: Path) -> str | None:
+    with zipfile.ZipFile(path) as archive:
+        files = [name for name in archive.namelist() if "/code/" in name and name.endswith(".py")]
+        text = b"".join(archive.open(name).read(_LONGEST_LIST) for name in files)
+    plain, quick = b"torch.gelu(" in text, b"torch.sigmoid(" in text
+    return None if plain == quick else "gelu" if plain else "quick_gelu"
+
+
+def read_archive(path: Path) -> dict[str, Tensor]:
+    """The tensors of a TorchScript archive by their place in the module tree (``visual.conv1.weight``).
+
+    Raises :class:`CheckpointError` if the archive is broken, or its list of modules asks for anything but data.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            root = next((name for name in archive.namelist() if name.endswith("/data.pkl")), "")[: -len("data.pkl")]
+            if archive.getinfo(f"{root}data.pkl").file_size > _LONGEST_LIST:
+                raise CheckpointError(f"checkpoint {path}: its list of modules is too long for a CLIP")
+            order = f"{root}byteorder"
+            if order in archive.namelist() and archive.open(order).read(len(b"little") + 1) != b"little":
+                raise CheckpointError(f"checkpoint {path} was written on a big-endian machine, which is not supported")
+            tree = _Interpreter(_Storages(archive, root)).run(archive.read(f"{root}data.pkl"))
+    except CheckpointError as error:
+        raise CheckpointError(str(error) if str(path) in str(error) else f"checkpoint {path} {error}") from error
+    except Exception as error:  # zipfile.BadZipFile, KeyError, IndexError, struct.error, ...: a broken file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"checkpoint {path} is broken ({reason}): fetch it again") from error
+    return dict(_leaves(tree, "", set()))
+
+
+def _check_stored(path: Path) -> None:
+    """A checkpoint's zip file is not compressed, so that what is read is no larger than the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    except zipfile.BadZipFile:
+        return  # the older format of torch.save, or broken: reading it tells
+    if packed:
+        raise CheckpointError(f"checkpoint {path} is compressed ({packed[0]}), which torch never does: refused")
+
+
+def _is_archive(path: Path) -> bool:
+    """TorchScript's archives are zip files with the constants of their code."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+@dataclass(frozen=True)
+class _Global:
+    """The name of a class or function; it is never looked up."""
+
+    name: str
+
+
+@dataclass
+class _Object:
+    """A module of the archive: its attributes."""
+
+    state: dict[Any, Any]
+
+
+class _Storages:
+    """Raw tensor data of an archive."""
+
+    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
+        self._archive = archive
+        self._root = root
+        self._read: dict[str, Tensor] = {}
+
+    def get(self, description: Any) -> Tensor:
+        """The flat tensor of ``("storage", type, key, location, count)``."""
+        kind, dtype, key, _, count = description
+        if kind != "storage" or not isinstance(dtype, _Global) or not re.fullmatch(r"\w+", str(key)):
+            raise CheckpointError("names a storage that is none")
+        known = _DTYPES.get(dtype.name.removeprefix("torch."))
+        if known is None or not isinstance(count, int):
+            raise CheckpointError(f"holds tensors of the unknown type {dtype.name}")
+        if key not in self._read:
+            entry = self._archive.getinfo(f"{self._root}data/{key}")
+            size = torch.empty(0, dtype=known).element_size() * count
+            if entry.file_size != size or entry.compress_type != zipfile.ZIP_STORED:
+                raise CheckpointError(f"is broken (tensor {key} has {entry.file_size} bytes, not {size})")
+            data = bytearray(self._archive.read(entry))
+            self._read[key] = torch.frombuffer(data, dtype=known) if count else torch.empty(0, dtype=known)
+        return self._read[key]
+
+
+class _Interpreter:
+    """Runs the few pickle instructions that describe tensors, modules and containers; knows no other and calls nothing.
+
+    ``REDUCE`` understands three names: the tensor builder, the ordered dictionary and TorchScript's typed lists. Every
+    other one ends the reading.
+    """
+
+    def __init__(self, storages: _Storages) -> None:
+        self._storages = storages
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+
+    def run(self, data: bytes) -> Any:
+        """What the instructions describe."""
+        constants = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+        values = ("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINFLOAT")
+        for code, given, _ in pickletools.genops(data):
+            argument: Any = given
+            name = code.name
+            if name in values:
+                self._stack.append(argument)
+            elif name in constants:
+                self._stack.append(constants[name])
+            elif name in ("BINPUT", "LONG_BINPUT"):
+                self._memo[argument] = self._stack[-1]
+            elif name == "MEMOIZE":
+                self._memo[len(self._memo)] = self._stack[-1]
+            elif name in ("BINGET", "LONG_BINGET"):
+                self._stack.append(self._memo[argument])
+            elif name == "STOP":
+                return self._stack.pop()
+            elif name not in ("PROTO", "FRAME"):
+                step = getattr(self, f"_{name.lower()}", None)
+                if step is None:
+                    raise CheckpointError(f"uses the pickle instruction {name}: refused, nothing of it was run")
+                step(argument)
+        raise CheckpointError("is broken (its list of modules has no end)")
+
+    def _marked(self) -> list[Any]:
+        start = self._marks.pop()
+        values = self._stack[start:]
+        del self._stack[start:]
+        return values
+
+    def _mark(self, _: Any) -> None:
+        self._marks.append(len(self._stack))
+
+    def _global(self, argument: str) -> None:
+        self._stack.append(_Global(argument.replace(" ", ".")))
+
+    def _empty_tuple(self, _: Any) -> None:
+        self._stack.append(())
+
+    def _empty_list(self, _: Any) -> None:
+        self._stack.append([])
+
+    def _empty_dict(self, _: Any) -> None:
+        self._stack.append({})
+
+    def _tuple(self, _: Any) -> None:
+        self._stack.append(tuple(self._marked()))
+
+    def _tuple1(self, _: Any) -> None:
+        self._stack[-1:] = [tuple(self._stack[-1:])]
+
+    def _tuple2(self, _: Any) -> None:
+        self._stack[-2:] = [tuple(self._stack[-2:])]
+
+    def _tuple3(self, _: Any) -> None:
+        self._stack[-3:] = [tuple(self._stack[-3:])]
+
+    def _append(self, _: Any) -> None:
+        value = self._stack.pop()
+        self._of(list).append(value)
+
+    def _appends(self, _: Any) -> None:
+        values = self._marked()
+        self._of(list).extend(values)
+
+    def _setitem(self, _: Any) -> None:
+        key, value = self._stack[-2:]
+        del self._stack[-2:]
+        self._of(dict)[key] = value
+
+    def _setitems(self, _: Any) -> None:
+        values = self._marked()
+        self._of(dict).update(zip(values[::2], values[1::2], strict=True))
+
+    def _of(self, kind: type) -> Any:
+        if not isinstance(self._stack[-1], kind):
+            raise CheckpointError("is broken (its list of modules makes no sense)")
+        return self._stack[-1]
+
+    def _newobj(self, _: Any) -> None:
+        made, arguments = self._stack[-2:]
+        if not isinstance(made, _Global) or not made.name.startswith("__torch__.") or arguments != ():
+            raise CheckpointError(f"makes a {getattr(made, 'name', made)}: refused, nothing of it was run")
+        self._stack[-2:] = [_Object({})]
+
+    def _build(self, _: Any) -> None:
+        state = self._stack.pop()
+        if not isinstance(state, dict) or not isinstance(self._stack[-1], _Object):
+            raise CheckpointError("is broken (its list of modules makes no sense)")
+        self._stack[-1].state.update(state)
+
+    def _binpersid(self, _: Any) -> None:
+        self._stack[-1] = self._storages.get(self._stack[-1])
+
+    def _reduce(self, _: Any) -> None:
+        arguments = self._stack.pop()
+        called = self._stack.pop()
+        name = called.name if isinstance(called, _Global) else str(called)
+        if name == "torch._utils._rebuild_tensor_v2":
+            self._stack.append(_tensor(*arguments[:4]))
+        elif name == "collections.OrderedDict" and arguments == ():
+            self._stack.append({})
+        elif name.startswith("torch.jit._pickle.build_"):
+            self._stack.append(arguments[0])
+        else:
+            raise CheckpointError(f"calls {name}: refused, nothing of it was run")
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
+    numbers = (offset, *size, *stride)
+    if not isinstance(storage, Tensor) or not all(isinstance(n, int) and n >= 0 for n in numbers):
+        raise CheckpointError("is broken (a tensor makes no sense)")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if 0 not in size and (last >= len(storage) or math.prod(size) > len(storage)):
+        raise CheckpointError("is broken (a tensor reaches beyond its data)")
+    return storage.as_strided(size, stride, offset)
+
+
+def _leaves(value: Any, place: str, seen: set[int]) -> list[tuple[str, Tensor]]:
+    """All tensors below a module with their dotted names; no deeper than a CLIP is, and each module (``seen``) once."""
+    if isinstance(value, Tensor):
+        return [(place, value)]
+    if not isinstance(value, _Object) or place.count(".") > 8 or id(value) in seen:
+        return []
+    seen.add(id(value))
+    below = [(f"{place}.{name}" if place else str(name), child) for name, child in value.state.items()]
+    return [leaf for name, child in below for leaf in _leaves(child, name, seen)]
+
+
+# --- OpenAI's layout --------------------------------------------------------------------------------------------------
+
+
+def clip_config(
+    weights: Mapping[str, Tensor],
+    *,
+    start_id: int | None = None,
+    end_id: int | None = None,
+    told: Told = Told("quick_gelu", 64),  # noqa: B008 (frozen)
+) -> CLIPConfig:
+    """The architecture that weights in OpenAI's naming imply.
+
+    ``start_id`` and ``end_id``: the tokenizer's; by default the last two of the vocabulary, OpenAI's. ``told``: what
+    weights do not show, by default OpenAI's.
+    Raises :class:`CheckpointError` if this is not a CLIP of OpenAI with a vision transformer.
+    """
+    from transformers import CLIPConfig
+
+    if "visual.layer1.0.conv1.weight" in weights:
+        raise CheckpointError("is a CLIP with a ResNet: only the vision transformers (ViT-...) can be used")
+    try:
+        patches, vision_positions = weights["visual.conv1.weight"], weights["visual.positional_embedding"]
+        vocabulary, text_width = weights["token_embedding.weight"].shape
+        context = weights["positional_embedding"].shape[0]
+        projection = weights["text_projection"].shape[1]
+    except KeyError as error:
+        raise CheckpointError(f"lacks {error.args[0]}: it is not a CLIP in OpenAI's naming") from None
+    width, _, _, patch = patches.shape
+    vision_hidden = _hidden(weights, "visual.", width)
+    text_hidden = _hidden(weights, "", text_width)
+    return CLIPConfig(
+        projection_dim=projection,
+        vision_config={
+            "hidden_size": width,
+            "intermediate_size": vision_hidden,
+            "num_hidden_layers": _blocks(weights, "visual."),
+            "num_attention_heads": max(1, width // (told.head_width or 64)),
+            "patch_size": patch,
+            "image_size": patch * math.isqrt(vision_positions.shape[0] - 1),
+            "hidden_act": told.activation or "quick_gelu",
+            "projection_dim": projection,
+        },
+        text_config={
+            "hidden_size": text_width,
+            "intermediate_size": text_hidden,
+            "num_hidden_layers": _blocks(weights, ""),
+            "num_attention_heads": told.text_heads or max(1, text_width // 64),
+            "max_position_embeddings": context,
+            "vocab_size": vocabulary,
+            "hidden_act": told.activation or "quick_gelu",
+            "projection_dim": projection,
+            "bos_token_id": vocabulary - 2 if start_id is None else start_id,
+            "eos_token_id": vocabulary - 1 if end_id is None else end_id,
+            "pad_token_id": vocabulary - 1 if end_id is None else end_id,
+        },
+    )
+
+
+def _hidden(weights: Mapping[str, Tensor], prefix: str, width: int) -> int:
+    first = weights.get(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight")
+    return 4 * width if first is None else int(first.shape[0])
+
+
+def _blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
+    found = [re.match(rf"{re.escape(prefix)}transformer\.resblocks\.(\d+)\.", name) for name in weights]
+    numbers = {int(match[1]) for match in found if match}
+    if numbers != set(range(len(numbers))):
+        raise CheckpointError(f"lacks some of {prefix}transformer.resblocks: it is broken, fetch it again")
+    return len(numbers)
+
+
+_NAMES: Mapping[str, str] = {
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+    "visual.proj": "visual_projection.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "text_projection": "text_projection.weight",
+    "logit_scale": "logit_scale",
+}
+_IN_BLOCK: Mapping[str, str] = {
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+
+
+def clip_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """OpenAI's weights under ``CLIPModel``'s names, float32: projections transposed, packed q, k, v split.
+
+    Raises :class:`CheckpointError` naming the first weight that has no place.
+    """
+    converted: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if name in NO_WEIGHTS:
+            continue
+        tensor = value.float()
+        block = re.fullmatch(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)", name)
+        if name in _NAMES:
+            transposed = name in ("visual.proj", "text_projection")
+            converted[_NAMES[name]] = tensor.T.contiguous() if transposed else tensor.clone()
+        elif block:
+            tower, number, part, kind = block.groups()
+            layer = f"{'vision_model' if tower else 'text_model'}.encoder.layers.{number}"
+            if part == "attn.in_proj":
+                for letter, third in zip("qkv", tensor.chunk(3), strict=True):
+                    converted[f"{layer}.self_attn.{letter}_proj.{kind}"] = third.clone()
+            elif part in _IN_BLOCK:
+                converted[f"{layer}.{_IN_BLOCK[part]}.{kind}"] = tensor.clone()
+            else:
+                raise CheckpointError(f"holds {name}, which no CLIP of OpenAI has")
+        else:
+            raise CheckpointError(f"holds {name}, which no CLIP of OpenAI has")
+    return converted
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(source: str = TOKENIZER) -> Any:
+    """CLIP's tokenizer: from a Hub name, a folder, or OpenAI's vocabulary file ``bpe_simple_vocab_16e6.txt.gz``.
+
+    Raises :class:`CheckpointError` that says which command fetches it.
+    """
+    from transformers import AutoTokenizer, CLIPTokenizer
+
+    path = Path(source).expanduser()
+    silence = ""
+    try:
+        if path.is_file():
+            return CLIPTokenizer(**_vocabulary(path))
+        if path.is_dir():
+            return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        silence = hub_silence(source)
+        return AutoTokenizer.from_pretrained(source, local_files_only=bool(silence))
+    except Exception as error:  # OSError, ValueError, KeyError, ...: missing, no network, not a tokenizer
+        reason = silence or " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(
+            f"tokenizer {source} cannot be loaded ({reason}): fetch it with `hf download {TOKENIZER} vocab.json"
+            " merges.txt tokenizer.json tokenizer_config.json`, or give --tokenizer the file"
+            " bpe_simple_vocab_16e6.txt.gz of OpenAI's `clip` package"
+        ) from error
+
+
+def _vocabulary(path: Path) -> dict[str, Any]:
+    """Vocabulary and merges of OpenAI's file: a header line, then merges, of which the first 48,894 count."""
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        merges = [tuple(line.split()) for line in lines.read().split("\n")[1 : 49152 - 256 - 2 + 1]]
+    merges = [merge for merge in merges if merge]
+    if not merges or any(len(merge) != 2 for merge in merges):
+        raise ValueError("not a list of byte-pair merges")
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # OpenAI's order: printable bytes first
+    own = [chr(byte) for byte in printable]
+    own += [chr(256 + number) for number in range(256 - len(printable))]
+    if set(own) != set(ByteLevel.alphabet()):
+        raise ValueError("the tokenizers package has another byte alphabet")
+    words = [*own, *(f"{byte}</w>" for byte in own), *("".join(merge) for merge in merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    return {"vocab": {word: number for number, word in enumerate(words)}, "merges": merges}
+
+
+def convert(
+    source: Path,
+    out: Path,
+    *,
+    tokenizer: str = TOKENIZER,
+    config: Path | None = None,
+    activation: str | None = None,
+    head_width: int | None = None,
+) -> Path:
+    """Write the checkpoint ``source`` as a folder ``out`` that ``Backbone.load`` takes; returns ``out``.
+
+    ``source``: OpenAI's ``.pt`` file (TorchScript archive or state dict), open_clip's weights (file or folder), or
+    a Hugging Face folder whose weights are pickled (``pytorch_model.bin``). The folder appears whole or not at all.
+    ``config``: open_clip's ``open_clip_config.json`` (by default the one beside ``source``); ``activation`` and
+    ``head_width`` of the vision tower say the same without one.
+
+    Raises :class:`CheckpointError` if ``out`` is in use, the checkpoint or tokenizer cannot be used, or nothing says
+    what the weights do not show.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out} exists already: give a new folder, or remove it first")
+    work = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        work.mkdir(parents=True)
+        if source.is_dir() and (source / "config.json").is_file():
+            if config or activation or head_width:
+                raise CheckpointError(f"folder {source} has a config.json, which says all: leave the other options out")
+            _convert_folder(source, work)
+        else:
+            told = _told(source, config, activation, head_width)
+            _convert_openai(_open_clip_weights(source) if source.is_dir() else source, work, tokenizer, told)
+        if out.is_dir():
+            out.rmdir()
+        work.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return out
+
+
+def _open_clip_weights(folder: Path) -> Path:
+    """The weights in a folder of open_clip's."""
+    found = [folder / name for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")]
+    if open_clip_config.beside(folder) is not None:
+        for file in found:
+            if file.is_file():
+                return file
+    raise CheckpointError(
+        f"folder {folder} lacks config.json and pytorch_model.bin (or open_clip's {open_clip_config.NAME} and"
+        f" {found[1].name}): there is nothing to convert"
+    )
+
+
+def _told(source: Path, config: Path | None, activation: str | None, head_width: int | None) -> Told:
+    """What a config file or the options say."""
+    by_options = Told(activation, head_width)
+    if config is not None and by_options != Told():
+        raise CheckpointError("--config says all: leave --activation and --head-width out")
+    file = config or (open_clip_config.beside(source) if by_options == Told() else None)
+    if file is None:
+        return by_options
+    try:
+        return open_clip_config.read(file)
+    except open_clip_config.ConfigError as error:
+        raise CheckpointError(f"config {file}: {error}") from error
+
+
+def _complete(source: Path, weights: Mapping[str, Tensor], told: Told) -> Told:
+    """``told``, completed and checked by what the file shows itself; raises :class:`CheckpointError` if it is open."""
+    shown = recognise(source, weights)
+    if told.activation and _is_archive(source) and shown.activation not in (None, told.activation):
+        raise CheckpointError(
+            f"checkpoint {source} computes {shown.activation}, not {told.activation}:"
+            " correct the config or --activation"
+        )
+    if not told.complete:
+        told = dataclasses.replace(
+            told, activation=told.activation or shown.activation, head_width=told.head_width or shown.head_width
+        )
+    width, text_width = weights["visual.conv1.weight"].shape[0], weights["token_embedding.weight"].shape[1]
+    if not told.complete:
+        missing = " and ".join(
+            option
+            for option, value in (
+                (
+                    "--activation (gelu for open_clip's, quick_gelu for OpenAI's and for those named quickgelu)",
+                    told.activation,
+                ),
+                ("--head-width (64; 80 for ViT-H, 88 for ViT-g, 104 for ViT-bigG)", told.head_width),
+            )
+            if value is None
+        )
+        raise CheckpointError(
+            f"checkpoint {source} does not show how it computes (OpenAI's and open_clip's have the same names): put its"
+            f" {open_clip_config.NAME} beside it, or give --config FILE, or give {missing}"
+        )
+    assert told.head_width is not None
+    if width % told.head_width or text_width % (told.text_heads or max(1, text_width // 64)):
+        raise CheckpointError(
+            f"checkpoint {source}: widths {width} (vision) and {text_width} (text) do not divide into heads of"
+            f" {told.head_width} and {told.text_heads or text_width // 64} heads: correct the config or --head-width"
+        )
+    return told
+
+
+def _check_sizes(source: Path, config: CLIPConfig, told: Told) -> None:
+    vision, text = config.vision_config, config.text_config
+    own = {
+        "embed_dim": config.projection_dim,
+        "vision_cfg.width": vision.hidden_size,
+        "vision_cfg.layers": vision.num_hidden_layers,
+        "vision_cfg.patch_size": vision.patch_size,
+        "vision_cfg.image_size": vision.image_size,
+        "text_cfg.width": text.hidden_size,
+        "text_cfg.layers": text.num_hidden_layers,
+        "text_cfg.context_length": text.max_position_embeddings,
+        "text_cfg.vocab_size": text.vocab_size,
+    }
+    for name, value in told.expected.items():
+        if own[name] != value:
+            raise CheckpointError(
+                f"checkpoint {source} has {own[name]}, where its config says {name} {value}:"
+                " they do not belong together"
+            )
+
+
+def _convert_openai(source: Path, out: Path, tokenizer: str, told: Told) -> None:
+    weights = {_PREFIXES.sub("", name): value for name, value in read_weights(source).items()}
+    try:
+        clip_config(weights)
+        values = clip_weights(weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {source} {error}") from None
+    except Exception as error:  # shapes that no CLIP has, in one way or another
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"checkpoint {source} has weights of shapes that no CLIP has ({reason})") from error
+    vocabulary = load_tokenizer(tokenizer)
+    known = weights["token_embedding.weight"].shape[0]
+    if len(vocabulary) != known:
+        raise CheckpointError(
+            f"checkpoint {source} has {known} tokens, tokenizer {tokenizer} {len(vocabulary)}: they do not"
+            " belong together"
+        )
+    ends = {"start_id": vocabulary.bos_token_id, "end_id": vocabulary.eos_token_id}
+    one_head = Told("gelu", weights["visual.conv1.weight"].shape[0], 1)  # shapes do not depend on heads
+    _check_shapes(clip_config(weights, **ends, told=one_head), values, source)
+    told = _complete(source, weights, told)
+    config = clip_config(weights, **ends, told=told)
+    _check_sizes(source, config, told)
+    _save(config, values, out, source)
+    vocabulary.save_pretrained(out)
+    size = config.vision_config.image_size
+    square = {"height": size, "width": size}
+    squash = told.preprocess.get("squash", False)
+    processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "image_mean": told.preprocess.get("image_mean", CLIP_MEAN),
+        "image_std": told.preprocess.get("image_std", CLIP_STD),
+        "resample": told.preprocess.get("resample", 3),
+        "size": square if squash else {"shortest_edge": size},
+        "crop_size": square,
+        "do_resize": True,
+        "do_center_crop": not squash,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+    }
+    (out / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
+
+
+def _convert_folder(source: Path, out: Path) -> None:
+    from transformers import CLIPConfig
+
+    if not (source / "config.json").is_file() or not (source / "pytorch_model.bin").is_file():
+        raise CheckpointError(f"folder {source} lacks config.json or pytorch_model.bin: there is nothing to convert")
+    values = read_weights(source / "pytorch_model.bin")
+    positions = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")  # of older versions
+    try:
+        config = CLIPConfig.from_pretrained(source, local_files_only=True)
+    except Exception as error:  # OSError, ValueError, TypeError, ... of transformers
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{source / 'config.json'} is no configuration of a CLIP ({reason})") from error
+    _save(config, {name: value for name, value in values.items() if name not in positions}, out, source)
+    for file in sorted(source.iterdir()):
+        if file.suffix in (".json", ".txt") and file.name != "config.json":
+            shutil.copyfile(file, out / file.name)
+
+
+def _check_shapes(config: CLIPConfig, values: Mapping[str, Tensor], source: Path) -> Any:
+    """An empty model of the config; raises :class:`CheckpointError` naming the first weight that does not fit it."""
+    from transformers import CLIPModel
+
+    with torch.device("meta"):  # shapes without memory: a checkpoint's sizes may be absurd
+        model = CLIPModel(config)
+    own = {name: value.shape for name, value in model.state_dict().items() if not name.endswith("position_ids")}
+    for name in sorted({*own, *values}):
+        if name not in own or name not in values or own[name] != values[name].shape:
+            there = tuple(values[name].shape) if name in values else "missing"
+            wanted = tuple(own[name]) if name in own else "not part of a CLIP"
+            raise CheckpointError(f"checkpoint {source}: weight {name} is {there}, expected {wanted}")
+    return model
+
+
+def _save(config: CLIPConfig, values: Mapping[str, Tensor], out: Path, source: Path) -> None:
+    model = _check_shapes(config, values, source)
+    own_values = {name: value.float().contiguous() for name, value in values.items()}
+    model.load_state_dict(own_values, strict=False, assign=True)
+    model.save_pretrained(out, max_shard_size="50GB")
+    mode = (out / "config.json").stat().st_mode
+    (out / "model.safetensors").chmod(mode)  # safetensors writes for its owner alone

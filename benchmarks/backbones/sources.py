@@ -1,0 +1,95 @@
+"""Backbones by name: ``picto-clip`` is the default shipped version; every other name goes to ``Backbone.load``.
+
+Any CLIP will do: a Hub name (``openai/clip-vit-base-patch32``) or a folder. OpenAI's ``.pt`` files become folders with
+``python -m benchmarks.convert``. Every score names the version (``picto-clip-v2``), never the bare name.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from methods.parts.backbone import Backbone
+
+#: Folder of the shipped versions, ``picto-clip-v1``, ``picto-clip-v2``, ...
+SHIPPED = Path(__file__).parents[1] / "assets" / "picto_clip"
+
+#: What ``picto-clip`` means: the version the committed reference was made with (where it is missing, the newest).
+DEFAULT = "picto-clip-v2"
+
+#: Further names of shipped versions, for what they are.
+ALIASES = {"picto-clip-invariant": "picto-clip-v2"}
+
+#: OpenAI's names of the CLIPs with a vision transformer, and where the Hub has them.
+OPENAI = {
+    "ViT-B/32": "openai/clip-vit-base-patch32",
+    "ViT-B/16": "openai/clip-vit-base-patch16",
+    "ViT-L/14": "openai/clip-vit-large-patch14",
+}
+
+
+def shipped_versions() -> dict[str, Path]:
+    """Shipped versions of picto-clip by name, oldest first."""
+    found = [path for path in SHIPPED.glob("picto-clip-v*") if (path / "config.json").is_file()]
+    return {path.name: path for path in sorted(found, key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])}
+
+
+def resolve(name_or_folder: str) -> tuple[str, str]:
+    """``(name for the records, what Backbone.load takes)``; raises ``ValueError`` if no version of picto-clip is there.
+
+    Names that are not ours pass through unchanged; ``Backbone.load`` says what is wrong with them.
+    """
+    versions = shipped_versions()
+    name_or_folder = ALIASES.get(name_or_folder, name_or_folder)
+    if name_or_folder == "picto-clip" and versions:
+        name = DEFAULT if DEFAULT in versions else list(versions)[-1]
+        return name, str(versions[name])
+    if name_or_folder in versions:
+        return name_or_folder, str(versions[name_or_folder])
+    if re.fullmatch(r"picto-clip(-v[\d.]+)?", name_or_folder) and not Path(name_or_folder).is_dir():
+        there = ", ".join(versions) or "none"
+        raise ValueError(
+            f"backbone {name_or_folder} is not in this installation (there: {there}); use --backbone FOLDER"
+        )
+    path = Path(name_or_folder).expanduser()
+    if path.suffix in (".pt", ".pth", ".bin", ".safetensors") and not path.is_dir():
+        raise ValueError(
+            f"backbone {name_or_folder} is a checkpoint file, not a folder: convert it first, with"
+            f" `python -m benchmarks.convert {name_or_folder} {path.stem}` (open_clip's weights with their"
+            f" open_clip_config.json beside them, or --config FILE), and use --backbone {path.stem}"
+        )
+    if (path / "open_clip_config.json").is_file() and not (path / "config.json").is_file():
+        raise ValueError(
+            f"backbone {name_or_folder} is a folder of open_clip's: convert it first, with"
+            f" `python -m benchmarks.convert {name_or_folder} {path.name}-converted`, and use --backbone"
+            f" {path.name}-converted"
+        )
+    if name_or_folder in OPENAI:
+        raise ValueError(f"backbone {name_or_folder} is OpenAI's name: use its Hub name {OPENAI[name_or_folder]}")
+    return "", name_or_folder
+
+
+def load(name_or_folder: str, *, device: str, precision: Literal["float32", "bf16"]) -> Backbone:
+    """The backbone, with ``name`` set to the shipped version's name or what :meth:`Backbone.load` makes of it.
+
+    Raises ``ValueError`` (``BackboneError`` is one) that says what is wrong and, for a missing checkpoint of the Hub,
+    which command fetches it.
+    """
+    from methods.parts.backbone import Backbone, BackboneError
+
+    name, source = resolve(name_or_folder)
+    try:
+        backbone = Backbone.load(source, device=device, precision=precision)
+    except BackboneError as error:
+        convert = "`python -m benchmarks.convert FOLDER OUT` converts a folder whose weights are only pickled"
+        if "only pickled weights" in str(error):
+            raise BackboneError(f"{error}; {convert}") from error
+        if "a Hub name needs the network" not in str(error):
+            raise
+        raise BackboneError(
+            f"{error}; `hf download {source}` fetches it (as a folder with --local-dir FOLDER), {convert}"
+        ) from error
+    backbone.name = name or backbone.name
+    return backbone

@@ -1,0 +1,121 @@
+"""What the commands share: one-line errors of options, UTF-8 whatever the locale, consoles, progress in lines.
+
+No command imports another; what two of them need is here (the console) or in a folder of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def command(main: Callable[..., int]) -> Callable[..., int]:
+    """Decorate a command's ``main(argv=None, ...)``.
+
+    * Started by a person (no ``argv``) under a locale that is not UTF-8, Python is started anew in its UTF-8 mode:
+      file names, files and arguments are then read as the bytes they are.
+    * A terminal that cannot show a letter gets its code instead of an error.
+    * A reader that is gone (``| head``) ends the command with exit code 1 and no traceback.
+    """
+
+    @functools.wraps(main)
+    def run(argv: Any = None, *more: Any, **named: Any) -> int:
+        if argv is None and not is_utf8():
+            start_anew()
+        with _shown():
+            try:
+                try:
+                    return main(argv, *more, **named)
+                finally:
+                    sys.stdout.flush()
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 1
+
+    return run
+
+
+@contextmanager
+def _shown() -> Iterator[None]:
+    """Letters that a stream cannot show become their codes; the streams are put back at the end."""
+    changed = []
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and (stream.encoding or "").lower().replace("-", "") != "utf8":
+            changed.append((stream, stream.errors))
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in changed:
+            if not stream.closed:
+                stream.reconfigure(errors=errors)
+
+
+def is_utf8() -> bool:
+    """Whether file names and files without a stated encoding are UTF-8 here."""
+    names = sys.getfilesystemencoding().lower().replace("-", "")
+    return bool(sys.flags.utf8_mode) or names == "utf8"
+
+
+def start_anew() -> None:
+    """Replace this process by the same command in Python's UTF-8 mode."""
+    os.environ["PYTHONUTF8"] = "1"
+    arguments = [one for one in sys.orig_argv[1:] if one != "utf8=0"]
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *arguments])
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and exit with code 2."""
+        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+
+
+def consoles() -> tuple[Console, Console]:
+    """Standard output and error; tables keep their width where there is no terminal to fit."""
+    from rich.console import Console
+
+    out, err = Console(), Console(stderr=True)
+    return (out if out.is_terminal else Console(width=160)), err
+
+
+#: Seconds between two lines where there is no terminal for a bar (log files of batch jobs).
+EVERY = 60.0
+
+
+class Lines:
+    """A line on standard error every :data:`EVERY` seconds: how many of ``total`` are done, and the time left."""
+
+    def __init__(self, total: int, what: str) -> None:
+        self._total, self._what, self._done = total, what, 0
+        self._started = self._said = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        """Count what was done; speak if that is due."""
+        self._done += count
+        now = time.monotonic()
+        if now - self._said < EVERY or not self._done:
+            return
+        self._said, gone = now, now - self._started
+        rest = gone / self._done * max(0, self._total - self._done)
+        left = f", about {duration(rest)} left" if rest else ""
+        line = f"{self._done} of {self._total} {self._what} after {duration(gone)}{left}"
+        print(line, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

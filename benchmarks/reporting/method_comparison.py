@@ -1,0 +1,619 @@
+"""Which differences between methods can be trusted: tidy frames from a store, for tables, plots and notebooks.
+
+`compare_methods` makes all of them:
+
+``scores``      a row a method: mean over splits and seeds, interval over seeds, group mark, what is missing
+``pairs``       a row a pair of methods: difference, bootstrap interval, p value raw and corrected
+``ranks``       a row a method: mean rank over (protocol, query domain) with its interval
+``inflation``   a row a method: how much selecting on test data (``select=oracle``) adds over ``select=val``
+
+Every frame starts with the columns of `benchmarks.reporting.leaderboard.SETTING`: scores are only compared within one
+setting. ``split`` is the query domain or transfer; rows with ``split == ALL`` are about the mean over all of them, and
+exist only for methods that have every split with every one of their seeds. What lacks is listed in ``missing``.
+Fractions, not percent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.evaluation.statistics import (
+    ALPHA,
+    CONFIDENCE,
+    ClassTotals,
+    PairedTest,
+    class_totals,
+    holm,
+    mean_over_seeds,
+    mean_ranks,
+    not_separable_from_best,
+    paired_tests,
+)
+from benchmarks.reporting.leaderboard import SETTING, newest, row_labels
+from benchmarks.store.files import CellId, RecordError, ResultStore, load_results
+
+#: In the columns ``split`` and ``protocol``: over all of them.
+ALL = ""
+
+_METHOD = ["method", "variant", "config"]
+_ABOUT = ["label", *_METHOD, "floor"]
+_QUESTION = ["protocol", "gallery", "metric", "split"]
+
+SCORE_COLUMNS = [
+    *SETTING, *_QUESTION, *_ABOUT,
+    "value", "seeds", "low", "high", "best", "group", "p_best", "tested", "missing",
+]  # fmt: skip
+PAIR_COLUMNS = [
+    *SETTING, *_QUESTION,
+    "a", "b", "difference", "low", "high", "p", "p_holm", "exact", "classes", "queries", "seeds_a", "seeds_b",
+]  # fmt: skip
+RANK_COLUMNS = [*SETTING, "protocol", *_ABOUT, "rank", "low", "high", "cells", "of", "missing"]
+INFLATION_COLUMNS = [
+    *(name for name in SETTING if name != "select"), *_QUESTION, *_ABOUT,
+    "val", "oracle", "inflation", "seeds", "low", "high", "missing",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The frames of `compare_methods`; columns in ``SCORE_COLUMNS``, ``PAIR_COLUMNS`` and so on."""
+
+    scores: pd.DataFrame
+    pairs: pd.DataFrame
+    ranks: pd.DataFrame
+    inflation: pd.DataFrame
+
+
+def compare_methods(
+    store: ResultStore,
+    results: pd.DataFrame | None = None,
+    *,
+    metrics: Iterable[str] | None = None,
+    alpha: float = ALPHA,
+    confidence: float = CONFIDENCE,
+    resamples: int | None = None,
+    seed: int = 0,
+    report: Callable[[str], None] | None = None,
+) -> Comparison:
+    """All frames of this module.
+
+    Args:
+        store: where the per-query values are read from.
+        results: rows of `benchmarks.store.files.load_results` to compare, e.g. without the
+            ablations; None: the whole store.
+        metrics: names; None: the leading metrics of each gallery.
+        alpha: level of the tests behind the groups.
+        confidence: of all intervals.
+        resamples: of tests; None: 10 000, more where many methods are compared. Bootstraps take at most 10 000.
+        seed: of the resampling.
+        report: gets one line for each record whose per-query values cannot be used.
+    """
+    frame = newest(load_results(store.root, report or (lambda line: None)) if results is None else results)
+    options: dict[str, Any] = {"alpha": alpha, "confidence": confidence, "resamples": resamples, "seed": seed}
+    scores, pairs = scores_and_pairs(store, frame, metrics=metrics, report=report, **options)
+    return Comparison(
+        scores=scores,
+        pairs=pairs,
+        ranks=rank_table(frame, confidence=confidence, seed=seed),
+        inflation=oracle_inflation(frame, metrics=metrics, confidence=confidence),
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Scores, groups and pairs
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def scores_and_pairs(
+    store: ResultStore,
+    results: pd.DataFrame,
+    *,
+    metrics: Iterable[str] | None = None,
+    alpha: float = ALPHA,
+    confidence: float = CONFIDENCE,
+    resamples: int | None = None,
+    seed: int = 0,
+    report: Callable[[str], None] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The frames ``scores`` and ``pairs``, for each split and for the mean over all splits (`ALL`).
+
+    ``scores``: ``value`` is the mean over seeds (NaN where something is missing), ``low`` and ``high`` its t interval
+    (NaN for one seed), ``seeds`` their number. ``best`` marks the best method of a question, ``group`` it and every
+    method not separable from it, ``p_best`` is the corrected p value against it (NaN for itself). ``tested`` is False
+    for rows without usable per-query values, which are in no group. Rows of ``select=oracle`` are never tested.
+
+    ``pairs``: ``a`` is the better of the two, ``difference`` is a minus b and [``low``, ``high``] its bootstrap
+    interval; ``p_holm`` is corrected over all pairs of the same question.
+    """
+    wanted = None if metrics is None else list(metrics)
+    scores: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
+    for setting, in_setting in _settings(results):
+        labels = _labels(in_setting)
+        ranked = setting["select"] != "oracle"
+        for protocol, asked in _by_protocol(_questions(in_setting)).items():
+            metrics_of = {one.gallery: [metric for metric in wanted or one.leading if one.has(metric)] for one in asked}
+            part = in_setting[in_setting["protocol"] == protocol]
+            tables = _Tables(store, part, metrics_of, report) if ranked else None
+            for one in asked:
+                for metric, split in itertools.product(metrics_of[one.gallery], [ALL, *one.splits]):
+                    splits = one.splits if split == ALL else [split]
+                    question = {"protocol": protocol, "gallery": one.gallery, "metric": metric, "split": split}
+                    lines = _seed_scores(one, labels, metric, splits, confidence)
+                    tested = None
+                    if tables is not None:
+                        tested = _test(
+                            tables, [line for line in lines if not line["missing"]], one.gallery, metric, splits,
+                            alpha=alpha, confidence=confidence, resamples=resamples, seed=seed,
+                        )  # fmt: skip
+                    scores += [setting | question | line for line in _marked(lines, tested, alpha)]
+                    pairs += [setting | question | line for line in _pair_lines(lines, tested)]
+    return _frame(scores, SCORE_COLUMNS), _frame(pairs, PAIR_COLUMNS)
+
+
+@dataclass(frozen=True)
+class _Tested:
+    totals: ClassTotals
+    tests: list[PairedTest]
+    p_holm: list[float]
+
+
+def _seed_scores(
+    question: _Question, labels: Mapping[Any, str], metric: str, splits: list[str], confidence: float
+) -> list[dict[str, Any]]:
+    """A line a method: mean over splits seed by seed, then over seeds; or what is missing."""
+    lines = []
+    for identity, own in question.methods.items():
+        value, missing = own.by_seed(metric, splits)
+        line = dict(zip(_METHOD, identity, strict=True)) | {
+            "label": labels[identity],
+            "floor": own.floor,
+            "seeds": len(value),
+            "missing": missing,
+            "value": math.nan, "low": math.nan, "high": math.nan,
+        }  # fmt: skip
+        if not missing:
+            mean = mean_over_seeds([value[seed] for seed in sorted(value)], confidence)
+            line |= {"value": mean.mean, "low": _or_nan(mean.low), "high": _or_nan(mean.high)}
+        lines.append(line)
+    return lines
+
+
+def _test(
+    tables: _Tables,
+    lines: list[dict[str, Any]],
+    gallery: str,
+    metric: str,
+    splits: list[str],
+    *,
+    alpha: float,
+    confidence: float,
+    resamples: int | None,
+    seed: int,
+) -> _Tested | None:
+    """Tests among the methods whose per-query values can be had; None for fewer than one."""
+    blocks: dict[str, list[list[QueryValues]]] = {}
+    for line in lines:
+        found = tables.values(tuple(line[name] for name in _METHOD), gallery, metric, splits)
+        if found is not None:
+            blocks[line["label"]] = found
+    if not blocks:
+        return None
+    signatures = {label: {tuple(one.signature for one in own) for own in seeds} for label, seeds in blocks.items()}
+    common, _ = Counter(one for own in signatures.values() for one in own).most_common(1)[0]
+    blocks = {label: seeds for label, seeds in blocks.items() if signatures[label] == {common}}
+    if not blocks:
+        return None
+    reference = next(iter(blocks.values()))[0]
+    values = {label: [np.concatenate([one.values for one in own]) for own in seeds] for label, seeds in blocks.items()}
+    groups = [one.groups for one in reference]
+    totals = class_totals(
+        {label: np.stack(seeds) for label, seeds in values.items()},
+        np.concatenate([one.classes for one in reference]),
+        splits=np.repeat(np.arange(len(splits)), [len(one.values) for one in reference]),
+        groups=None if groups[0] is None else np.concatenate([g for g in groups if g is not None]),
+        weighting=reference[0].weighting,
+    )
+    tests = paired_tests(totals, resamples=resamples, alpha=alpha, confidence=confidence, seed=seed)
+    return _Tested(totals, tests, holm([test.p for test in tests]).tolist())
+
+
+def _marked(lines: list[dict[str, Any]], tested: _Tested | None, alpha: float) -> Iterator[dict[str, Any]]:
+    group = None
+    if tested is not None:
+        estimates = tested.totals.estimates()
+        group = not_separable_from_best(estimates, tested.tests, alpha=alpha)
+    for line in lines:
+        label = line["label"]
+        yield line | {
+            "tested": tested is not None and label in tested.totals.methods,
+            "best": group is not None and label == group.best,
+            "group": group is not None and label in group.members,
+            "p_best": math.nan if group is None else group.p.get(label, math.nan),
+        }
+
+
+def _pair_lines(lines: list[dict[str, Any]], tested: _Tested | None) -> Iterator[dict[str, Any]]:
+    if tested is None:
+        return
+    seeds = {line["label"]: line["seeds"] for line in lines}
+    for test, p_holm in zip(tested.tests, tested.p_holm, strict=True):
+        a, b, difference, low, high = test.a, test.b, test.difference, test.low, test.high
+        if difference < 0:
+            a, b, difference, low, high = b, a, -difference, -high, -low
+        yield {
+            "a": a, "b": b, "difference": difference, "low": low, "high": high, "p": test.p, "p_holm": p_holm,
+            "exact": test.exact, "classes": test.n_classes, "queries": test.n_queries,
+            "seeds_a": seeds[a], "seeds_b": seeds[b],
+        }  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Mean ranks
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def rank_table(results: pd.DataFrame, *, confidence: float = CONFIDENCE, seed: int = 0) -> pd.DataFrame:
+    """The frame ``ranks``: over all protocols (``protocol == ALL``) and within each.
+
+    Methods are ranked by each gallery's first metric (mean over seeds) in each split; the galleries of one (protocol,
+    split) count as one cell. ``rank`` is NaN for a method that lacks a cell; ``missing`` lists what. ``of`` methods
+    were ranked. Rows of ``select=oracle`` are not ranked.
+    """
+    lines: list[dict[str, Any]] = []
+    for setting, rows in _settings(results):
+        if setting["select"] == "oracle":
+            continue
+        labels = _labels(rows)
+        identities = {label: identity for identity, label in labels.items()}
+        floors: dict[str, bool] = {}
+        scores: dict[str, dict[tuple[str, str, str], float | None]] = {label: {} for label in identities}
+        for one in _questions(rows):
+            for split, (identity, own) in itertools.product(one.splits, one.methods.items()):
+                value, missing = own.by_seed(one.leading[0] if one.leading else "", [split])
+                score = None if missing else math.fsum(value.values()) / len(value)
+                scores[labels[identity]][one.protocol, split, one.gallery] = score
+                floors[labels[identity]] = own.floor
+        for scope in [ALL, *rows["protocol"].unique()]:
+            asked = {
+                label: {question: value for question, value in own.items() if scope in (ALL, question[0])}
+                for label, own in scores.items()
+            }
+            for row in mean_ranks(asked, cell_of=lambda question: question[:2], confidence=confidence, seed=seed):
+                lines.append(
+                    setting
+                    | dict(zip(_METHOD, identities[row.method], strict=True))
+                    | {
+                        "protocol": scope, "label": row.method, "floor": floors[row.method],
+                        "rank": _or_nan(row.rank), "low": _or_nan(row.low), "high": _or_nan(row.high),
+                        "cells": row.cells, "of": row.of,
+                        "missing": tuple(", ".join(question) for question in row.missing),  # type: ignore[arg-type]
+                    }
+                )  # fmt: skip
+    return _frame(lines, RANK_COLUMNS)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Selection on test data
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def oracle_inflation(
+    results: pd.DataFrame, *, metrics: Iterable[str] | None = None, confidence: float = CONFIDENCE
+) -> pd.DataFrame:
+    """The frame ``inflation``: oracle minus val for each method that has both, each split and their mean (`ALL`).
+
+    Seeds are paired; ``low`` and ``high`` bound the t interval of the difference over seeds (NaN for one seed).
+    ``inflation`` is NaN where either side lacks a split or a seed; ``missing`` lists what.
+    """
+    wanted = None if metrics is None else list(metrics)
+    shared = [name for name in SETTING if name != "select"]
+    lines: list[dict[str, Any]] = []
+    both = results[results["select"].isin(["val", "oracle"])] if len(results) else results
+    for setting, rows in _settings(both, shared):
+        labels = _labels(rows)
+        val, oracle = (
+            {(one.protocol, one.gallery): one for one in _questions(rows[rows["select"] == select])}
+            for select in ("val", "oracle")
+        )
+        for place in [place for place in val if place in oracle]:
+            before, after = val[place], oracle[place]
+            all_splits = sorted({*before.splits, *after.splits})
+            for metric in wanted or before.leading:
+                for identity in [identity for identity in before.methods if identity in after.methods]:
+                    own, other = before.methods[identity], after.methods[identity]
+                    about = dict(zip(_METHOD, identity, strict=True)) | {
+                        "label": labels[identity], "floor": own.floor, "gallery": before.gallery,
+                        "protocol": before.protocol, "metric": metric,
+                    }  # fmt: skip
+                    for split in [ALL, *all_splits]:
+                        line = _inflation(own, other, metric, all_splits if split == ALL else [split], confidence)
+                        lines.append(setting | about | {"split": split} | line)
+    return _frame(lines, INFLATION_COLUMNS)
+
+
+def _inflation(own: _OwnScores, other: _OwnScores, metric: str, splits: list[str], confidence: float) -> dict[str, Any]:
+    val, missing = own.by_seed(metric, splits)
+    oracle, missing_too = other.by_seed(metric, splits)
+    missing = tuple(f"val {text}" for text in missing) + tuple(f"oracle {text}" for text in missing_too)
+    for seed in sorted(val.keys() ^ oracle.keys()):
+        if not missing:
+            missing += (f"{'oracle' if seed in val else 'val'} seed {seed}: missing",)
+    nothing = dict.fromkeys(("val", "oracle", "inflation", "low", "high"), math.nan)
+    if missing:
+        return nothing | {"seeds": len(val.keys() & oracle.keys()), "missing": missing}
+    gained = mean_over_seeds([oracle[seed] - val[seed] for seed in sorted(val)], confidence)
+    return {
+        "val": math.fsum(val.values()) / len(val), "oracle": math.fsum(oracle.values()) / len(oracle),
+        "inflation": gained.mean, "low": _or_nan(gained.low), "high": _or_nan(gained.high),
+        "seeds": gained.n, "missing": (),
+    }  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Stored scores by question
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _OwnScores:
+    """One method's cells of a question: (split, seed) -> status and metrics."""
+
+    floor: bool = False
+    cells: dict[tuple[str, int], tuple[str, dict[str, float]]] = field(default_factory=dict)
+
+    def by_seed(self, metric: str, splits: list[str]) -> tuple[dict[int, float], tuple[str, ...]]:
+        """Mean over splits of each seed the method was run with, and the cells without a score, with the reason."""
+        seeds = sorted({seed for _, seed in self.cells})
+        missing: list[str] = []
+        for split in splits:
+            reasons = {}
+            for seed in seeds:
+                status, metrics = self.cells.get((split, seed), ("missing", {}))
+                if metric not in metrics:
+                    reasons[seed] = "no such metric" if status == "ok" else status
+            if len(reasons) == len(seeds) and len(set(reasons.values())) == 1:
+                missing.append(f"{split}: {reasons[seeds[0]]}")
+            else:
+                missing += [f"{split}, seed {seed}: {reason}" for seed, reason in reasons.items()]
+        if missing:
+            return {}, tuple(missing)
+        return {s: math.fsum(self.cells[split, s][1][metric] for split in splits) / len(splits) for s in seeds}, ()
+
+
+@dataclass
+class _Question:
+    """A gallery of a protocol: leading metrics, and the scores of every method asked."""
+
+    protocol: str
+    gallery: str
+    leading: list[str] = field(default_factory=list)
+    methods: dict[tuple[str, str, str], _OwnScores] = field(default_factory=dict)
+
+    @property
+    def splits(self) -> list[str]:
+        return sorted({split for own in self.methods.values() for split, _ in own.cells})
+
+    def has(self, metric: str) -> bool:
+        return any(metric in metrics for own in self.methods.values() for _, metrics in own.cells.values())
+
+
+def _questions(rows: pd.DataFrame) -> list[_Question]:
+    """The questions of some results (of one setting), in the order stored."""
+    found: dict[tuple[str, str], _Question] = {}
+    names = ["protocol", "gallery", *_METHOD, "split", "seed", "status", "metric", "value", "headline", "floor"]
+    for line in zip(*(rows[name].tolist() for name in names), strict=True):
+        protocol, gallery, method, variant, config, split, seed, status, metric, value, headline, floor = line
+        question = found.setdefault((protocol, gallery), _Question(protocol, gallery))
+        question.leading += [name for name in headline if name not in question.leading]
+        own = question.methods.setdefault((method, variant, config), _OwnScores())
+        own.floor = own.floor or bool(floor)
+        _, metrics = own.cells.setdefault((split, int(seed)), (status, {}))
+        if status == "ok":
+            metrics[metric] = float(value)
+    return list(found.values())
+
+
+def _by_protocol(questions: list[_Question]) -> dict[str, list[_Question]]:
+    made: dict[str, list[_Question]] = {}
+    for question in questions:
+        made.setdefault(question.protocol, []).append(question)
+    return made
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Per-query values
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class QueryValues:
+    """What a metric is computed from: one value a query (or image).
+
+    Attributes:
+        queries, classes: [Q] key and class of each query, in order of the keys.
+        values: float64 [Q], NaN where the metric leaves a query out.
+        groups: bool [Q], unseen classes, where the metric is the harmonic mean of seen and unseen ones; else None.
+        weighting: as in `benchmarks.evaluation.statistics.class_totals`.
+    """
+
+    queries: np.ndarray
+    classes: np.ndarray
+    values: np.ndarray
+    groups: np.ndarray | None
+    weighting: Literal["query", "class"]
+
+    @cached_property
+    def signature(self) -> bytes:
+        """The same for values of the same queries, with the same ones left out; they can be paired."""
+        text = "\0".join([*self.queries, *self.classes])
+        return hashlib.sha256(text.encode() + np.isnan(self.values).tobytes()).digest()
+
+
+_ACCURACY = re.compile(r"(accuracy|seen|unseen|all|zsl|h)\[(image|class)\]")
+
+
+def query_values(table: pd.DataFrame, metric: str) -> QueryValues:
+    """The values behind ``metric`` from one gallery's rows of a per-query table.
+
+    ``map@k`` is the mean of the column ``ap@k``, ``p@k`` and ``recall@k`` of their own; the accuracies come from
+    ``credit`` and ``zsl_credit``; images of unseen classes are flagged ``unseen`` or are those with a ``zsl_credit``.
+
+    Raises:
+        KeyError: the table lacks a column that the metric needs.
+    """
+    found = _ACCURACY.fullmatch(metric)
+    kind, way = found.groups() if found else ("", "")
+    if found:
+        column = "zsl_credit" if kind == "zsl" else "credit"
+    else:
+        column = metric[1:] if metric.startswith("map@") else metric
+    split = kind in ("seen", "unseen", "zsl", "h")
+    flag = "unseen" if "unseen" in table.columns else "zsl_credit"
+    lacking = [name for name in (column, *([flag] if split else [])) if name not in table.columns]
+    if lacking:
+        raise KeyError(f"no per-query column {lacking[0]!r} for {metric}")
+    rows = table.sort_values("query", kind="stable")
+    unseen = np.zeros(len(rows), dtype=bool)
+    if split:
+        unseen = rows[flag].to_numpy(dtype=bool) if flag == "unseen" else rows[flag].notna().to_numpy()
+    if split and kind != "h":
+        rows = rows[unseen == (kind != "seen")]
+    return QueryValues(
+        queries=rows["query"].to_numpy(dtype=str),
+        classes=rows["class"].to_numpy(dtype=str),
+        values=rows[column].to_numpy(dtype=np.float64),
+        groups=unseen if kind == "h" else None,
+        weighting="class" if way == "class" else "query",
+    )
+
+
+class _Tables:
+    """Values from the per-query tables of one protocol's records; each is read once, when it is first needed.
+
+    What cannot be read is reported once and counts as absent. ``metrics`` are those asked of each gallery.
+    """
+
+    def __init__(
+        self,
+        store: ResultStore,
+        rows: pd.DataFrame,
+        metrics: Mapping[str, list[str]],
+        report: Callable[[str], None] | None,
+    ) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._report = report or (lambda line: None)
+        self._cells: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
+        for row in _rows(rows[rows["status"] == "ok"].drop_duplicates("key")):
+            identity = tuple(row[name] for name in _METHOD)
+            self._cells.setdefault(identity, {}).setdefault(str(row["split"]), []).append(row)
+        self._read: dict[str, dict[tuple[str, str], QueryValues]] = {}
+        self._same: dict[bytes, QueryValues] = {}
+
+    def values(
+        self, identity: tuple[Any, ...], gallery: str, metric: str, splits: list[str]
+    ) -> list[list[QueryValues]] | None:
+        """Values of one method by seed and split; None if any cannot be had."""
+        seeds: dict[int, list[QueryValues]] = {}
+        for split in splits:
+            for row in self._cells[identity].get(split, []):
+                one = self._of(row).get((gallery, metric))
+                if one is None:
+                    return None
+                seeds.setdefault(int(row["seed"]), []).append(one)
+        return list(seeds.values())
+
+    def _of(self, row: dict[str, Any]) -> dict[tuple[str, str], QueryValues]:
+        key = str(row["key"])
+        if key not in self._read:
+            found: dict[tuple[str, str], QueryValues] = {}
+            try:
+                for gallery, table in per_query_tables(self._store, row).items():
+                    for metric in self._metrics.get(gallery, []):
+                        found[gallery, metric] = self._sharing(query_values(table, metric))
+            except (RecordError, KeyError) as error:
+                self._report(f"{cell_text(row)}: {error.args[0]}; not tested")
+            self._read[key] = found
+        return self._read[key]
+
+    def _sharing(self, one: QueryValues) -> QueryValues:
+        """The same values; keys and classes are held once for all records of the same queries."""
+        first = self._same.setdefault(one.signature, one)
+        return dataclasses.replace(one, queries=first.queries, classes=first.classes)
+
+
+def per_query_tables(store: ResultStore, row: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """Per-query values by gallery of the record that a row of `load_results` is about, without lists of neighbours.
+
+    Raises:
+        RecordError: the record or its per-query file is missing or altered.
+    """
+    record = store.read(_cell(row), str(row["key"]), set_aside=False)
+    if record is None:
+        raise RecordError("the record is gone")
+    table = store.per_query(record)
+    table = table[[name for name in table.columns if not name.startswith("top_")]]
+    return {str(gallery): rows.reset_index(drop=True) for gallery, rows in table.groupby("gallery", sort=False)}
+
+
+def _cell(row: Mapping[str, Any]) -> CellId:
+    names = [name for name in CellId.__dataclass_fields__ if name not in ("config", "seed", "limit")]
+    limit = None if pd.isna(row["limit"]) else int(row["limit"])
+    return CellId(
+        **{name: row[name] for name in names}, config=json.loads(row["config"]), seed=int(row["seed"]), limit=limit
+    )
+
+
+def cell_text(row: Mapping[str, Any]) -> str:
+    """A cell in words, for messages."""
+    return f"{row['method']} on {row['dataset']}/{row['protocol']}/{row['split']}, seed {row['seed']}"
+
+
+def _settings(results: pd.DataFrame, columns: Iterable[str] = SETTING) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Settings with their rows, in order of the names; clean rules first."""
+    if results.empty:
+        return
+    names = list(columns)
+    parts: list[tuple[dict[str, Any], pd.DataFrame]] = []
+    for key, part in results.groupby(names, dropna=False):
+        setting: dict[str, Any] = {str(name): value for name, value in zip(names, key, strict=True)}
+        setting["limit"] = None if pd.isna(setting["limit"]) else int(setting["limit"])
+        parts.append((setting, part))
+    yield from sorted(parts, key=lambda one: (one[0]["rules"] != "clean", *map(str, one[0].values())))
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _labels(rows: pd.DataFrame) -> dict[Any, str]:
+    """`row_labels`, each label given once."""
+    labels: dict[Any, str] = {}
+    for identity, label in row_labels(rows).items():
+        number = sum(label in (other, other.rpartition(" #")[0]) for other in labels.values())
+        labels[identity] = f"{label} #{number + 1}" if number else label
+    return labels
+
+
+def _frame(lines: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
+    frame = pd.DataFrame(lines, columns=columns)
+    frame["limit"] = pd.Series([line["limit"] for line in lines], dtype=object)
+    return frame
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,269 @@
+"""Two stores compared cell by cell: what got better, what got worse, and what cannot be compared.
+
+Cells are paired by what they measure: method, switched factor, data set, protocol, split, gallery, seed, rules and
+selection. Where a store holds several variants, configs, backbones or limits of such a cell, equal ones are paired
+first, and what is left only if it is one on either side; ``changed`` then says what differs. The hash of the inputs
+plays no part: that it changes is why one compares.
+
+A cell that had a score in the old store and cannot be judged in the new one, because it failed there, is not there or
+answers other queries, is lost: a gate that lets it pass would pass whatever no longer runs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.evaluation.statistics import (
+    ALPHA,
+    CONFIDENCE,
+    PairedTest,
+    class_totals,
+    holm,
+    paired_tests,
+    resamples_for,
+)
+from benchmarks.reporting.leaderboard import newest
+from benchmarks.reporting.method_comparison import QueryValues, per_query_tables, query_values
+from benchmarks.store.files import RecordError, ResultStore, load_results
+
+#: A drop is reported as one if it is significant and larger than this (a fraction: 0.01 is one point of percent).
+THRESHOLD = 0.01
+
+IDENTITY = ["dataset", "protocol", "split", "gallery", "method", "ablation", "seed", "rules", "select"]
+_DETAILS = ["variant", "config", "backbone", "weights_hash", "identity", "precision", "limit", "data_hash", "scoring"]
+
+CELL_COLUMNS = [
+    *IDENTITY, "metric", "old", "new", "difference", "low", "high", "p", "p_holm", "verdict", "classes", "queries",
+    "changed",
+]  # fmt: skip
+UNPAIRED_COLUMNS = [*IDENTITY, "store", "why", "reason"]
+
+#: ``why`` a cell was not compared: it stands in one store only, has no score in the other, or has nothing to pair.
+ABSENT, FAILED, UNLIKE = "absent", "failed", "not comparable"
+
+
+@dataclass(frozen=True, eq=False)
+class StoreComparison:
+    """What `compare_stores` found.
+
+    Attributes:
+        cells: a row a paired cell and metric (``CELL_COLUMNS``), largest drop first. ``difference`` is new minus old,
+            [``low``, ``high``] its bootstrap interval, ``p_holm`` corrected over all rows; ``verdict`` is ``drop`` or
+            ``gain`` where it is significant and larger than the threshold, else empty.
+        unpaired: a row a cell that was not compared (``UNPAIRED_COLUMNS``); ``store`` is ``old`` or ``new`` where only
+            that one has a score, ``both`` where the two cannot be paired; ``why`` is `ABSENT` (not in the other
+            store), `FAILED` (there, but without a score) or `UNLIKE`.
+    """
+
+    cells: pd.DataFrame
+    unpaired: pd.DataFrame
+
+    @property
+    def drops(self) -> pd.DataFrame:
+        """Rows of ``cells`` that got significantly worse."""
+        return self.cells[self.cells["verdict"] == "drop"]
+
+    @property
+    def lost(self) -> pd.DataFrame:
+        """Rows of ``unpaired`` that had a score in the old store and cannot be judged in the new one."""
+        return self.unpaired[self.unpaired["store"] != "new"]
+
+
+def compare_stores(
+    old: ResultStore,
+    new: ResultStore,
+    *,
+    metrics: Iterable[str] | None = None,
+    threshold: float = THRESHOLD,
+    alpha: float = ALPHA,
+    confidence: float = CONFIDENCE,
+    resamples: int | None = None,
+    seed: int = 0,
+    report: Callable[[str], None] | None = None,
+) -> StoreComparison:
+    """Pair the cells of two stores and test each pair on its per-query values, whole classes swapped.
+
+    Args:
+        old, new: the stores.
+        metrics: names; a cell is compared by those it has. None: by the first leading metric of its gallery.
+        threshold: smallest change that counts, a fraction.
+        alpha: level after Holm's correction over all tests.
+        confidence: of the intervals.
+        resamples: of each test; None: enough for the number of tests, at least 10 000.
+        seed: of the resampling.
+        report: gets one line for each file that cannot be used.
+
+    Raises:
+        FileNotFoundError: a store is not a folder.
+        ValueError: a store without a readable record, a metric that no paired cell has, no common cell, or options
+            outside their range.
+    """
+    if not threshold >= 0:
+        raise ValueError(f"threshold={threshold} must be 0 or larger")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha={alpha} must lie between 0 and 1")
+    wanted = None if metrics is None else list(dict.fromkeys(metrics))
+    sides = []
+    for store in (old, new):
+        found = load_results(store.root, report or (lambda line: None))
+        found = newest(found)
+        if found.empty:
+            raise ValueError(f"{store.root} holds no readable record")
+        sides.append(_by_cell(found))
+    pairs, unpaired = _paired(*sides)
+    if not pairs:
+        raise ValueError(f"{old.root} and {new.root} have no cell with a score in common")
+    tests: list[tuple[dict[str, Any], QueryValues, QueryValues]] = []
+    read = (_Reader(old, "old"), _Reader(new, "new"))
+    known: dict[str, None] = {}
+    for before, after in pairs:
+        common = [name for name in before["metrics"] if name in after["metrics"]]
+        known |= dict.fromkeys(common)
+        names = before["headline"][:1] if wanted is None else wanted
+        for metric in [name for name in names if name in common]:
+            line = {name: before[name] for name in IDENTITY} | {
+                "metric": metric, "old": before["metrics"][metric], "new": after["metrics"][metric],
+                "changed": _changed(before, after),
+            }  # fmt: skip
+            try:
+                tests.append((line, *_pairable(read[0](before, metric), read[1](after, metric))))
+            except (RecordError, ValueError) as error:
+                reason = f"{metric}: {error}"
+                about = {name: before[name] for name in IDENTITY}
+                unpaired.append(about | {"store": "both", "why": UNLIKE, "reason": reason})
+    absent = [name for name in wanted or [] if name not in known]
+    if absent:
+        raise ValueError(f"no paired cell has the metric {', '.join(absent)}; there are: {', '.join(known)}")
+    lines = [
+        line
+        | _tested(one, other, max(1, len(tests)), alpha=alpha, confidence=confidence, resamples=resamples, seed=seed)
+        for line, one, other in tests
+    ]
+    for line, p in zip(lines, holm([line["p"] for line in lines]), strict=True):
+        line["p_holm"] = float(p)
+        large = abs(line["difference"]) > threshold and p <= alpha
+        line["verdict"] = ("gain" if line["difference"] > 0 else "drop") if large else ""
+    cells = pd.DataFrame(lines, columns=CELL_COLUMNS).sort_values("difference", kind="stable", ignore_index=True)
+    return StoreComparison(cells, pd.DataFrame(unpaired, columns=UNPAIRED_COLUMNS))
+
+
+def _by_cell(results: pd.DataFrame) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Identity -> its records' galleries, each with ``metrics`` (name -> value), in the order stored."""
+    made: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in results.to_dict("records"):
+        one = made.setdefault((row["key"], row["gallery"]), {str(name): value for name, value in row.items()})
+        metrics = one.setdefault("metrics", {})
+        if row["status"] == "ok":
+            metrics[str(row["metric"])] = float(row["value"])
+    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for one in made.values():
+        cells.setdefault(tuple(one[name] for name in IDENTITY), []).append(one)
+    return cells
+
+
+def _paired(
+    old: Mapping[tuple[Any, ...], list[dict[str, Any]]], new: Mapping[tuple[Any, ...], list[dict[str, Any]]]
+) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], list[dict[str, Any]]]:
+    """Pairs of galleries with scores in both stores, and a line for each that has no partner."""
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    unpaired: list[dict[str, Any]] = []
+    for identity in dict.fromkeys([*old, *new]):
+        before, after = list(old.get(identity, [])), list(new.get(identity, []))
+        matched = []
+        for names in (_DETAILS, ["variant", "config", "backbone", "limit"], ["variant", "config"]):
+            for one in list(before):
+                same = [other for other in after if _details(other, names) == _details(one, names)]
+                if len(same) == 1 and sum(_details(other, names) == _details(one, names) for other in before) == 1:
+                    before.remove(one)
+                    after.remove(same[0])
+                    matched.append((one, same[0]))
+        if len(before) == len(after) == 1:
+            matched.append((before.pop(), after.pop()))
+        about = dict(zip(IDENTITY, identity, strict=True))
+        for one, other in matched:
+            if one["metrics"] and other["metrics"]:
+                pairs.append((one, other))
+            elif one["metrics"] or other["metrics"]:
+                scored, lost, name = (one, other, "new") if one["metrics"] else (other, one, "old")
+                reason = f"{lost['status']} in the {name} store: {lost['reason']}"
+                side = "old" if scored is one else "new"
+                unpaired.append(about | {"store": side, "why": FAILED, "reason": reason})
+        for store, rest in (("old", before), ("new", after)):
+            several = "several configs, none alike" if before and after else "not in the other store"
+            unpaired += [about | {"store": store, "why": ABSENT, "reason": several} for one in rest if one["metrics"]]
+    return pairs, unpaired
+
+
+class _Reader:
+    """Per-query values of one store's cells; a record's tables are kept while its galleries are asked in a row."""
+
+    def __init__(self, store: ResultStore, name: str) -> None:
+        self._store, self._name = store, name
+        self._key, self._tables = "", {}  # type: str, dict[str, pd.DataFrame]
+
+    def __call__(self, row: Mapping[str, Any], metric: str) -> QueryValues:
+        try:
+            if self._key != row["key"]:
+                self._key, self._tables = "", per_query_tables(self._store, row)
+                self._key = str(row["key"])
+            if row["gallery"] not in self._tables:
+                raise RecordError("its per-query file lacks this gallery")
+            return query_values(self._tables[row["gallery"]], metric)
+        except (RecordError, KeyError) as error:
+            raise RecordError(f"{self._name} store: {error.args[0]}") from error
+
+
+def _pairable(one: QueryValues, other: QueryValues) -> tuple[QueryValues, QueryValues]:
+    if one.signature != other.signature:
+        shared = len(set(one.queries) & set(other.queries))
+        raise ValueError(
+            f"the queries differ ({len(one.queries)} in the old store, {len(other.queries)} in the new one, "
+            f"{shared} in both, or others of them are left out)"
+        )
+    return one, other
+
+
+def _tested(
+    one: QueryValues, other: QueryValues, n_tests: int, *, alpha: float, resamples: int | None, **options: Any
+) -> dict[str, Any]:
+    totals = class_totals(
+        {"new": other.values, "old": one.values}, one.classes, groups=one.groups, weighting=one.weighting
+    )
+    resamples = resamples_for(n_tests, alpha) if resamples is None else resamples
+    test: PairedTest = paired_tests(totals, resamples=resamples, **options)[0]
+    return {
+        "difference": test.difference, "low": test.low, "high": test.high, "p": test.p,
+        "classes": test.n_classes, "queries": test.n_queries,
+    }  # fmt: skip
+
+
+def _details(row: Mapping[str, Any], names: Iterable[str]) -> list[Any]:
+    return [None if _absent(row[name]) else row[name] for name in names]
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """What differs between two paired cells, in words; empty if nothing that is known."""
+    notes = []
+    for name in _DETAILS:
+        old, new = (None if _absent(row[name]) else row[name] for row in (before, after))
+        if old == new:
+            continue
+        if name == "config":
+            one, other = json.loads(str(old)), json.loads(str(new))
+            keys = sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
+            notes += [f"{key}: {one.get(key, '-')} -> {other.get(key, '-')}" for key in keys]
+        elif name.endswith("hash"):
+            notes.append(f"{name}: {str(old)[:8]} -> {str(new)[:8]}")
+        else:
+            notes.append(f"{name}: {old} -> {new}")
+    return "; ".join(notes)
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))

@@ -1,0 +1,116 @@
+"""How long the rest of a sweep may take, from what past records say the same work took."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.runner.execution import SEARCH_SEED
+from benchmarks.runner.plan import Cell, FitGroup, search_key
+from benchmarks.store.files import CellId, Record, ResultStore, content_key
+
+#: Parts of a cell's work that it does not share with other cells of its fitted model.
+OWN = ("encode", "rank", "classify")
+
+#: What a cell of each method costs beside the others': median seconds of all phases over the scored records of
+#: ``results/reference`` (``sum(record.cost.seconds.values())``; preset standard, two cores). Only ratios count.
+RELATIVE_COSTS: Mapping[str, float] = {
+    "zero_shot": 0.1,
+    "constant": 0.1,
+    "raw_pixel": 0.2,
+    "random": 0.3,
+    "full_finetune": 48.6,
+    "coop": 48.8,
+    "vpt_shallow": 53.7,
+    "sre_clip": 63.9,
+    "lora": 72.6,
+    "ucdr_adapter": 77.4,
+    "vpt_deep": 80.0,
+    "pros": 272.5,
+    "ad_clip": 587.3,
+}
+
+
+def relative_cost(method: str) -> float:
+    """A method's entry in :data:`RELATIVE_COSTS`; the median for one that is not there."""
+    return RELATIVE_COSTS.get(method, statistics.median(RELATIVE_COSTS.values()))
+
+
+@dataclass
+class MethodEstimate:
+    """The work left for one method: ``seconds`` on one job; ``unknown`` are the cells that no record is like."""
+
+    method: str
+    cells: int = 0
+    fits: int = 0
+    seconds: float = 0.0
+    unknown: int = 0
+
+
+@dataclass
+class PastCosts:
+    """Median seconds of each phase of past records, looked up by what the work was.
+
+    Two cells are taken for the same work if method, backbone, data set, limit and protocol agree and so do the config
+    and the number of learning rates; if there is no such record, the steps may stand for the whole config.
+    """
+
+    _seconds: dict[tuple[Any, ...], dict[str, list[float]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(list))
+    )
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> PastCosts:
+        """Costs of all records with scores."""
+        past = cls()
+        for record in records:
+            if record.status == "ok":
+                rates = record.inputs.get("method", {}).get("learning_rates") or ()
+                for kind in _kinds(record.cell, len(rates)):
+                    for phase, seconds in record.cost.seconds.items():
+                        past._seconds[kind][phase].append(seconds)
+        return past
+
+    def seconds(self, cell: Cell) -> Mapping[str, float] | None:
+        """Median seconds by phase of the records most like this cell; None if there is none."""
+        for kind in _kinds(cell.id, len(cell.inputs["method"]["learning_rates"])):
+            if kind in self._seconds:
+                return {phase: statistics.median(values) for phase, values in self._seconds[kind].items()}
+        return None
+
+
+def _kinds(cell: CellId, rates: int) -> list[tuple[Any, ...]]:
+    where = (cell.method, cell.backbone, cell.dataset, cell.protocol, cell.limit, rates)
+    return [(*where, content_key(cell.config)), (*where, "steps", cell.config.get("steps"))]
+
+
+def estimate(groups: Sequence[FitGroup], past: PastCosts, store: ResultStore | None) -> list[MethodEstimate]:
+    """The work of groups that hold only unfinished cells, by method in their order.
+
+    A fit counts once a group; a learning-rate search once for all seeds, and not if the store has it (None: under
+    ``--force`` all are made again).
+    """
+    made: dict[str, MethodEstimate] = {}
+    searched: set[str] = set()
+    for group in groups:
+        mine = made.setdefault(group.method, MethodEstimate(group.method))
+        mine.cells += len(group.cells)
+        mine.fits += 1
+        known = [seconds for cell in group.cells if (seconds := past.seconds(cell)) is not None]
+        mine.unknown += len(group.cells) - len(known)
+        if not known:
+            continue
+        mine.seconds += sum(seconds.get(phase, 0.0) for seconds in known for phase in OWN)
+        key = search_key(group)
+        search = key is not None and key not in searched
+        if search and key is not None:
+            searched.add(key)
+            search = store is None or store.read_search(group.dataset, group.method, key) is None
+        if search:
+            mine.seconds += known[0].get("search", 0.0)
+        if not search or group.seed != SEARCH_SEED:  # with the search's seed the fit is one of its trainings
+            mine.seconds += known[0].get("fit", 0.0)
+    return list(made.values())

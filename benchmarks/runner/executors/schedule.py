@@ -1,0 +1,127 @@
+"""The books of a sweep: what is left to do, who may start what, and every result on its way into the store."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections import deque
+from dataclasses import dataclass
+
+import pandas as pd
+
+from benchmarks.runner.execution import FailFast, Outcome, Progress, make_record
+from benchmarks.runner.plan import Cell, FitGroup, Plan, search_inputs, search_key, unit_key
+from benchmarks.runner.resources import Resources
+from benchmarks.store.files import Record, ResultStore, Search
+from methods.registry import METHODS
+
+
+@dataclass
+class Unit:
+    """Groups that one worker does one after the other: a fit, or all of a method that shares its encoded images."""
+
+    groups: deque[FitGroup]
+    search: str | None
+
+
+class Schedule:
+    """Hands out the unfinished groups of a plan in its order and keeps what comes back.
+
+    Groups that wait for a learning-rate search that is being made are passed over until it is done, so no search is
+    made twice. Everything is stored from here: a record is in the store before :meth:`keep` returns.
+    """
+
+    def __init__(self, plan: Plan, resources: Resources, store: ResultStore, progress: Progress) -> None:
+        self.plan = plan
+        self.resources = resources
+        self.settings = resources.settings
+        self.store = store
+        self.progress = progress
+        self.outcome = Outcome()
+        self._waiting: list[Unit] = []
+        self._searches: dict[str, Search] = {}
+        self._searching: set[str] = set()
+
+    def begin(self) -> None:
+        """Put down what could not be planned and what is finished already; line up the rest."""
+        for broken in self.plan.broken:
+            values = {"reason": broken.reason, "traceback": broken.traceback}
+            self.keep(make_record(self.resources, broken.cell, "failed", **values))
+        units: dict[str, Unit] = {}
+        for group in self.plan.groups:
+            left = tuple(cell for cell in group.cells if not self._finished(cell))
+            if not left:
+                continue
+            search = search_key(group)
+            key = f"{unit_key(group)} {group.fit_id} {group.seed}" if METHODS.get(group.method).trained else ""
+            unit = units.setdefault(key or unit_key(group), Unit(deque(), search))
+            unit.groups.append(dataclasses.replace(group, cells=left))
+        self._waiting = list(units.values())
+
+    def _finished(self, cell: Cell) -> bool:
+        if self.settings.force or (record := self.store.finished(cell.id, cell.key)) is None:
+            return False
+        self.outcome.add("cached")
+        self.progress.cell(record.cell, "cached")
+        return True
+
+    @property
+    def waiting(self) -> int:
+        """Units that nobody has taken."""
+        return len(self._waiting)
+
+    def take(self) -> Unit | None:
+        """The next unit that may start now; None if there is none, or if all wait for a search."""
+        for place, unit in enumerate(self._waiting):
+            if unit.search is None or unit.search not in self._searching:
+                if unit.search is not None and self.search(unit.groups[0]) is None:
+                    self._searching.add(unit.search)
+                return self._waiting.pop(place)
+        return None
+
+    def give_back(self, unit: Unit) -> None:
+        """A unit is done, or its worker is gone: what is left of it goes to the front of the line."""
+        if unit.search is not None:
+            self._searching.discard(unit.search)
+        if unit.groups:
+            self._waiting.insert(0, unit)
+
+    def search(self, group: FitGroup) -> Search | None:
+        """The outcome of a group's learning-rate search, if it was made in this run or, without ``--force``, before."""
+        key = search_key(group)
+        if key is None:
+            return None
+        if key not in self._searches and not self.settings.force:
+            stored = self.store.read_search(group.dataset, group.method, key)
+            if stored is not None:
+                self._searches[key] = stored
+        return self._searches.get(key)
+
+    def keep_search(self, group: FitGroup, search: Search) -> None:
+        """Store a search's outcome; the groups that wait for it may start."""
+        key = search_key(group)
+        assert key is not None
+        self._searches[key] = search
+        self._searching.discard(key)
+        with contextlib.suppress(OSError):  # disk full: the records will say so
+            self.store.write_search(group.dataset, group.method, key, search_inputs(group), search)
+
+    def keep(self, record: Record, per_query: pd.DataFrame | None = None) -> None:
+        """Store a record; raises :class:`FailFast` if that is asked for and the cell failed."""
+        try:
+            self.store.write(record, per_query)
+        except OSError as error:  # disk full, folder gone: the sweep goes on, and the next run tries this cell again
+            place = self.settings.out
+            reason = f"{place}: the record cannot be written ({error.strerror or error}); free space there"
+            record = dataclasses.replace(record, status="failed", reason=reason, scores={}, per_query=None)
+            with contextlib.suppress(OSError):  # the row without its per-query values may still fit
+                self.store.write(record)
+        self.outcome.add(record.status)
+        self.progress.cell(record.cell, record.status, record.reason)
+        if record.status == "failed" and self.settings.fail_fast:
+            raise FailFast
+
+    def lost(self, cells: list[Cell], reason: str, trace: str = "") -> None:
+        """Cells whose worker is gone: a row each."""
+        for cell in cells:
+            self.keep(make_record(self.resources, cell, "failed", reason=reason, traceback=trace))

@@ -1,0 +1,34 @@
+"""One group after the other, in this process."""
+
+from __future__ import annotations
+
+from benchmarks.runner.execution import FailFast, Outcome, Progress, Runner, prepared_process
+from benchmarks.runner.executors.schedule import Schedule
+from benchmarks.runner.plan import Plan
+from benchmarks.runner.resources import Resources
+from benchmarks.store.files import ResultStore
+
+
+def execute(plan: Plan, resources: Resources, store: ResultStore, progress: Progress) -> Outcome:
+    """Run the plan here; Ctrl-C passes through, whatever is stored by then is whole.
+
+    The process's threads, arithmetic and generators are put back at the end.
+    """
+    schedule = Schedule(plan, resources, store, progress)
+    try:
+        with prepared_process(resources.settings.threads):
+            schedule.begin()
+            work(schedule, resources, progress)
+    except FailFast:
+        pass
+    return schedule.outcome
+
+
+def work(schedule: Schedule, resources: Resources, progress: Progress) -> None:
+    """Do everything that is lined up."""
+    runner = Runner(resources, progress, schedule.keep, schedule.keep_search)
+    while (unit := schedule.take()) is not None:
+        while unit.groups:
+            group = unit.groups.popleft()
+            runner.group(group, schedule.search(group))
+        schedule.give_back(unit)

@@ -1,0 +1,399 @@
+"""The plan of a run: which cells there are, and which of them share a fitted model.
+
+Planning loads the data sets' tables and the method classes but fits, encodes and ranks nothing. What comes out is plain
+data that can be listed, stored, cut into shards and sent to other processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from benchmarks.datasets.base import DatasetError
+from benchmarks.datasets.registry import DATASETS
+from benchmarks.protocols.task import VALIDATED_WITHIN, Classification, Task
+from benchmarks.runner.presets import has_field
+from benchmarks.runner.resources import Resources
+from benchmarks.runner.settings import Settings, SettingsError, config_changes, nearest, paper_config
+from benchmarks.store.files import SCORING, CellId, content_key
+from methods.interface import Method
+from methods.parts.bounds import faults
+from methods.registry import METHODS
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One score to be measured: a method's config on one split of a protocol, with one seed.
+
+    ``inputs`` (JSON-able) is all that determines the score; ``galleries`` are the task's questions with their leading
+    metrics; ``fit_id`` names the training data and what selects the model.
+    """
+
+    id: CellId
+    inputs: Mapping[str, Any]
+    galleries: Mapping[str, tuple[str, ...]]
+    fit_id: str
+
+    @cached_property
+    def key(self) -> str:
+        """Content key of the record."""
+        return content_key(self.inputs)
+
+
+@dataclass(frozen=True)
+class FitGroup:
+    """Cells that one fitted model answers.
+
+    ``config`` is an instance of the method's ``Config``; with ``learning_rates`` the validation task picks one of them
+    in place of ``config.learning_rate`` (a single one is taken as it is).
+    """
+
+    method: str
+    config: Any
+    learning_rates: tuple[float, ...]
+    dataset: str
+    seed: int
+    fit_id: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Cells that cannot even be planned (a data set is missing, a method cannot be imported), as one."""
+
+    cell: Cell
+    reason: str
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. ``skipped``: data sets that ``--datasets all`` did not find, and protocols
+    (``DATASET/PROTOCOL``) of which a data set has no task, each with the reason."""
+
+    groups: tuple[FitGroup, ...]
+    broken: tuple[Broken, ...] = ()
+    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All cells in the order they run."""
+        return [cell for group in self.groups for cell in group.cells]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of an ablation: the switched factor's name, what it changes, and the protocols (None: the run's)."""
+
+    name: str = ""
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    protocols: tuple[str, ...] | None = None
+
+
+def make_config(
+    method: type[Method], settings: Settings, changes: Mapping[str, Any], paper: Mapping[str, Any] | None = None
+) -> Any:
+    """A method's config: the paper's defaults, then the named variant, then the preset's budget, then ``paper`` (its
+    values for a data set, under ``--preset full``), then ``--set``.
+
+    Raises :class:`~benchmarks.runner.settings.SettingsError`, in one line that names the setting, for a value that no
+    training can have (:mod:`methods.parts.bounds`).
+    """
+    values = {
+        **method.variants.get(settings.variant, {}),
+        **settings.budget.changes(method.Config),
+        **(paper or {}),
+        **changes,
+    }
+    try:
+        config = method.Config(**values)
+    except ValueError as error:  # the method's own check
+        raise SettingsError(f"--set: {' '.join(str(error).split())}") from error
+    if found := faults(config):
+        raise SettingsError("; ".join(f"--set {method.card.name}.{field} {reason}" for field, reason in found))
+    return config
+
+
+def plan(settings: Settings, resources: Resources, arms: Mapping[str, Sequence[Arm]] | None = None) -> Plan:
+    """Plan a run: each method as configured, or, where ``arms`` has it, once for each of its arms.
+
+    Raises :class:`~benchmarks.runner.settings.SettingsError` for a ``--set`` or ``--variant`` that fits no method, or a
+    backbone that cannot be loaded. A data set or method that cannot be used becomes :class:`Broken` cells instead.
+    """
+    methods, unusable = _methods(settings)
+    changes = config_changes(settings, {name: method.Config for name, method in methods.items()})
+    datasets = DATASETS.defaults() if settings.datasets == ("all",) else settings.datasets
+    runs = {dataset: _configured(settings, methods, changes, arms or {}, dataset) for dataset in datasets}
+    broken: list[Broken] = []
+    skipped: dict[str, str] = {}
+    groups: dict[tuple[str, int, int, str], list[Cell]] = {}
+    rates_of: dict[tuple[str, int, int, str], tuple[float, ...]] = {}
+    for dataset in datasets:
+        try:
+            resources.dataset(dataset)
+        except Exception as error:
+            if settings.datasets == ("all",) and isinstance(error, DatasetError):
+                skipped[dataset] = str(error)
+                continue
+            failed = [(name, protocol) for protocol in settings.protocols for name in settings.methods]
+            broken += [_broken(settings, name, dataset, protocol, error) for name, protocol in failed]
+            continue
+        broken += [
+            _broken(settings, name, dataset, protocol, error)
+            for protocol in settings.protocols
+            for name, error in unusable.items()
+        ]
+        for protocol in settings.protocols:
+            try:
+                tasks = [resources.task(dataset, protocol, split) for split in resources.splits(dataset, protocol)]
+            except Exception as error:
+                broken += [_broken(settings, name, dataset, protocol, error) for name in methods]
+                continue
+            if not tasks:
+                skipped[f"{dataset}/{protocol}"] = "the data set has no task of this protocol"
+            for number, (name, arm, config, rates) in enumerate(runs[dataset]):
+                if arm.protocols is not None and protocol not in arm.protocols:
+                    continue
+                for seed in settings.seeds:
+                    for task in tasks:
+                        tried = searchable(settings, task, config, rates)
+                        cell = make_cell(
+                            settings, resources, methods[name], name, config, tried, dataset, task, seed, arm.name
+                        )
+                        group = (dataset, number, seed, cell.fit_id)
+                        groups.setdefault(group, []).append(cell)
+                        rates_of[group] = tried  # cells of one fit share the validation task
+    fits = []
+    for group, cells in sorted(groups.items(), key=lambda item: item[0][:3]):
+        dataset, number, seed, fit_id = group
+        name, _, config, _ = runs[dataset][number]
+        fits.append(FitGroup(name, config, rates_of[group], dataset, seed, fit_id, tuple(cells)))
+    return Plan(tuple(fits), tuple(broken), skipped)
+
+
+def _configured(
+    settings: Settings,
+    methods: Mapping[str, type[Method]],
+    changes: Mapping[str, Mapping[str, Any]],
+    arms: Mapping[str, Sequence[Arm]],
+    dataset: str,
+) -> list[tuple[str, Arm, Any, tuple[float, ...]]]:
+    """``(method, arm, config, learning rates)`` of all that runs on a data set; of equal arms the first."""
+    made: list[tuple[str, Arm, Any, tuple[float, ...]]] = []
+    for name, method in methods.items():
+        paper = paper_config(name, dataset) if settings.preset == "full" else {}
+        for arm in arms.get(name, (Arm(),)):
+            config = make_config(method, settings, {**changes[name], **arm.changes}, paper)
+            fixed = "learning_rate" in changes[name] or "learning_rate" in arm.changes
+            searched = has_field(method.Config, "learning_rate") and not fixed
+            rates = settings.budget.learning_rates if searched else ()
+            if (name, config, rates) not in [(other, *rest) for other, _, *rest in made]:
+                made.append((name, arm, config, rates))
+    return made
+
+
+def searchable(settings: Settings, task: Task, config: Any, rates: tuple[float, ...]) -> tuple[float, ...]:
+    """The learning rates to try on a task: the grid or, where nothing can choose from it, the configured rate alone."""
+    if len(rates) > 1 and task.validation is None and settings.select != "oracle":
+        return (config.learning_rate,)
+    return rates
+
+
+def unvalidated(settings: Settings, task: Task, method: type[Method]) -> str:
+    """What a missing validation task means for a method's score, in one line; "" where it means nothing."""
+    if task.validation is not None or settings.select == "oracle" or not method.trained:
+        return ""
+    kept = "" if settings.select == "last" else ", the last step kept"
+    return f"no validation task: learning rate as configured, nothing searched{kept}"
+
+
+def validation_notes(plan: Plan, settings: Settings, resources: Resources) -> list[str]:
+    """A line for each validation task of a plan that is missing or not the protocol's usual one."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for group in plan.groups:
+        for cell in group.cells:
+            task = resources.task(cell.id.dataset, cell.id.protocol, cell.id.split)
+            method = METHODS.get(group.method)
+            own = [note for note in task.notes if method.trained and note.startswith(VALIDATED_WITHIN)]
+            for note in (*own, unvalidated(settings, task, method)):
+                where = f"{cell.id.protocol}/{cell.id.split}"
+                if note and where not in (places := said.setdefault((cell.id.dataset, note), [])):
+                    places.append(where)
+    return [f"{dataset} {', '.join(places)}: {note}" for (dataset, note), places in said.items()]
+
+
+def make_cell(
+    settings: Settings,
+    resources: Resources,
+    method: type[Method],
+    name: str,
+    config: Any,
+    learning_rates: tuple[float, ...],
+    dataset: str,
+    task: Task,
+    seed: int,
+    ablation: str = "",
+) -> Cell:
+    """The cell of a method's config (registered as ``name``) on a task of a data set."""
+    backbone, source = resources.backbone, resources.dataset(dataset)
+    fit_id = task.fit_id
+    if settings.select == "oracle":  # validates on this very task's test retrieval, so no other task shares the model
+        fit_id = f"{task.fit_id}-{task.protocol}-{task.split}"
+    values = dataclasses.asdict(config)
+    cell = CellId(
+        method=name,
+        variant=settings.variant if settings.variant in method.variants else "paper",
+        config=values,
+        backbone=backbone.name,
+        dataset=dataset,
+        protocol=task.protocol,
+        rules=settings.rules,
+        split=task.split,
+        select=settings.select,
+        seed=seed,
+        limit=settings.limit,
+        ablation=ablation,
+    )
+    inputs: dict[str, Any] = {
+        "scoring": SCORING,
+        "method": {
+            "name": name,
+            "version": method.version,
+            "config": values,
+            "learning_rates": learning_rates,
+            "files": resources.file_hashes(method, config),
+        },
+        "backbone": {
+            **backbone.identity,
+            "preprocessing": backbone.preprocessing,
+            "precision": backbone.precision,
+        },
+        "dataset": resources.dataset_facts(dataset),
+        "task": {
+            "protocol": task.protocol,
+            "split": task.split,
+            "rules": task.rules,
+            "fit_id": fit_id,
+            "retrievals": {one.name: _hash(one.query, one.gallery) for one in task.retrievals},
+            "classifications": {one.name: _hash(one.rows, one.class_names, one.seen) for one in task.classifications},
+        },
+        "select": settings.select,
+        "seed": seed,
+    }
+    if method.reads_synsets:
+        inputs["dataset"]["synsets"] = _hash(sorted(source.synsets.items()), source.synsets_published)
+    leading = {one.name: source.card.headline.metrics() for one in task.retrievals}
+    leading |= {one.name: classification_metrics(one) for one in task.classifications}
+    return Cell(cell, inputs, leading, fit_id)
+
+
+def search_inputs(group: FitGroup) -> dict[str, Any]:
+    """All that determines which learning rate is picked (JSON-able): a cell's inputs without its seed and questions."""
+    inputs = group.cells[0].inputs
+    kept = {name: inputs[name] for name in ("scoring", "method", "backbone", "dataset", "select")}
+    return {**kept, "fit_id": group.fit_id, "rules": inputs["task"]["rules"]}
+
+
+def search_key(group: FitGroup) -> str | None:
+    """Names the learning-rate search that a group needs; the same for all seeds. None if it needs none."""
+    return content_key(search_inputs(group)) if len(group.learning_rates) > 1 else None
+
+
+def shard(plan: Plan, number: int, count: int) -> Plan:
+    """Shard ``number`` (from 1) of ``count``: the same part for the same command on every machine.
+
+    Groups are told apart by content. Cells of one fitted model, seeds of one learning-rate search and the groups of a
+    method that shares its encoded images stay together. The units of each method and data set are dealt out in turn,
+    so the shards cost about the same. What cannot be planned is reported by every shard.
+    """
+    units: dict[tuple[str, str], dict[str, list[FitGroup]]] = {}
+    for group in plan.groups:
+        units.setdefault((group.dataset, group.method), {}).setdefault(unit_key(group), []).append(group)
+    mine: set[int] = set()
+    for owner, of_owner in units.items():
+        first = int(content_key({"owner": owner}), 16)
+        for place, key in enumerate(sorted(of_owner)):
+            if (first + place) % count == number - 1:
+                mine |= {id(group) for group in of_owner[key]}
+    return dataclasses.replace(plan, groups=tuple(group for group in plan.groups if id(group) in mine))
+
+
+def unit_key(group: FitGroup) -> str:
+    """Names the groups that are better done in one place: by search, or by method and seed where nothing is trained."""
+    if (search := search_key(group)) is not None:
+        return search
+    inputs = group.cells[0].inputs
+    kept = {name: inputs[name] for name in ("method", "backbone", "dataset", "select", "seed")}
+    trained = METHODS.get(group.method).trained
+    return content_key({**kept, "rules": inputs["task"]["rules"], "fit_id": group.fit_id if trained else ""})
+
+
+def classification_metrics(question: Classification) -> tuple[str, ...]:
+    """The metrics that lead a classification's tables: accuracy, or the harmonic mean and its two parts."""
+    return ("accuracy[image]",) if question.seen is None else ("h[image]", "seen[image]", "unseen[image]")
+
+
+def unplanned_cells(settings: Settings, plan: Plan) -> Iterator[Cell]:
+    """The stand-ins that :class:`Broken` would have for what this plan could plan; earlier runs may have left them."""
+    for group in {(cell.id.method, cell.id.dataset, cell.id.protocol) for cell in plan.cells}:
+        yield _stand_in(settings, *group)
+
+
+def _methods(settings: Settings) -> tuple[dict[str, type[Method]], dict[str, Exception]]:
+    usable: dict[str, type[Method]] = {}
+    unusable: dict[str, Exception] = {}
+    for name in settings.methods:
+        try:
+            usable[name] = METHODS.get(name)
+        except ImportError as error:
+            unusable[name] = error
+    known = {"paper"} | {variant for method in usable.values() for variant in method.variants}
+    if settings.variant not in known:
+        raise SettingsError(f"--variant {settings.variant!r}: no method has it; {nearest(settings.variant, known)}")
+    return usable, unusable
+
+
+def _hash(*parts: Any) -> str:
+    """16 digits that name row numbers and class names."""
+    digest = hashlib.sha256()
+    for part in parts:
+        rows = isinstance(part, np.ndarray)
+        digest.update((np.ascontiguousarray(part, dtype=np.int64).tobytes() if rows else repr(part).encode()) + b"|")
+    return digest.hexdigest()[:16]
+
+
+def _stand_in(settings: Settings, method: str, dataset: str, protocol: str) -> Cell:
+    """One cell in place of all splits; the only one that can be named when nothing could be loaded."""
+    cell = CellId(
+        method=method,
+        variant=settings.variant,
+        config={},
+        backbone=settings.backbone,
+        dataset=dataset,
+        protocol=protocol,
+        rules=settings.rules,
+        split="*",
+        select=settings.select,
+        seed=settings.seeds[0],
+        limit=settings.limit,
+    )
+    return Cell(cell, {"unplanned": dataclasses.asdict(cell)}, {"*": ()}, "")
+
+
+def _broken(settings: Settings, method: str, dataset: str, protocol: str, error: Exception) -> Broken:
+    return Broken(
+        _stand_in(settings, method, dataset, protocol), describe(error), "".join(traceback.format_exception(error))
+    )
+
+
+def describe(error: BaseException) -> str:
+    """One line: the kind of error and its message."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

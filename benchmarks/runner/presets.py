@@ -1,0 +1,88 @@
+"""Presets: how much a run spends, as data.
+
+A preset never names a method. ``steps``, ``batch_size`` and ``validations`` set the fields of a method's ``Config``
+that say the same, where that config has them, and ``learning_rates`` are tried in place of its ``learning_rate``;
+``limit`` and ``splits`` make a run small for all methods alike. ``--set`` wins over the preset, the preset over a named
+variant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One budget, the same for every method.
+
+    * ``steps``: optimiser steps of a trained method in all; 0 leaves each method its own (paper's) schedule.
+    * ``batch_size``: labelled images a step at most (of every stage); 0 leaves each method its own.
+    * ``validations``: how often in ``steps`` the validation task is asked, at equal distances; the best answer is kept
+      and nobody stops early, so that all spend the same. 0 leaves each method its own habit.
+    * ``learning_rates``: fixed grid; each is tried with the whole budget and the validation task picks one, once for
+      each training data, with seed 0, for all seeds. A grid of one rate sets it. Empty takes the configured rate.
+    * ``limit``: as ``--limit``, images in training, query and gallery; None takes all.
+    * ``splits``: query domains (or transfers) of each protocol, in the protocol's order; None takes all.
+    """
+
+    name: str
+    summary: str
+    steps: int
+    batch_size: int = 0
+    validations: int = 0
+    learning_rates: tuple[float, ...] = ()
+    limit: int | None = None
+    splits: int | None = None
+
+    def changes(self, config: type) -> dict[str, Any]:
+        """What the preset changes in this ``Config`` class."""
+        own: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config)}
+        wanted: dict[str, Any] = {"steps": self.steps}
+        if self.batch_size:
+            wanted |= {name: min(own.get(name, 0), self.batch_size) for name in ("batch_size", "stage1_batch_size")}
+        if self.validations:
+            wanted |= {"validate_every": math.ceil(self.steps / self.validations), "patience": 0}
+        return {name: value for name, value in wanted.items() if name in own}
+
+
+def has_field(config: type, name: str) -> bool:
+    """Whether a ``Config`` class has a field of this name."""
+    return any(field.name == name for field in dataclasses.fields(config))
+
+
+PRESETS: Mapping[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            "smoke",
+            "proves that it works (90 seconds); its scores mean nothing",
+            steps=2,
+            batch_size=8,
+            validations=1,
+            limit=128,
+            splits=1,
+        ),
+        Preset(
+            "quick",
+            "a first look: two splits of each protocol, one learning rate (10 minutes for all methods on two cores)",
+            steps=40,
+            batch_size=32,
+            validations=1,
+            learning_rates=(1e-3,),
+            splits=2,
+        ),
+        Preset(
+            "standard",
+            "the committed reference: equal steps, learning rate from a fixed grid",
+            steps=100,
+            batch_size=32,
+            validations=4,
+            learning_rates=(1e-4, 1e-3, 1e-2),
+        ),
+        Preset("full", "each paper's own schedule, settings of each data set, backbone and protocols", steps=0),
+    )
+}

@@ -1,0 +1,405 @@
+"""The settings of a run: command line over file over defaults, checked before anything is loaded.
+
+Nothing here imports torch, so a wrong name costs no waiting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import psutil
+
+from benchmarks.runner.presets import PRESETS, Preset
+
+Rules = Literal["clean", "official"]
+Select = Literal["last", "val", "oracle"]
+Precision = Literal["float32", "bf16"]
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; one line that names the option and the mend (exit code 2)."""
+
+
+#: Seeds are whole numbers below this.
+SEEDS = 2**32
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a run was asked for. Tuples of names are in the order given.
+
+    ``("all",)`` becomes all registered names, except for ``datasets``: there it means those that are found, and the
+    plan finds them. ``set`` holds the ``--set`` changes as ``("method.field" or "field", value)``; ``limit`` is the
+    effective one (the preset's unless given); ``device`` stays ``auto`` until
+    :class:`~benchmarks.runner.resources.Resources` picks one; ``jobs`` and ``threads`` stay 0 until
+    :func:`spread` shares the machine out. ``shard`` is (number from 1, of how many). ``gpu_hours_each_fit`` and
+    ``gpu_hours_basis`` are what a recipe's file expects of one fit, and why; a dry run prints them.
+
+    Under ``--preset full`` the recipes speak for the papers even without ``--recipe``: each method's config on each
+    data set is that of its recipe (:func:`paper_config`); where data sets are named (not ``all``), backbone and
+    protocols are the recipes' too unless stated.
+    Rules, variant, selection and seeds are a recipe's own business.
+    """
+
+    methods: tuple[str, ...] = ("all",)
+    datasets: tuple[str, ...] = ("picto_domains",)
+    data_root: str | None = None
+    protocols: tuple[str, ...] = ("all",)
+    rules: Rules = "clean"
+    variant: str = "paper"
+    select: Select = "val"
+    backbone: str = "picto-clip"
+    preset: str = "quick"
+    seeds: tuple[int, ...] = (0,)
+    device: str = "auto"
+    precision: Precision = "float32"
+    set: tuple[tuple[str, Any], ...] = ()
+    out: str = "results/run"
+    limit: int | None = None
+    threads: int = 0
+    jobs: int = 0
+    executor: str = "local"
+    shard: tuple[int, int] | None = None
+    dry_run: bool = False
+    fail_fast: bool = False
+    force: bool = False
+    gpu_hours_each_fit: float = 0.0
+    gpu_hours_basis: str = ""
+
+    @property
+    def budget(self) -> Preset:
+        """The preset, as data."""
+        return PRESETS[self.preset]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form; ``set`` as a mapping."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()} | {"set": dict(self.set)}
+
+
+def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settings:
+    """Settings from the options given on the command line, then the TOML file, then the defaults.
+
+    Raises :class:`SettingsError` for an unknown key or value, or :class:`~methods.registry.UnknownNameError` for an
+    unknown method, dataset or protocol; both name the nearest valid one.
+    """
+    stated = _read(file) if file else {}
+    values = {**stated, **command_line}
+    if "set" in stated:
+        values["set"] = (*_still_meant(stated, values), *command_line.get("set", ()))
+    known = {field.name for field in dataclasses.fields(Settings)}
+    for key in values:
+        if key not in known:
+            raise SettingsError(f"{file}: unknown setting {key!r}; {nearest(key, known)}")
+    settings = Settings(**{key: _convert(key, value) for key, value in values.items()})
+    for key, kind in (("rules", Rules), ("select", Select), ("precision", Precision)):
+        _one_of(key, getattr(settings, key), get_args(kind))
+    _one_of("executor", settings.executor, executors())
+    _one_of("preset", settings.preset, PRESETS)
+    for seed in settings.seeds:
+        if (
+            not 0 <= seed < SEEDS
+        ):  # numpy and the methods' generators take 32 bits: a larger one would be another's twin
+            raise SettingsError(f"--seeds: a seed is 0 or larger and at most {SEEDS - 1}, not {seed}")
+    if not 0 <= settings.gpu_hours_each_fit < float("inf"):
+        raise SettingsError(f"{file}: gpu_hours_each_fit must be 0 or more, not {settings.gpu_hours_each_fit}")
+    for key in ("limit", "threads", "jobs"):
+        if (value := getattr(settings, key)) is not None and value < (1 if key == "limit" else 0):
+            raise SettingsError(f"--{key} must be positive, not {value}")
+    settings = dataclasses.replace(
+        settings,
+        methods=_names("methods", settings.methods),
+        datasets=_names("datasets", settings.datasets),
+        protocols=_names("protocols", settings.protocols),
+        seeds=tuple(dict.fromkeys(settings.seeds)),
+        limit=settings.limit if settings.limit is not None else settings.budget.limit,
+    )
+    if settings.gpu_hours_basis:
+        settings = dataclasses.replace(settings, gpu_hours_basis=_basis(settings, stated))
+    return _as_published(settings, values) if settings.preset == "full" else settings
+
+
+def _still_meant(stated: Mapping[str, Any], values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """A file's ``set`` without the settings of those of its methods that the command line has replaced."""
+    chosen = _convert("methods", values.get("methods", "all"))
+    left_out = set() if "all" in chosen else set(stated.get("methods", ())) - set(chosen)
+    return [(key, value) for key, value in stated["set"] if key.rpartition(".")[0] not in left_out]
+
+
+def _basis(settings: Settings, stated: Mapping[str, Any]) -> str:
+    """A file's basis of the expected GPU hours, beginning with what of the run is not what the file states."""
+    told = {"datasets": ",".join(settings.datasets), "backbone": settings.backbone}
+    wanted = {"datasets": ",".join(stated.get("datasets", ())), "backbone": stated.get("backbone", "")}
+    others = [f"for {wanted[key]}, not {told[key]}" for key in told if told[key] != wanted[key]]
+    return f"{', '.join(others)}: {settings.gpu_hours_basis}" if others else settings.gpu_hours_basis
+
+
+def executors() -> list[str]:
+    """Names that ``--executor`` takes: those of the registry, third parties' included; ``local`` stands for the two of
+    this machine, between which ``--jobs`` chooses."""
+    from benchmarks.runner.executors import EXECUTORS
+
+    return ["local", *(name for name in EXECUTORS.names() if name not in ("serial", "processes"))]
+
+
+#: Folder of the recipes: a settings file for each table of the papers.
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def recipes() -> list[str]:
+    """Names of the packaged recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def recipe_file(name: str) -> Path:
+    """The settings file of a packaged recipe; raises :class:`SettingsError` for a name that is none."""
+    if name not in recipes():
+        raise SettingsError(f"--recipe {name!r} is unknown; {nearest(name, recipes())}")
+    return RECIPES / f"{name}.toml"
+
+
+#: Data sets that split the images of another one in their own way: a paper's settings are the same for both.
+SAME_IMAGES: Mapping[str, str] = {
+    "domainnet_245": "domainnet",
+    "sketchy_random": "sketchy",
+    "visda_test": "visda",
+}
+
+
+def paper_config(method: str, dataset: str) -> dict[str, Any]:
+    """The paper's config of a method on a data set, as its recipe states it; empty if no paper has that pair."""
+    return {
+        key.removeprefix(f"{method}."): value
+        for one in _paper_recipes((method,), (dataset,))
+        for key, value in one["set"]
+    }
+
+
+def _paper_recipes(methods: Iterable[str], datasets: Iterable[str]) -> list[Mapping[str, Any]]:
+    """The recipes of any of these methods on any of these data sets."""
+
+    def images(names: Iterable[str]) -> set[str]:
+        return {SAME_IMAGES.get(name, name) for name in names}
+
+    wanted = images(datasets)
+    return [one for one in _all_recipes() if set(one["methods"]) & set(methods) and images(one["datasets"]) & wanted]
+
+
+@functools.cache
+def _all_recipes() -> tuple[Mapping[str, Any], ...]:
+    return tuple(_read(recipe_file(name)) for name in recipes())
+
+
+def _as_published(settings: Settings, stated: Mapping[str, Any]) -> Settings:
+    """The papers' backbone and protocols in place of those that nobody stated; raises :class:`SettingsError` if the
+    papers of these methods and data sets have several backbones."""
+    found = _paper_recipes(settings.methods, settings.datasets)
+    if found and "backbone" not in stated:
+        backbones = sorted({one["backbone"] for one in found})
+        if len(backbones) > 1:
+            raise SettingsError(
+                f"--preset full: the papers of these methods and data sets use {' and '.join(backbones)};"
+                " choose one with --backbone, or run them apart"
+            )
+        settings = dataclasses.replace(settings, backbone=backbones[0])
+    if found and "protocols" not in stated:
+        protocols = tuple(dict.fromkeys(name for one in found for name in one["protocols"]))
+        settings = dataclasses.replace(settings, protocols=protocols)
+    return settings
+
+
+def cores() -> int:
+    """The physical cores this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed))
+
+
+def spread(settings: Settings, *, weights_mib: float = 0, gpus: int = 0) -> Settings:
+    """The settings with ``jobs`` and ``threads`` filled in from the machine.
+
+    Small models train fastest on one thread each, so ``jobs`` becomes the number of cores, or of GPUs where the run is
+    on them, as far as memory reaches: a worker needs a GiB and six times the backbone's weights (trained copy,
+    gradients, two moments, best copy so far). ``threads`` becomes ``OMP_NUM_THREADS`` if set, else what is left of the
+    cores for each job. Only what a machine has counts, never what is free just now, so a sweep that goes on has the
+    threads, and with them the last digits, that it began with. On a Ray cluster ``jobs`` is the cluster's business and
+    a fit has one thread unless told otherwise.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    threads = settings.threads or (int(given) if given.isdigit() else 0)
+    if settings.executor == "ray":
+        return dataclasses.replace(settings, threads=threads or 1)
+    jobs = settings.jobs
+    if not jobs:
+        need = 1024 + 6 * weights_mib
+        room = int(psutil.virtual_memory().total / 2**20 * 0.75 / need)
+        jobs = max(1, gpus or min(cores() // (threads or 1), room))
+    return dataclasses.replace(settings, jobs=jobs, threads=threads or max(1, cores() // jobs))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``did you mean ...?`` or the list to choose from."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"choose from: {', '.join(known)}"
+
+
+def parse_value(text: str) -> Any:
+    """A ``--set`` value: a TOML literal (``3``, ``0.1``, ``true``, ``[1, 2]``, ``"text"``), else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def parse_set(items: Iterable[str]) -> tuple[tuple[str, Any], ...]:
+    """``KEY=VALUE`` strings as pairs; raises :class:`SettingsError` for one without ``=``."""
+    pairs = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise SettingsError(f"--set {item}: write KEY=VALUE, e.g. --set zero_shot.template='a drawing of a {{}}'")
+        pairs[key.strip()] = parse_value(value.strip())
+    return tuple(pairs.items())
+
+
+def config_changes(
+    settings: Settings, configs: Mapping[str, type], *, option: str = "--set"
+) -> dict[str, dict[str, Any]]:
+    """The ``--set`` changes of each method, given each method's ``Config`` class; errors name the ``option``.
+
+    ``field`` reaches every method that has the field, ``method.field`` one method. Raises :class:`SettingsError` if a
+    key reaches no method of this run or the value's type does not fit.
+    """
+    changes: dict[str, dict[str, Any]] = {name: {} for name in configs}
+    fields = {name: {field.name: field for field in dataclasses.fields(config)} for name, config in configs.items()}
+    for key, value in settings.set:
+        method, dot, name = key.rpartition(".")
+        reached = [m for m in configs if name in fields[m] and (not dot or m == method)]
+        if not reached and dot and method not in configs and method in _registered():
+            raise SettingsError(
+                f"{option} {key}: {method} is not a method of this run; add it to --methods, or leave the setting out"
+            )
+        if not reached:
+            every = {n for m in fields for n in fields[m]} | {f"{m}.{n}" for m in fields for n in fields[m]}
+            raise SettingsError(
+                f"{option} {key}: no method of this run has that setting; {nearest(key, every)}"
+                if every
+                else f"{option} {key}: no method of this run has any setting"
+            )
+        for m in reached:
+            changes[m][name] = _fitting(f"{option} {m}.{name}", value, getattr(configs[m](), name))
+    return changes
+
+
+def _registered() -> list[str]:
+    from methods.registry import METHODS
+
+    return METHODS.names()
+
+
+def _fitting(option: str, value: Any, default: Any) -> Any:
+    """The value in the type of the default: int to float and list to tuple are made, all else must agree."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, tuple) and isinstance(value, list):
+        return tuple(value)
+    if isinstance(default, str) and not isinstance(value, str):
+        raise SettingsError(f"{option} is a text, not {value!r}; quote it: '\"{value}\"'")
+    if default is not None and type(value) is not type(default):
+        raise SettingsError(f"{option} takes {type(default).__name__} (default {default!r}), not {value!r}")
+    return value
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"--config {file}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--config {file} is not TOML: {error}") from error
+    if "set" in values:
+        values["set"] = tuple(_flat(file, values["set"]))
+    return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+def _flat(file: Path, table: Any) -> Iterable[tuple[str, Any]]:
+    if not isinstance(table, dict):
+        raise SettingsError(f"--config {file}: [set] must be a table of settings")
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{name}", item) for name, item in value.items())
+        else:
+            yield key, value
+
+
+def _convert(key: str, value: Any) -> Any:
+    """A value of the command line or the file in the type of its setting."""
+    default = getattr(Settings, key)
+    try:
+        if key == "set":
+            return tuple(value)
+        if key == "seeds":
+            items = (
+                value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+            )
+            seeds = tuple(_whole(item) for item in items)
+            if not seeds:
+                raise ValueError
+            return seeds
+        if isinstance(default, tuple):
+            items = value.split(",") if isinstance(value, str) else value
+            names = tuple(item.strip() for item in items if item.strip())
+            if not names:
+                raise ValueError
+            return names
+        if key in ("limit", "threads", "jobs"):
+            return None if value is None else _whole(value)
+        if isinstance(default, float):
+            return float(value)
+        if key == "shard":
+            number, _, count = value.partition("/")
+            if not 1 <= int(number) <= int(count):
+                raise ValueError
+            return int(number), int(count)
+    except (TypeError, ValueError, AttributeError):
+        hint = "; write I/N with I from 1 to N, e.g. 2/4" if key == "shard" else ""
+        raise SettingsError(f"--{key.replace('_', '-')}: cannot read {value!r}{hint}") from None
+    if key in ("out", "data_root", "device", "backbone") and value is not None and not str(value).strip():
+        raise SettingsError(f"--{key.replace('_', '-')} is empty: name one, or leave the option out")
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise SettingsError(f"{key} is true or false, not {value!r}")
+    return value if isinstance(default, bool) or value is None else str(value)
+
+
+def _whole(value: Any) -> int:
+    """A whole number; raises ``ValueError`` for anything that ``int`` would only cut to one."""
+    if isinstance(value, bool | float):
+        raise ValueError
+    return int(value)
+
+
+def _one_of(key: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise SettingsError(f"--{key} {value!r} is unknown; {nearest(value, known)}")
+
+
+def _names(key: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Registered names; ``all`` stands for all of them. Raises UnknownNameError for a name nobody registered."""
+    from benchmarks.datasets.registry import DATASETS
+    from benchmarks.protocols.registry import PROTOCOLS
+    from methods.registry import METHODS
+
+    registry = {"methods": METHODS, "datasets": DATASETS, "protocols": PROTOCOLS}[key]
+    if "all" in names:
+        return ("all",) if key == "datasets" else tuple(registry.defaults())
+    for name in names:
+        registry.check(name)
+    return tuple(dict.fromkeys(names))
