@@ -122,7 +122,7 @@ def curation(tmp_path: Path) -> Curation:
         "category_prefixes": [],
         "classes": {name: {**entry, "synset": f"{name}.n.01"} for name in THINGS},
         "clipart": {"cat": ["animals/gatto_01"]},
-        "images": {"noto:key-2": {"drop": "not a key"}, "twemoji:none": {"class": "cat", "why": "shows a cat"}},
+        "pictures": {"noto:key-2": {"drop": "not a key"}, "twemoji:none": {"class": "cat", "why": "shows a cat"}},
         "dropped_classes": {"star": "a shape"},
     }
     path = tmp_path / "curation.json"
@@ -203,7 +203,7 @@ def test_phrase_claimed_twice_is_refused(tmp_path: Path) -> None:
         "category_prefixes": [],
         "classes": {"mouse": {**entry, "phrases": []}, "computer mouse": {**entry, "phrases": ["mouse"]}},
         "clipart": {},
-        "images": {},
+        "pictures": {},
         "dropped_classes": {},
     }
     path = tmp_path / "curation.json"

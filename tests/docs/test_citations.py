@@ -33,6 +33,7 @@ ELSEWHERE = {
 #: The same for one file alone.
 ELSEWHERE_IN = {
     ("benchmarks/datasets/mini_domainnet.py", "DATASETS.md"): "of Dassl.pytorch, named beside it",
+    ("benchmarks/datasets/build/wordnet_build.py", "benchmarks/datasets/wordnet_build.py"): "its name in the archive",
     ("docs/datasets.md", "DATASETS.md"): "the same, in the generated card",
     ("mkdocs.yml", "repository/reports/reference/leaderboard.md"): "a page that docs/hooks.py adds to the site",
 }

@@ -123,7 +123,7 @@ across domains with unseen classes and unseen domains; small enough for a laptop
   `split` (train, val, test), `held_back`, `collection`, `name`, `author`, `license`, `title`
 - Reads with `pandas.read_parquet` and with Hugging Face `datasets` (`load_dataset("parquet", data_files=...)`).
 - Built by `python -m benchmarks.datasets.build.picto_build` from `@iconify/json` {ICONIFY_VERSION} (npm) and Debian's
-  `openclipart-svg`; hand-made decisions in `benchmarks/datasets/picto_curation.json`.
+  `openclipart-svg`; hand-made decisions in `benchmarks/datasets/build/picto_curation.json`.
 - Licences: per image, see `ATTRIBUTION.md`. All allow redistribution; none asks for share-alike or forbids commerce.
 
 ## Sizes

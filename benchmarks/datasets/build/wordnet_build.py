@@ -41,12 +41,13 @@ LEXICOGRAPHER_FILES = (
 """Name and part of speech of the 45 lexicographer files, in the order of their numbers (manual page lexnames(5WN))."""
 
 README = """\
-Nouns of WordNet 3.0 (Princeton University) for NLTK, built by UCDR-Bench (benchmarks/datasets/build/wordnet_build.py).
+Nouns of WordNet 3.0 (Princeton University) for NLTK, built by UCDR-Bench (benchmarks/datasets/wordnet_build.py).
 
 Changed against the original: verbs, adjectives and adverbs are left out, and so are the pointers from nouns to them
 in data.noun; byte offsets are unchanged. lexnames lists the 45 lexicographer files. index.sense is empty.
 The licence, in LICENSE and at the head of every data and index file, is that of WordNet 3.0.
 """
+"""Part of the archive, whose hash is in record keys: it keeps the name that this module had when the archive was made."""
 
 
 def build(source: Path) -> dict[str, bytes]:
