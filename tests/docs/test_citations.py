@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 #: Folders that hold no text of ours, or stored text that stays as it was written.
-SKIPPED = {"results", "reports", "build", "dist", "site", "__pycache__", "node_modules"}
+SKIPPED = {"results", "reports", "site", "__pycache__", "node_modules"}
 CITING = {".py", ".md", ".toml", ".cff", ".ini", ".yml", ".yaml"}
 #: A path is checked if it begins with one of the repository's folders, or leads up.
 FOLDERS = ("methods", "benchmarks", "docs", "tests", "results", "reports", "..")
@@ -43,7 +43,9 @@ def citing_files(root: Path = ROOT) -> Iterator[Path]:
     """Every file whose citations are checked."""
     for entry in sorted(root.iterdir()):
         hidden = entry.name.startswith(".") or entry.name.endswith(".egg-info")
-        if entry.is_dir() and not hidden and entry.name not in SKIPPED:
+        if entry.is_dir() and not (
+            hidden or entry.name in SKIPPED or (root == ROOT and entry.name in ("build", "dist"))
+        ):
             yield from citing_files(entry)
         elif entry.is_file() and entry.suffix in CITING:
             yield entry

@@ -90,8 +90,7 @@ def card(
         )
     total = [sum(size[domain, split] for domain in DOMAINS) for split in _SPLITS]
     rows.append(
-        f"| **all** | | {len(classes)} | {len(images)} | {total[0]} | {sum(held.values())} | {total[1]} |"
-        f" {total[2]} |"
+        f"| **all** | | {len(classes)} | {len(images)} | {total[0]} | {sum(held.values())} | {total[1]} | {total[2]} |"
     )
     kinds = Counter(entry.kind for entry in classes.values())
     by_split = Counter(split_of.values())
