@@ -47,7 +47,7 @@ Changed against the original: verbs, adjectives and adverbs are left out, and so
 in data.noun; byte offsets are unchanged. lexnames lists the 45 lexicographer files. index.sense is empty.
 The licence, in LICENSE and at the head of every data and index file, is that of WordNet 3.0.
 """
-"""Part of the archive, whose hash is in record keys: it keeps the name that this module had when the archive was made."""
+"""Part of the archive, whose hash is in record keys: this module is named there as when the archive was made."""
 
 
 def build(source: Path) -> dict[str, bytes]:
