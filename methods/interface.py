@@ -291,7 +291,7 @@ class Method(ABC):
         """
         return {}
 
-    def prepare(self, tensors: Mapping[str, Tensor]) -> None:
+    def prepare(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Build the untrained parts that a checkpoint's ``tensors`` are copied into; the facts are set already.
 
         Called before every :meth:`restore`, so it does nothing where such parts exist. Default: nothing to build.

@@ -91,9 +91,7 @@ def test_tensors_are_copied_into_those_in_use(tiny_backbone: Backbone) -> None:
 )
 def test_tensors_that_do_not_fit_are_refused(tiny_backbone: Backbone, tensors: dict[str, Tensor]) -> None:
     method = fitted(tiny_backbone)
-    with pytest.raises(
-        ValueError, match="shift: the checkpoint's tensors do not fit this config and backbone; load it"
-    ):
+    with pytest.raises(ValueError, match="shift: the checkpoint's tensors do not fit this config and backbone; load"):
         restore(method, method.learned(), tensors)
 
 
