@@ -295,7 +295,7 @@ def test_hostile_names_are_names(store: ResultStore) -> None:
 
 def test_recomputed_means_equal_the_stored_ones_in_the_reference_results() -> None:
     """The metrics' definitions here and in the scoring code agree on real records (a pack may round to 1e-4)."""
-    root = Path(__file__).parents[1] / "results" / "reference"
+    root = Path(__file__).parents[2] / "results" / "reference"
     store, checked = ResultStore(root), set()
     frame = load_results(root)
     wanted = frame[(frame["method"] == "zero_shot") & (frame["status"] == "ok")].drop_duplicates(

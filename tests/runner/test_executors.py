@@ -205,7 +205,7 @@ def test_an_executor_of_another_package_is_found_and_checked(settings: Settings,
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-grid\nVersion: 1.0\n")
     points = "[ucdr_bench.executors]\ngrid = acme_grid:execute\nwrong = acme_grid:wrong\ngone = acme_gone:execute\n"
     (info / "entry_points.txt").write_text(points)
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(root)])}
     program = (
         "import sys\n"

@@ -31,7 +31,7 @@ from benchmarks.store.records import Record
 from tests.support.learners import PAUSE, learners
 from tests.support.tiny_dataset import TinyShapes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 #: The command and its exit code; ``printed`` is what it wrote to both streams.
 Command = Callable[..., int]

@@ -18,7 +18,7 @@ from benchmarks.runner.settings import Settings, SettingsError
 from benchmarks.store.files import ResultStore
 from tests.support.every import Silent
 from tests.support.learners import WORD, learners
-from tests.test_executors import per_query_files, run, score_tables
+from tests.runner.test_executors import per_query_files, run, score_tables
 
 
 @pytest.fixture(autouse=True)

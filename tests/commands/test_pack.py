@@ -409,7 +409,7 @@ def test_cards_of_a_former_pack_go(loose: ResultStore, tmp_path: Path) -> None:
 def test_help_loads_nothing_heavy() -> None:
     program = "import sys, benchmarks.pack as p\ntry: p.main(['--help'])\nexcept SystemExit: print(*sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
     )
     assert "--per-query" in done.stdout
     assert not {"torch", "pandas", "pyarrow", "numpy"} & set(done.stdout.split())
