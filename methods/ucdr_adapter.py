@@ -15,7 +15,8 @@ Idea (docs/methods.md, UCDR-Adapter):
 
 Trained: phase 1 the text context, class and domain prompts; phase 2 W_img, W_prm, W_o, its LayerNorm, the class token
 and the vision projection. CLIP's blocks and the text tower stay frozen. Where the released code differs:
-methods/cards/ucdr_adapter.toml. That code carries no licence: this file is written from docs/methods.md and the golden numbers.
+methods/cards/ucdr_adapter.toml. That code carries no licence: this file is written from
+docs/methods.md and the golden numbers.
 
 Shapes: B images, D training domains, C training classes, L prompt tokens each, K = D*L or C*L, w vision width,
 v text width, E embedding width, m context tokens.
