@@ -196,8 +196,8 @@ class Method(ABC):
     """A method: construct it on a backbone, ``fit`` it, then encode.
 
     Subclasses set ``card`` and ``Config`` (a frozen dataclass whose defaults are the paper's), and write ``fit``,
-    ``encode_images`` and ``encode_classes``. They declare what ``fit`` learns: the tensors (:meth:`learned_tensors`), what
-    is kept beside them (``fact_names``), and the untrained parts that a checkpoint's tensors are copied into
+    ``encode_images`` and ``encode_classes``. They declare what ``fit`` learns: the tensors (:meth:`learned_tensors`),
+    what is kept beside them (``fact_names``), and the untrained parts that a checkpoint's tensors are copied into
     (:meth:`prepare_state`); the base class checks, saves and loads them. They may set
 
     * ``trained = False`` when the embedding of an image does not depend on the training data, so that encoded images
