@@ -14,9 +14,9 @@ import pytest
 
 from benchmarks import data
 from benchmarks.datasets.i2webv import I2WebV
-from benchmarks.datasets.listed_dataset import SPLITS, class_lists
-from benchmarks.datasets.own_folder import Folder
+from benchmarks.datasets.own_folder import OwnFolder
 from benchmarks.datasets.registry import DATASETS
+from benchmarks.datasets.splits import SPLITS, class_lists
 from tests.datasets import transfer_trees, trees
 from tests.datasets.conftest import image_cache  # noqa: F401 (an image cache of the test's own, for every test)
 
@@ -125,7 +125,7 @@ def test_a_data_root_that_is_none_is_one_line(
 def test_an_interrupt_and_a_reader_that_leaves_are_no_tracebacks(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def interrupted(dataset: Folder) -> None:
+    def interrupted(dataset: OwnFolder) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(data, "splits", interrupted)

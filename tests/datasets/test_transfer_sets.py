@@ -15,9 +15,9 @@ from PIL import Image
 
 from benchmarks import data
 from benchmarks.datasets.base import Dataset, DatasetError
+from benchmarks.datasets.folder_dataset import FolderDataset
 from benchmarks.datasets.i2awa import SEEN, UNSEEN, I2AwA
 from benchmarks.datasets.i2webv import I2WebV, class_names
-from benchmarks.datasets.layouts import FolderDataset
 from benchmarks.datasets.mini_domainnet import MiniDomainNet
 from benchmarks.datasets.office_home import OfficeHome
 from benchmarks.datasets.pacs import PACS
@@ -180,7 +180,7 @@ def test_damaged_trees_name_everything_that_is_not_used(
     before = len(kind(root).table)
     harm = damage(root, class_folder, tmp_path / "outside")
     dataset = kind(root)
-    empty = [finding.path for finding in dataset.findings if finding.kind == "zero"]
+    empty = [finding.path for finding in dataset.findings if finding.kind == "empty_file"]
     assert empty == [path for path in harm.broken if path.endswith("zero.jpg")]
     assert len(dataset.table) == before + len(harm.broken) - len(empty) + len(harm.whole)
     left_out = [finding.path for finding in dataset.findings if finding.kind not in ("unknown", "zero")]
