@@ -453,16 +453,16 @@ def _layout(places: Sequence[Place]) -> str:
 
 
 #: Kinds of findings that are files not used, and their names in a summary ("": :attr:`Finding.what` is used).
-LEFT_OUT = {
+LEFT_OUT: dict[FindingKind, str] = {
     "not_read": "",
     "missing_image": "named in a list but not there",
     "unknown_class": "in folders that are not a class",
     "broken": f"named in {BROKEN_LIST}",
-    "zero": "empty",
+    "empty_file": "empty",
     "link": "behind links that are not followed",
-    "name": "with names that cannot be used",
-    "unused": "second folders of a domain",
-    "system": "system files",
+    "bad_name": "with names that cannot be used",
+    "second_folder": "second folders of a domain",
+    "system_file": "system files",
 }
 
 

@@ -18,11 +18,11 @@ from benchmarks.datasets.image_cache import SPARE
 from benchmarks.datasets.image_workers import check_images
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.datasets.synsets import checked_synsets
-from benchmarks.datasets.tree_scan import ARCHIVE_SUFFIXES, BROKEN_LIST, IMAGE_SUFFIXES, check_root
+from benchmarks.datasets.tree_scan import ARCHIVE_SUFFIXES, BROKEN_LIST, IMAGE_SUFFIXES, FindingKind, check_root
 from methods.parts.senses import doubtful
 
 #: Kinds of findings in the order in which they are printed, and their titles.
-FINDING_TITLES: Mapping[str, str] = {
+FINDING_TITLES: Mapping[FindingKind, str] = {
     "missing_image": "missing images",
     "broken": f"images left out by {BROKEN_LIST}",
     "stale_entry": f"lines of {BROKEN_LIST} that name no image",
@@ -67,9 +67,9 @@ def _has_files(folder: Path) -> bool:
     )
 
 
-def findings_by_kind(dataset: FolderDataset) -> dict[str, list[str]]:
+def findings_by_kind(dataset: FolderDataset) -> dict[FindingKind, list[str]]:
     """The findings of a data set, one line each, by kind."""
-    kinds: dict[str, list[str]] = {}
+    kinds: dict[FindingKind, list[str]] = {}
     for finding in dataset.findings:
         kinds.setdefault(finding.kind, []).append(str(finding))
     return kinds

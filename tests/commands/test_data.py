@@ -116,7 +116,7 @@ def test_a_data_root_that_is_none_is_one_line(
 ) -> None:
     monkeypatch.chdir(root.parent)
     assert data.main(["list", "--data-root", data_root]) == 1
-    assert capsys.readouterr() == ("", f"benchmarks.data: --data-root {data_root} is no folder\n")
+    assert capsys.readouterr() == ("", f"benchmarks.data: --data-root {data_root} is not a folder\n")
     assert data.main(["verify", "folder", "--data-root", data_root]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("benchmarks.data: folder: ")
@@ -151,4 +151,4 @@ def test_a_list_of_broken_images_that_cannot_be_written_is_one_line(root: Path, 
     (root / "broken.txt").mkdir()
     assert data.main(["verify", "folder", "--root", str(root), "--write-broken"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("broken.txt cannot be written: Is a directory; mend or remove those images instead")
+    assert line.endswith("broken.txt cannot be written: Is a directory; repair or remove those images instead")

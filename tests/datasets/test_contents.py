@@ -223,7 +223,7 @@ def test_an_image_replaced_during_a_run_is_refused_by_name(tmp_path: Path) -> No
     dataset = OwnFolder(root)
     dataset.content  # noqa: B018 - a run plans first
     swap(root / "photo" / "cat" / "0.bmp", root / "photo" / "dog" / "0.bmp")
-    with pytest.raises(DatasetError, match=r"photo/(cat|dog)/0\.bmp is broken: it was replaced since"):
+    with pytest.raises(DatasetError, match=r"photo/(cat|dog)/0\.bmp is broken: the file changed after"):
         dataset.pixels(np.arange(24), 8)
 
 

@@ -69,9 +69,9 @@ def test_settings_of_the_tree(root: Path) -> None:
     [
         ("seed = ", "folder.toml is not TOML"),
         ("sed = 1", "unknown key 'sed'; known are gallery_domain, seed, test_share, val_share, held_back_share"),
-        ("seed = 1.5", "seed is int, not 1.5"),
-        ("test_share = true", "test_share is float, not True"),
-        ("val_share = 1", "val_share lies between 0 and 1, not at 1"),
+        ("seed = 1.5", "seed must be int, not 1.5"),
+        ("test_share = true", "test_share must be float, not True"),
+        ("val_share = 1", "val_share must be between 0 and 1, not 1"),
         ("test_share = 0.6\nval_share = 0.5", "leave no train classes"),
         ('gallery_domain = "phot"', "no domain 'phot'; there are drawing, photo, Öl auf Leinwand"),
     ],
@@ -100,7 +100,10 @@ def test_domains_whose_names_cannot_be_used_are_named(root: Path) -> None:
     for name in (b"two\nlines", b"bad\xff", b"__MACOSX"):
         shutil.copytree(root / "photo", Path(os.fsdecode(os.fsencode(root) + b"/" + name)))
     dataset = OwnFolder(root)
-    assert [(one.kind, one.path) for one in dataset.findings] == [("name", "bad\\udcff"), ("name", "'two\\nlines'")]
+    assert [(one.kind, one.path) for one in dataset.findings] == [
+        ("bad_name", "bad\\udcff"),
+        ("bad_name", "'two\\nlines'"),
+    ]
     assert dataset.data_hash == expected
 
 
@@ -141,9 +144,9 @@ def test_synsets_of_the_settings(root: Path) -> None:
     assert OwnFolder(root).synsets == {"dog": "dog.n.03"}
     for text, line in (
         ('dog = "dog.n.99"', r"folder.toml: WordNet has no noun synset 'dog.n.99' \(class 'dog'\)"),
-        ('dragonet = "dog.n.01"', "synsets names 'dragonet', which is no class here"),
+        ('dragonet = "dog.n.01"', "synsets names 'dragonet', which is not a class here"),
         ('dog = "run.v.01"', "no"),
-        ("dog = 3", "synsets is a table"),
+        ("dog = 3", "synsets must be a table"),
     ):
         (root / "folder.toml").write_text(f"[synsets]\n{text}\n")
         with pytest.raises(DatasetError, match=line):
@@ -187,16 +190,16 @@ def test_domains_of_any_name_have_sound_tasks(root: Path, name: str) -> None:
 def test_trees_that_no_protocol_fits_fail_with_one_line(root: Path, tmp_path: Path) -> None:
     for path in ("drawing", "Öl auf Leinwand"):
         shutil.rmtree(root / path)
-    with pytest.raises(DatasetError, match=r"^folder: .* has one domain, photo; two are needed$"):
+    with pytest.raises(DatasetError, match=r"^folder: .* has only the domain photo; two are needed$"):
         OwnFolder(root)
     trees.class_tree(root, ["drawing"], ["dog", "cup"], 2)
-    with pytest.raises(DatasetError, match=r"^folder: .*: 2 classes lie in every domain \(drawing, photo\); three"):
+    with pytest.raises(DatasetError, match=r"^folder: .*: 2 classes are in every domain \(drawing, photo\); three"):
         OwnFolder(root).check()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match="holds no domain folders; the layout is ROOT/DOMAIN/CLASS"):
+    with pytest.raises(DatasetError, match="has no domain folders; the layout is ROOT/DOMAIN/CLASS"):
         OwnFolder(tmp_path / "empty")
     (tmp_path / "empty" / "a").mkdir()
-    with pytest.raises(DatasetError, match="holds no images in its class folders"):
+    with pytest.raises(DatasetError, match="has no images in its class folders"):
         OwnFolder(tmp_path / "empty")
 
 
@@ -310,7 +313,7 @@ def test_a_folder_too_many_is_named_as_what_it_is(tmp_path: Path) -> None:
         (
             "two",
             {"train": "photo", "test": "sketch"},
-            "domain folders lie one level too deep, in test/sketch and train/",
+            "domain folders are one level too deep, in test/sketch and train/",
         ),
         (
             "three",
@@ -339,7 +342,7 @@ def test_images_beside_the_domains_and_empty_ones_are_counted_and_no_cell_fails(
     dataset = OwnFolder(root)
     assert dataset.data_hash == before
     heic = "" if ".heic" in IMAGE_SUFFIXES else "1 .heic, "
-    assert dataset.left_out == f"{heic}1 beside the domain folders, 1 of zero bytes"
+    assert dataset.left_out == f"{heic}1 beside the domain folders, 1 empty"
     assert data.main(["verify", "folder", "--root", str(root)]) == 1
     printed = capsys.readouterr().out
     assert "photo/ant/zero.PNG: the file is empty; left out" in printed

@@ -76,7 +76,7 @@ def test_everything_odd_is_listed_with_its_reason_and_left_out(root: Path, tmp_p
     assert said["loop.jpg"] == "a link that leads to itself"
     assert said["dangling.jpg"] == "a link to nothing"
     assert said["again.jpg"] == "a link to photos/ant/UPPER.JPG, which is listed already"
-    assert said["empty class"] == "holds no images"
+    assert said["empty class"] == "has no images"
     assert said["linked away"].startswith("a link that leaves the data set's folder")
     assert said["linked back"] == "a link that leads back to a folder above it; not followed"
 
@@ -92,7 +92,7 @@ def test_links_inside_the_root_are_followed_once(root: Path) -> None:
     assert {finding.path: finding.reason for finding in listing.findings} == {
         "photos/aunt": "a link to photos/ant, which is listed already",
         "photos/cats": "a link to photos/cat, which is listed already",
-        "photos/lone.jpg": "lies beside the class folders; not read",
+        "photos/lone.jpg": "beside the class folders; not read",
     }
 
 
@@ -108,14 +108,14 @@ def test_a_domain_that_is_a_link_to_elsewhere_is_named(root: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("break_it", "line"),
     [
-        (lambda root: (root / "photos").rename(root / "other"), "lacks the folder Photo or photos; the layout is ROOT"),
-        (lambda root: (root / "draw").rename(root / "other"), "lacks the folder draw/256; the layout is"),
-        (lambda root: [f.unlink() for f in root.rglob("*.jpg")], "holds no images in its class folders"),
+        (lambda root: (root / "photos").rename(root / "other"), "has no folder Photo or photos; the layout is ROOT"),
+        (lambda root: (root / "draw").rename(root / "other"), "has no folder draw/256; the layout is"),
+        (lambda root: [f.unlink() for f in root.rglob("*.jpg")], "has no images in its class folders"),
         (lambda root: [f.unlink() for f in root.rglob("hot-dog/*")], "1 of 3 classes have no images under"),
         (lambda root: (root / "broken.txt").write_bytes(b"\xff"), r"broken\.txt is not UTF-8 text: byte 0 is wrong"),
         (
             lambda root: (root / "broken.txt").write_text("\n".join(scan(root, PLACES).images["key"])),
-            r"broken\.txt leaves no image; delete it, then verify again$",
+            r"broken\.txt names every image; delete it, then verify again$",
         ),
     ],
 )
@@ -128,14 +128,16 @@ def test_what_cannot_be_used_fails_with_one_line(root: Path, break_it: object, l
 
 
 def test_no_root_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"^small is not shipped: say --data-root FOLDER where FOLDER/small is ROOT"):
+    with pytest.raises(
+        DatasetError, match=r"^small is not shipped: give --data-root FOLDER, where FOLDER/small is ROOT"
+    ):
         Small(None).check()
     with pytest.raises(
         DatasetError, match=r"^small: .*/nowhere does not exist; the layout is ROOT/.* \(source: here\)$"
     ):
         Small(tmp_path / "nowhere").check()
     (tmp_path / "file").write_text("")
-    with pytest.raises(DatasetError, match=r"^small: .*/file is a file; give the folder that holds the images$"):
+    with pytest.raises(DatasetError, match=r"^small: .*/file is a file; give the folder with the images$"):
         Small(tmp_path / "file").check()
 
 
@@ -213,7 +215,7 @@ def test_names_that_are_not_text_are_named(root: Path) -> None:
     for name in odd:
         (root / "photos" / "ant" / f"{name}.jpg").write_bytes(b"x")
     found = [str(finding) for finding in scan(root, PLACES).findings]
-    why = "the name holds a tab, line break or control character; rename it"
+    why = "the name has a tab, line break or control character; rename it"
     assert found == [
         *sorted(f"photos/ant/{name + '.jpg'!r}: {why}" for name in odd),
         "photos/ant/bad\\udcff.jpg: the name is not UTF-8; rename it",
@@ -232,14 +234,14 @@ def test_published_lists(root: Path, tmp_path: Path) -> None:
     listing = scan_listed(root, frame["path"], domain="photo")
     assert listing.images[["key", "class", "domain"]].values.tolist() == [["photos/ant/0000.jpg", "ant", "photo"]]
     assert [(one.kind, one.path) for one in listing.findings] == [
-        ("missing", "../secret.jpg"),
-        ("missing", "photos/hot dog/1.jpg"),
+        ("missing_image", "../secret.jpg"),
+        ("missing_image", "photos/hot dog/1.jpg"),
     ]
     (root / "far").symlink_to(tmp_path)
     (root / "near").symlink_to("photos")
     odd = scan_listed(root, ["photos/ant/1.jpg", "far/list.txt", *["near/ant/0002.jpg"] * 2], domain="photo")
     assert [str(one) for one in odd.findings] == [
-        "far/list.txt: lies behind a link that leaves the data set's folder; not followed",
+        "far/list.txt: behind a link that leaves the data set's folder; not followed",
         "near/ant/0002.jpg: named twice; read once",
         "photos/ant/1.jpg: named in a list, but not there",
     ]
@@ -285,7 +287,7 @@ def test_the_table_has_canonical_classes_and_rows_in_key_order(root: Path) -> No
     dataset.check()
     assert dataset.classes() == ("ant", "bee", "hot_dog")
     assert dataset.table["key"].is_monotonic_increasing
-    assert [str(one) for one in dataset.findings] == ["wasp: no class of small; its 1 images are left out"]
+    assert [str(one) for one in dataset.findings] == ["wasp: not a class of small; its 1 images are left out"]
     held = dataset.table[dataset.table["held_back"]]
     assert set(held["class"]) == {"ant"}
     assert set(held["domain"]) == {"photo"}
@@ -380,7 +382,7 @@ def test_exif_orientation_is_applied_unless_as_stored_and_the_first_frame_counts
 
 
 def test_no_program_is_run_on_a_postscript_file() -> None:
-    with pytest.raises(decoding.ImageError, match="a PostScript file, no image"):
+    with pytest.raises(decoding.ImageError, match="a PostScript file, not an image"):
         decoding.decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
 
 
@@ -525,7 +527,7 @@ def test_class_splits_follow_seed_and_names_alone() -> None:
     assert [list(splits.values()).count(split) for split in ("train", "val", "test")] == [12, 3, 5]
     assert class_splits(names, seed=1) != splits
     assert sorted(class_splits(["a", "b", "c"]).values()) == ["test", "train", "val"]
-    with pytest.raises(DatasetError, match="need three classes at least; there are 2"):
+    with pytest.raises(DatasetError, match="need at least three classes; there are 2"):
         class_splits(["a", "b"])
 
 

@@ -401,10 +401,10 @@ def test_files_left_out_are_counted_in_the_run_the_records_and_the_report(
     (root / "photo" / "loose.jpg").write_bytes(b"x")
     (root / "photo" / "cup" / "zero.jpg").write_bytes(b"")
     counted = "2 .heic, 1 .xyz, 1 beside the class folders, 1 folders in class folders, 1 without an ending, "
-    assert OwnFolder(root).left_out == f"{counted}1 of zero bytes, 2 system files", "no cell fails because of it"
+    assert OwnFolder(root).left_out == f"{counted}1 empty, 2 system files", "no cell fails because of it"
     assert data.main(["verify", "folder", "--root", str(root), "--write-broken"]) == 1
     assert f"left out         {counted}" in capsys.readouterr().out
-    everything = f"{counted}1 of zero bytes, 2 system files"
+    everything = f"{counted}1 empty, 2 system files"
     assert OwnFolder(root).left_out == everything
     arguments = ["--methods", "zero_shot", "--protocols", "uda", "--preset", "smoke", "--backbone", str(tiny_folder)]
     arguments += [

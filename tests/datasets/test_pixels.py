@@ -157,7 +157,7 @@ def test_a_colour_image_of_twelve_bits_in_sixteen_is_refused() -> None:
     colours = np.asarray(UPRIGHT).astype(np.uint16)
     assert np.array_equal(decode(png(colours * 257)), np.asarray(UPRIGHT).transpose(2, 0, 1))
     assert decode(png(colours * 0)).max() == 0, "black is black at any depth"
-    with pytest.raises(ImageError, match="12 bits or fewer in 16"):
+    with pytest.raises(ImageError, match="12 bits or fewer stored in 16"):
         decode(png(colours * 16))
 
 

@@ -92,11 +92,11 @@ def test_a_changed_list_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     lists = {"train": ["a"], "val": ["b"], "test": ["c"]}
     monkeypatch.setattr(splits.resources, "files", lambda package: tmp_path)
     (folder / "mine.json").write_text(json.dumps({"sha256": "0" * 64, **lists}))
-    with pytest.raises(DatasetError, match=r"mine\.json was changed: its sha256 no longer fits; reinstall the package"):
+    with pytest.raises(DatasetError, match=r"mine\.json was changed: its sha256 does not match; reinstall the package"):
         class_lists("mine")
     twice = dict.fromkeys(splits.SPLITS, ("a",))
     (folder / "twice.json").write_text(json.dumps({"sha256": lists_hash(twice), **twice}))
-    with pytest.raises(DatasetError, match="a class stands in two splits"):
+    with pytest.raises(DatasetError, match="a class is in two splits"):
         class_lists("twice")
     with pytest.raises(DatasetError, match="cannot be read"):
         class_lists("absent")
@@ -221,7 +221,7 @@ def test_damage_is_listed_by_name_and_nothing_is_replaced(data_root: Path, tmp_p
     dataset.check()
     named = {finding.path: finding.kind for finding in dataset.findings}
     assert set(harm.left_out) <= set(named)
-    assert named["zèbre"] == "unknown"
+    assert named["zèbre"] == "unknown_class"
     missing = [path for path, kind in named.items() if kind == "missing_image"]
     assert missing == [gone]
     assert f"{gone}: named in clipart_train.txt, but not there" in map(str, dataset.findings)
@@ -258,18 +258,18 @@ def test_painting_without_t_shirt_is_not_in_order(data_root: Path, tmp_path: Pat
         (
             "sketchy",
             delete("EXTEND_image_sketchy"),
-            "lacks the folder EXTEND_image_sketchy or extended_photo or 256x256/EXT",
+            "has no folder EXTEND_image_sketchy or extended_photo or 256x256/EXT",
         ),
         (
             "sketchy",
             delete("256x256/sketch/tx_000000000000/*/*"),
-            "holds no images of the domain sketch (256x256/sketch",
+            "has no images of the domain sketch (256x256/sketch",
         ),
         ("sketchy", delete("*/*/*/hot-*", "*/hot-*"), "1 of 125 classes have no images under"),
         (
             "tuberlin",
             delete("png"),
-            "lacks the folder png or sketches or png_ready or sketch; the layout is ROOT/{png,ImageResized}/CLASS/*",
+            "has no folder png or sketches or png_ready or sketch; the layout is ROOT/{png,ImageResized}/CLASS/*",
         ),
         ("tuberlin", delete("*/a*", "*/b*"), "classes have no images under"),
     ],
@@ -302,7 +302,9 @@ def test_cards_tell_source_licence_and_layout_without_the_data(capsys: pytest.Ca
         assert kind.card.source and kind.card.licence and kind.card.layout.startswith("ROOT/")
         assert data.main(["card", name]) == 0
         printed = capsys.readouterr().out
-        assert f"not usable here: {name} is not shipped: say --data-root FOLDER where FOLDER/{name} is ROOT/" in printed
+        assert (
+            f"not usable here: {name} is not shipped: give --data-root FOLDER, where FOLDER/{name} is ROOT/" in printed
+        )
 
 
 # --- end to end -------------------------------------------------------------------------------------------------------
