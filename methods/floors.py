@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.interface import FitReport, Log, Method, MethodCard, NotApplicableError, TrainingData
+from methods.cards import read_card
+from methods.interface import FitReport, Log, Method, NotApplicableError, TrainingData
 
 
 class _ClassMeans(Method):
@@ -76,12 +77,6 @@ class _ClassMeans(Method):
             self._means = tensors["means"].to(self.device)
 
 
-def _floor_card(name: str, title: str) -> MethodCard:
-    return MethodCard(
-        name=name, title=title, authors="this suite", venue="baseline", year=2026, url="", trains="nothing", floor=True
-    )
-
-
 @dataclass(frozen=True)
 class RandomConfig:
     """``width``: dimensions of the random vectors."""
@@ -92,7 +87,7 @@ class RandomConfig:
 class RandomEmbedding(_ClassMeans):
     """A unit vector drawn for each image from the run's seed and the image's content."""
 
-    card = _floor_card("random", "Random embedding")
+    card = read_card("random")
     Config = RandomConfig
     _seed = 0
 
@@ -121,7 +116,7 @@ class RandomEmbedding(_ClassMeans):
 class ConstantEmbedding(_ClassMeans):
     """The same unit vector for every image and class."""
 
-    card = _floor_card("constant", "Constant embedding")
+    card = read_card("constant")
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """``[B, 8]``, all rows equal."""
@@ -138,7 +133,7 @@ class RawPixelConfig:
 class RawPixel(_ClassMeans):
     """Cosine of the images' ink (white is zero), averaged down to ``side x side`` RGB."""
 
-    card = _floor_card("raw_pixel", "Raw pixels")
+    card = read_card("raw_pixel")
     Config = RawPixelConfig
 
     def encode_images(self, pixels: Tensor) -> Tensor:

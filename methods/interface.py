@@ -21,13 +21,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from methods.cards import Deviation, MethodCard, Similarity
 from methods.parts.memory import aligned
 from methods.parts.parallel import agree, processes
 
 if TYPE_CHECKING:
     from methods.parts.backbone import Backbone
 
-Similarity = Literal["cosine", "sqeuclidean"]
+__all__ = [
+    "Deviation",
+    "FitReport",
+    "Images",
+    "Log",
+    "Method",
+    "MethodCard",
+    "NoConfig",
+    "NotApplicableError",
+    "Similarity",
+    "TrainingData",
+    "WithheldError",
+    "unit_length",
+]
 
 #: ``log(stage=..., step=..., loss=...)``: called by ``fit`` with numbers worth keeping; the record stores them.
 Log = Callable[..., None]
@@ -39,56 +53,6 @@ class WithheldError(RuntimeError):
 
 class NotApplicableError(RuntimeError):
     """A method has no answer to a question, e.g. a pixel baseline asked for a class it has no images of."""
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """One place where the released code does something else than the paper.
-
-    ``switch`` names the config field that chooses (empty if the item is not switchable, with the reason in ``ours``).
-    """
-
-    topic: str
-    paper: str
-    released: str
-    switch: str = ""
-    ours: str = ""
-
-
-@dataclass(frozen=True)
-class MethodCard:
-    """What a method is and where it comes from; ``floor`` marks a row that shows where a score begins.
-
-    ``extensions``: answers that the paper does not define and this suite decided, by protocol (``"ucdr"``) or by
-    protocol and kind of question (``"uda/retrieval"``, ``"uda/classification"``), each with what is done. Results carry
-    them.
-    """
-
-    name: str
-    title: str
-    authors: str
-    venue: str
-    year: int
-    url: str
-    trains: str
-    similarity: Similarity = "cosine"
-    bibtex: str = ""
-    code_licence: str = ""
-    deviations: tuple[Deviation, ...] = ()
-    notes: str = ""
-    floor: bool = False
-    extensions: Mapping[str, str] = field(default_factory=dict)
-
-    def extension(self, protocol: str, kind: Literal["retrieval", "classification"]) -> str:
-        """What this suite decided where the paper is silent, or "" where it speaks.
-
-        A protocol's variants (``uda_inductive``) take its entry.
-        """
-        for key, text in self.extensions.items():
-            name, _, question = key.partition("/")
-            if (protocol == name or protocol.startswith(f"{name}_")) and question in ("", kind):
-                return text
-        return ""
 
 
 class Images(ABC):

@@ -38,7 +38,8 @@ from benchmarks.runner.environment import PeakMemory, environment
 from benchmarks.runner.plan import Cell, FitGroup, Plan, describe, unvalidated
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import SettingsError
-from benchmarks.store.files import CellId, Cost, Fit, GalleryScores, Record, ResultStore, Search, Status, content_key
+from benchmarks.store.files import ResultStore
+from benchmarks.store.records import CellId, Cost, Fit, GalleryScores, Record, Search, Status, content_key
 from methods.interface import FitReport, Method, NotApplicableError, TrainingData, unit_length
 from methods.parts.feature_cache import one_thread_a_batch, side_by_side
 from methods.parts.parallel import fail_together
@@ -684,7 +685,7 @@ class Runner:
 
 
 def make_record(resources: Resources, cell: Cell, status: Status, **values: Any) -> Record:
-    """A cell's record made here and now; ``values`` are further fields of :class:`~benchmarks.store.files.Record`."""
+    """A cell's record made here and now; ``values`` are further fields of :class:`~benchmarks.store.records.Record`."""
     method: dict[str, Any] = {}
     dataset: dict[str, Any] = {}
     notes: list[str] = []

@@ -25,7 +25,8 @@ from benchmarks.runner.environment import environment
 from benchmarks.runner.execution import Runner, prepare_process
 from benchmarks.runner.resources import Resources, pick_device
 from benchmarks.runner.settings import SettingsError, resolve
-from benchmarks.store.files import Record, ResultStore
+from benchmarks.store.files import ResultStore
+from benchmarks.store.records import Record
 from methods.interface import Method
 from methods.parts.training import training_attention
 from methods.registry import METHODS

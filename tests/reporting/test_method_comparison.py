@@ -21,7 +21,8 @@ from benchmarks.reporting.method_comparison import (
     compare_methods,
     query_values,
 )
-from benchmarks.store.files import ResultStore, load_results
+from benchmarks.store.files import ResultStore
+from benchmarks.store.frame import load_results
 from tests.support.made_up_results import CLASSES, PER_CLASS, add, retrieval_table, zero_shot_table
 
 N = CLASSES * PER_CLASS

@@ -16,7 +16,8 @@ from benchmarks.runner.plan import Plan, plan, search_key, shard
 from benchmarks.runner.presets import PRESETS, Preset
 from benchmarks.runner.resources import Resources, unnamed
 from benchmarks.runner.settings import Settings
-from benchmarks.store.files import ResultStore, load_results
+from benchmarks.store.files import ResultStore
+from benchmarks.store.frame import load_results
 from methods.registry import METHODS
 from tests.support.every import Silent
 from tests.support.learners import WORD, Learner, learners
@@ -158,7 +159,7 @@ def test_names_that_live_here_alone_keep_a_run_in_one_process(
 
 def test_no_search_is_made_twice_and_none_waits_for_nothing(settings: Settings) -> None:
     from benchmarks.runner.executors.schedule import Schedule
-    from benchmarks.store.files import Search
+    from benchmarks.store.records import Search
 
     settings = dataclasses.replace(settings, methods=("learner",), protocols=("ucdr",), seeds=(0, 1, 2))
     resources = Resources(settings)

@@ -17,21 +17,9 @@ import pandas as pd
 import pytest
 
 import benchmarks
-from benchmarks.store.files import (
-    SCHEMA,
-    CellId,
-    Cost,
-    Fit,
-    GalleryScores,
-    Record,
-    RecordError,
-    ResultStore,
-    content_key,
-    load_results,
-    read_record,
-    safe_name,
-    write_atomically,
-)
+from benchmarks.store.files import ResultStore, read_record, safe_name, write_atomically
+from benchmarks.store.frame import load_results
+from benchmarks.store.records import SCHEMA, CellId, Cost, Fit, GalleryScores, Record, RecordError, content_key
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 ROOT = Path(__file__).parents[2]
