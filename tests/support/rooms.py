@@ -113,9 +113,12 @@ def layers(page: Path = ROOT / "docs" / "architecture.md") -> list[tuple[str, ..
     assert numbers == list(range(len(rows), 0, -1)), (
         f"{page.name}: layers are numbered from the top to 1, not {numbers}"
     )
-    return [tuple(path.strip("/").replace("/", ".") for path in re.findall(r"`([\w./]+)`", row[1])) for row in rows][
-        ::-1
-    ]
+
+    def entries(cell: str) -> tuple[str, ...]:
+        paths = re.findall(r"`([\w./]+)`", cell)
+        return tuple(path.removesuffix(".py").strip("/").replace("/", ".") for path in paths)
+
+    return [entries(row[1]) for row in reversed(rows)]
 
 
 def place(module: str, table: list[tuple[str, ...]]) -> tuple[int, str]:
@@ -241,7 +244,7 @@ class Measure:
 
     @property
     def floors(self) -> int:
-        """Rooms on the longest way down, without the hidden imports; a circle that is left counts with all its rooms."""
+        """Rooms on the longest way down, without the hidden imports; a circle that is left counts in full."""
         hidden = {(entry.source, entry.target) for entry in self.hidden}
         edges = {
             arrow
