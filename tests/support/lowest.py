@@ -1,8 +1,8 @@
 """The lowest versions that pyproject.toml allows, as constraints: ``python -m tests.support.lowest`` writes the file.
 
 ``constraints-lowest.txt`` then holds ``name==version`` for every ``name>=version`` and ``name~=version`` of the
-dependencies and of the extras ``test``, ``build`` and ``multigpu``. ``tox -e lowest`` runs the tests with it; a test compares the file
-with pyproject.toml.
+dependencies and of the extras ``test``, ``build`` and ``multigpu``. ``tox -e lowest`` runs the tests with it; a test
+compares the file with pyproject.toml.
 """
 
 from __future__ import annotations
