@@ -52,7 +52,7 @@ from methods.parts.backbone import Backbone, Statistics, token_statistics
 from methods.parts.feature_cache import layer_statistics
 from methods.parts.losses import cosine_similarities, mean_entropy
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.training.batches import batches, target_batches
+from methods.training.batches import batches, domain_pairs, target_batches
 from methods.training.loop import budget, count_parameters, run_stage, seeded
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -151,13 +151,12 @@ class Projectors(nn.Module):
         the same position in it (``item``).
         """
         source_tokens, target_tokens = self.domain_tokens(source), self.domain_tokens(target)
-        if self.config.pairing == "item":
-            return (
-                self._context(source_tokens, target_tokens, source),
-                self._context(source_tokens, target_tokens, target),
+        source_domain, target_domain = source_tokens, target_tokens
+        if self.config.pairing == "mean":
+            source_domain, target_domain = (
+                tokens.mean(dim=0, keepdim=True) for tokens in (source_tokens, target_tokens)
             )
-        source_mean, target_mean = source_tokens.mean(dim=0, keepdim=True), target_tokens.mean(dim=0, keepdim=True)
-        return self._context(source_tokens, target_mean, source), self._context(source_mean, target_tokens, target)
+        return self._context(source_tokens, target_domain, source), self._context(source_domain, target_tokens, target)
 
     def test_context(self, image: VisionFeatures) -> Tensor:
         """Contexts of images without a batch: source tokens f_smn(x) (or P_v(x)), target tokens P_v(x)."""
@@ -228,7 +227,7 @@ def loss_terms(projectors: Projectors, source: Half, target: Half, labels: Tenso
     * ``ce``: cross-entropy of the source logits (the paper's supervised contrastive loss, prompts as prototypes);
     * ``smn``: mean squared error between P_v(source) and f_smn(target), batch means;
     * ``entropy``: mean entropy of the softmax of the target logits;
-    * ``kl``: KL(softmax of the target's t_k || softmax of the source's) over the class axis, batch means.
+    * ``kl``: KL(softmax of the target's t_k || softmax of the source's) over the class axis, batch means; E summed.
     """
     config = projectors.config
     domain_tokens = projectors.domain_tokens(source.image)
@@ -244,14 +243,21 @@ def loss_terms(projectors: Projectors, source: Half, target: Half, labels: Tenso
         "ce": F.cross_entropy(source.logits, labels),
         "smn": F.mse_loss(style_tokens, domain_tokens),
         "entropy": entropy(target.logits),
-        "kl": class_axis_divergence(target_texts, source_texts),
+        "kl": F.kl_div(
+            source_texts.log_softmax(dim=1), target_texts.log_softmax(dim=1), log_target=True, reduction="batchmean"
+        ),
     }
 
 
-def class_axis_divergence(target: Tensor, source: Tensor) -> Tensor:
-    """KL(softmax of target || softmax of source) over the class axis of text features [B, C, E]; the sum over C and E,
-    mean over B."""
-    return F.kl_div(source.log_softmax(dim=1), target.log_softmax(dim=1), log_target=True, reduction="batchmean")
+def total_loss(terms: Mapping[str, Tensor], config: AdClipConfig) -> Tensor:
+    """(7) The weighted sum; a term of weight 0 is left out, so that weight decay leaves what only it trains alone."""
+    weights = {
+        "ce": config.ce_weight,
+        "smn": config.smn_weight if config.domain_tokens else 0.0,
+        "entropy": config.entropy_weight,
+        "kl": config.kl_weight,
+    }
+    return torch.stack([weight * terms[name] for name, weight in weights.items() if weight]).sum()
 
 
 @dataclass(frozen=True)
@@ -399,15 +405,8 @@ class AdClip(Method):
         source_texts, target_texts = texts.split([len(source), len(target)])
         source_half = Half(source, source_texts, self.logits(source, source_texts))
         target_half = Half(target, target_texts, self.logits(target, target_texts))
-        terms, config = loss_terms(self.projectors, source_half, target_half, labels), self.config
-        weights = {
-            "ce": config.ce_weight,
-            "smn": config.smn_weight if config.domain_tokens else 0.0,
-            "entropy": config.entropy_weight,
-            "kl": config.kl_weight,
-        }  # a term of weight 0 stays out of the sum, so that weight decay leaves what only it trains alone
-        total = torch.stack([weight * terms[name] for name, weight in weights.items() if weight]).sum()
-        return Losses(terms, total, source_half, target_half)
+        terms = loss_terms(self.projectors, source_half, target_half, labels)
+        return Losses(terms, total_loss(terms, self.config), source_half, target_half)
 
     # --- training ---
 
@@ -472,21 +471,10 @@ class AdClip(Method):
         if data.has_target:
             pairs = zip(batches(data, size, generator), target_batches(len(data.target), size, generator), strict=True)
         else:
-            pairs = self._domain_pairs(data.domains, generator)
+            pairs = domain_pairs(data.domains, size, generator)
         for source, target in pairs:
             count = min(len(source), len(target)) if self.config.pairing == "item" else size
             yield source[:count], target[:count]
-
-    def _domain_pairs(self, domains: Tensor, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        size = self.config.batch_size
-        rows = [torch.nonzero(domains == domain).flatten() for domain in torch.unique(domains)]
-        streams = [[target_batches(len(images), size, generator) for images in rows] for _ in ("source", "target")]
-        counts = torch.tensor([float(len(images)) for images in rows])
-        while True:
-            first = int(torch.multinomial(counts, 1, generator=generator))
-            others = [number for number in range(len(rows)) if number != first] or [first]
-            second = others[int(torch.randint(len(others), (), generator=generator))]
-            yield rows[first][next(streams[0][first])], rows[second][next(streams[1][second])]
 
     def _training_features(self, images: Images, seed: int) -> Callable[[Tensor, int], VisionFeatures]:
         """``features(index, draw)`` of training images; ``draw`` numbers the augmentation."""
