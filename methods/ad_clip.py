@@ -533,13 +533,13 @@ class AdClip(Method):
         """The backbone's weights and the projectors'; anchors are statistics."""
         return sum(p.numel() for p in [*self.backbone.model.parameters(), *self.projectors.parameters()])
 
-    def learned(self) -> dict[str, Tensor]:
+    def learned_tensors(self) -> dict[str, Tensor]:
         """The projectors, and the anchors' layer statistics."""
         anchors = vars(self.fitted(self._anchors))
         tensors = {f"projectors.{name}": value for name, value in self.projectors.state_dict().items()}
         return tensors | {f"anchors.{name}": value for name, value in anchors.items()}
 
-    def prepare(self, tensors: Mapping[str, Tensor]) -> None:
+    def prepare_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Prompts of the class names, and room for the checkpoint's anchors."""
         self._training_prompts = None
         self._training_prompts = self.prompts(self.class_names)
