@@ -289,15 +289,17 @@ class AdClipConfig:
     kl_weight: float = 1.0  # weight of kl
     anchors: int = 32  # training images whose prompts are averaged for a class embedding (extension)
 
-    smn_input: Literal["target", "source"] = "target"  # f_smn learns from the style of these images; official: source
+    smn_input: Literal["target", "source"] = "target"  # images whose style f_smn learns from; official: source
     smn_detach: bool = False  # True keeps the gradient of the smn term from P_v
     test_tokens: Literal["mapped", "own"] = "mapped"  # source tokens at test: f_smn(x), or P_v(x); official: own
-    pairing: Literal["mean", "item"] = "mean"  # halves of a batch are compared by means or by image; official: item
-    entropy: Literal["posterior", "batch_normalised"] = "posterior"  # entropy of which shares; official: the second
+    pairing: Literal["mean", "item"] = (
+        "mean"  # halves of a batch meet by batch means, or image by image; official: item
+    )
+    entropy: Literal["posterior", "batch_normalised"] = "posterior"  # entropy of posteriors; official: batch_normalised
     shared_mix: bool = False  # True makes the J image tokens equal; official: True
     domain_input: Literal["concat", "average"] = "concat"  # P_v reads [mu ; sigma], or (mu + sigma) / 2 (official)
-    style_input: Literal["concat", "neighbours"] = "concat"  # f_smn reads it, or means of channels 2j, 2j+1 (official)
-    schedule: Literal["epoch", "iteration"] = "epoch"  # the learning rate changes once in each; official: iteration
+    style_input: Literal["concat", "neighbours"] = "concat"  # f_smn reads [mu ; sigma], or neighbour means (official)
+    schedule: Literal["epoch", "iteration"] = "epoch"  # what the learning rate advances with; official: iteration
     statistics: Statistics = "clip"  # pixel normalisation: clip, imagenet or none
 
     learning_rate: float = 1e-2  # of Adam, at the top of the cosine; half a period of the cosine is ``epochs``
