@@ -30,7 +30,7 @@ COMMAND = "python docs/generate.py"
 LEDGER_HEAD = f"""\
 # Discrepancies between papers and released code
 
-This page is generated from the method cards (`DEVIATIONS` in each file of `methods/`) by `{COMMAND}`.
+This page is generated from the method cards (`methods/cards/*.toml`) by `{COMMAND}`.
 Each row is one place where the code released with a paper does something else than the paper says, cannot run, or uses
 test data. The cards are written from the abstracts, the README files and the code at these commits: ProS `ccb8841`,
 UCDR-Adapter `dbbd797`, AD-CLIP `c82d861` (with Dassl `c61a1b5`), SRE-CLIP `f392d02`. "Not in the abstract" means that

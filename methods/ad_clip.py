@@ -14,7 +14,7 @@ say about the image's domain (its style) and its content, so that one prompt spa
 * **Training** pairs labelled source images with unlabelled target images. **Test** sees one image x: its source
   tokens are f_smn(x), its target tokens P_v(x).
 
-Trained: the three projectors. Where the released code differs: DEVIATIONS.
+Trained: the three projectors. Where the released code differs: methods/cards/ad_clip.toml.
 
 Extensions (the paper classifies target images and nothing else):
 
@@ -41,7 +41,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.interface import Deviation, FitReport, Images, Log, Method, MethodCard, TrainingData
+from methods.cards import read_card
+from methods.interface import FitReport, Images, Log, Method, TrainingData
 from methods.parts.augment import Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics, token_statistics
 from methods.parts.feature_cache import layer_statistics
@@ -68,111 +69,6 @@ OFFICIAL: dict[str, Any] = {
     "style_input": "neighbours",
     "schedule": "iteration",
 }
-
-DEVIATIONS = (
-    Deviation(
-        "style mapping network, training",
-        "learns to predict source domain tokens from target style",
-        "sees source style and is matched to the same image's source tokens",
-        "smn_input",
-    ),
-    Deviation(
-        "style mapping network, test",
-        "writes the source tokens of a target image",
-        "its tokens enter no prompt; the test call gives one batch where two are needed, and fails",
-        "test_tokens",
-        "official: the image is given as source and as target",
-    ),
-    Deviation(
-        "the other domain's tokens",
-        "their mean over the other half of the batch",
-        "those of one randomly paired image, so predictions depend on the pairing and halves must be equal",
-        "pairing",
-        "the same switch pairs KL and style mapping: by batch means, or image by image",
-    ),
-    Deviation(
-        "target entropy",
-        "of the posterior of each image",
-        "of probabilities divided by their L2 norm over the batch, which is no distribution",
-        "entropy",
-    ),
-    Deviation(
-        "style statistics",
-        "not in the abstract",
-        "over all tokens, the class token too; the epsilon is added to the sum of squares, not to their mean",
-        ours="as released in both variants",
-    ),
-    Deviation("image tokens", "J different mixes over the layers", "one mix, J times the same token", "shared_mix"),
-    Deviation("input of the domain projector", "[mu ; sigma]", "(mu + sigma) / 2", "domain_input"),
-    Deviation(
-        "input of the style mapping network",
-        "[mu ; sigma]",
-        "averages of neighbouring channels of [mu ; sigma], unlike the tokens it must match",
-        "style_input",
-    ),
-    Deviation(
-        "learning rate",
-        "warm-up and cosine advance once an epoch",
-        "once an iteration: zero at iteration 51, back at its height at 101, and so on",
-        "schedule",
-    ),
-    Deviation(
-        "style-mapping gradient",
-        "not in the abstract",
-        "also pulls the domain tokens towards the style tokens",
-        "smn_detach",
-        "as released in both variants",
-    ),
-    Deviation(
-        "domain projector",
-        "not in the abstract",
-        "two linear maps without an activation between",
-        "domain_projector",
-        "as released in both variants",
-    ),
-    Deviation(
-        "KL term",
-        "not in the abstract",
-        "weight 1, softmax of unit-length text features over the class axis, hence tiny",
-        "kl_weight",
-        "as released in both variants, but for the pairing",
-    ),
-    Deviation(
-        "source loss", "supervised contrastive", "cross-entropy", ours="the same thing with prompts as prototypes"
-    ),
-    Deviation(
-        "training images",
-        "not in the abstract",
-        "the data set's crops are overridden by a random resized crop of the default scale",
-        "crop",
-        "as released in both variants",
-    ),
-    Deviation(
-        "unlabelled target images",
-        "not in the abstract",
-        "the test images themselves (transductive, as is usual)",
-        ours="a matter of the protocol: `uda` does so, `uda_inductive` splits the target",
-    ),
-    Deviation(
-        "choice of the epoch",
-        "not in the abstract",
-        "the best on the target test set",
-        ours="on the validation task; `--select oracle` selects on test",
-    ),
-    Deviation(
-        "ResNet variant",
-        "all projection layers are learned",
-        "the first ones are in plain lists: never trained, saved or restored",
-        ours="not built: vision transformers only",
-    ),
-    Deviation(
-        "precision and scripts",
-        "-",
-        "only mixed precision defines a loss; scripts name folders that are not there, and the shell rejects the one"
-        " for evaluation",
-        ours="float32 or bf16; scripts not reproduced",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -453,34 +349,7 @@ def class_axis_divergence(target: Tensor, source: Tensor) -> Tensor:
 class AdClip(Method):
     """AD-CLIP: prompts written from an image's style and content, for source and target domain at once."""
 
-    card = MethodCard(
-        name="ad_clip",
-        title="AD-CLIP: Adapting Domains in Prompt Space Using CLIP",
-        authors="Singha et al.",
-        venue="ICCV Workshops",
-        year=2023,
-        url="https://arxiv.org/abs/2308.05659",
-        trains="domain projector, content projector, style mapping network",
-        code_licence="MIT",
-        bibtex="""@inproceedings{singha2023adclip,
-  title     = {{AD-CLIP}: Adapting Domains in Prompt Space Using {CLIP}},
-  author    = {Singha, Mainak and Pal, Harsh and Jha, Ankit and Banerjee, Biplab},
-  booktitle = {IEEE/CVF International Conference on Computer Vision Workshops},
-  pages     = {4355--4364},
-  year      = {2023}
-}""",
-        deviations=DEVIATIONS,
-        notes="A class embedding is the mean of t_k(x) over 32 training images (`anchors`), not over all of them.",
-        extensions={
-            **dict.fromkeys(
-                ("ucdr", "uccdr", "udcdr"),
-                "batches pair two training domains, the second plays the target without its labels; the retrieval"
-                " embedding adds the prompts' text features to the image feature",
-            ),
-            "uda/retrieval": "the retrieval embedding adds the prompts' text features to the image feature",
-            "dazsl": "prompts for all class names, target images as in UDA",
-        },
-    )
+    card = read_card("ad_clip")
     Config = AdClipConfig
     one_process = "its loss takes means over the two halves of a batch"
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": OFFICIAL}

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.interface import Deviation, FitReport, Log, Method, MethodCard, TrainingData
+from methods.cards import read_card
+from methods.interface import FitReport, Log, Method, TrainingData, restore
 from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Statistics
 from methods.parts.bounds import Bound
@@ -35,8 +36,8 @@ from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import share
 from methods.parts.prompt_units import new_context
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import EPOCH, TRAINING, Sampler, decayed_rate, domain_batches, epoch_images
-from methods.parts.training import restore, run_single_stage, seeded, seen_classes
+from methods.parts.released import Sampler, decayed_rate, domain_batches, epoch_images
+from methods.parts.training import run_single_stage, seeded, seen_classes
 
 _INIT, _BATCHES, _AUGMENT = range(3)  # what a random generator is for
 
@@ -89,39 +90,7 @@ class CoOpConfig:
 class CoOp(Method):
     """Learned context before the class name; frozen CLIP images."""
 
-    card = MethodCard(
-        name="coop",
-        title="Learning to Prompt for Vision-Language Models",
-        authors="Zhou et al.",
-        venue="IJCV",
-        year=2022,
-        url="https://arxiv.org/abs/2109.01134",
-        trains="text context",
-        code_licence="MIT",
-        bibtex="""@article{zhou2022coop,
-  title   = {Learning to Prompt for Vision-Language Models},
-  author  = {Zhou, Kaiyang and Yang, Jingkang and Loy, Chen Change and Liu, Ziwei},
-  journal = {International Journal of Computer Vision},
-  year    = {2022}
-}""",
-        deviations=(
-            Deviation(
-                "what is trained",
-                "the context",
-                "the ProS release's CoOp also trains the vision projection and the text projection",
-                "train_projections",
-            ),
-            Deviation("temperature", "0.07, as in ProS", "1 / CLIP's logit scale", "temperature"),
-            Deviation("learning rate", "1e-3", "1e-3, times 10^(-3 epoch / 20), at least 1e-6", "schedule"),
-            Deviation(
-                "augmentation", "none: image features are cached", "random crop, flip and colour jitter", "augment"
-            ),
-            *TRAINING,
-            EPOCH,
-        ),
-        notes="Images are embedded by frozen CLIP: image-to-image retrieval scores are those of zero_shot.",
-        extensions=dict.fromkeys(("uda", "dazsl"), "source only: target images are not used"),
-    )
+    card = read_card("coop")
     Config = CoOpConfig
     one_process = ""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.interface import Deviation, FitReport, Log, Method, MethodCard, TrainingData
+from methods.cards import read_card
+from methods.interface import FitReport, Log, Method, TrainingData
 from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics
 from methods.parts.bounds import Bound
@@ -28,7 +29,7 @@ from methods.parts.losses import TEMPERATURE, cosine_similarities
 from methods.parts.parallel import share
 from methods.parts.prompt_units import read_image
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import EPOCH, TRAINING, Sampler, decayed_rate, domain_batches, epoch_images
+from methods.parts.released import Sampler, decayed_rate, domain_batches, epoch_images
 from methods.parts.training import run_single_stage, seeded, seen_classes
 
 _BATCHES, _AUGMENT = range(2)  # what a random generator is for
@@ -84,38 +85,7 @@ class FullFinetuneConfig:
 class FullFinetune(Method):
     """CLIP with its vision tower trained."""
 
-    card = MethodCard(
-        name="full_finetune",
-        title="CLIP-Full: Learning Transferable Visual Models From Natural Language Supervision, fine-tuned",
-        authors="Radford et al.",
-        venue="ICML",
-        year=2021,
-        url="https://arxiv.org/abs/2103.00020",
-        trains="vision tower and its projection",
-        code_licence="MIT",
-        bibtex="""@inproceedings{radford2021clip,
-  title     = {Learning Transferable Visual Models From Natural Language Supervision},
-  author    = {Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel and Agarwal,
-               Sandhini and Sastry, Girish and Askell, Amanda and Mishkin, Pamela and Clark, Jack and Krueger, Gretchen
-               and Sutskever, Ilya},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2021}
-}""",
-        deviations=(
-            Deviation(
-                "what is trained",
-                "the vision tower and its projection",
-                "the ProS release's CLIP-Full trains all of CLIP: both towers, both projections, the logit scale",
-                "train_text",
-            ),
-            Deviation("temperature", "0.07, as in ProS", "1 / CLIP's logit scale, which is trained", "temperature"),
-            Deviation("learning rate", "1e-6", "1e-6, times 10^(-3 epoch / 20), at least 1e-8", "schedule"),
-            *TRAINING,
-            EPOCH,
-        ),
-        notes="The settings are for OpenAI's CLIP; a small CLIP needs a larger learning rate to move at all.",
-        extensions=dict.fromkeys(("uda", "dazsl"), "source only: target images are not used"),
-    )
+    card = read_card("full_finetune")
     Config = FullFinetuneConfig
     one_process = ""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -27,7 +27,8 @@ from peft import inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.interface import FitReport, Log, Method, MethodCard, TrainingData
+from methods.cards import read_card
+from methods.interface import FitReport, Log, Method, TrainingData, restore
 from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics
 from methods.parts.bounds import Bound
@@ -35,7 +36,7 @@ from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import share
 from methods.parts.prompt_units import read_image
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.training import batches, restore, run_single_stage, seeded, seen_classes
+from methods.parts.training import batches, run_single_stage, seeded, seen_classes
 
 _INIT, _BATCHES, _AUGMENT = range(3)  # what a random generator is for
 
@@ -93,24 +94,7 @@ class LoRAConfig:
 class LoRA(Method):
     """Low-rank adapters on the attention of both towers."""
 
-    card = MethodCard(
-        name="lora",
-        title="LoRA: Low-Rank Adaptation of Large Language Models",
-        authors="Hu et al.",
-        venue="ICLR",
-        year=2022,
-        url="https://arxiv.org/abs/2106.09685",
-        trains="low-rank adapters of q, k, v and output projections, both towers",
-        code_licence="Apache-2.0 (peft)",
-        extensions=dict.fromkeys(("uda", "dazsl"), "source only: target images are not used"),
-        bibtex="""@inproceedings{hu2022lora,
-  title     = {{LoRA}: Low-Rank Adaptation of Large Language Models},
-  author    = {Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, Yuanzhi and Wang, Shean
-               and Wang, Lu and Chen, Weizhu},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2022}
-}""",
-    )
+    card = read_card("lora")
     Config = LoRAConfig
     one_process = ""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

@@ -17,7 +17,8 @@ Loss of both stages: cross-entropy over cos(f, g_c) / tau, f the image feature (
 g_c the text feature of training class c, ``a photo of {c} from X_1 ... X_m domain.`` with learned context X.
 
 Trained: stage 1 the units, the text context and the text projection; stage 2 the simulator, the templates, the text
-context, both projections and the class token. CLIP's blocks stay frozen. Where the released code differs: DEVIATIONS.
+context, both projections and the class token. CLIP's blocks stay frozen. Where the released code differs:
+methods/cards/pros.toml.
 
 Shapes: B images, C training classes, D training domains, L prompt tokens of a unit, P patches, m context tokens,
 w vision width, v text width, E embedding width.
@@ -35,7 +36,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.interface import Deviation, FitReport, Log, Method, MethodCard, TrainingData
+from methods.cards import read_card
+from methods.interface import FitReport, Log, Method, TrainingData
 from methods.parts.augment import Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics, VisionTower
 from methods.parts.losses import TEMPERATURE, image_text_loss
@@ -49,7 +51,7 @@ from methods.parts.prompt_units import (
     read_image,
 )
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import EVALUATION, RULES, TRAINING, Sampler, decayed_rate, domain_batches, epoch_images
+from methods.parts.released import Sampler, decayed_rate, domain_batches, epoch_images
 from methods.parts.training import budget, count_parameters, run_stage, seeded
 
 _INIT, _BATCHES, _AUGMENT, _DROPOUT = range(4)  # what a random generator is for
@@ -63,57 +65,6 @@ OFFICIAL: dict[str, Any] = {
     "test_statistics": "clip",
     "sampler": "released",
 }
-
-DEVIATIONS = (
-    Deviation("read-out token", "the class token", "index 1 of the sequence: the domain prompt", "read_out"),
-    *TRAINING,
-    Deviation(
-        "ablations with one kind of units, or none",
-        "the prompt is the simulator's output at its template",
-        "the output at index 1: at prompt unit 0, or at the first patch",
-        "simulator_output",
-    ),
-    Deviation(
-        "stage 1 without units",
-        "nothing to learn: stage 2 alone",
-        "fails",
-        ours="left out in both variants",
-    ),
-    Deviation(
-        "stage-1 dropout",
-        "in training",
-        "in evaluation mode too",
-        ours="in training: inference never runs stage 1, so no released figure depends on it",
-    ),
-    Deviation(
-        "what is trained",
-        "CLIP is frozen",
-        "stage 1 trains CLIP's text projection as well, stage 2 its class token and both projections, and two parts of"
-        " the simulator that nothing uses",
-        ours="as released in both variants; the unused parts are left out (same numbers)",
-    ),
-    Deviation(
-        "start of the simulator",
-        "not in the abstract",
-        "random weights and a patch embedding of its own; the copy of CLIP is commented out",
-        ours="random in both variants",
-    ),
-    Deviation(
-        "masked units",
-        "mask and align: not let through",
-        "stage 2 leaves a zero token in the place of a masked unit, which is attended to; at inference there is none",
-        ours="as released in both variants",
-    ),
-    Deviation("validation classes", "disjoint from the training classes", "trained on", ours=RULES),
-    *EVALUATION,
-    Deviation(
-        "scripts",
-        "-",
-        "missing imports, debug mode by default, resuming skips an epoch, the test script reads DomainNet only, a"
-        " simulator with one template in all would run as the CLIP tower",
-        ours="not reproduced",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -332,29 +283,7 @@ class ProSModel(nn.Module):
 class ProS(Method):
     """Prompting to simulate: prompt units, then a simulator that writes the prompts of unseen domains and classes."""
 
-    card = MethodCard(
-        name="pros",
-        title="ProS: Prompting-to-simulate Generalized knowledge for Universal Cross-Domain Retrieval",
-        authors="Fang et al.",
-        venue="CVPR",
-        year=2024,
-        url="https://arxiv.org/abs/2312.12478",
-        trains="prompt units, simulator, text context, class token, both projections",
-        code_licence="MIT",
-        bibtex="""@inproceedings{fang2024pros,
-  title     = {{ProS}: Prompting-to-simulate Generalized knowledge for Universal Cross-Domain Retrieval},
-  author    = {Fang, Kaipeng and Song, Jingkuan and Gao, Lianli and Zeng, Pengpeng and Cheng, Zhi-Qi and Li, Xiyao and
-               Shen, Heng Tao},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
-  pages     = {17292--17301},
-  year      = {2024}
-}""",
-        deviations=DEVIATIONS,
-        notes="In stage 2 the own units become zero tokens, which are still attended to; at inference there are none.",
-        extensions=dict.fromkeys(
-            ("uda", "dazsl"), "source only: the one domain unit is not masked, target images are not used"
-        ),
-    )
+    card = read_card("pros")
     Config = ProSConfig
     one_process = ""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": OFFICIAL}

@@ -13,7 +13,7 @@ seen and unseen classes, the names of all of them.
    their prototypes). Target: entropy; a memory of past features that spreads the posteriors; seen-unseen balance.
 
 Trained: adapter, graph network, residual projection. CLIP is frozen and no part of it runs inside a training step.
-Where the released code differs: DEVIATIONS.
+Where the released code differs: methods/cards/sre_clip.toml.
 
 Shapes: B images, C classes (seen and unseen), N graph nodes, E embedding width of CLIP, F width of a node's vector
 (E, unless the nodes are word vectors), d width of adapter and prototypes, P patches, R stored reference images.
@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import Linear, MessagePassing
 
-from methods.interface import Deviation, FitReport, Images, Log, Method, MethodCard, TrainingData
+from methods.cards import read_card
+from methods.interface import FitReport, Images, Log, Method, TrainingData
 from methods.parts.backbone import Backbone
 from methods.parts.bounds import Bound
 from methods.parts.feature_cache import FeatureScope, frozen_values, image_features, process_cache
@@ -73,109 +74,6 @@ OFFICIAL: dict[str, Any] = {
     "unit_features": False,
     "senses": "first",
 }
-DEVIATIONS = (
-    Deviation(
-        "structure loss",
-        "compares distances between classes before and after the graph network",
-        "compares the distances of classes to themselves: rounding noise, with a gradient of exactly zero",
-        "pair_reading",
-    ),
-    Deviation(
-        "structure loss with nothing to compare",
-        "0",
-        "NaN (25 classes or fewer): training cannot go on",
-        "empty_pairs",
-        "0 in both variants, since the released term has no gradient in any case; `nan` gives NaN",
-    ),
-    Deviation("pairs of the structure loss", "all", "i + j < C of a random order, about half", "pair_list"),
-    Deviation(
-        "class vectors",
-        "mean CLIP text embedding of the WordNet synonyms",
-        "300-d word vectors that are not published; the text tower is never used",
-        "class_vectors",
-        "`word_vectors` names a file of word vectors; without one, a name's mean CLIP token embedding",
-    ),
-    Deviation("synonyms", "averaged", "one word vector a node", "synonyms"),
-    Deviation("residual projection of the prototypes", "yes", "none", "residual"),
-    Deviation("alignment retention L_align", "every step", "absent", "align_weight"),
-    Deviation("L_srs: compared scores", "cosines", "logits (divided by 0.05) with plain cosines", "srs_scale"),
-    Deviation("L_srs: class of a source image", "its label", "the predicted class", "srs_class"),
-    Deviation("L_srs: weight", "not small (1 is our choice)", "0.01", "srs_weight"),
-    Deviation("L_srs on target images", "yes", "commented out", "target_srs_weight"),
-    Deviation(
-        "prediction of an image",
-        "a function of the image",
-        "depends on its batch, which the test loader fills with images of one class",
-        "eval_attention",
-    ),
-    Deviation("features before the adapter", "normalised", "as CLIP gives them", "unit_features"),
-    Deviation(
-        "prototypes in the target stage",
-        "no gradient from the entropy",
-        "the comment says that the graph network is not trained here; memory and balance do train it",
-        "target_gradients",
-        "as released in both variants; `none` does what the comment says",
-    ),
-    Deviation(
-        "memory of past features",
-        "the last 768",
-        "rows beyond a multiple of the batch are never replaced, and a last batch may overfill it",
-        "memory_surplus",
-    ),
-    Deviation(
-        "memory during warm-up",
-        "not in the abstract",
-        "filled with features of an untrained adapter; until it is full, memory and balance terms are 0",
-        ours="as released in both variants",
-    ),
-    Deviation("memory: bound of 100 on the entropy", "-", "can never act", ours="left out (same numbers)"),
-    Deviation(
-        "schedule",
-        "600 warm-up steps of 3000",
-        "600 hard-coded, and options for rate, decay and batch size that are ignored",
-        ours="warm-up and decay keep their share of the budget; at 3000 steps both are as released",
-    ),
-    Deviation("augmentation", "not in the abstract", "none", ours="none in both variants: features are computed once"),
-    Deviation(
-        "unlabelled target images",
-        "those of seen and unseen classes",
-        "the test images themselves (transductive, as is usual)",
-        ours="as released in both variants",
-    ),
-    Deviation("seed", "not in the abstract", "42 alone", ours="every seed that is asked for"),
-    Deviation(
-        "choice of the step",
-        "on validation data",
-        "each metric at its own best step on the target test data; the last 300 steps are never evaluated",
-        ours="on the validation task; `--select oracle` selects on test",
-    ),
-    Deviation(
-        "harmonic mean",
-        "of per-class accuracies, as the field has it",
-        "of per-image accuracies",
-        ours="both are reported",
-    ),
-    Deviation(
-        "graph, class order, splits",
-        "WordNet",
-        "files that are not published, private paths, imports of unrelated packages",
-        ours="built from WordNet for the class names at hand",
-    ),
-    Deviation(
-        "WordNet sense of a class name",
-        "not in the abstract",
-        "the files that state it are not published",
-        "senses",
-        "the synset that the data set states or that was chosen by hand, else the sense nearest to the other classes'"
-        " (`context`); officially the published one, else the commonest sense (`first`)",
-    ),
-    Deviation(
-        "I2WebV",
-        "5000 classes",
-        "crashes: the structure loss knows 100 of them, and its variant with patches reads other rows",
-        ours="all classes",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -614,33 +512,7 @@ def learning_rate(config: SreClipConfig, step: int, steps: int) -> float:
 class SreClip(Method):
     """An attention adapter on frozen CLIP features and class prototypes from a WordNet graph."""
 
-    card = MethodCard(
-        name="sre_clip",
-        title="Semantic Relation-Enhanced CLIP Adapter for Domain Adaptive Zero-Shot Learning",
-        authors="Yu et al.",
-        venue="arXiv",
-        year=2025,
-        url="https://arxiv.org/abs/2510.21808",
-        trains="attention adapter, graph network, residual projection",
-        code_licence="none",
-        bibtex="""@misc{yu2025sreclip,
-  title         = {Semantic Relation-Enhanced {CLIP} Adapter for Domain Adaptive Zero-Shot Learning},
-  author        = {Yu, Jiaao and Han, Mingjie and Jiang, Jinkun and Dong, Junyu and Gong, Tao and Lan, Man},
-  year          = {2025},
-  eprint        = {2510.21808},
-  archivePrefix = {arXiv}
-}""",
-        deviations=DEVIATIONS,
-        notes="The retrieval embedding is e(z). A class name that training did not know joins the graph when it is"
-        " asked for.",
-        extensions={
-            **dict.fromkeys(
-                ("ucdr", "uccdr", "udcdr"),
-                "no target images: source losses for the whole budget; retrieval embedding: the adapter's output",
-            ),
-            "uda": "no unseen classes: their balance term is off; retrieval embedding: the adapter's output",
-        },
-    )
+    card = read_card("sre_clip")
     Config = SreClipConfig
     reads_synsets = True
     one_process = "its images attend to all others of their batch, and train on stored features in minutes"

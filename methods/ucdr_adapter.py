@@ -14,8 +14,9 @@ Idea (docs/methods.md, UCDR-Adapter):
 3. **Inference.** As phase 2 with nothing masked; labels and texts are not needed.
 
 Trained: phase 1 the text context, class and domain prompts; phase 2 W_img, W_prm, W_o, its LayerNorm, the class token
-and the vision projection. CLIP's blocks and the text tower stay frozen. ``DEVIATIONS`` tells where the released code
-differs. That code carries no licence: this file is written from docs/methods.md and the golden numbers.
+and the vision projection. CLIP's blocks and the text tower stay frozen. Where the released code differs:
+methods/cards/ucdr_adapter.toml. That code carries no licence: this file is written from docs/methods.md and the golden
+numbers.
 
 Shapes: B images, D training domains, C training classes, L prompt tokens each, K = D*L or C*L, w vision width,
 v text width, E embedding width, m context tokens.
@@ -35,7 +36,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.interface import Deviation, FitReport, Log, Method, MethodCard, TrainingData
+from methods.cards import read_card
+from methods.interface import FitReport, Log, Method, TrainingData, restore
 from methods.parts.augment import Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics
 from methods.parts.feature_cache import frozen_values
@@ -50,8 +52,8 @@ from methods.parts.prompt_units import (
     read_image,
 )
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import EVALUATION, RULES, TRAINING, Sampler, decayed_rate, domain_batches, epoch_images
-from methods.parts.training import budget, count_parameters, restore, run_stage, seeded
+from methods.parts.released import Sampler, decayed_rate, domain_batches, epoch_images
+from methods.parts.training import budget, count_parameters, run_stage, seeded
 
 PLAIN_TEMPLATE = "a photo of a {name}"  # the text of a class without LTST
 DRAWS = 2  # (positive, negative) pairs that each image draws from the queues
@@ -70,81 +72,6 @@ OFFICIAL: dict[str, Any] = {
     "stage1_learning_rate": 1e-4,
     "sampler": "released",
 }
-
-DEVIATIONS = (
-    Deviation(
-        "mask of the own prompts",
-        "hides an image's own domain and class prompts in phase 2",
-        "start and end of the masked range are equal: nothing is masked",
-        "mask",
-    ),
-    Deviation("read-out token", "the class token", "index 1 of the sequence: the domain prompt", "read_out"),
-    Deviation(
-        "what attends to the prompts",
-        "an image context token: frozen CLIP's class token of the image",
-        "the output at the top-left patch of a sequence without class token",
-        "attention_query",
-    ),
-    Deviation(
-        "start of the momentum copy",
-        "equal to the image branch",
-        "random prompts and attention of its own, of which the share 0.999^k is left after k steps",
-        "momentum_start",
-    ),
-    Deviation("momentum in phase 2", "none", "goes on, where no loss reads its queues", "momentum_in_phase2"),
-    Deviation(
-        "attention over prompts",
-        "not in the abstract",
-        "one W_img, W_prm, W_o and LayerNorm for domains and classes; keys are values; no 1/sqrt(width)",
-        ours="as released in both variants",
-    ),
-    Deviation(
-        "dual losses",
-        "not in the abstract in which phase",
-        "the triplet acts in the one epoch of phase 1, phase 2 has cross-entropy alone",
-        ours="as released in both variants",
-    ),
-    Deviation(
-        "queues",
-        "not in the abstract",
-        "an image's own momentum feature is among its positives; domains are not told apart",
-        ours="as released in both variants",
-    ),
-    Deviation("text context", "not in the abstract", "trained in phase 1 alone", ours="as released in both variants"),
-    Deviation(
-        "triplets",
-        "drawn at random",
-        "the same; a loss over the hardest ones, and an embedding loss, exist and are not used",
-        "triplet",
-        "random in both variants",
-    ),
-    *TRAINING,
-    Deviation("learning rate of phase 1", "that of phase 2", "1e-4, whatever is asked for", "stage1_learning_rate"),
-    Deviation(
-        "learning rate of phase 2",
-        "1e-4 in the first epoch",
-        "set to the half of it, which the schedule overwrites before the first step",
-        ours="1e-4 in both variants: the half never acts",
-    ),
-    Deviation("LTST", "16 context tokens", "off by default", "context_tokens", "16 in both variants; 0 is off"),
-    Deviation(
-        "prompt length",
-        "4 tokens a prompt on Sketchy and TU-Berlin",
-        "more than 1 fails: the tables have one row an item",
-        "prompt_length",
-        "any length in both variants",
-    ),
-    Deviation("second LayerNorm", "none", "exists, unused", ours="not created (same numbers)"),
-    Deviation("training classes", "ProS's: 300 on DomainNet", "245, without the validation classes", ours=RULES),
-    *EVALUATION,
-    Deviation(
-        "scripts",
-        "-",
-        "options are read but not defined or parsed as another type, a private path is fixed, the test script fails"
-        " after printing",
-        ours="not reproduced",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -428,30 +355,7 @@ class Terms(NamedTuple):
 class UCDRAdapter(Method):
     """UCDR-Adapter: source adapter learning, then target prompt generation."""
 
-    card = MethodCard(
-        name="ucdr_adapter",
-        title="UCDR-Adapter: Exploring Adaptation of Pre-Trained Vision-Language Models for Universal Cross-Domain"
-        " Retrieval",
-        authors="Jiang et al.",
-        venue="WACV",
-        year=2025,
-        url="https://arxiv.org/abs/2412.10680",
-        trains="domain and class prompts, text context; then prompt attention, class token, vision projection",
-        code_licence="none",
-        bibtex="""@inproceedings{jiang2025ucdradapter,
-  title     = {{UCDR-Adapter}: Exploring Adaptation of Pre-Trained Vision-Language Models for Universal Cross-Domain
-               Retrieval},
-  author    = {Jiang, Haoyu and Cheng, Zhi-Qi and Moreira, Gabriel and Zhu, Jiawen and Sun, Jingdong and Ren, Bukun and
-               He, Jun-Yan and Dai, Qi and Hua, Xian-Sheng},
-  booktitle = {IEEE/CVF Winter Conference on Applications of Computer Vision},
-  year      = {2025}
-}""",
-        deviations=DEVIATIONS,
-        notes="Own prompts become zero rows before W_prm and stay in the softmax; at inference there are none.",
-        extensions=dict.fromkeys(
-            ("uda", "dazsl"), "source only: the one domain's prompt is not masked, target images are not used"
-        ),
-    )
+    card = read_card("ucdr_adapter")
     Config = UCDRAdapterConfig
     one_process = ""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": OFFICIAL}

@@ -18,14 +18,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.interface import Deviation, FitReport, Log, Method, MethodCard, TrainingData
+from methods.cards import read_card
+from methods.interface import FitReport, Log, Method, TrainingData, restore
 from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Statistics
 from methods.parts.bounds import Bound
@@ -33,8 +34,8 @@ from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import share
 from methods.parts.prompt_units import new_units, prompted_tokens
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import EPOCH, TRAINING, Sampler, decayed_rate, domain_batches, epoch_images
-from methods.parts.training import restore, run_single_stage, seeded, seen_classes
+from methods.parts.released import Sampler, decayed_rate, domain_batches, epoch_images
+from methods.parts.training import run_single_stage, seeded, seen_classes
 
 _INIT, _BATCHES, _AUGMENT = range(3)  # what a random generator is for
 
@@ -91,36 +92,7 @@ class VPTConfig:
 class VPTShallow(Method):
     """Learned tokens at the input of the frozen vision tower."""
 
-    card = MethodCard(
-        name="vpt_shallow",
-        title="Visual Prompt Tuning (shallow)",
-        authors="Jia et al.",
-        venue="ECCV",
-        year=2022,
-        url="https://arxiv.org/abs/2203.12119",
-        trains="visual prompts at the tower's input",
-        code_licence="CC BY-NC 4.0 (written from the paper's idea)",
-        extensions=dict.fromkeys(("uda", "dazsl"), "source only: target images are not used"),
-        bibtex="""@inproceedings{jia2022vpt,
-  title     = {Visual Prompt Tuning},
-  author    = {Jia, Menglin and Tang, Luming and Chen, Bor-Chun and Cardie, Claire and Belongie, Serge and Hariharan,
-               Bharath and Lim, Ser-Nam},
-  booktitle = {European Conference on Computer Vision},
-  year      = {2022}
-}""",
-        deviations=(
-            Deviation(
-                "what is trained",
-                "the prompts",
-                "the ProS release's VPT also trains the vision projection",
-                "train_projection",
-            ),
-            Deviation("temperature", "0.07, as in ProS", "1 / CLIP's logit scale", "temperature"),
-            Deviation("learning rate", "1e-3", "1e-3, times 10^(-3 epoch / 20), at least 1e-6", "schedule"),
-            *TRAINING,
-            EPOCH,
-        ),
-    )
+    card = read_card("vpt_shallow")
     Config = VPTConfig
     one_process = ""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -253,10 +225,5 @@ class VPTShallow(Method):
 class VPTDeep(VPTShallow):
     """Learned tokens at the input of every block of the frozen vision tower; all else as :class:`VPTShallow`."""
 
-    card = replace(
-        VPTShallow.card,
-        name="vpt_deep",
-        title="Visual Prompt Tuning (deep)",
-        trains="visual prompts at every block's input",
-    )
+    card = read_card("vpt_deep")
     deep = True

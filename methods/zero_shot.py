@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.interface import FitReport, Log, Method, MethodCard, TrainingData
+from methods.cards import read_card
+from methods.interface import FitReport, Log, Method, TrainingData
 from methods.parts.bounds import fill, template_fault
 
 
@@ -31,24 +32,7 @@ class ZeroShotConfig:
 class ZeroShot(Method):
     """CLIP as it is."""
 
-    card = MethodCard(
-        name="zero_shot",
-        title="Learning Transferable Visual Models From Natural Language Supervision",
-        authors="Radford et al.",
-        venue="ICML",
-        year=2021,
-        url="https://arxiv.org/abs/2103.00020",
-        trains="nothing",
-        code_licence="MIT",
-        bibtex="""@inproceedings{radford2021clip,
-  title     = {Learning Transferable Visual Models From Natural Language Supervision},
-  author    = {Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel and Agarwal,
-               Sandhini and Sastry, Girish and Askell, Amanda and Mishkin, Pamela and Clark, Jack and Krueger, Gretchen
-               and Sutskever, Ilya},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2021}
-}""",
-    )
+    card = read_card("zero_shot")
     Config = ZeroShotConfig
     trained = False
 

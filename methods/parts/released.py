@@ -1,7 +1,7 @@
 """What the code released with ProS does in all its methods.
 
 UCDR-Adapter's released code and the CoOp, VPT and CLIP-Full baselines of the ProS release are built on it: one sampler,
-one schedule of the learning rate, one evaluation. The rows below say where these differ from the papers.
+one schedule of the learning rate, one evaluation (which ``--rules official`` follows).
 
 N labelled images in D domains.
 """
@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from methods.interface import Deviation, TrainingData
+from methods.interface import TrainingData
 from methods.parts.training import batches
 
 #: How training batches, balanced over domains, are drawn: anew every epoch, or as in the released code.
@@ -21,51 +21,6 @@ Sampler = Literal["reshuffled", "released"]
 
 #: The lowest learning rate of :func:`decayed_rate`.
 RATE_FLOOR = 1e-6
-
-TRAINING = (
-    Deviation("pixel normalisation", "CLIP's", "ImageNet's in training, CLIP's at test", "train_statistics"),
-    Deviation(
-        "batches",
-        "balanced over domains, in random order",
-        "one order for every seed, shuffled once, then repeated; an epoch ends with the smallest domain",
-        "sampler",
-    ),
-)
-EPOCH = Deviation(
-    "choice of the epoch",
-    "on validation data",
-    "best and early stop on the test queries",
-    ours="on the validation task; `--select oracle` selects on test",
-)
-#: What a row says whose item is no part of a method.
-RULES = "a matter of the protocol: `--rules official`"
-EVALUATION = (
-    Deviation(
-        "ranking",
-        "by the cosine that training uses",
-        "by squared Euclidean distance of features that are not normalised",
-        ours="by cosine; `--rules official` ranks `encode_raw` by squared distance",
-    ),
-    EPOCH,
-    Deviation(
-        "UdCDR",
-        "all training classes, gallery images not trained on",
-        "the first 45 classes, every gallery image trained on; samples depend on the order of files",
-        ours=RULES,
-    ),
-    Deviation(
-        "AP@200",
-        "divided by the relevant images",
-        "divided by the relevant images found; a query without any counts as 0; galleries under 200 images crash",
-        ours="both conventions are reported",
-    ),
-    Deviation(
-        "inverted sketches",
-        "not mentioned",
-        "images of domains named sketch or quickdraw; TU-Berlin's are called sketches and are not inverted",
-        ours="`--rules official` inverts them (DomainNet, Sketchy)",
-    ),
-)
 
 
 def decayed_rate(learning_rate: float, epoch: float, floor: float = RATE_FLOOR) -> float:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig
 
 import methods.ad_clip as ad_clip
-from methods.ad_clip import DEVIATIONS, OFFICIAL, AdClip, AdClipConfig, View, look
+from methods.ad_clip import OFFICIAL, AdClip, AdClipConfig, View, look
 from methods.interface import FitReport, Images, TrainingData, WithheldError
 from methods.parts.backbone import Backbone, BackboneError
 from methods.parts.prompts import PromptTemplate, class_text, encode_prompts
@@ -579,10 +579,10 @@ def test_the_text_side_does_an_eighth_of_the_work() -> None:
 
 def test_every_switch_has_its_row() -> None:
     fields = {field.name for field in dataclasses.fields(AdClipConfig)}
-    switches = {row.switch for row in DEVIATIONS if row.switch}
+    switches = {row.switch for row in AdClip.card.deviations if row.switch}
     assert switches <= fields
     assert set(OFFICIAL) <= switches
-    assert all(row.switch or row.ours for row in DEVIATIONS)
+    assert all(row.switch or row.ours for row in AdClip.card.deviations)
     assert AdClipConfig.official() == AdClipConfig(**AdClip.variants["official"])
     assert all(getattr(AdClipConfig(), name) != value for name, value in OFFICIAL.items())
     described = AdClipConfig.__doc__ or ""

@@ -20,7 +20,6 @@ from methods.interface import FitReport, Images, Method, TrainingData
 from methods.parts.backbone import Backbone, BackboneError
 from methods.parts.feature_cache import process_cache
 from methods.ucdr_adapter import (
-    DEVIATIONS,
     OFFICIAL,
     ClassQueues,
     Own,
@@ -489,9 +488,9 @@ def test_what_cannot_be_used_is_named(tiny_backbone: Backbone) -> None:
 
 def test_every_switch_has_its_row() -> None:
     fields = {field.name for field in dataclasses.fields(UCDRAdapterConfig)}
-    switches = {row.switch for row in DEVIATIONS if row.switch}
+    switches = {row.switch for row in UCDRAdapter.card.deviations if row.switch}
     assert switches <= fields
     paper, official = UCDRAdapterConfig(), UCDRAdapterConfig.official()
     different = {name for name in fields if getattr(paper, name) != getattr(official, name)}
     assert different <= switches
-    assert all(row.switch or row.ours for row in DEVIATIONS)
+    assert all(row.switch or row.ours for row in UCDRAdapter.card.deviations)
