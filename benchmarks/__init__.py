@@ -33,7 +33,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
 
     Raises ``FileNotFoundError`` if there is no such folder; an unreadable record is a failed row, with a warning.
     """
-    from benchmarks.store.files import load_results
+    from benchmarks.store.frame import load_results
 
     return load_results(path)
 

@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> 
     from benchmarks.reporting.ablation_tables import is_ablated, print_ablations
     from benchmarks.reporting.leaderboard import current, print_failures, print_tables
     from benchmarks.reporting.write import PAGE, write_report
-    from benchmarks.store.files import ResultStore, load_results
+    from benchmarks.store.files import ResultStore
+    from benchmarks.store.frame import load_results
 
     out, err = consoles()
     unread: list[str] = []

@@ -156,7 +156,8 @@ def _settled(
     from benchmarks.runner.progress import RunProgress
     from benchmarks.runner.resources import Resources
     from benchmarks.runner.settings import SettingsError
-    from benchmarks.store.files import ResultStore, load_results
+    from benchmarks.store.files import ResultStore
+    from benchmarks.store.frame import load_results
     from methods.parts.parallel import rank
 
     resources = Resources(settings)

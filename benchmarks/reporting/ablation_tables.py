@@ -48,7 +48,7 @@ class Ablation:
 
 
 def is_ablated(frame: pd.DataFrame) -> pd.Series:
-    """Which rows of `benchmarks.store.files.load_results` are of records whose method had a factor switched."""
+    """Which rows of `benchmarks.store.frame.load_results` are of records whose method had a factor switched."""
     if "ablation" not in frame.columns:
         return pd.Series(False, index=frame.index)
     return frame["ablation"].fillna("") != ""

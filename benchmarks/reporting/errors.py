@@ -20,7 +20,8 @@ import pandas as pd
 
 from benchmarks.reporting.grids import Cell, Grid, Row, number, percent
 from benchmarks.reporting.leaderboard import Table, protocol_title
-from benchmarks.store.files import Record, RecordError, ResultStore
+from benchmarks.store.files import ResultStore
+from benchmarks.store.records import Record, RecordError
 
 #: Most confused pairs shown for each method.
 PAIRS = 8

@@ -13,7 +13,8 @@ from benchmarks.reporting import ablation_tables, errors, grids, leaderboard, pl
 from benchmarks.reporting.leaderboard import Setting, Table, protocol_title
 from benchmarks.reporting.method_comparison import ALL, Comparison
 from benchmarks.reporting.page import Drawn, Plot
-from benchmarks.store.files import Record, ResultStore
+from benchmarks.store.files import ResultStore
+from benchmarks.store.records import Record
 
 
 class Easel:

@@ -18,7 +18,8 @@ import pandas as pd
 
 from benchmarks.reporting import grids, leaderboard
 from benchmarks.reporting.leaderboard import Table, protocol_title
-from benchmarks.store.files import Record, RecordError, ResultStore, backbone_identity
+from benchmarks.store.files import ResultStore
+from benchmarks.store.records import Record, RecordError, backbone_identity
 
 if TYPE_CHECKING:
     from benchmarks.datasets.base import Dataset

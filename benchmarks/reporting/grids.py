@@ -18,7 +18,7 @@ import pandas as pd
 from benchmarks.reporting import leaderboard
 from benchmarks.reporting.leaderboard import EXTENSION, SETTING, Score, Setting, Table, protocol_title
 from benchmarks.reporting.method_comparison import ALL, Comparison
-from benchmarks.store.files import Record
+from benchmarks.store.records import Record
 
 BEST, GROUP = "★", "≈"
 

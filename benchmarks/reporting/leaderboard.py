@@ -26,9 +26,9 @@ from benchmarks.evaluation.statistics import mean_over_seeds
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from benchmarks.store.files import Record
+    from benchmarks.store.records import Record
 
-#: Columns of :func:`benchmarks.store.files.load_results` that make two scores comparable.
+#: Columns of :func:`benchmarks.store.frame.load_results` that make two scores comparable.
 SETTING = (
     "dataset",
     "dataset_version",

@@ -43,7 +43,9 @@ from benchmarks.evaluation.statistics import (
     paired_tests,
 )
 from benchmarks.reporting.leaderboard import SETTING, newest, row_labels
-from benchmarks.store.files import CellId, RecordError, ResultStore, load_results
+from benchmarks.store.files import ResultStore
+from benchmarks.store.frame import load_results
+from benchmarks.store.records import CellId, RecordError
 
 #: In the columns ``split`` and ``protocol``: over all of them.
 ALL = ""
@@ -92,7 +94,7 @@ def compare_methods(
 
     Args:
         store: where the per-query values are read from.
-        results: rows of `benchmarks.store.files.load_results` to compare, e.g. without the
+        results: rows of `benchmarks.store.frame.load_results` to compare, e.g. without the
             ablations; None: the whole store.
         metrics: names; None: the leading metrics of each gallery.
         alpha: level of the tests behind the groups.

@@ -21,7 +21,8 @@ from benchmarks.reporting import ablation_tables, grids, leaderboard
 from benchmarks.reporting.grids import Grid, Scores, numbered
 from benchmarks.reporting.leaderboard import Setting, protocol_title
 from benchmarks.reporting.method_comparison import Comparison
-from benchmarks.store.files import Record, ResultStore, write_atomically
+from benchmarks.store.files import ResultStore, write_atomically
+from benchmarks.store.records import Record
 
 if TYPE_CHECKING:
     from benchmarks.reporting.galleries import Galleries
@@ -55,7 +56,7 @@ class Drawn:
 class Material:
     """What the page is made from: the store, its newest records, and what others computed of them.
 
-    ``everything`` are rows of `benchmarks.store.files.load_results`, ``frame`` those of them that are no ablations,
+    ``everything`` are rows of `benchmarks.store.frame.load_results`, ``frame`` those of them that are no ablations,
     ``published`` those of `benchmarks.reporting.published.beside`.
     """
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from benchmarks.reporting.errors import QuestionErrors, WordNet
     from benchmarks.reporting.galleries import Galleries, Query
     from benchmarks.reporting.grids import Cost
-    from benchmarks.store.files import Record
+    from benchmarks.store.records import Record
 
 #: Okabe and Ito's colour-blind-safe colours (without yellow, too faint on white) and a shape for each.
 MARKS = (

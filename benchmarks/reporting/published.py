@@ -243,7 +243,7 @@ def figures(path: Path = PUBLISHED) -> pd.DataFrame:
 def beside(results: pd.DataFrame | None = None, path: Path = PUBLISHED) -> pd.DataFrame:
     """Every published score with ours beside it (:data:`COLUMNS`).
 
-    ``results`` is a frame of :func:`benchmarks.store.files.load_results` (None or empty: nothing was run); of a cell
+    ``results`` is a frame of :func:`benchmarks.store.frame.load_results` (None or empty: nothing was run); of a cell
     measured several times the newest record counts, arms of ablations do not. ``published``, ``ours`` and ``gap``
     (ours minus published) are fractions; ``ours`` is the mean over ``seeds`` seeds, for a mean row over all of the
     paper's splits, and blank (NaN) where there is none. A figure that several of our configurations answer has a row

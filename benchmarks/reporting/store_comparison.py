@@ -30,7 +30,9 @@ from benchmarks.evaluation.statistics import (
 )
 from benchmarks.reporting.leaderboard import newest
 from benchmarks.reporting.method_comparison import QueryValues, per_query_tables, query_values
-from benchmarks.store.files import RecordError, ResultStore, load_results
+from benchmarks.store.files import ResultStore
+from benchmarks.store.frame import load_results
+from benchmarks.store.records import RecordError
 
 #: A drop is reported as one if it is significant and larger than this (a fraction: 0.01 is one point of percent).
 THRESHOLD = 0.01

@@ -32,7 +32,7 @@ def write_report(
     ``published.md`` beside them has the papers' figures of these data sets, where there are any.
 
     Args:
-        frame: rows of `benchmarks.store.files.load_results` of ``store``.
+        frame: rows of `benchmarks.store.frame.load_results` of ``store``.
         folder: where to write.
         store: where per-query values, loss curves and cards are read from.
         command: the command line that made this, shown in the files.

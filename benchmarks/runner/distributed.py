@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.runner.settings import Settings, SettingsError
-from benchmarks.store.files import CellId, Record, ResultStore, Search
+from benchmarks.store.files import ResultStore
+from benchmarks.store.records import CellId, Record, Search
 from methods.parts import parallel
 
 if TYPE_CHECKING:

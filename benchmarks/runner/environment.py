@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.store.files import Environment
+from benchmarks.store.records import Environment
 from methods.parts.parallel import launched
 
 PACKAGES = ("ucdr-bench", "torch", "transformers", "tokenizers", "peft", "numpy", "pandas", "torch_geometric", "nltk")

@@ -10,7 +10,8 @@ from typing import Any
 
 from benchmarks.runner.execution import SEARCH_SEED
 from benchmarks.runner.plan import Cell, FitGroup, search_key
-from benchmarks.store.files import CellId, Record, ResultStore, content_key
+from benchmarks.store.files import ResultStore
+from benchmarks.store.records import CellId, Record, content_key
 
 #: Parts of a cell's work that it does not share with other cells of its fitted model.
 OWN = ("encode", "rank", "classify")

@@ -38,13 +38,14 @@ from benchmarks.runner.environment import PeakMemory, environment
 from benchmarks.runner.plan import Cell, FitGroup, Plan, describe, unvalidated
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import SettingsError
-from benchmarks.store.files import CellId, Cost, Fit, GalleryScores, Record, ResultStore, Search, Status, content_key
+from benchmarks.store.files import ResultStore
+from benchmarks.store.records import CellId, Cost, Fit, GalleryScores, Record, Search, Status, content_key
 from methods.interface import FitReport, Method, NotApplicableError, TrainingData, unit_length
 from methods.parts.feature_cache import one_thread_a_batch, side_by_side
 from methods.parts.parallel import fail_together
 from methods.parts.row_files import RowFiles
-from methods.parts.training import check_processes
 from methods.registry import METHODS
+from methods.training.loop import check_processes
 
 #: Images encoded at once. Every batch has this size (the last is filled up) and on a CPU is computed by one thread,
 #: several batches side by side: an image's embedding is equal to the bit whatever the number of threads and whichever
@@ -135,7 +136,7 @@ def prepare_process(threads: int) -> None:
 
     On a GPU, float32 products and convolutions are done in float32, not in TF32 (each record says so). Operations
     without a deterministic kernel warn; attention, the one such in use, gets one in training
-    (:func:`methods.parts.training.training_attention`).
+    (:func:`methods.training.loop.training_attention`).
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if threads:
@@ -684,7 +685,7 @@ class Runner:
 
 
 def make_record(resources: Resources, cell: Cell, status: Status, **values: Any) -> Record:
-    """A cell's record made here and now; ``values`` are further fields of :class:`~benchmarks.store.files.Record`."""
+    """A cell's record made here and now; ``values`` are further fields of :class:`~benchmarks.store.records.Record`."""
     method: dict[str, Any] = {}
     dataset: dict[str, Any] = {}
     notes: list[str] = []

@@ -22,7 +22,7 @@ from benchmarks.protocols.task import VALIDATED_WITHIN, Classification, Task
 from benchmarks.runner.presets import has_field
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import Settings, SettingsError, config_changes, nearest, paper_config
-from benchmarks.store.files import SCORING, CellId, content_key
+from benchmarks.store.records import SCORING, CellId, content_key
 from methods.interface import Method
 from methods.parts.bounds import faults
 from methods.registry import METHODS

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks.console import EVERY, duration
 from benchmarks.runner.estimate import relative_cost
 from benchmarks.runner.plan import FitGroup
-from benchmarks.store.files import CellId
+from benchmarks.store.records import CellId
 
 #: Methods whose relative cost is this or more are trained.
 TRAINS = 1.0

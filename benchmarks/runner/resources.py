@@ -24,7 +24,7 @@ from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.protocols.task import Classification, Retrieval, Task, without_unanswerable_validation
 from benchmarks.runner.settings import Settings, SettingsError, spread
-from benchmarks.store.files import content_key
+from benchmarks.store.records import content_key
 from methods.interface import Method
 from methods.parts.feature_cache import process_cache
 from methods.registry import METHODS, Registry

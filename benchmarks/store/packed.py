@@ -17,8 +17,8 @@ A pack has one of two forms, which the manifest and the metadata of both Parquet
   columns of the record's leading metrics, ``ap@all``, ``recall@1`` and ``credit``, rounded to 1e-4 (stored as whole
   numbers of 1e-4 in columns called ``NAME [1e-4]``). The lists of best gallery images stay for the lowest seed of
   each method, variant and setting, and there for a sample of ``top`` queries of each split and gallery: the same
-  queries under every method, spread over classes (:func:`benchmarks.pack.sample`); elsewhere they are missing. The
-  records are untouched: their means are those of the exact values.
+  queries under every method, spread over classes (:func:`benchmarks.store.pack_writer.sample`); elsewhere they are
+  missing. The records are untouched: their means are those of the exact values.
 
 Rows of one record stand in their own order but not together: the records of a split alternate query by query, so that
 what they share repeats and compresses well.

@@ -26,7 +26,9 @@ from benchmarks.runner.plan import plan, validation_notes
 from benchmarks.runner.presets import PRESETS, Preset
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import Settings
-from benchmarks.store.files import Fit, Record, ResultStore, load_results
+from benchmarks.store.files import ResultStore
+from benchmarks.store.frame import load_results
+from benchmarks.store.records import Fit, Record
 from methods.interface import FitReport, Log, Method, MethodCard, TrainingData
 from methods.registry import METHODS
 from tests.support.every import Silent

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.store.files import CellId, Cost, Fit, GalleryScores, Record, ResultStore, content_key
+from benchmarks.store.files import ResultStore
+from benchmarks.store.records import CellId, Cost, Fit, GalleryScores, Record, content_key
 
 CLASSES = ("cat", "dog", "car", "truck", "apple", "pear")
 DOMAINS = ("line", "pixel")

@@ -14,7 +14,8 @@ import pytest
 
 from benchmarks.reporting.galleries import Galleries, Hit, Query, Ranked
 from benchmarks.reporting.write import write_report
-from benchmarks.store.files import ResultStore, load_results
+from benchmarks.store.files import ResultStore
+from benchmarks.store.frame import load_results
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

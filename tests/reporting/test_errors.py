@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks.reporting import errors, grids, leaderboard
 from benchmarks.reporting.errors import WordNet, question_errors
-from benchmarks.store.files import ResultStore, load_results
+from benchmarks.store.files import ResultStore
+from benchmarks.store.frame import load_results
 from tests.reporting.conftest import add, retrieval_table
 
 

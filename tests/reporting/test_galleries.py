@@ -14,7 +14,9 @@ from PIL import Image
 from benchmarks.reporting import galleries as galleries_module
 from benchmarks.reporting import page, plots
 from benchmarks.reporting.galleries import galleries
-from benchmarks.store.files import ResultStore, backbone_identity, load_results
+from benchmarks.store.files import ResultStore
+from benchmarks.store.frame import load_results
+from benchmarks.store.records import backbone_identity
 from tests.reporting.conftest import add
 from tests.reporting.reading import Page
 

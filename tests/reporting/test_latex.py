@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from benchmarks.reporting.latex import escape, latex
 from benchmarks.reporting.leaderboard import newest
 from benchmarks.reporting.method_comparison import compare_methods
-from benchmarks.store.files import ResultStore, load_results
+from benchmarks.store.files import ResultStore
+from benchmarks.store.frame import load_results
 from tests.reporting.conftest import add, retrieval_table
 
 HOSTILE = "\\input{/etc/passwd}$a_1$ %&#{}~^<b>|\"'`--[x]\n\\end{document}\x00é中\u202e\U0001f600,,??!!`"

@@ -10,7 +10,8 @@ import pytest
 from benchmarks import report
 from benchmarks.reporting import figures, page, plots
 from benchmarks.reporting.write import write_report
-from benchmarks.store.files import ResultStore, load_results
+from benchmarks.store.files import ResultStore
+from benchmarks.store.frame import load_results
 from tests.reporting.conftest import add, retrieval_table
 from tests.reporting.reading import Page
 

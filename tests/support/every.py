@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from benchmarks.protocols.registry import PROTOCOLS
-from benchmarks.store.files import CellId
+from benchmarks.store.records import CellId
 from methods.interface import Method
 from methods.registry import METHODS
 

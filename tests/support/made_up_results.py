@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.evaluation.classification import harmonic_mean
-from benchmarks.store.files import CellId, GalleryScores, Record, ResultStore, content_key
+from benchmarks.store.files import ResultStore
+from benchmarks.store.records import CellId, GalleryScores, Record, content_key
 
 CLASSES = 12
 PER_CLASS = 3

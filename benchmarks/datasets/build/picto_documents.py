@@ -160,11 +160,12 @@ Every class spans five or more domains ({spanning}) and has two or more gallery 
    gallery images; in {numbers.twins_in_gallery} of these pairs one image is in the gallery.
 4. **Near-duplicates.** Images whose perceptual signatures (ink and edges, `benchmarks/datasets/build/perceptual.py`)
    reach a similarity of {SAME_DRAWING:.2f} count as one drawing, within and across collections, domains and classes;
-   the smaller class and the rarer domain keep it. {numbers.duplicates} went, {numbers.duplicates_across_domains} of them
-   equal to an image of another domain, {numbers.duplicates_across_classes} to one of another class. The pairs around
-   the threshold were looked at: open and closed locks, clocks that show another hour, redrawings of one outline. What
-   the signatures do not find, a tree with and without its ornaments, is listed by hand. So no drawing is in two classes
-   (the build stops if one is), in both query and gallery or in both train and test, except the twins of step 3.
+   the smaller class and the rarer domain keep it. {numbers.duplicates} went, {numbers.duplicates_across_domains} of
+   them equal to an image of another domain, {numbers.duplicates_across_classes} to one of another class. The pairs
+   around the threshold were looked at: open and closed locks, clocks that show another hour, redrawings of one
+   outline. What the signatures do not find, a tree with and without its ornaments, is listed by hand. So no drawing
+   is in two classes (the build stops if one is), in both query and gallery or in both train and test, except the
+   twins of step 3.
 5. **Cap.** At most {cap} images a class and domain, collections (in clip art: authors) taking turns. Left:
    {numbers.after_cap}.
 6. **Validity.** Five or more domains, two or more gallery images.

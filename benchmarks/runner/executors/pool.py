@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from benchmarks.runner.execution import Progress
 from benchmarks.runner.executors.schedule import Schedule, Unit
 from benchmarks.runner.plan import FitGroup
-from benchmarks.store.files import Search
+from benchmarks.store.records import Search
 
 
 @dataclass(eq=False)

@@ -40,7 +40,8 @@ from benchmarks.runner.executors.schedule import Schedule
 from benchmarks.runner.plan import FitGroup, Plan
 from benchmarks.runner.resources import Resources, named, register_missing
 from benchmarks.runner.settings import Settings
-from benchmarks.store.files import CellId, Record, ResultStore, Search
+from benchmarks.store.files import ResultStore
+from benchmarks.store.records import CellId, Record, Search
 
 #: Numbers from inside ``fit`` are passed on at most this often, in seconds.
 EVERY = 0.25

@@ -23,7 +23,8 @@ from benchmarks.runner.executors.schedule import Schedule
 from benchmarks.runner.plan import FitGroup, Plan
 from benchmarks.runner.resources import Resources, named, register_missing
 from benchmarks.runner.settings import Settings, SettingsError
-from benchmarks.store.files import CellId, Record, ResultStore, Search
+from benchmarks.store.files import ResultStore
+from benchmarks.store.records import CellId, Record, Search
 
 
 def execute(plan: Plan, resources: Resources, store: ResultStore, progress: Progress) -> Outcome:

@@ -12,7 +12,8 @@ import pandas as pd
 from benchmarks.runner.execution import FailFast, Outcome, Progress, make_record
 from benchmarks.runner.plan import Cell, FitGroup, Plan, search_inputs, search_key, unit_key
 from benchmarks.runner.resources import Resources
-from benchmarks.store.files import Record, ResultStore, Search
+from benchmarks.store.files import ResultStore
+from benchmarks.store.records import Record, Search
 from methods.registry import METHODS
 
 

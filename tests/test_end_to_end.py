@@ -24,7 +24,8 @@ from benchmarks.runner.plan import FitGroup, plan
 from benchmarks.runner.presets import PRESETS
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import resolve
-from benchmarks.store.files import Record, ResultStore
+from benchmarks.store.files import ResultStore
+from benchmarks.store.records import Record
 from methods.interface import FitReport, Log, Method, NotApplicableError, TrainingData
 from methods.parts.backbone import Backbone
 from methods.registry import METHODS

@@ -21,7 +21,8 @@ from benchmarks.reporting.method_comparison import (
     compare_methods,
     query_values,
 )
-from benchmarks.store.files import ResultStore, load_results
+from benchmarks.store.files import ResultStore
+from benchmarks.store.frame import load_results
 from tests.support.made_up_results import CLASSES, PER_CLASS, add, retrieval_table, zero_shot_table
 
 N = CLASSES * PER_CLASS
@@ -294,7 +295,7 @@ def test_hostile_names_are_names(store: ResultStore) -> None:
 
 def test_recomputed_means_equal_the_stored_ones_in_the_reference_results() -> None:
     """The metrics' definitions here and in the scoring code agree on real records (a pack may round to 1e-4)."""
-    root = Path(__file__).parents[1] / "results" / "reference"
+    root = Path(__file__).parents[2] / "results" / "reference"
     store, checked = ResultStore(root), set()
     frame = load_results(root)
     wanted = frame[(frame["method"] == "zero_shot") & (frame["status"] == "ok")].drop_duplicates(

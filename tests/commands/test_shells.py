@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 #: Class names in several alphabets; the third is decomposed, as macOS stores names.
 NAMES = ("crème brûlée", "東京タワー", unicodedata.normalize("NFD", "piñata"), "plain")

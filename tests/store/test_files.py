@@ -17,24 +17,12 @@ import pandas as pd
 import pytest
 
 import benchmarks
-from benchmarks.store.files import (
-    SCHEMA,
-    CellId,
-    Cost,
-    Fit,
-    GalleryScores,
-    Record,
-    RecordError,
-    ResultStore,
-    content_key,
-    load_results,
-    read_record,
-    safe_name,
-    write_atomically,
-)
+from benchmarks.store.files import ResultStore, read_record, safe_name, write_atomically
+from benchmarks.store.frame import load_results
+from benchmarks.store.records import SCHEMA, CellId, Cost, Fit, GalleryScores, Record, RecordError, content_key
 
-FIXTURES = Path(__file__).parent / "fixtures"
-ROOT = Path(__file__).parents[1]
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+ROOT = Path(__file__).parents[2]
 
 
 def cell(**changes: Any) -> CellId:
@@ -174,7 +162,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_writer_killed_at_any_moment_leaves_whole_records(tmp_path: Path) -> None:
     program = (
-        "import itertools, sys; from tests.test_store import ResultStore, record, per_query\n"
+        "import itertools, sys; from tests.store.test_files import ResultStore, record, per_query\n"
         "store = ResultStore(sys.argv[1])\n"
         "store.write(record(inputs={'seed': 99}), per_query())\n"
         "print('go', flush=True)\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -50,7 +50,7 @@ def test_the_method_example_runs(tiny_dataset: type, tiny_folder: Path, tmp_path
 
 def test_the_recipe_table_names_every_recipe_with_its_fits_and_hours() -> None:
     from benchmarks.runner.settings import recipe_file, recipes, resolve
-    from tests.test_recipes import CELLS
+    from tests.runner.test_recipes import CELLS
 
     table = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| `") and "GPU" not in line]

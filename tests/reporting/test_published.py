@@ -15,7 +15,9 @@ import pytest
 from benchmarks.backbones.sources import OPENAI
 from benchmarks.reporting import published
 from benchmarks.reporting.write import write_report
-from benchmarks.store.files import CellId, GalleryScores, Record, ResultStore, content_key, load_results
+from benchmarks.store.files import ResultStore
+from benchmarks.store.frame import load_results
+from benchmarks.store.records import CellId, GalleryScores, Record, content_key
 
 B32 = "openai/clip-vit-base-patch32"
 OFFICE_HOME = ("art", "clipart", "product", "real_world")

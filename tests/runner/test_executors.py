@@ -16,7 +16,8 @@ from benchmarks.runner.plan import Plan, plan, search_key, shard
 from benchmarks.runner.presets import PRESETS, Preset
 from benchmarks.runner.resources import Resources, unnamed
 from benchmarks.runner.settings import Settings
-from benchmarks.store.files import ResultStore, load_results
+from benchmarks.store.files import ResultStore
+from benchmarks.store.frame import load_results
 from methods.registry import METHODS
 from tests.support.every import Silent
 from tests.support.learners import WORD, Learner, learners
@@ -158,7 +159,7 @@ def test_names_that_live_here_alone_keep_a_run_in_one_process(
 
 def test_no_search_is_made_twice_and_none_waits_for_nothing(settings: Settings) -> None:
     from benchmarks.runner.executors.schedule import Schedule
-    from benchmarks.store.files import Search
+    from benchmarks.store.records import Search
 
     settings = dataclasses.replace(settings, methods=("learner",), protocols=("ucdr",), seeds=(0, 1, 2))
     resources = Resources(settings)
@@ -204,7 +205,7 @@ def test_an_executor_of_another_package_is_found_and_checked(settings: Settings,
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-grid\nVersion: 1.0\n")
     points = "[ucdr_bench.executors]\ngrid = acme_grid:execute\nwrong = acme_grid:wrong\ngone = acme_gone:execute\n"
     (info / "entry_points.txt").write_text(points)
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(root)])}
     program = (
         "import sys\n"

@@ -17,15 +17,9 @@ from benchmarks.evaluation.statistics import mean_over_seeds
 from benchmarks.reporting import leaderboard, plots
 from benchmarks.reporting.leaderboard import csv_text, settings_of, tables
 from benchmarks.reporting.write import write_report
-from benchmarks.store.files import (
-    CellId,
-    GalleryScores,
-    Record,
-    ResultStore,
-    backbone_identity,
-    content_key,
-    load_results,
-)
+from benchmarks.store.files import ResultStore
+from benchmarks.store.frame import load_results
+from benchmarks.store.records import CellId, GalleryScores, Record, backbone_identity, content_key
 
 METRICS = ("map@all", "recall@1")
 

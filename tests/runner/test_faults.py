@@ -25,11 +25,13 @@ from benchmarks.reporting import write
 from benchmarks.reporting.leaderboard import csv_text
 from benchmarks.reporting.page import Drawn
 from benchmarks.store import files
-from benchmarks.store.files import Record, ResultStore, load_results, read_record
+from benchmarks.store.files import ResultStore, read_record
+from benchmarks.store.frame import load_results
+from benchmarks.store.records import Record
 from tests.support.learners import PAUSE, learners
 from tests.support.tiny_dataset import TinyShapes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 #: The command and its exit code; ``printed`` is what it wrote to both streams.
 Command = Callable[..., int]

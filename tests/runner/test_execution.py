@@ -28,7 +28,8 @@ from benchmarks.runner.plan import Plan, plan
 from benchmarks.runner.presets import PRESETS, Preset
 from benchmarks.runner.resources import Resources, limited
 from benchmarks.runner.settings import Settings, SettingsError, resolve
-from benchmarks.store.files import CellId, Record, ResultStore
+from benchmarks.store.files import ResultStore
+from benchmarks.store.records import CellId, Record
 from methods.interface import FitReport, Log, Method, MethodCard, NotApplicableError, TrainingData
 from methods.parts import row_files
 from methods.registry import METHODS

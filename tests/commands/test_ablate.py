@@ -23,7 +23,8 @@ from benchmarks.runner.plan import plan, search_inputs, search_key
 from benchmarks.runner.presets import PRESETS, Preset
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import Settings, SettingsError, resolve
-from benchmarks.store.files import Cost, Record, ResultStore, Search
+from benchmarks.store.files import ResultStore
+from benchmarks.store.records import Cost, Record, Search
 from methods.registry import METHODS
 from tests.support.every import METHOD_NAMES
 from tests.support.learners import learners

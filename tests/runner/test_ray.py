@@ -16,9 +16,9 @@ from benchmarks.runner.plan import plan
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import Settings, SettingsError
 from benchmarks.store.files import ResultStore
+from tests.runner.test_executors import per_query_files, run, score_tables
 from tests.support.every import Silent
 from tests.support.learners import WORD, learners
-from tests.test_executors import per_query_files, run, score_tables
 
 
 @pytest.fixture(autouse=True)

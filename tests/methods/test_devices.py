@@ -25,10 +25,11 @@ from benchmarks.runner.environment import environment
 from benchmarks.runner.execution import Runner, prepare_process
 from benchmarks.runner.resources import Resources, pick_device
 from benchmarks.runner.settings import SettingsError, resolve
-from benchmarks.store.files import Record, ResultStore
+from benchmarks.store.files import ResultStore
+from benchmarks.store.records import Record
 from methods.interface import Method
-from methods.parts.training import training_attention
 from methods.registry import METHODS
+from methods.training.loop import training_attention
 from tests.support.every import METHOD_NAMES, Silent, small, small_set
 from tests.support.sim_device import simulated
 from tests.support.tiny_clip import tiny_tokenizer
@@ -44,7 +45,7 @@ VARIANTS = [
 def test_on_the_simulated_device() -> None:
     """All tests marked ``simulated``, in a process of their own: torch takes no new device after its first backward."""
     command = [sys.executable, "-m", "pytest", "-n0", "-m", "simulated", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 
@@ -331,7 +332,7 @@ def test_every_step_of_a_stage_uses_that_attention(
         seen.append(device)
         return real(device)
 
-    monkeypatch.setattr("methods.parts.training.training_attention", spy)
+    monkeypatch.setattr("methods.training.loop.training_attention", spy)
     method, _, _ = trained("coop", "paper", bench(tiny_folder, "cpu"))
     assert seen == [method.device] * method.config.steps
 
@@ -354,7 +355,7 @@ def test_attention_gradients_on_a_gpu_are_equal_in_every_run(arithmetic: None) -
 
 def test_the_tiny_tokenizer_is_equal_in_every_process() -> None:
     code = "from tests.support.tiny_clip import tiny_tokenizer as t; import json; print(json.dumps(t().get_vocab()))"
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     other = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     variables = os.environ | {"PYTHONHASHSEED": other, "PYTHONPATH": root}
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, check=True, text=True)

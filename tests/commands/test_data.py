@@ -18,6 +18,7 @@ from benchmarks.datasets.listed_dataset import SPLITS, class_lists
 from benchmarks.datasets.own_folder import Folder
 from benchmarks.datasets.registry import DATASETS
 from tests.datasets import transfer_trees, trees
+from tests.datasets.conftest import image_cache  # noqa: F401 (an image cache of the test's own, for every test)
 
 
 def listed(name: str, write: Callable[..., list[str]]) -> Callable[[Path], object]:

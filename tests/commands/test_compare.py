@@ -20,7 +20,7 @@ from benchmarks.reporting.store_comparison import CELL_COLUMNS, compare_stores
 from benchmarks.store.files import ResultStore
 from tests.support.made_up_results import CLASSES, PER_CLASS, add, retrieval_table, zero_shot_table
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 N = CLASSES * PER_CLASS
 OF_CLASS = np.arange(N) // PER_CLASS
 

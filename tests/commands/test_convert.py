@@ -552,7 +552,7 @@ def test_help_loads_no_torch() -> None:
         [sys.executable, "-X", "importtime", "-m", "benchmarks.convert", "--help"],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         check=True,
     )
     assert not re.search(r"\|\s+(torch|transformers)\s*$", done.stderr, flags=re.MULTILINE)

@@ -14,7 +14,8 @@ from benchmarks.datasets.registry import DATASETS
 from benchmarks.reporting.leaderboard import settings_of, tables
 from benchmarks.run import main
 from benchmarks.runner import execution
-from benchmarks.store.files import ResultStore, load_results
+from benchmarks.store.files import ResultStore
+from benchmarks.store.frame import load_results
 from methods.parts.feature_cache import process_cache
 from tests.support.tiny_dataset import TinyShapes
 

@@ -34,7 +34,8 @@ from benchmarks.runner.execution import EncodedImages, Outcome, execute, score_c
 from benchmarks.runner.plan import plan
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import Settings
-from benchmarks.store.files import Record, ResultStore
+from benchmarks.store.files import ResultStore
+from benchmarks.store.records import Record
 from methods.interface import FitReport, Log, Method, TrainingData, WithheldError
 from methods.parts.backbone import Backbone
 from methods.parts.feature_cache import process_cache

@@ -19,20 +19,13 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from benchmarks import cli
-from benchmarks.pack import main, pack, sample
+from benchmarks.pack import main
 from benchmarks.store import packed
-from benchmarks.store.files import (
-    CellId,
-    Fit,
-    GalleryScores,
-    Record,
-    RecordError,
-    ResultStore,
-    Search,
-    content_key,
-    load_results,
-)
+from benchmarks.store.files import ResultStore
+from benchmarks.store.frame import load_results
+from benchmarks.store.pack_writer import sample, write_pack
 from benchmarks.store.packed import MANIFEST, PER_QUERY, RECORDS, PackError, open_pack
+from benchmarks.store.records import CellId, Fit, GalleryScores, Record, RecordError, Search, content_key
 
 CLASSES = ("bee", "cat", "dog\n", "../eel", "Fuß", "gnu")
 
@@ -128,7 +121,7 @@ def only(store: ResultStore, **cell: Any) -> Record:
 
 
 def test_the_frame_of_results_is_that_of_the_loose_store(loose: ResultStore, tmp_path: Path, form: str) -> None:
-    manifest = pack(loose, tmp_path, form=form)
+    manifest = write_pack(loose, tmp_path, form=form)
     pd.testing.assert_frame_equal(load_results(tmp_path), load_results(loose.root), check_exact=True)
     lines: list[str] = []
     store = ResultStore(tmp_path, lines.append)
@@ -149,7 +142,7 @@ def test_the_frame_of_results_is_that_of_the_loose_store(loose: ResultStore, tmp
 
 
 def test_cells_and_searches_are_found_in_a_pack(loose: ResultStore, tmp_path: Path, form: str) -> None:
-    pack(loose, tmp_path, form=form)
+    write_pack(loose, tmp_path, form=form)
     store = ResultStore(tmp_path)
     for one in loose.records():
         assert store.read(one.cell, one.key) == one
@@ -162,7 +155,7 @@ def test_cells_and_searches_are_found_in_a_pack(loose: ResultStore, tmp_path: Pa
 
 
 def test_full_keeps_every_value(loose: ResultStore, tmp_path: Path) -> None:
-    pack(loose, tmp_path, form="full")
+    write_pack(loose, tmp_path, form="full")
     store = ResultStore(tmp_path)
     for one in loose.records():
         if one.per_query:
@@ -170,7 +163,7 @@ def test_full_keeps_every_value(loose: ResultStore, tmp_path: Path) -> None:
 
 
 def test_lean_keeps_what_reports_show(loose: ResultStore, tmp_path: Path) -> None:
-    pack(loose, tmp_path, form="lean", top=4)
+    write_pack(loose, tmp_path, form="lean", top=4)
     store = ResultStore(tmp_path)
     shown: dict[tuple[str, str, str], set[str]] = {}
     for one in loose.records():
@@ -201,7 +194,7 @@ def test_lean_keeps_what_reports_show(loose: ResultStore, tmp_path: Path) -> Non
 
 
 def test_the_lowest_seed_there_is_keeps_its_images(tmp_path: Path) -> None:
-    pack(fill(tmp_path / "loose", methods=1, seeds=(5, 3)), tmp_path / "pack")
+    write_pack(fill(tmp_path / "loose", methods=1, seeds=(5, 3)), tmp_path / "pack")
     store = ResultStore(tmp_path / "pack")
     kept = {r.cell.seed: store.per_query(r)["top_keys"].notna().any() for r in store.records() if r.per_query}
     assert kept == {3: True, 5: False}
@@ -209,17 +202,17 @@ def test_the_lowest_seed_there_is_keeps_its_images(tmp_path: Path) -> None:
 
 def test_the_same_records_give_the_same_bytes(loose: ResultStore, tmp_path: Path, form: str) -> None:
     for name in "ab":
-        pack(loose, tmp_path / name, form=form)
+        write_pack(loose, tmp_path / name, form=form)
     for name in (MANIFEST, RECORDS, PER_QUERY):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     for again in ("c", "c"):  # a pack of a pack is that pack, over a former one too
-        pack(ResultStore(tmp_path / "a"), tmp_path / again, form=form)
+        write_pack(ResultStore(tmp_path / "a"), tmp_path / again, form=form)
     for name in (MANIFEST, RECORDS, PER_QUERY):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
 
 
 def test_a_loose_record_wins_over_a_packed_one(loose: ResultStore, tmp_path: Path) -> None:
-    pack(loose, tmp_path, form="full")
+    write_pack(loose, tmp_path, form="full")
     store = ResultStore(tmp_path)
     old = only(store, method="m1", split="line", seed=1)
     frame = frame_of(np.random.default_rng(9), 24)
@@ -233,13 +226,13 @@ def test_a_loose_record_wins_over_a_packed_one(loose: ResultStore, tmp_path: Pat
     assert names == sorted(names, key=lambda name: Path(name).parts), "one order for both kinds"
     assert store.per_query(old)["ap@all"].equals(loose.per_query(old)["ap@all"]), "each record has its own values"
     both = tmp_path / "both"
-    pack(store, both, form="full")
+    write_pack(store, both, form="full")
     assert only(ResultStore(both), method="m1", split="line", seed=1) == mine
     assert ResultStore(both).per_query(other)["ap@all"].equals(frame["ap@all"])
 
 
 def test_an_unreadable_loose_record_uncovers_the_packed_one(loose: ResultStore, tmp_path: Path) -> None:
-    pack(loose, tmp_path, form="full")
+    write_pack(loose, tmp_path, form="full")
     lines: list[str] = []
     store = ResultStore(tmp_path, lines.append)
     old = only(store, method="m1", split="line", seed=1)
@@ -292,7 +285,7 @@ def damage(folder: Path, kind: str) -> str:
     ],
 )
 def test_a_damaged_pack_is_one_line_and_counts_as_absent(loose: ResultStore, tmp_path: Path, kind: str) -> None:
-    pack(loose, tmp_path)
+    write_pack(loose, tmp_path)
     one = only(ResultStore(tmp_path), method="m0", split="line", seed=0)
     name = damage(tmp_path, kind)
     lines: list[str] = []
@@ -316,7 +309,7 @@ def test_a_damaged_pack_is_one_line_and_counts_as_absent(loose: ResultStore, tmp
 
 
 def test_values_of_another_kind_of_table_are_one_line(loose: ResultStore, tmp_path: Path) -> None:
-    pack(loose, tmp_path)
+    write_pack(loose, tmp_path)
     one = only(ResultStore(tmp_path), method="m0", split="line", seed=0)
     damage(tmp_path, "values other")
     with pytest.raises(RecordError, match=rf"{PER_QUERY}: not a pack's table .*pack again"):
@@ -324,7 +317,7 @@ def test_values_of_another_kind_of_table_are_one_line(loose: ResultStore, tmp_pa
 
 
 def test_files_are_read_and_checked_once(loose: ResultStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pack(loose, tmp_path)
+    write_pack(loose, tmp_path)
     read: list[str] = []
     real = packed.Pack._checked
     monkeypatch.setattr(packed.Pack, "_checked", lambda self, name: read.append(name) or real(self, name))
@@ -336,7 +329,7 @@ def test_files_are_read_and_checked_once(loose: ResultStore, tmp_path: Path, mon
     assert sorted(read) == sorted([RECORDS, PER_QUERY, PER_QUERY])
     first = open_pack(tmp_path)
     assert open_pack(tmp_path) is first
-    pack(loose, tmp_path, top=1)
+    write_pack(loose, tmp_path, top=1)
     assert open_pack(tmp_path) is not first, "a new pack in the same place is seen"
 
 
@@ -354,12 +347,12 @@ def test_a_writer_that_fails_leaves_no_half_pack(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
         with pytest.raises(OSError, match="No space"):
-            pack(loose, tmp_path)
+            write_pack(loose, tmp_path)
     lines: list[str] = []
     assert list(ResultStore(tmp_path, lines.append).records()) == []
     assert len(lines) == (stop == MANIFEST), "records without a manifest are reported"
     assert not list(tmp_path.rglob("*.tmp"))
-    pack(loose, tmp_path)
+    write_pack(loose, tmp_path)
     assert len(list(ResultStore(tmp_path).records())) == 19
 
 
@@ -403,20 +396,20 @@ def test_a_column_that_a_pack_cannot_hold_is_named(tmp_path: Path) -> None:
     frame = frame_of(np.random.default_rng(0), 6)
     store.write(record("m0", "line", 0), frame.assign(record="mine"))
     with pytest.raises(PackError, match="'record'"):
-        pack(store, tmp_path / "pack")
+        write_pack(store, tmp_path / "pack")
 
 
 def test_cards_of_a_former_pack_go(loose: ResultStore, tmp_path: Path) -> None:
-    pack(loose, tmp_path)
+    write_pack(loose, tmp_path)
     (tmp_path / "cards/methods/old.json").write_text("{}")
-    pack(loose, tmp_path)
+    write_pack(loose, tmp_path)
     assert [p.name for p in (tmp_path / "cards/methods").iterdir()] == ["m0.json"]
 
 
 def test_help_loads_nothing_heavy() -> None:
     program = "import sys, benchmarks.pack as p\ntry: p.main(['--help'])\nexcept SystemExit: print(*sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
     )
     assert "--per-query" in done.stdout
     assert not {"torch", "pandas", "pyarrow", "numpy"} & set(done.stdout.split())
@@ -425,7 +418,7 @@ def test_help_loads_nothing_heavy() -> None:
 def test_a_store_of_realistic_shape_is_small(tmp_path: Path) -> None:
     """45 cells with independent random values, which compress worst, still take a sixth of the loose files."""
     store = fill(tmp_path / "loose", methods=5, seeds=(0, 1, 2), queries=80)
-    manifest = pack(store, tmp_path / "pack", top=10)
+    manifest = write_pack(store, tmp_path / "pack", top=10)
     before = sum(file.stat().st_size for file in (store.root / "cells").rglob("*.*"))
     after = sum((tmp_path / "pack" / name).stat().st_size for name in (RECORDS, PER_QUERY))
     assert manifest.rows == 3 * 5 * 3 * 2 * 80
@@ -468,9 +461,9 @@ def test_whatever_is_packed_comes_back(
     store = ResultStore(root / "loose")
     for number, frame in enumerate(made):
         store.write(record(f"m{number}", "line", 0), made[0] if same else frame)
-    pack(store, root / "full", form="full")
-    pack(store, root / "lean", form="lean", top=top)
-    pack(ResultStore(root / "lean"), root / "again", form="lean", top=top)
+    write_pack(store, root / "full", form="full")
+    write_pack(store, root / "lean", form="lean", top=top)
+    write_pack(ResultStore(root / "lean"), root / "again", form="lean", top=top)
     assert (root / "lean" / PER_QUERY).read_bytes() == (root / "again" / PER_QUERY).read_bytes()
     for one in store.records():
         exact = store.per_query(one)

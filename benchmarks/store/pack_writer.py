@@ -1,0 +1,302 @@
+"""Writes a result store as a pack, in the form that :mod:`benchmarks.store.packed` reads."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.store.files import write_atomically
+from benchmarks.store.packed import (
+    MANIFEST,
+    PER_QUERY,
+    RECORDS,
+    SCALE,
+    SCALED,
+    Manifest,
+    PackError,
+    open_pack,
+    scaled,
+    type_name,
+    type_of,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from benchmarks.store.files import ResultStore
+    from benchmarks.store.records import Record
+
+#: Queries of each split and gallery whose best gallery images a lean pack keeps.
+TOP = 40
+
+#: Per-query columns that a lean pack keeps whatever metrics lead the tables, where a record has them.
+KEPT = ("ap@all", "recall@1", "credit")
+
+#: The lists of best gallery images (or first answers) of a query.
+LISTS = ("top_keys", "top_scores")
+
+
+def write_pack(store: ResultStore, out: Path, *, form: str = "lean", top: int = TOP) -> Manifest:
+    """Write everything readable in ``store`` as a pack into the folder ``out``; the same records give the same bytes.
+
+    Each file is replaced whole, the manifest last; a pack that was there is replaced. Raises :class:`PackError` if
+    there is no record, if ``out`` is the store's own folder or holds loose records (they would hide the pack), or if
+    the store is itself a lean pack that lacks what is asked for.
+    """
+    _check(store, out, form, top)
+    records = {store.name(record.cell, record.key): record for record in store.records()}
+    if not records:
+        raise PackError(
+            f"{store.root} holds no readable record; run `python -m benchmarks.run --out {store.root}` first"
+        )
+    searches = dict(store.searches())
+    shown = _lowest_seeds(records) if form == "lean" else {}
+    columns: dict[str, str] = {}
+    blocks = _Blocks()
+    for name, record in records.items():
+        if record.per_query is None:
+            continue
+        table = store.per_query_table(record)
+        if form == "lean":
+            table = _lean(table, record, top if shown[name] else 0)
+        table, columns[name] = _known_types(table, name)
+        blocks.add((record.cell.dataset, record.cell.protocol, record.cell.split), name, table)
+    note: dict[str, Any] = {
+        "form": form,
+        "top": top if form == "lean" else None,
+        "rounding": 1 / SCALE if form == "lean" else 0.0,
+    }
+    texts = {name: record.to_json() for name, record in records.items()} | searches
+    data = {
+        PER_QUERY: _per_query_file(blocks, form, note),
+        RECORDS: _records_file(texts, columns, note),
+    }
+    files = {name: hashlib.sha256(content).hexdigest() for name, content in data.items()}
+    rows = sum(record.per_query.rows for record in records.values() if record.per_query)
+    manifest = Manifest(**note, records=len(records), searches=len(searches), rows=rows, files=files)
+    for name, content in data.items():
+        write_atomically(out / name, content)
+    _copy_cards(store.root, out)
+    write_atomically(out / MANIFEST, (json.dumps(dataclasses.asdict(manifest), indent=1) + "\n").encode())
+    return manifest
+
+
+def sample(queries: Sequence[str], classes: Sequence[str], galleries: Sequence[str], top: int) -> np.ndarray:
+    """Which rows are among the ``top`` sampled queries of their gallery, bool ``[rows]``.
+
+    The sample follows from the names alone (classes, and queries within a class, in the order of their sha256), so it
+    is the same under every method. Each class gives one query before any gives a second; a smaller ``top`` takes part
+    of the queries that a larger one takes.
+    """
+    import numpy as np
+
+    digests = {name: hashlib.sha256(name.encode()).digest() for name in {*queries, *classes}}
+    rows = sorted(range(len(queries)), key=lambda row: (digests[queries[row]], row))
+    turn: dict[tuple[str, str], int] = {}
+    order: dict[str, list[tuple[int, bytes, int]]] = {}
+    for row in rows:
+        place = turn[galleries[row], classes[row]] = turn.get((galleries[row], classes[row]), -1) + 1
+        order.setdefault(galleries[row], []).append((place, digests[classes[row]], row))
+    taken = np.zeros(len(queries), bool)
+    for places in order.values():
+        taken[[row for _, _, row in sorted(places)[:top]]] = True
+    return taken
+
+
+def headline_columns(record: Record) -> set[str]:
+    """Per-query columns behind the metrics that lead a record's tables: ``map@200[trec]`` is ``ap@200[trec]``."""
+    metrics = {metric for names in record.galleries.values() for metric in names}
+    return {metric[1:] if metric.startswith("map@") else metric for metric in metrics}
+
+
+def _check(store: ResultStore, out: Path, form: str, top: int) -> None:
+    if not store.root.is_dir():
+        raise PackError(f"{store.root} is not a results folder")
+    if out.resolve() == store.root.resolve():
+        raise PackError(f"{out}: a folder cannot be packed into itself; name another with --out")
+    for kind in ("cells", "searches"):
+        if (out / kind).exists():
+            raise PackError(f"{out}: holds loose records in {kind}/, which would hide the pack; name another folder")
+    source = open_pack(store.root)
+    if source is not None and source.manifest.form == "lean":
+        if form == "full":
+            raise PackError(f"{store.root} is a lean pack, its values are rounded; pack the run's own records for full")
+        if top > (source.manifest.top or 0):
+            raise PackError(f"{store.root} is a lean pack with --top {source.manifest.top}; it cannot give --top {top}")
+
+
+def _lowest_seeds(records: dict[str, Record]) -> dict[str, bool]:
+    """Whether a record has the lowest seed of those with per-query values that differ in nothing else."""
+    lowest: dict[str, int] = {}
+    groups = {}
+    for name, record in records.items():
+        if record.per_query is None:
+            continue
+        groups[name] = json.dumps({**dataclasses.asdict(record.cell), "seed": None}, sort_keys=True)
+        lowest[groups[name]] = min(record.cell.seed, lowest.get(groups[name], record.cell.seed))
+    return {name: records[name].cell.seed == lowest[group] for name, group in groups.items()}
+
+
+def _lean(table: pa.Table, record: Record, top: int) -> pa.Table:
+    """What a lean pack keeps of a record's table, values not yet rounded."""
+    import numpy as np
+    import pyarrow as pa
+
+    wanted = {*KEPT, *headline_columns(record)}
+    kept = [
+        field.name
+        for field in table.schema
+        if field.name in (*LISTS, "n_relevant")
+        or field.name in wanted
+        or not (pa.types.is_floating(field.type) or pa.types.is_nested(field.type))
+    ]
+    table = table.select(kept)
+    queries, classes, galleries = (
+        [str(value) for value in table[name].to_pylist()] if name in kept else [""] * len(table)
+        for name in ("query", "class", "gallery")
+    )
+    rows = np.arange(len(table))
+    taken = sample(queries, classes, galleries, top) if top else np.zeros(len(rows), bool)
+    places = pa.array(rows, mask=~taken)
+    for name in LISTS:
+        if name in kept:
+            table = table.set_column(kept.index(name), name, table[name].take(places))
+    return table
+
+
+def _known_types(table: pa.Table, name: str) -> tuple[pa.Table, str]:
+    """A record's table with columns of types that a pack knows, and these as JSON: name and type, in order."""
+    import pyarrow as pa
+
+    found, fields = [], []
+    for field in table.schema:
+        kind = type_name(field.type)
+        try:
+            known = type_of(kind)
+        except ValueError:
+            known = None
+        if known is None or field.name == "record":
+            raise PackError(f"{name}: a pack cannot hold the per-query column {field.name!r} ({kind})")
+        found.append([field.name, kind])
+        fields.append(pa.field(field.name, known))
+    return table.cast(pa.schema(fields)), json.dumps(found, ensure_ascii=False)
+
+
+class _Blocks:
+    """Tables of records that ask the same queries in the same order, together."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[tuple[str, ...], list[tuple[pa.Table, list[str], list[pa.Table]]]] = {}
+
+    def add(self, place: tuple[str, ...], name: str, table: pa.Table) -> None:
+        import pyarrow as pa
+
+        asked = table.select(
+            [f.name for f in table.schema if not (pa.types.is_floating(f.type) or pa.types.is_nested(f.type))]
+        )
+        blocks = self._blocks.setdefault(place, [])
+        for known, names, tables in blocks:
+            if known.equals(asked):
+                names.append(name)
+                tables.append(table)
+                return
+        blocks.append((asked, [name], [table]))
+
+    def table(self) -> pa.Table:
+        """All rows: blocks in order, in a block the first row of each record, the second of each, and so on."""
+        import numpy as np
+        import pyarrow as pa
+
+        every = [block for _, blocks in sorted(self._blocks.items()) for block in blocks]
+        if not every:
+            return pa.table({"record": pa.array([], pa.string()).dictionary_encode()})
+        names: list[str] = []
+        codes: list[np.ndarray] = []
+        parts: list[pa.Table] = []
+        for asked, members, tables in every:
+            turns = np.arange(len(members) * len(asked)).reshape(len(members), len(asked)).T.ravel()
+            parts.append(pa.concat_tables(tables, promote_options="permissive").take(pa.array(turns)))
+            codes.append(np.tile(np.arange(len(members), dtype=np.int32) + len(names), len(asked)))
+            names += members
+        try:
+            table = pa.concat_tables(parts, promote_options="permissive").combine_chunks()
+        except pa.ArrowException as error:
+            text = " ".join(str(error).split())
+            raise PackError(
+                f"per-query columns of these records have types that do not fit together ({text})"
+            ) from error
+        record = pa.DictionaryArray.from_arrays(pa.array(np.concatenate(codes)), pa.array(names))
+        return table.add_column(0, "record", record)
+
+
+def _per_query_file(blocks: _Blocks, form: str, note: dict[str, Any]) -> bytes:
+    import pyarrow as pa
+
+    table = blocks.table()
+    if form == "lean":
+        for place, field in enumerate(table.schema):
+            number = field.type.value_type if pa.types.is_list(field.type) else field.type
+            if not pa.types.is_floating(number) or field.name == "n_relevant":
+                continue
+            column = table[field.name]
+            whole = scaled(pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], field.type))
+            if whole is not None:
+                table = table.set_column(place, field.name + SCALED, whole)
+    return _parquet(table, note)
+
+
+def _records_file(texts: dict[str, str], columns: dict[str, str], note: dict[str, Any]) -> bytes:
+    import pyarrow as pa
+
+    names = list(texts)
+    made = {"path": names, "json": list(texts.values()), "columns": [columns.get(name, "") for name in names]}
+    return _parquet(pa.table({name: pa.array(values, pa.string()) for name, values in made.items()}), note)
+
+
+def _parquet(table: pa.Table, note: dict[str, Any]) -> bytes:
+    """A table as Parquet: numbers split into byte planes, texts of per-query tables as dictionaries, zstd."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    planes, words = [], []
+    for field in table.schema:
+        listed = pa.types.is_list(field.type)
+        path = f"{field.name}.list.element" if listed else field.name
+        kind = field.type.value_type if listed else field.type
+        if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+            planes.append(path)
+        elif field.name != "json":
+            words.append(path)
+    buffer = io.BytesIO()
+    table = table.replace_schema_metadata({"ucdr-bench pack": json.dumps(note)})
+    parquet.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=words,
+        use_byte_stream_split=planes,
+        dictionary_pagesize_limit=64 * 2**20,
+        data_page_size=64 * 2**20,
+        write_statistics=False,
+    )
+    return buffer.getvalue()
+
+
+def _copy_cards(source: Path, out: Path) -> None:
+    """Cards and ``resolved.json`` as they are; those of a former pack that are no longer there go."""
+    own = {file.relative_to(source) for file in [*(source / "cards").rglob("*.json"), source / "resolved.json"]}
+    own = {name for name in own if (source / name).is_file()}
+    for name in sorted(own):
+        write_atomically(out / name, (source / name).read_bytes())
+    for file in [*(out / "cards").rglob("*.json"), out / "resolved.json"]:
+        if file.relative_to(out) not in own:
+            with contextlib.suppress(FileNotFoundError):
+                file.unlink()

@@ -1,0 +1,268 @@
+"""The schema of a record: what is kept of one cell, its key, and the validation of a record that is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SCHEMA = 1
+
+#: Version of the scoring code (ranking, metrics): raise it when a change of that code changes scores.
+SCORING = 1
+
+Status = Literal["ok", "failed", "skipped", "not_applicable"]
+STATUSES: tuple[str, ...] = typing.get_args(Status)
+
+#: A cell with one of these needs no second run.
+FINISHED = ("ok", "not_applicable")
+
+
+class RecordError(ValueError):
+    """A file that is not a valid record; one line that names the place."""
+
+
+@dataclass(frozen=True)
+class CellId:
+    """Which cell of the sweep a record is, in words; ``ablation`` names the switched factor of an ablation's row."""
+
+    method: str
+    variant: str
+    config: dict[str, Any]
+    backbone: str
+    dataset: str
+    protocol: str
+    rules: str
+    split: str
+    select: str
+    seed: int
+    limit: int | None = None
+    ablation: str = ""
+
+
+@dataclass(frozen=True)
+class GalleryScores:
+    """Scores of one question: a gallery searched, or class names chosen from.
+
+    ``metrics`` are fractions in [0, 1] by name; the name says the convention. For a classification ``n_queries`` are
+    the images, ``gallery_size`` the classes, and ``similarity`` is ``logits``.
+    """
+
+    metrics: dict[str, float]
+    n_queries: int
+    gallery_size: int
+    similarity: str
+    n_without_relevant: int = 0
+    without_relevant: str = ""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What training did; ``fit_id`` names the training data, so cells that share a fitted model share it.
+
+    ``trials``: where a learning rate was picked from a grid, each rate with its validation score (None if that training
+    failed, with the ``reason``) and seconds; ``learning_rate`` is the one picked, or set by the preset.
+    """
+
+    fit_id: str = ""
+    steps: int = 0
+    selected_step: int = 0
+    losses: list[dict[str, Any]] = field(default_factory=list)
+    validation: list[dict[str, Any]] = field(default_factory=list)
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Search:
+    """A learning rate picked from a grid: ``trials`` as in :class:`Fit`; None where nothing was picked."""
+
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a cell cost.
+
+    ``seconds`` by phase: ``fit`` (once for all cells of a fitted model, and the same number in each of their records),
+    ``search`` (training with every learning rate of the grid, once for all seeds; with the search's seed the kept fit
+    is one of them), ``encode`` (images first needed by this cell), ``rank`` and ``classify``.
+    ``peak_memory_mib``: resident memory of the process at its highest in these phases. ``pictures_per_second``:
+    encoding or classifying with this fitted model, decoding excluded; None if nothing had to be.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_mib: float | None = None
+    peak_gpu_memory_mib: float | None = None
+    pictures_per_second: float | None = None
+    trainable_parameters: int | None = None
+    total_parameters: int | None = None
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where a cell ran: package versions, the code's git commit, hardware (no host name), device and threads.
+
+    ``tf32``: whether a GPU may round the factors of float32 products and convolutions to TF32; None in records
+    written before this was recorded.
+    """
+
+    packages: dict[str, str] = field(default_factory=dict)
+    git: dict[str, Any] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    device: str = ""
+    threads: int = 0
+    tf32: bool | None = None
+
+
+@dataclass(frozen=True)
+class PerQuery:
+    """The side file: its name beside the record, its sha256 and its number of rows."""
+
+    file: str
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """One cell's record.
+
+    ``inputs`` is what ``key`` hashes. ``method`` and ``dataset`` hold what tables need of the cards: title, ``floor``
+    and, by question, the ``extensions`` beyond the paper (method); title, version and gallery domain (dataset).
+    ``galleries`` are the task's questions, scored or not, each with the metrics that lead its tables; ``scores`` has
+    one entry each where ``status`` is ``ok``.
+    """
+
+    key: str
+    status: Status
+    cell: CellId
+    inputs: dict[str, Any]
+    method: dict[str, Any]
+    dataset: dict[str, Any]
+    galleries: dict[str, list[str]]
+    scores: dict[str, GalleryScores] = field(default_factory=dict)
+    fit: Fit = field(default_factory=Fit)
+    cost: Cost = field(default_factory=Cost)
+    environment: Environment = field(default_factory=Environment)
+    notes: list[str] = field(default_factory=list)
+    reason: str = ""
+    traceback: str = ""
+    per_query: PerQuery | None = None
+    created: str = ""
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """Indented JSON; values that JSON cannot hold (NaN in a loss curve) become null."""
+        return json.dumps(json_value(dataclasses.asdict(self)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """Parse and validate; raises :class:`RecordError` that names the first thing wrong."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise RecordError(f"not JSON ({error})") from error
+        if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
+            raise RecordError("not a record (no schema number)")
+        if data["schema"] > SCHEMA:
+            raise RecordError(
+                f"schema {data['schema']} is newer than this version reads ({SCHEMA}); upgrade ucdr-bench"
+            )
+        record: Record = parse_value(cls, data, "record")
+        if record.key != content_key(record.inputs):
+            raise RecordError("the key does not belong to the inputs")
+        if record.status == "ok":
+            if set(record.scores) != set(record.galleries):
+                raise RecordError("status is ok, but not every gallery has scores")
+            for gallery, scores in record.scores.items():
+                if not scores.metrics or not all(math.isfinite(value) for value in scores.metrics.values()):
+                    raise RecordError(f"status is ok, but the scores of gallery {gallery!r} are not all numbers")
+        return record
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What stands in a record's place: its name below the folder, and one line that names file and mend."""
+
+    name: str
+    reason: str
+
+
+def content_key(inputs: Mapping[str, Any]) -> str:
+    """32 hexadecimal digits that name these inputs."""
+    text = json.dumps(json_value(inputs), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def backbone_identity(backbone: Mapping[str, Any]) -> str:
+    """32 hexadecimal digits for a backbone's config, tokenizer and image processor, as a record's inputs state them.
+
+    Empty for a record that does not state config and tokenizer (records of older versions).
+    """
+    parts = {name: backbone.get(name) for name in ("config_hash", "tokenizer_hash", "preprocessing")}
+    return content_key(parts) if parts["config_hash"] else ""
+
+
+def json_value(value: Any) -> Any:
+    """JSON-able copy: tuples become lists, numpy scalars numbers, non-finite numbers null, other objects text."""
+    if isinstance(value, Mapping):
+        return {str(key): json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [json_value(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, str | bytes) and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int | bool) else str(value)
+
+
+@functools.cache
+def _type_hints(kind: Hashable) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def parse_value(kind: Any, value: Any, where: str) -> Any:
+    """``value`` as ``kind`` (a dataclass, a builtin, a Literal, a union or a container of these), checked."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise RecordError(f"{where} must be an object")
+        types_of = _type_hints(typing.cast(Hashable, kind))
+        made = {}
+        for one in dataclasses.fields(kind):
+            if one.name in value:
+                made[one.name] = parse_value(types_of[one.name], value[one.name], f"{where}.{one.name}")
+            elif one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
+                raise RecordError(f"{where}.{one.name} is missing")
+        return kind(**made)  # type: ignore[operator]
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return parse_value(next(one for one in arguments if one is not type(None)), value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise RecordError(f"{where} is {value!r}, not one of {', '.join(arguments)}")
+        return value
+    if origin is dict and isinstance(value, dict):
+        if arguments[1] is Any:
+            return value
+        return {key: parse_value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is list and isinstance(value, list):
+        return [parse_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if kind is Any:
+        return value
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    plain = origin or kind
+    if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
+        raise RecordError(f"{where} must be {plain.__name__}, not {type(value).__name__}")
+    return value
