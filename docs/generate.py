@@ -102,11 +102,12 @@ def comments(config: type) -> dict[str, str]:
         source = textwrap.dedent(inspect.getsource(kind))
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
         found = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}
+        alone = {row for row, token in found.items() if token.line.strip().startswith("#")}
         for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
             if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
                 continue
             lines, number = [], node.end_lineno or node.lineno
-            while number in found and (not lines or found[number].start[1] > node.col_offset):
+            while number in found and (not lines or (number in alone and found[number].start[1] > node.col_offset)):
                 lines.append(found[number].string.lstrip("#: ").rstrip())
                 number += 1
             if lines:
