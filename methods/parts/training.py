@@ -83,18 +83,6 @@ def count_parameters(parameters: Sequence[nn.Parameter] | Mapping[str, Tensor]) 
     return sum(value.numel() for value in values)
 
 
-def restore(method: Method, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Copy a checkpoint's tensors into the method's ``own`` parameters.
-
-    Raises ``ValueError`` if names or shapes differ.
-    """
-    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in tensors.items()}:
-        raise ValueError(f"{method.card.name}: the checkpoint's tensors do not fit this config and backbone")
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(tensors[name])
-
-
 def run_single_stage(
     method: Method,
     data: TrainingData,
