@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ class ClassMeans(Method):
     """
 
     trained = False
-    fact_names = ("names",)
+    fact_names: ClassVar[tuple[str, ...]] = ("names",)
     names: tuple[str, ...] = ()
     means: Tensor
 
@@ -68,11 +69,11 @@ class ClassMeans(Method):
         """None: the backbone is not used, and class means are statistics."""
         return 0
 
-    def learned(self) -> Mapping[str, Tensor]:
+    def learned_tensors(self) -> Mapping[str, Tensor]:
         """The class means."""
         return {"means": self.means} if self.names else {}
 
-    def prepare(self, tensors: Mapping[str, Tensor]) -> None:
+    def prepare_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Room for the class means."""
         if "means" in tensors:
             self.means = torch.empty_like(tensors["means"], device=self.device)

@@ -196,9 +196,9 @@ class Method(ABC):
     """A method: construct it on a backbone, ``fit`` it, then encode.
 
     Subclasses set ``card`` and ``Config`` (a frozen dataclass whose defaults are the paper's), and write ``fit``,
-    ``encode_images`` and ``encode_classes``. They declare what ``fit`` learns by :meth:`learned` (the tensors),
-    ``fact_names`` (what is kept beside them) and :meth:`prepare` (how the tensors of a checkpoint get their place); the
-    base class checks, saves and loads it. They may set
+    ``encode_images`` and ``encode_classes``. They declare what ``fit`` learns: the tensors (:meth:`learned_tensors`), what
+    is kept beside them (``fact_names``), and the untrained parts that a checkpoint's tensors are copied into
+    (:meth:`prepare_state`); the base class checks, saves and loads them. They may set
 
     * ``trained = False`` when the embedding of an image does not depend on the training data, so that encoded images
       are shared between tasks (``fit`` still runs once a task: a floor averages its class means there);
@@ -284,14 +284,14 @@ class Method(ABC):
             raise NotFittedError(f"{self.card.name} is not fitted: call fit or load first")
         return part
 
-    def learned(self) -> Mapping[str, Tensor]:
+    def learned_tensors(self) -> Mapping[str, Tensor]:
         """The learned tensors by name, those in use and no copies; frozen backbone weights are not part of it.
 
         Raises :class:`NotFittedError` before ``fit`` (through :meth:`fitted`). Default: nothing is learned.
         """
         return {}
 
-    def prepare(self, tensors: Mapping[str, Tensor]) -> None:
+    def prepare_state(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Build the untrained parts that a checkpoint's ``tensors`` are copied into; the facts are set already.
 
         Called before every :meth:`restore`, so it does nothing where such parts exist. Default: nothing to build.
@@ -299,7 +299,7 @@ class Method(ABC):
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything learned, by name (what ``save`` stores)."""
-        return {name: value.detach() for name, value in self.learned().items()}
+        return {name: value.detach() for name, value in self.learned_tensors().items()}
 
     def facts(self) -> dict[str, Any]:
         """What JSON can hold of ``fact_names``: goes with the tensors, e.g. class names in training order."""
@@ -313,8 +313,8 @@ class Method(ABC):
         """
         for name in self.fact_names:
             setattr(self, name, tuple(facts[name]) if isinstance(facts[name], list) else facts[name])
-        self.prepare(tensors)
-        restore(self, self.learned(), tensors)
+        self.prepare_state(tensors)
+        restore(self, self.learned_tensors(), tensors)
 
     def save(self, path: Path | str) -> None:
         """Write ``PATH.safetensors`` and ``PATH.json`` (method, config, facts)."""

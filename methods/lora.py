@@ -36,7 +36,8 @@ from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import share
 from methods.parts.prompt_units import read_image
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.training import batches, run_single_stage, seeded, seen_classes
+from methods.training.batches import batches, seen_classes
+from methods.training.loop import run_single_stage, seeded
 
 _INIT, _BATCHES, _AUGMENT = range(3)  # what a random generator is for
 

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from methods.cards import read_card
 from methods.interface import FitReport, Log, Method, TrainingData, restore
+from methods.official.pros_release import decayed_rate
 from methods.parts.augment import Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics
 from methods.parts.feature_cache import frozen_values
@@ -52,8 +53,8 @@ from methods.parts.prompt_units import (
     read_image,
 )
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import Sampler, decayed_rate, domain_batches, epoch_images
-from methods.parts.training import budget, count_parameters, run_stage, seeded
+from methods.training.batches import Sampler, domain_batches, epoch_images
+from methods.training.loop import budget, count_parameters, run_stage, seeded
 
 PLAIN_TEMPLATE = "a photo of a {name}"  # the text of a class without LTST
 DRAWS = 2  # (positive, negative) pairs that each image draws from the queues

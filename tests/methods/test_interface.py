@@ -42,10 +42,10 @@ class Shift(Method):
     def encode_classes(self, names: Sequence[str]) -> Tensor:
         return self.fitted(self.vector).expand(len(names), -1)
 
-    def learned(self) -> Mapping[str, Tensor]:
+    def learned_tensors(self) -> Mapping[str, Tensor]:
         return {"vector": self.fitted(self.vector)}
 
-    def prepare(self, tensors: Mapping[str, Tensor]) -> None:
+    def prepare_state(self, tensors: Mapping[str, Tensor]) -> None:
         if self.vector is None:
             self.vector = torch.zeros(3)
 
@@ -91,10 +91,8 @@ def test_tensors_are_copied_into_those_in_use(tiny_backbone: Backbone) -> None:
 )
 def test_tensors_that_do_not_fit_are_refused(tiny_backbone: Backbone, tensors: dict[str, Tensor]) -> None:
     method = fitted(tiny_backbone)
-    with pytest.raises(
-        ValueError, match="shift: the checkpoint's tensors do not fit this config and backbone; load it"
-    ):
-        restore(method, method.learned(), tensors)
+    with pytest.raises(ValueError, match="shift: the checkpoint's tensors do not fit this config and backbone; load"):
+        restore(method, method.learned_tensors(), tensors)
 
 
 def test_only_rows_of_another_length_are_normalised() -> None:
