@@ -48,7 +48,8 @@ from methods.parts.backbone import Backbone, Statistics, token_statistics
 from methods.parts.feature_cache import layer_statistics
 from methods.parts.losses import cosine_similarities, mean_entropy
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.training import batches, budget, count_parameters, run_stage, seeded, target_batches
+from methods.training.batches import batches, target_batches
+from methods.training.loop import budget, count_parameters, run_stage, seeded
 
 _INIT, _ANCHORS, _BATCHES, _AUGMENT = range(4)  # what a random generator is for
 

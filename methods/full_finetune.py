@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from methods.cards import read_card
 from methods.interface import FitReport, Log, Method, TrainingData
+from methods.official.pros_release import decayed_rate
 from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics
 from methods.parts.bounds import Bound
@@ -29,8 +30,8 @@ from methods.parts.losses import TEMPERATURE, cosine_similarities
 from methods.parts.parallel import share
 from methods.parts.prompt_units import read_image
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import Sampler, decayed_rate, domain_batches, epoch_images
-from methods.parts.training import run_single_stage, seeded, seen_classes
+from methods.training.batches import Sampler, domain_batches, epoch_images, seen_classes
+from methods.training.loop import run_single_stage, seeded
 
 _BATCHES, _AUGMENT = range(2)  # what a random generator is for
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.cards import read_card
-from methods.interface import FitReport, Log, Method, TrainingData
+from methods.interface import FitReport, Log, Method, TrainingData, restore
 from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics
 from methods.parts.bounds import Bound
@@ -36,7 +36,8 @@ from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import share
 from methods.parts.prompt_units import read_image
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.training import batches, restore, run_single_stage, seeded, seen_classes
+from methods.training.batches import batches, seen_classes
+from methods.training.loop import run_single_stage, seeded
 
 _INIT, _BATCHES, _AUGMENT = range(3)  # what a random generator is for
 

@@ -38,6 +38,7 @@ from torch.nn import functional as F
 
 from methods.cards import read_card
 from methods.interface import FitReport, Log, Method, TrainingData
+from methods.official.pros_release import decayed_rate
 from methods.parts.augment import Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics, VisionTower
 from methods.parts.losses import TEMPERATURE, image_text_loss
@@ -51,8 +52,8 @@ from methods.parts.prompt_units import (
     read_image,
 )
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import Sampler, decayed_rate, domain_batches, epoch_images
-from methods.parts.training import budget, count_parameters, run_stage, seeded
+from methods.training.batches import Sampler, domain_batches, epoch_images
+from methods.training.loop import budget, count_parameters, run_stage, seeded
 
 _INIT, _BATCHES, _AUGMENT, _DROPOUT = range(4)  # what a random generator is for
 

@@ -38,7 +38,6 @@ from methods.parts.backbone import Backbone
 from methods.parts.bounds import Bound
 from methods.parts.feature_cache import FeatureScope, frozen_values, image_features, process_cache
 from methods.parts.losses import mean_entropy
-from methods.parts.training import batches, budget, count_parameters, run_stage, seeded, target_batches
 from methods.parts.word_graph import (
     Field,
     GraphSource,
@@ -51,6 +50,8 @@ from methods.parts.word_graph import (
     receptive_field,
     wordnet_path,
 )
+from methods.training.batches import batches, target_batches
+from methods.training.loop import budget, count_parameters, run_stage, seeded
 
 _INIT, _SOURCE, _TARGET, _DROPOUT, _PAIRS, _REFERENCE = range(6)  # what a random generator is for
 TEMPLATE = "a photo of a {}"

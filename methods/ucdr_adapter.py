@@ -15,8 +15,8 @@ Idea (docs/methods.md, UCDR-Adapter):
 
 Trained: phase 1 the text context, class and domain prompts; phase 2 W_img, W_prm, W_o, its LayerNorm, the class token
 and the vision projection. CLIP's blocks and the text tower stay frozen. Where the released code differs:
-methods/cards/ucdr_adapter.toml. That code carries no licence: this file is written from
-docs/methods.md and the golden numbers.
+methods/cards/ucdr_adapter.toml. That code carries no licence: this file is written from docs/methods.md and the golden
+numbers.
 
 Shapes: B images, D training domains, C training classes, L prompt tokens each, K = D*L or C*L, w vision width,
 v text width, E embedding width, m context tokens.
@@ -37,7 +37,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.cards import read_card
-from methods.interface import FitReport, Log, Method, TrainingData
+from methods.interface import FitReport, Log, Method, TrainingData, restore
+from methods.official.pros_release import decayed_rate
 from methods.parts.augment import Augmentation, augment
 from methods.parts.backbone import Backbone, Statistics
 from methods.parts.feature_cache import frozen_values
@@ -52,8 +53,8 @@ from methods.parts.prompt_units import (
     read_image,
 )
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import Sampler, decayed_rate, domain_batches, epoch_images
-from methods.parts.training import budget, count_parameters, restore, run_stage, seeded
+from methods.training.batches import Sampler, domain_batches, epoch_images
+from methods.training.loop import budget, count_parameters, run_stage, seeded
 
 PLAIN_TEMPLATE = "a photo of a {name}"  # the text of a class without LTST
 DRAWS = 2  # (positive, negative) pairs that each image draws from the queues

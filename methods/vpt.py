@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.cards import read_card
-from methods.interface import FitReport, Log, Method, TrainingData
+from methods.interface import FitReport, Log, Method, TrainingData, restore
+from methods.official.pros_release import decayed_rate
 from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Statistics
 from methods.parts.bounds import Bound
@@ -34,8 +35,8 @@ from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import share
 from methods.parts.prompt_units import new_units, prompted_tokens
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.parts.released import Sampler, decayed_rate, domain_batches, epoch_images
-from methods.parts.training import restore, run_single_stage, seeded, seen_classes
+from methods.training.batches import Sampler, domain_batches, epoch_images, seen_classes
+from methods.training.loop import run_single_stage, seeded
 
 _INIT, _BATCHES, _AUGMENT = range(3)  # what a random generator is for
 

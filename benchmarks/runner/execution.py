@@ -44,8 +44,8 @@ from methods.interface import FitReport, Method, NotApplicableError, TrainingDat
 from methods.parts.feature_cache import one_thread_a_batch, side_by_side
 from methods.parts.parallel import fail_together
 from methods.parts.row_files import RowFiles
-from methods.parts.training import check_processes
 from methods.registry import METHODS
+from methods.training.loop import check_processes
 
 #: Images encoded at once. Every batch has this size (the last is filled up) and on a CPU is computed by one thread,
 #: several batches side by side: an image's embedding is equal to the bit whatever the number of threads and whichever
@@ -136,7 +136,7 @@ def prepare_process(threads: int) -> None:
 
     On a GPU, float32 products and convolutions are done in float32, not in TF32 (each record says so). Operations
     without a deterministic kernel warn; attention, the one such in use, gets one in training
-    (:func:`methods.parts.training.training_attention`).
+    (:func:`methods.training.loop.training_attention`).
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if threads:

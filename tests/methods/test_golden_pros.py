@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from methods.official.pros_release import decayed_rate, official_batches, official_epoch
 from methods.parts.backbone import VisionTower
 from methods.parts.losses import cosine_similarities
 from methods.parts.prompts import PromptTemplate
-from methods.parts.released import decayed_rate, released_batches, released_epoch
 from methods.pros import ProS, ProSConfig
 from tests.support.golden import (
     FEATURES,
@@ -307,10 +307,10 @@ def test_sampler() -> None:
     domains = torch.tensor(sampler["domain_id_of_item"])
     size = sampler["samples_per_domain"] * len(torch.unique(domains))
     epochs = [sampler[f"{name}_epoch"] for name in ("first", "second", "third")]
-    assert released_epoch(domains, size) == sampler["length"] == len(epochs[0])
+    assert official_epoch(domains, size) == sampler["length"] == len(epochs[0])
     expected = list(itertools.chain(*epochs))
     for rounds in (1, 2):  # a larger batch holds several rounds
-        drawn = itertools.islice(released_batches(domains, rounds * size, size), len(expected) // (rounds * size))
+        drawn = itertools.islice(official_batches(domains, rounds * size, size), len(expected) // (rounds * size))
         got = torch.cat(list(drawn)).tolist()
         assert got == expected[: len(got)]
         assert len(got) > len(expected) - rounds * size

@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.parts.training import seeded
 from methods.parts.word_graph import receptive_field, row_normalised
 from methods.sre_clip import (
     LAYERS,
@@ -26,6 +25,7 @@ from methods.sre_clip import (
     learning_rate,
     pair_loss,
 )
+from methods.training.loop import seeded
 from tests.support.golden import (
     FEATURES,
     SGD_STEP,

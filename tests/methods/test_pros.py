@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.interface import FitReport, Images, Method, TrainingData
+from methods.official.pros_release import decayed_rate, official_batches, official_epoch
 from methods.parts.backbone import Backbone, BackboneError
 from methods.parts.prompt_units import new_context, new_units
 from methods.parts.prompts import PromptTemplate
-from methods.parts.released import decayed_rate, released_batches, released_epoch
-from methods.parts.training import seeded
 from methods.pros import OFFICIAL, ProS, ProSConfig, ProSModel
+from methods.training.loop import seeded
 
 CLASSES = ("cat", "hot_air_balloon", "dog", "sea_turtle")
 DOMAINS = ("clipart", "sketch", "icon")
@@ -421,7 +421,7 @@ def test_epochs_and_budgets(tiny_backbone: Backbone) -> None:
     assert steps_of(ProS(tiny_backbone, ProSConfig(steps=50, simulator=False)), data) == {1: 50}
     assert steps_of(ProS(tiny_backbone, ProSConfig(steps=50, units="none")), data) == {2: 50}
     released = ProS(tiny_backbone, ProSConfig(batch_size=9, stage1_batch_size=9, sampler="released"))
-    assert released_epoch(data.domains, 9) == 18  # 8 images a domain hold 2 rounds of 3
+    assert official_epoch(data.domains, 9) == 18  # 8 images a domain hold 2 rounds of 3
     assert steps_of(released, data) == {1: 2, 2: 20}
 
 
@@ -507,8 +507,8 @@ def test_classes_and_domains_are_numbered_anew(tiny_backbone: Backbone) -> None:
 
 def test_the_released_sampler_ignores_the_seed() -> None:
     domains = torch.tensor([0, 1] * 6)
-    first = next(released_batches(domains, 8, 4))
-    assert torch.equal(first, next(released_batches(domains, 8, 4)))
+    first = next(official_batches(domains, 8, 4))
+    assert torch.equal(first, next(official_batches(domains, 8, 4)))
     assert domains[first].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
 
 

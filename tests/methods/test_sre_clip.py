@@ -14,7 +14,6 @@ from torch import Tensor
 import benchmarks  # noqa: F401 (brings WordNet's nouns)
 from methods.interface import FitReport, Images, TrainingData
 from methods.parts.backbone import Backbone
-from methods.parts.training import seeded
 from methods.parts.word_graph import receptive_field
 from methods.sre_clip import (
     LAYERS,
@@ -28,6 +27,7 @@ from methods.sre_clip import (
     learning_rate,
     pair_loss,
 )
+from methods.training.loop import seeded
 
 CLASSES = ("cat", "hot_air_balloon", "dog", "sea_turtle", "qwertyuiop", "horse")
 SYNSETS = {"sea_turtle": "sea_turtle.n.01", "hot_air_balloon": "hot-air_balloon.n.01"}
