@@ -17,7 +17,7 @@ from benchmarks.store.records import CellId, Unreadable, backbone_identity
 if TYPE_CHECKING:
     import pandas as pd
 
-#: What a frame without a single record has beside the cell's columns, so that readers find them empty, not missing.
+#: Columns of a frame without records, beside the cell's, so that readers find empty columns, not missing ones.
 _MORE_COLUMNS = (
     *("gallery", "metric", "value", "status", "reason", "title", "floor", "headline", "notes", "key", "fit_id"),
     *("dataset_version", "gallery_domain", "data_hash", "weights_hash", "identity", "precision", "scoring", "created"),
@@ -30,13 +30,13 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
     """All records under a results folder as a frame: one row a cell, gallery and metric.
 
     Cells without scores (failed, skipped, not applicable) have one row a gallery with ``metric`` None and ``value``
-    NaN; ``status`` and ``reason`` say why. Columns: the cell (``method``, ``variant``, ``config`` as JSON,
+    NaN; ``status`` and ``reason`` give the cause. Columns: the cell (``method``, ``variant``, ``config`` as JSON,
     ``backbone``, ``dataset``, ``protocol``, ``rules``, ``split``, ``select``, ``seed``, ``limit``), ``gallery``,
     ``metric``, ``value`` (a fraction), ``status``, ``reason``, counts, cost, ``floor``, ``extension`` (what the
-    method's paper does not define, empty where it does), ``headline``, ``notes`` (a tuple), hashes, ``key``,
+    method's paper does not define, else empty), ``headline``, ``notes`` (a tuple), hashes, ``key``,
     ``created``.
 
-    A record that cannot be read is a failed row that knows no more than the file's name says (no ``data_hash``);
+    A record that cannot be read is a failed row with only what its file name contains (no ``data_hash``);
     ``report`` gets one line for each (default: a warning). Raises ``FileNotFoundError`` if there is no such folder.
     """
 
@@ -45,11 +45,11 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a results folder; run `python -m benchmarks.run --out {root}` first")
-    tell = report or (lambda line: warnings.warn(line, stacklevel=2))
+    warn = report or (lambda line: warnings.warn(line, stacklevel=2))
     rows: list[dict[str, Any]] = []
-    for record in ResultStore(root, tell).entries():
+    for record in ResultStore(root, warn).entries():
         if isinstance(record, Unreadable):
-            tell(record.reason)
+            warn(record.reason)
             rows.append(_unreadable_row(record))
             continue
         common = {
@@ -94,7 +94,7 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
 
 
 def _unreadable_row(entry: Unreadable) -> dict[str, Any]:
-    """A failed row of :func:`load_results`: what a file's name says of its cell, and why it has no score."""
+    """A failed row of :func:`load_results`: what a file's name says about its cell, and why it has no score."""
     parts = PurePosixPath(entry.name).parts
     found = _FILE.fullmatch(parts[-1])
     cell = CellId(
