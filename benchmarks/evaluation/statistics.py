@@ -2,11 +2,11 @@
 
 Unit of the tests
 -----------------
-Queries of one class are not independent: they share the class's images, its gallery items and what a method
-has learned about it. So the unit of every paired test and interval here is the *class*, over all its queries and all the splits
+Queries of one class are not independent: they share the class's images, its gallery items and what a method has learned
+about it. So the unit of every paired test and interval here is the *class*, over all its queries and all the splits
 that are averaged. Conclusions are about other classes of the same kind. They are not about other training runs: for
-those there is the interval over seeds, and where a method was run with several seeds its per-query values are
-averaged over the seeds before anything is tested.
+those there is the interval over seeds, and where a method was run with several seeds its per-query values are averaged
+over the seeds before anything is tested.
 
 Tests
 -----
