@@ -1,4 +1,4 @@
-"""ProS: its equations against loops written here, and that it trains, saves and answers as promised."""
+"""ProS: its equations against loops written here, and training, checkpoints and encoding."""
 
 import math
 from collections.abc import Sequence
@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.interface import FitReport, Images, Method, TrainingData
+from methods.official.pros import SETTINGS as OFFICIAL
 from methods.official.pros_release import decayed_rate, official_batches, official_epoch
 from methods.parts.backbone import Backbone, BackboneError
 from methods.parts.prompt_units import new_context, new_units
 from methods.parts.prompts import PromptTemplate
-from methods.pros import OFFICIAL, ProS, ProSConfig, ProSModel
+from methods.pros import ProS, ProSConfig, ProSModel
 from methods.training.loop import seeded
+from tests.support.images import InMemoryImages
 
 CLASSES = ("cat", "hot_air_balloon", "dog", "sea_turtle")
 DOMAINS = ("clipart", "sketch", "icon")
@@ -28,25 +30,8 @@ QUICK: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Blobs(Images):
-    """Images in memory."""
-
-    def __init__(self, pixels: Tensor) -> None:
-        self.values = pixels
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def pixels(self, index: Tensor) -> Tensor:
-        return self.values[index]
-
-    @property
-    def content(self) -> Sequence[str]:
-        return [str(float(image.sum())) for image in self.values]
-
-
 class Untouchable(Images):
-    """Target images that nobody may look at."""
+    """Target images that must not be used."""
 
     def __len__(self) -> int:
         raise AssertionError("target images were used")
@@ -69,7 +54,7 @@ def task(*, domains: int = 3, per_cell: int = 2, size: int = 32, classes: int = 
     return TrainingData(
         **{
             "protocol": "test",
-            "images": Blobs(pixels),
+            "images": InMemoryImages(pixels),
             "labels": torch.tensor([c for _, c in cells]),
             "domains": torch.tensor([d for d, _ in cells]),
             "class_names": CLASSES,
@@ -224,7 +209,7 @@ def test_the_loss_is_cross_entropy_over_cosines(tiny_backbone: Backbone) -> None
         for feature, label in zip(features, OWN["class"].tolist(), strict=True):
             logits = [float(feature @ text / feature.norm() / text.norm()) / 0.07 for text in texts]
             total += math.log(sum(math.exp(logit - logits[label]) for logit in logits))
-        assert float(method.loss(2, images(), OWN, prompts)) == pytest.approx(total / len(features), rel=1e-5)
+        assert float(method.model.loss(2, images(), OWN, prompts)) == pytest.approx(total / len(features), rel=1e-5)
 
 
 def test_dropout_hits_the_whole_sequence_of_stage_1_only(tiny_backbone: Backbone, monkeypatch: Any) -> None:
@@ -268,7 +253,7 @@ def test_the_fast_path_gives_the_plain_numbers(
         method = untrained(tiny_backbone, fast=fast, **changes)
         prompts = PromptTemplate.build(tiny_backbone, CLASSES, method.config.text_template, 16)
         method.optimizer(stage)
-        method.loss(stage, images(), OWN, prompts).backward()
+        method.model.loss(stage, images(), OWN, prompts).backward()
         gradients = {name: value.grad for name, value in method.model.stage_parameters(stage).items()}
         features = method.model.training_features(stage, images(), OWN)
         results.append((features.detach(), method.encode_raw(images()), method.encode_classes(CLASSES), gradients))
@@ -493,7 +478,7 @@ def test_classes_and_domains_are_numbered_anew(tiny_backbone: Backbone) -> None:
     keep = torch.isin(data.labels, torch.tensor([1, 3])) & torch.isin(data.domains, torch.tensor([0, 2]))
     some = TrainingData(
         protocol="test",
-        images=Blobs(data.images.pixels(torch.arange(len(data.images)))[keep]),
+        images=InMemoryImages(data.images.pixels(torch.arange(len(data.images)))[keep]),
         labels=data.labels[keep],
         domains=data.domains[keep],
         class_names=CLASSES,
@@ -512,8 +497,8 @@ def test_the_released_sampler_ignores_the_seed() -> None:
     assert domains[first].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
 
 
-def test_errors_name_the_mend(tiny_backbone: Backbone) -> None:
-    with pytest.raises(RuntimeError, match="call fit, or load a checkpoint"):
+def test_errors_name_the_fix(tiny_backbone: Backbone) -> None:
+    with pytest.raises(RuntimeError, match="call fit or load first"):
         ProS(tiny_backbone).encode_images(images())
     with pytest.raises(ValueError, match="units=none with simulator=False"):
         ProSConfig(units="none", simulator=False)
