@@ -1,7 +1,6 @@
 """SRE-CLIP: its equations against loops written here, and that it trains, saves and answers as promised."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import benchmarks  # noqa: F401 (brings WordNet's nouns)
-from methods.interface import FitReport, Images, TrainingData
+from methods.interface import FitReport, TrainingData
 from methods.official import sre_clip as official
 from methods.parts.backbone import Backbone
 from methods.parts.senses import WordNetError
@@ -30,6 +29,7 @@ from methods.sre_clip import (
     pair_loss,
 )
 from methods.training.loop import seeded
+from tests.support.images import InMemoryImages
 
 CLASSES = ("cat", "hot_air_balloon", "dog", "sea_turtle", "qwertyuiop", "horse")
 SYNSETS = {"sea_turtle": "sea_turtle.n.01", "hot_air_balloon": "hot-air_balloon.n.01"}
@@ -37,29 +37,12 @@ SEEN = 4  # classes with labelled images
 QUICK = SreClipConfig(width=32, steps=6, batch_size=8, reference_size=8, memory=16)
 
 
-class Drawings(Images):
-    """Images in memory."""
-
-    def __init__(self, pixels: Tensor) -> None:
-        self.values = pixels
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def pixels(self, index: Tensor) -> Tensor:
-        return self.values[index]
-
-    @property
-    def content(self) -> Sequence[str]:
-        return [image.numpy().tobytes().hex()[:64] for image in self.values]
-
-
-def drawings(labels: list[int], tint: float) -> Drawings:
+def drawings(labels: list[int], tint: float) -> InMemoryImages:
     """A pattern for each class and some noise, in 32 x 32 pixels."""
     draw = torch.Generator().manual_seed(5)
     patterns = torch.rand(len(CLASSES), 3, 32, 32, generator=draw)
     noise = torch.rand(len(labels), 3, 32, 32, generator=torch.Generator().manual_seed(int(100 * tint)))
-    return Drawings((0.7 * patterns[labels] + 0.3 * noise + tint).clamp(0, 1))
+    return InMemoryImages((0.7 * patterns[labels] + 0.3 * noise + tint).clamp(0, 1))
 
 
 def task(*, target: bool = True, per_class: int = 5, seen: int = SEEN, **extra: Any) -> TrainingData:
