@@ -29,7 +29,7 @@ from torch import Tensor
 
 from benchmarks.backbones import open_clip_config
 from benchmarks.backbones.open_clip_config import Told
-from methods.parts.backbone import hub_silence
+from methods.parts.backbone import hub_unreachable
 from methods.parts.preprocessing import CLIP_MEAN, CLIP_STD
 
 if TYPE_CHECKING:
@@ -517,7 +517,7 @@ def load_tokenizer(source: str = TOKENIZER) -> Any:
             return CLIPTokenizer(**_vocabulary(path))
         if path.is_dir():
             return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-        silence = hub_silence(source)
+        silence = hub_unreachable(source)
         return AutoTokenizer.from_pretrained(source, local_files_only=bool(silence))
     except Exception as error:  # OSError, ValueError, KeyError, ...: missing, no network, not a tokenizer
         reason = silence or " ".join(str(error).split()) or type(error).__name__

@@ -59,7 +59,7 @@ class Resources:
         except ValueError as error:  # BackboneError is one
             raise SettingsError(f"--backbone: {error}") from error
         if settings.rules == "official":
-            backbone.preprocessing = backbone.processing.released().record()
+            backbone.preprocessing = backbone.processing.official().record()
         return backbone
 
     def spread(self) -> Settings:

@@ -1,18 +1,27 @@
-"""What the code released with ProS does in all its methods: one sampler, one schedule of the learning rate.
+"""What the official code of ProS does in all its methods: one sampler, one schedule of the learning rate.
 
-UCDR-Adapter's released code and the CoOp, VPT and CLIP-Full baselines of the ProS release are built on it.
+UCDR-Adapter's official code and the CoOp, VPT and CLIP-Full baselines of the ProS release are built on it.
 
 N labelled images in D domains.
 """
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 #: The lowest learning rate of :func:`decayed_rate`.
 RATE_FLOOR = 1e-6
+
+#: What all baselines of the ProS release do, as changes to :class:`methods.training.image_text.ReleasedConfig`.
+BASELINE: dict[str, Any] = {
+    "temperature": 0.0,
+    "train_statistics": "imagenet",
+    "schedule": "released",
+    "sampler": "released",
+}
 
 
 def decayed_rate(learning_rate: float, epoch: float, floor: float = RATE_FLOOR) -> float:
