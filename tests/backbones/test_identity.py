@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.reporting.leaderboard import settings_of
 
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.reporting.tables import score_tables, settings_of
