@@ -26,21 +26,17 @@ SHARED = {"console"}
 STILL_UPWARD: dict[str, str] = {
     "methods.parts.released -> methods.interface": "moves to methods/training or methods/official",
     "methods.parts.training -> methods.interface": "moves to methods/training or methods/official",
-    "benchmarks.reporting.published -> benchmarks.runner.settings": "to be moved",
     "benchmarks.runner.execution -> benchmarks.runner.executors": "a registry of names that moves below",
     "benchmarks.runner.settings -> benchmarks.runner.executors": "a registry of names that moves below",
 }
 #: Circles of modules that are still there, joined by " + ", each with its reason.
 STILL_CIRCLES: dict[str, str] = {
     "benchmarks.datasets.build.picto_build + benchmarks.datasets.build.picto_documents": "to be moved",
-    "benchmarks.reporting.galleries + benchmarks.reporting.plots": "to be moved",
 }
 STILL_COMMANDS: dict[str, str] = {
     "benchmarks.ablate -> benchmarks.run": "to be moved",
 }
-STILL_REPORTING: dict[str, str] = {
-    "benchmarks.reporting.published -> benchmarks.runner.settings": "to be moved",
-}
+STILL_REPORTING: dict[str, str] = {}
 
 
 def arrow(entry: rooms.Import) -> str:
