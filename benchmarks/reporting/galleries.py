@@ -269,6 +269,7 @@ def embedding_map(
 
     from benchmarks.backbones import sources
     from benchmarks.datasets.base import dataset_root
+    from benchmarks.datasets.pixels import unit_range
     from benchmarks.datasets.registry import DATASETS
     from benchmarks.reporting import plots
 
@@ -289,7 +290,7 @@ def embedding_map(
     points = []
     with torch.inference_mode():
         for start in range(0, len(picked), 64):
-            pixels = dataset.processed(picked.index[start : start + 64].to_numpy(), how)
+            pixels = unit_range(dataset.processed(picked.index[start : start + 64].to_numpy(), how))
             points.append(backbone.encode_images(backbone.normalize(pixels.to(backbone.device))).double().cpu().numpy())
     values = np.concatenate(points)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
