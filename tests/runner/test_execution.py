@@ -732,7 +732,7 @@ def test_classification_is_scored_and_kept_image_by_image(settings: Settings) ->
     assert frame["credit"].mean() == pytest.approx(target.metrics["accuracy[image]"])
     method, pixels = ZeroShot(resources.backbone), resources.pixels("tiny")
     question = resources.task("tiny", "uda", "flat to glyph").classifications[0]
-    slow = method.classify(pixels[question.rows], closed.uda_classes)
+    slow = method.classify(unit_range(pixels[question.rows]), closed.uda_classes)
     encoded = EncodedImages(method.encode_images, pixels, lambda count: None)
     fast = torch.cat(list(scoring.class_logits(method, encoded, question, "clean")))
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
