@@ -1,7 +1,7 @@
 """Write the parts of the documentation that follow from the code: ``python docs/generate.py`` (``--check``: compare).
 
 * ``docs/discrepancies.md``: the ledger of what each paper's released code does differently, from the method cards.
-* In ``docs/methods.md``: each method's settings (from its ``Config`` and that class's docstring) and ablations.
+* In ``docs/methods.md``: each method's settings (from its ``Config`` and the comments beside its fields) and ablations.
 * In ``docs/datasets.md``: every data set's source, layout, size and known problems, from the data set cards.
 * In ``docs/reproduce.md``: the recipes.
 
@@ -12,10 +12,14 @@ a committed page differs from what this script writes.
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import inspect
+import io
 import re
 import sys
+import textwrap
+import tokenize
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,8 +89,39 @@ def bullets(docstring: str) -> list[str]:
     return items
 
 
+def comments(config: type) -> dict[str, str]:
+    """What the comment beside each field of a ``Config`` says, with the comment lines right below it.
+
+    Fields of base classes come first, as in the dataclass; a class that gives a field another default may leave the
+    comment to its base.
+    """
+    texts: dict[str, str] = {}
+    for kind in reversed(config.__mro__):
+        if not dataclasses.is_dataclass(kind):
+            continue
+        source = textwrap.dedent(inspect.getsource(kind))
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        found = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}
+        for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
+            if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+                continue
+            lines, number = [], node.end_lineno or node.lineno
+            while number in found and (not lines or found[number].line.lstrip().startswith("#")):
+                lines.append(found[number].string.lstrip("#: ").rstrip())
+                number += 1
+            if lines:
+                texts[node.target.id] = " ".join(lines)
+    return texts
+
+
 def meanings(config: type) -> list[tuple[tuple[str, ...], str]]:
-    """The fields of a ``Config`` with what its docstring says of them: fields that one item explains go together."""
+    """The fields of a ``Config`` with their meaning: the comment beside each, or what the class's docstring says.
+
+    In a docstring, fields that one item explains go together.
+    """
+    beside = comments(config)
+    if beside:
+        return [((field.name,), plain(beside.get(field.name, ""))) for field in dataclasses.fields(config)]
     left = [field.name for field in dataclasses.fields(config)]
     items = bullets(config.__doc__ or "") or [" ".join((config.__doc__ or "").split())]
     owner: dict[str, int] = {}

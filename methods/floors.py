@@ -1,4 +1,4 @@
-"""Floors: three methods that know nothing of the world and so show where a score begins.
+"""Floors: three baselines that know nothing of the world and so show where a score begins.
 
 ``random`` gives each image a random vector, ``constant`` gives all images the same one (every ranking is one tie),
 ``raw_pixel`` is the image itself, small. A method within noise of these has learned nothing.
@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,16 +20,20 @@ from methods.cards import read_card
 from methods.interface import FitReport, Log, Method, NotApplicableError, TrainingData
 
 
-class _ClassMeans(Method):
-    """A floor's class embedding: the mean embedding of the class's training images."""
+class ClassMeans(Method):
+    """A floor's class embedding: the mean embedding of the class's training images.
+
+    Learned: ``means`` [C, D] of the C classes with labelled images, whose names are ``names``.
+    """
 
     trained = False
-    _means: Tensor
-    _names: tuple[str, ...] = ()
+    fact_names: ClassVar[tuple[str, ...]] = ("names",)
+    names: tuple[str, ...] = ()
+    means: Tensor
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
         """Average the embeddings of each class's labelled images."""
-        self._start(seed)
+        self.begin(seed)
         if len(data.images) == 0:
             return FitReport()
         sums: Tensor | None = None
@@ -40,41 +44,39 @@ class _ClassMeans(Method):
             sums.index_add_(0, data.labels[index].to(self.device), embedding)
         assert sums is not None
         seen = data.labelled_classes
-        self._names = tuple(data.class_names[int(c)] for c in seen)
-        self._means = F.normalize(sums[seen], dim=-1)
+        self.names = tuple(data.class_names[int(c)] for c in seen)
+        self.means = F.normalize(sums[seen], dim=-1)
         return FitReport()
 
-    def _start(self, seed: int) -> None:
+    def begin(self, seed: int) -> None:
         """Take the run's seed before anything is encoded."""
 
     def encode_classes(self, names: Sequence[str]) -> Tensor:
-        """Means of the training images ``[C, D]``; an unknown name is not applicable."""
-        unknown = [name for name in names if name not in self._names]
+        """Means of the training images ``[C, D]``.
+
+        Raises :class:`~methods.interface.NotApplicableError` for a class without training images.
+        """
+        unknown = [name for name in names if name not in self.names]
         if unknown:
             raise NotApplicableError(f"{self.card.name} has no images of {unknown[0]!r} to embed that class with")
-        return self._means[[self._names.index(name) for name in names]]
+        return self.means[[self.names.index(name) for name in names]]
 
     def logit_scale(self) -> float:
-        """Cosine as it is."""
+        """1: the logits are the cosines."""
         return 1.0
 
     def total_parameters(self) -> int:
         """None: the backbone is not used, and class means are statistics."""
         return 0
 
-    def tensors(self) -> dict[str, Tensor]:
+    def learned_tensors(self) -> Mapping[str, Tensor]:
         """The class means."""
-        return {"means": self._means} if self._names else {}
+        return {"means": self.means} if self.names else {}
 
-    def facts(self) -> dict[str, Any]:
-        """Names of the classes with a mean."""
-        return {"names": list(self._names)}
-
-    def load_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Put the class means back."""
-        self._names = tuple(facts["names"])
-        if self._names:
-            self._means = tensors["means"].to(self.device)
+    def prepare_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Room for the class means."""
+        if "means" in tensors:
+            self.means = torch.empty_like(tensors["means"], device=self.device)
 
 
 @dataclass(frozen=True)
@@ -84,36 +86,29 @@ class RandomConfig:
     width: int = 64
 
 
-class RandomEmbedding(_ClassMeans):
+class RandomEmbedding(ClassMeans):
     """A unit vector drawn for each image from the run's seed and the image's content."""
 
     card = read_card("random")
     Config = RandomConfig
-    _seed = 0
+    fact_names = ("names", "seed")
+    seed = 0
 
-    def _start(self, seed: int) -> None:
-        self._seed = seed
+    def begin(self, seed: int) -> None:
+        """Keep the seed: the vectors depend on it."""
+        self.seed = seed
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Random unit vectors ``[B, width]``: a function of the seed and of the image alone."""
         rows = []
         for image in pixels.mul(255).round().to(torch.uint8).cpu().numpy():
-            digest = hashlib.sha256(self._seed.to_bytes(8, "little") + image.tobytes()).digest()
+            digest = hashlib.sha256(self.seed.to_bytes(8, "little") + image.tobytes()).digest()
             random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
             rows.append(random.standard_normal(self.config.width, dtype=np.float32))
         return F.normalize(torch.from_numpy(np.stack(rows)).to(self.device), dim=-1)
 
-    def facts(self) -> dict[str, Any]:
-        """Names of the classes with a mean, and the seed."""
-        return super().facts() | {"seed": self._seed}
 
-    def load_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Put class means and seed back."""
-        super().load_tensors(tensors, facts)
-        self._seed = int(facts["seed"])
-
-
-class ConstantEmbedding(_ClassMeans):
+class ConstantEmbedding(ClassMeans):
     """The same unit vector for every image and class."""
 
     card = read_card("constant")
@@ -130,7 +125,7 @@ class RawPixelConfig:
     side: int = 16
 
 
-class RawPixel(_ClassMeans):
+class RawPixel(ClassMeans):
     """Cosine of the images' ink (white is zero), averaged down to ``side x side`` RGB."""
 
     card = read_card("raw_pixel")

@@ -1,8 +1,8 @@
-"""What a method is: learn from a task's training data, then answer three calls.
+"""The interface of a method: ``fit`` on a task's training data, then encode images, class names and class scores.
 
-A protocol hands a method a :class:`TrainingData`, which holds everything the method may see and nothing else, and later
+A protocol gives a method a :class:`TrainingData`, which holds everything the method may see and nothing else, and later
 images and class names to encode. Images are always RGB in [0, 1] at the backbone's resolution, ``[B, 3, H, W]``;
-normalisation belongs to the method. Methods know nothing of datasets, protocols and results.
+normalisation belongs to the method. No method imports anything of data sets, protocols or results.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,6 +28,8 @@ from methods.parts.parallel import agree, processes
 if TYPE_CHECKING:
     from methods.parts.backbone import Backbone
 
+T = TypeVar("T")
+
 __all__ = [
     "Deviation",
     "FitReport",
@@ -37,13 +39,15 @@ __all__ = [
     "MethodCard",
     "NoConfig",
     "NotApplicableError",
+    "NotFittedError",
     "Similarity",
     "TrainingData",
     "WithheldError",
+    "restore",
     "unit_length",
 ]
 
-#: ``log(stage=..., step=..., loss=...)``: called by ``fit`` with numbers worth keeping; the record stores them.
+#: ``log(stage=..., step=..., loss=...)``: ``fit`` calls it with the numbers of a step; the record stores them.
 Log = Callable[..., None]
 
 
@@ -52,7 +56,11 @@ class WithheldError(RuntimeError):
 
 
 class NotApplicableError(RuntimeError):
-    """A method has no answer to a question, e.g. a pixel baseline asked for a class it has no images of."""
+    """A method defines no result for a request, e.g. a pixel baseline for a class it has no images of."""
+
+
+class NotFittedError(RuntimeError):
+    """Something learned was used before ``fit`` or ``load``."""
 
 
 class Images(ABC):
@@ -84,8 +92,8 @@ class TrainingData:
     * ``synsets``: WordNet synset names of class names, where they are known; ``synsets_published``: whether they come
       with the data set (True) or were chosen for this suite (False), so that released code did not have them.
     * ``target``: unlabelled target-domain images, where the protocol shows any.
-    * ``validate(method)``: the protocol's validation score of the method as it stands (higher is better). It never
-      touches what the protocol holds back, unless the run was asked to select by ``oracle``.
+    * ``validate(method)``: the protocol's validation score of the method with its current weights (higher is better).
+      It uses nothing that the protocol withholds, unless the run selects by ``oracle``.
 
     Asking for what the protocol withholds raises :class:`WithheldError`, which names the protocol.
     """
@@ -123,7 +131,7 @@ class TrainingData:
 
     @property
     def has_target(self) -> bool:
-        """True if the protocol shows unlabelled target images."""
+        """Whether the protocol shows unlabelled target images."""
         return self._target is not None
 
     @property
@@ -153,16 +161,16 @@ class TrainingData:
         return names
 
     def validate(self, method: Method) -> float:
-        """Validation score of the method as it stands, higher is better; NaN if the task has no validation data.
+        """Validation score of the method's current weights, higher is better; NaN without validation data.
 
-        Processes that train together get the first one's.
+        Processes that train together all get the first process's score.
         """
         score = float("nan") if self._validate is None else self._validate(method)
         return score if processes() == 1 else agree(score, method.device)
 
 
 def unit_length(embeddings: Tensor) -> Tensor:
-    """Embeddings ``[N, D]`` of length 1: as they are where they have it (to 1 %), else L2-normalised."""
+    """Embeddings ``[N, D]``, L2-normalised unless the length of every row is 1 already (to 1 %)."""
     lengths = embeddings.detach().float().norm(dim=-1)
     return embeddings if bool(((lengths - 1).abs() <= 0.01).all()) else F.normalize(embeddings, dim=-1)
 
@@ -187,13 +195,17 @@ class NoConfig:
 class Method(ABC):
     """A method: construct it on a backbone, ``fit`` it, then encode.
 
-    Subclasses set ``card`` and ``Config`` (a frozen dataclass whose defaults are the paper's) and may set
+    Subclasses set ``card`` and ``Config`` (a frozen dataclass whose defaults are the paper's), and write ``fit``,
+    ``encode_images`` and ``encode_classes``. They declare what ``fit`` learns: the tensors (:meth:`learned_tensors`),
+    what is kept beside them (``fact_names``), and the untrained parts that a checkpoint's tensors are copied into
+    (:meth:`prepare_state`); the base class checks, saves and loads them. They may set
 
     * ``trained = False`` when the embedding of an image does not depend on the training data, so that encoded images
       are shared between tasks (``fit`` still runs once a task: a floor averages its class means there);
     * ``variants``: named changes to the defaults, e.g. ``{"official": {"mask": False}}``; ``paper`` is the defaults;
-    * ``one_process``: why its training cannot be spread over several processes, "" if it can: its loss is a mean over
-      the images of a batch, of which each process takes :func:`methods.parts.parallel.share`;
+    * ``ablations``: named changes to the defaults, one factor each, for ``python -m benchmarks.ablate``;
+    * ``one_process``: why its training needs a single process, "" if it can be spread over several: its loss is a mean
+      over the images of a batch, of which each process takes :func:`methods.parts.parallel.share`;
     * ``reads_synsets``: whether its scores depend on the classes' WordNet synsets, which are then part of their key;
     * ``version``: raise it when a change of the code changes scores, so that stored scores are not taken for new ones.
     """
@@ -202,9 +214,12 @@ class Method(ABC):
     Config: ClassVar[type] = NoConfig
     trained: ClassVar[bool] = True
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     one_process: ClassVar[str] = "it does not say that its loss is a mean over the images of a batch"
     reads_synsets: ClassVar[bool] = False
     version: ClassVar[int] = 1
+    #: Attributes that ``fit`` sets beside the tensors (numbers, texts, tuples of texts), stored as JSON by their names.
+    fact_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, backbone: Backbone, config: Any = None, device: str | torch.device | None = None) -> None:
         """``device``: where it computes, which must be where the backbone is (default: there)."""
@@ -263,18 +278,45 @@ class Method(ABC):
         beside = sum(value.numel() for name, value in self.tensors().items() if name not in weights)
         return sum(value.numel() for value in weights.values()) + beside
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything learned, by name (what ``save`` stores); frozen backbone weights are not part of it."""
+    # --- state ---
+
+    def fitted(self, part: T | None) -> T:
+        """``part`` of what ``fit`` learns; raises :class:`NotFittedError` if it is None, as before ``fit``."""
+        if part is None:
+            raise NotFittedError(f"{self.card.name} is not fitted: call fit or load first")
+        return part
+
+    def learned_tensors(self) -> Mapping[str, Tensor]:
+        """The learned tensors by name, those in use and no copies; frozen backbone weights are not part of it.
+
+        Raises :class:`NotFittedError` before ``fit`` (through :meth:`fitted`). Default: nothing is learned.
+        """
         return {}
 
-    def load_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Put back what :meth:`tensors` and :meth:`facts` gave; the tensors may be on another device."""
-        if tensors:
-            raise ValueError(f"{self.card.name} learns nothing, yet the file holds {len(tensors)} tensors")
+    def prepare_state(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Build the untrained parts that a checkpoint's ``tensors`` are copied into; the facts are set already.
+
+        Called before every :meth:`restore`, so it does nothing where such parts exist. Default: nothing to build.
+        """
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything learned, by name (what ``save`` stores)."""
+        return {name: value.detach() for name, value in self.learned_tensors().items()}
 
     def facts(self) -> dict[str, Any]:
-        """JSON-able facts that go with the tensors, e.g. class names in training order."""
-        return {}
+        """What JSON can hold of ``fact_names``: goes with the tensors, e.g. class names in training order."""
+        values = {name: getattr(self, name) for name in self.fact_names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def load_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Put back what :meth:`tensors` and :meth:`facts` gave; the tensors may be on another device.
+
+        Raises ``ValueError`` if names or shapes are not those of this config and backbone.
+        """
+        for name in self.fact_names:
+            setattr(self, name, tuple(facts[name]) if isinstance(facts[name], list) else facts[name])
+        self.prepare_state(tensors)
+        restore(self, self.learned_tensors(), tensors)
 
     def save(self, path: Path | str) -> None:
         """Write ``PATH.safetensors`` and ``PATH.json`` (method, config, facts)."""
@@ -295,7 +337,7 @@ class Method(ABC):
         """Read what :meth:`save` wrote, on whatever device that was; ``device`` as in the constructor.
 
         Raises ``ValueError`` if the file is of another method or was trained on another backbone: other weights or,
-        where the file tells, another config or tokenizer.
+        where the file records them, another config or tokenizer.
         """
         record = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
         if record["method"] != cls.card.name:
@@ -311,6 +353,21 @@ class Method(ABC):
         tensors = load_file(f"{path}.safetensors")  # on the CPU: the method moves them
         method.load_tensors({name: aligned(tensor) for name, tensor in tensors.items()}, record["facts"])
         return method
+
+
+def restore(method: Method, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy a checkpoint's tensors into the method's ``own`` ones.
+
+    Raises ``ValueError`` if names or shapes differ.
+    """
+    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in tensors.items()}:
+        raise ValueError(
+            f"{method.card.name}: the checkpoint's tensors do not fit this config and backbone; load it with those it"
+            " was trained with"
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
 
 
 def _is_path(value: Any) -> bool:

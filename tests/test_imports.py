@@ -1,10 +1,10 @@
-"""Import rules: methods know no benchmarks, help and listings load no torch, names resolve lazily and once."""
+"""Import rules: no module imports upward, methods import no benchmarks, help and listings load no torch."""
 
 from __future__ import annotations
 
 import ast
 import importlib
-import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,10 +12,105 @@ from pathlib import Path
 
 import pytest
 
-from methods.registry import METHODS, DuplicateNameError, Registry, UnknownNameError
+from tests.support import rooms
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "architecture.md"
 HEAVY = {"torch", "transformers", "pandas", "matplotlib", "faiss", "nltk", "peft", "torch_geometric", "scipy"}
+
+#: What the root of `benchmarks` holds beside `__init__.py`: the commands, the entry point, what commands share.
+COMMANDS = {"run", "ablate", "report", "compare", "data", "convert", "pack", "cli"}
+SHARED = {"console"}
+
+#: Imports that still break a rule, each with the reason why it may for now: "source -> target".
+STILL_UPWARD: dict[str, str] = {}
+#: Circles of modules that are still there, joined by " + ", each with its reason.
+STILL_CIRCLES: dict[str, str] = {}
+STILL_COMMANDS: dict[str, str] = {}
+STILL_REPORTING: dict[str, str] = {}
+
+
+def arrow(entry: rooms.Import) -> str:
+    return f"{entry.source} -> {entry.target}"
+
+
+def check(breaking: list[rooms.Import], still: dict[str, str], rule: str) -> None:
+    """No import breaks a rule but those listed, and every import that is listed still breaks it."""
+    new = [str(entry) for entry in breaking if arrow(entry) not in still]
+    assert not new, f"{rule} (docs/architecture.md, Layers)"
+    gone = set(still) - {arrow(entry) for entry in breaking}
+    assert not gone, "these no longer break the rule: take them off the list"
+
+
+def test_no_module_imports_upward() -> None:
+    check(rooms.upward(), STILL_UPWARD, "a module imports its own layer or a lower one")
+
+
+def test_no_modules_import_each_other() -> None:
+    found = {" + ".join(group) for group in rooms.circles((e.source, e.target) for e in rooms.imports())}
+    assert found == set(STILL_CIRCLES)
+
+
+def test_no_command_imports_another() -> None:
+    commands = {f"benchmarks.{name}" for name in COMMANDS}
+    breaking = [entry for entry in rooms.imports() if {entry.source, entry.target} <= commands]
+    check(breaking, STILL_COMMANDS, "what commands share is in benchmarks/console.py")
+
+
+def test_nothing_below_imports_a_command() -> None:
+    commands = {f"benchmarks.{name}" for name in COMMANDS}
+    assert not [str(e) for e in rooms.imports() if e.target in commands and e.source not in commands]
+
+
+def test_the_root_of_benchmarks_holds_commands_and_the_api_only() -> None:
+    files = {file.stem for file in (ROOT / "benchmarks").glob("*.py")}
+    assert files == {"__init__"} | COMMANDS | SHARED
+
+
+def test_the_table_names_what_is_there_and_the_diagram_shows_it() -> None:
+    table = rooms.layers()
+    entries = [entry for row in table for entry in row]
+    assert len(entries) == len(set(entries))
+    known = rooms.modules()
+    gone = [entry for entry in entries if entry not in known]
+    assert not gone, "the table names a folder or module that is not there"
+    for module in known:
+        assert rooms.place(module, table)
+    diagram = PAGE.with_suffix(".svg").read_text(encoding="utf-8")
+    for entry in set(entries) - {"benchmarks"}:
+        short = entry.removeprefix("benchmarks.") if entry.count(".") == 1 else entry
+        assert re.search(rf">(?:benchmarks/)?{re.escape(short.replace('.', '/'))}(?:/|\.py)?[ <]", diagram), entry
+
+
+def test_the_measure_sees_imports_of_every_kind(tmp_path: Path) -> None:
+    texts = {
+        "methods/__init__.py": "",
+        "methods/low.py": "import importlib\nimportlib.import_module('benchmarks.store.files')\n",
+        "benchmarks/__init__.py": "",
+        "benchmarks/run.py": "from benchmarks.store import files\nfrom benchmarks.store.files import Record\n",
+        "benchmarks/store/__init__.py": "",
+        "benchmarks/store/files.py": "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from benchmarks import run\ndef load():\n    from ..store import frame\n",
+        "benchmarks/store/frame.py": "class Frame:\n    import benchmarks.store.files\n",
+        "docs/architecture.md": "<!-- layers -->\n| 2 | `benchmarks/`, `benchmarks/run.py` | x |\n"
+        "| 1 | `methods/`, `benchmarks/store/` | y |\n<!-- end of layers -->",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = rooms.imports(tmp_path)
+    assert {(e.source, e.target, e.lazy, e.typing_only) for e in found} == {
+        ("methods.low", "benchmarks.store.files", False, False),
+        ("benchmarks.run", "benchmarks.store.files", False, False),
+        ("benchmarks.store.files", "benchmarks.run", False, True),
+        ("benchmarks.store.files", "benchmarks.store.frame", True, False),
+        ("benchmarks.store.frame", "benchmarks.store.files", False, False),
+    }
+    assert [arrow(entry) for entry in rooms.upward(tmp_path)] == ["benchmarks.store.files -> benchmarks.run"]
+    assert rooms.circles((e.source, e.target) for e in found) == [
+        ["benchmarks.run", "benchmarks.store.files", "benchmarks.store.frame"]
+    ]
+    assert rooms.measure(tmp_path, ("benchmarks",)).rooms == ["benchmarks.run", "benchmarks.store"]
 
 
 def imported_modules(file: Path) -> Iterator[str]:
@@ -39,17 +134,10 @@ def test_the_static_check_sees_an_import(tmp_path: Path) -> None:
     assert list(imported_modules(file)) == ["benchmarks.store.files", "benchmarks"]
 
 
-def test_reporting_imports_no_method() -> None:
-    for file in (ROOT / "benchmarks" / "reporting").rglob("*.py"):
-        names = list(imported_modules(file))
-        assert not [name for name in names if name.split(".")[0] == "methods"], file
-        assert not [
-            name
-            for name in names
-            if name.startswith(
-                ("benchmarks.runner.fit_group", "benchmarks.runner.run_plan", "benchmarks.runner.resources")
-            )
-        ], file
+def test_reporting_imports_neither_methods_nor_the_runner() -> None:
+    inside, barred = "benchmarks.reporting.", ("methods", "benchmarks.runner")
+    breaking = [e for e in rooms.imports() if e.source.startswith(inside) and f"{e.target}.".startswith(barred)]
+    check(breaking, STILL_REPORTING, "reporting reads the store")
 
 
 @pytest.mark.parametrize(
@@ -78,94 +166,6 @@ def test_help_and_listings_load_nothing_heavy(arguments: list[str]) -> None:
     loaded = {line.rpartition("|")[2].strip() for line in lines}
     assert "argparse" in loaded or "benchmarks" in loaded, "the listing of imports itself works"
     assert not loaded & HEAVY
-
-
-def test_did_you_mean() -> None:
-    with pytest.raises(UnknownNameError) as caught:
-        METHODS.get("zero_shto")
-    assert str(caught.value) == "unknown method 'zero_shto'; did you mean zero_shot?"
-    with pytest.raises(UnknownNameError, match="choose from: random, constant, raw_pixel"):
-        METHODS.check("qqqqqq")
-
-
-def test_a_name_registered_twice_names_both_places() -> None:
-    registry: Registry = Registry("method")
-    registry.add("mine", "one.module:One", origin="first.py:3")
-    registry.add("mine", "one.module:One", origin="elsewhere.py:1")
-    with pytest.raises(DuplicateNameError) as caught:
-
-        @registry.register("mine")
-        class Mine:
-            pass
-
-    message = str(caught.value)
-    assert "first.py:3" in message
-    assert "test_imports.py:" in message
-
-
-def test_a_module_that_cannot_be_imported_names_its_origin() -> None:
-    registry: Registry = Registry("method")
-    registry.add("gone", "no.such.module:Thing", origin="entry point of acme")
-    registry.add("empty", "methods.registry:Nothing", origin="entry point of acme")
-    assert registry.names() == ["gone", "empty"]
-    for name in ("gone", "empty"):
-        with pytest.raises(ImportError, match="entry point of acme"):
-            registry.get(name)
-
-
-PLUGIN = """
-from methods.interface import MethodCard
-from methods.zero_shot import ZeroShot
-
-
-class Acme(ZeroShot):
-    card = MethodCard("acme", "Acme", "Acme", "-", 2026, "", trains="nothing")
-"""
-
-
-def test_a_third_party_method_comes_by_entry_point(tmp_path: Path) -> None:
-    """A distribution on the path is listed without being imported, resolves, and is part of ``--methods all``."""
-    (tmp_path / "acme_retrieval.py").write_text(PLUGIN)
-    info = tmp_path / "acme_retrieval-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-retrieval\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[ucdr_bench.methods]\nacme = acme_retrieval:Acme\n")
-    program = (
-        "import sys\n"
-        "from benchmarks.runner.settings import resolve\n"
-        "from methods.registry import METHODS\n"
-        "assert 'acme' in resolve({}).methods and 'acme_retrieval' not in sys.modules and 'torch' not in sys.modules\n"
-        "print([e.origin for e in METHODS.entries() if e.name == 'acme'], METHODS.get('acme').card.title)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "['entry point of acme-retrieval'] Acme"
-
-
-def test_every_registered_name_resolves() -> None:
-    from benchmarks.cli import COMMANDS
-    from benchmarks.datasets.registry import DATASETS
-    from benchmarks.protocols.registry import PROTOCOLS
-
-    for registry in (METHODS, DATASETS, PROTOCOLS, COMMANDS):
-        for entry in list(registry.entries()):
-            assert entry.summary, f"{registry.kind} {entry.name} has no summary for its listing"
-            assert registry.get(entry.name) is registry.get(entry.name)
-
-
-def test_every_method_card_is_complete_and_named_as_registered() -> None:
-    for name in METHODS.names():
-        method = METHODS.get(name)
-        card = method.card
-        assert card.name == name
-        assert card.title
-        assert card.trains
-        assert method.Config() == method.Config(), "a config with defaults for all fields"
-        assert card.floor or (card.bibtex and card.url and str(card.year) in card.bibtex), name
-        for variant, changes in method.variants.items():
-            method.Config(**changes)
-            assert variant
 
 
 def test_listing_is_quick() -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import methods.parts
 from benchmarks.backbones import sources
 from benchmarks.datasets.contents import tree_hash
-from benchmarks.datasets.image_files import cache_folder
+from benchmarks.datasets.image_cache import cache_folder
 from methods.parts.preprocessing import ImageProcessing
 
 if TYPE_CHECKING:

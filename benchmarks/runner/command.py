@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from benchmarks.runner.ablation_plan import AblationPlan
-    from benchmarks.runner.executors import Outcome
+    from benchmarks.runner.outcome import Outcome
     from benchmarks.runner.plan import Plan
     from benchmarks.runner.resources import Resources
     from benchmarks.runner.settings import Settings
@@ -208,7 +208,8 @@ def carry_out(run: Run, store: ResultStore, terminal: Terminal) -> Outcome:
 
 def report(run: Run, outcome: Outcome, store: ResultStore, terminal: Terminal) -> int:
     """Print the tables of this run's cells, write the report of the whole store; returns the exit code."""
-    from benchmarks.reporting.write import PAGE, write_report
+    from benchmarks.reporting.data import ReportData
+    from benchmarks.reporting.files import PAGE, write_report
     from benchmarks.store.frame import load_results
 
     frame = load_results(run.settings.out, terminal.warn)
@@ -218,7 +219,7 @@ def report(run: Run, outcome: Outcome, store: ResultStore, terminal: Terminal) -
     lines = [f"cells: {counts}", f"records: {Path(run.settings.out) / 'cells'}"]
     code = 1 if outcome.failed else 0
     try:
-        files = write_report(frame, folder, store=store, command=run.command, report=terminal.warn)
+        files = write_report(ReportData(frame, store=store, command=run.command, report=terminal.warn), folder)
         lines += [f"leaderboard: {files[0]}, {files[1]}", f"plots: {folder / 'plots'}"]
         lines += [f"page: {path}" for path in files if path.name == PAGE]
     except OSError as error:
@@ -232,16 +233,16 @@ def report(run: Run, outcome: Outcome, store: ResultStore, terminal: Terminal) -
 
 def print_scores(run: Run, frame: pd.DataFrame, terminal: Terminal) -> None:
     """Print the tables of the cells that this run planned, and the failures among them."""
-    from benchmarks.reporting.ablation_tables import print_ablations
-    from benchmarks.reporting.leaderboard import print_failures, print_tables
+    from benchmarks.reporting.data import ReportData
+    from benchmarks.reporting.terminal import print_ablations, print_failures, print_tables
 
     keys = {cell.key for cell in run.plan.cells} | {broken.cell.key for broken in run.plan.broken}
     planned = frame[frame["key"].isin(keys)] if len(frame) else frame
     if run.ablation:
-        print_ablations(terminal.out, planned)
+        print_ablations(terminal.out, ReportData(planned))
         print_failures(terminal.out, planned)
     else:
-        print_tables(terminal.out, planned)
+        print_tables(terminal.out, ReportData(planned))
 
 
 def _verify(settings: Settings, name: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.datasets.image_files import cache_folder
+from benchmarks.datasets.image_cache import cache_folder
 from benchmarks.datasets.pixels import PixelCache, unit_range
 from benchmarks.runner.plan import FitGroup
 from benchmarks.store.records import content_key

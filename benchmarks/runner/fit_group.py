@@ -36,8 +36,8 @@ from benchmarks.runner.scoring import ClassAnswers, score_classification, score_
 from benchmarks.store.records import Cost, Fit, GalleryScores, Record, Search, Status, content_key
 from methods.interface import FitReport, Method, NotApplicableError, TrainingData
 from methods.parts.parallel import fail_together
-from methods.parts.training import check_processes
 from methods.registry import METHODS
+from methods.training.loop import check_processes
 
 #: Gallery images, or classes, kept for each query: those with the highest scores.
 TOP = 10

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from benchmarks.console import OneLineParser
+from benchmarks.recipes import recipes
 from benchmarks.runner.presets import PRESETS
-from benchmarks.runner.settings import recipes
 
 
 def build_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:

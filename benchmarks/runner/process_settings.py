@@ -17,7 +17,7 @@ def prepare_process(threads: int) -> None:
 
     On a GPU, float32 products and convolutions are done in float32, not in TF32 (each record says so). Operations
     without a deterministic kernel warn; attention, the one such in use, gets one in training
-    (:func:`methods.parts.training.training_attention`).
+    (:func:`methods.training.loop.training_attention`).
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if threads:

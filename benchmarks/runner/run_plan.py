@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.runner.executors import EXECUTORS, Outcome, Progress
+from benchmarks.runner.executor_registry import EXECUTORS
+from benchmarks.runner.outcome import Outcome, Progress
 from benchmarks.runner.plan import Plan
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import SettingsError

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from typing import Any, Literal, get_args
 
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols.registry import PROTOCOLS
-from benchmarks.runner.executors import EXECUTORS
+from benchmarks.recipes import RECIPES, paper_recipes, recipes
+from benchmarks.runner.executor_registry import EXECUTORS
 from benchmarks.runner.presets import PRESETS, Preset
 from methods.registry import METHODS
 
@@ -147,15 +147,6 @@ def executors() -> list[str]:
     return ["local", *(name for name in EXECUTORS.names() if name not in ("serial", "processes"))]
 
 
-#: Folder of the recipes: a settings file for each table of the papers.
-RECIPES = Path(__file__).parents[1] / "recipes"
-
-
-def recipes() -> list[str]:
-    """Names of the packaged recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.toml"))
-
-
 def recipe_file(name: str) -> Path:
     """The settings file of a packaged recipe; raises :class:`SettingsError` for an unknown name."""
     if name not in recipes():
@@ -163,44 +154,12 @@ def recipe_file(name: str) -> Path:
     return RECIPES / f"{name}.toml"
 
 
-#: Data sets that split the images of another one in their own way: a paper's settings are the same for both.
-SAME_IMAGES: Mapping[str, str] = {
-    "domainnet_245": "domainnet",
-    "sketchy_random": "sketchy",
-    "visda_test": "visda",
-}
-
-
-def paper_config(method: str, dataset: str) -> dict[str, Any]:
-    """The paper's config of a method on a data set, as its recipe states it; empty if no paper has that pair."""
-    return {
-        key.removeprefix(f"{method}."): value
-        for one in _paper_recipes((method,), (dataset,))
-        for key, value in one["set"]
-    }
-
-
-def _paper_recipes(methods: Iterable[str], datasets: Iterable[str]) -> list[Mapping[str, Any]]:
-    """The recipes of any of these methods on any of these data sets."""
-
-    def images(names: Iterable[str]) -> set[str]:
-        return {SAME_IMAGES.get(name, name) for name in names}
-
-    wanted = images(datasets)
-    return [one for one in _all_recipes() if set(one["methods"]) & set(methods) and images(one["datasets"]) & wanted]
-
-
-@functools.cache
-def _all_recipes() -> tuple[Mapping[str, Any], ...]:
-    return tuple(_read(recipe_file(name)) for name in recipes())
-
-
 def _as_published(settings: Settings, stated: Mapping[str, Any]) -> Settings:
     """The papers' backbone and protocols in place of those that neither file nor command line states.
 
     Raises :class:`SettingsError` if the papers of these methods and data sets have several backbones.
     """
-    recipes_used = _paper_recipes(settings.methods, settings.datasets)
+    recipes_used = paper_recipes(settings.methods, settings.datasets)
     if recipes_used and "backbone" not in stated:
         backbones = sorted({recipe["backbone"] for recipe in recipes_used})
         if len(backbones) > 1:

@@ -23,7 +23,7 @@ SUFFIXES = "py|md|toml|json|csv|cff|ini|ya?ml|npz|npy|png|html|jinja|css|js|zip|
 
 _URL = re.compile(r"\w+://\S+")
 _DOCUMENT = re.compile(r"(?<![\w./{}*<>-])((?:\.{0,2}/?[\w-]+/)*[\w-]+\.md)(?![\w*])")
-_PLACEHOLDER = re.compile(r"(?:^|/)[A-Z_]+(?:/|\.(?!md$))")  # e.g. NAME in place of a file's name
+_PLACEHOLDER = re.compile(r"(?:^|/)(?:[a-z]+_)*[A-Z_]+(?:/|\.(?!md$))")  # e.g. NAME in place of a name, test_NAME.py
 _PATH = re.compile(rf"(?<![\w./{{}}*<>-])((?:\.\./)*(?:[\w.-]+/)+[\w.-]+\.(?:{SUFFIXES}))(?![\w*/])")
 
 #: Names that are meant to be somewhere else, and where that is.

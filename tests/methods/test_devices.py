@@ -30,8 +30,8 @@ from benchmarks.runner.settings import SettingsError, resolve
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record
 from methods.interface import Method
-from methods.parts.training import training_attention
 from methods.registry import METHODS
+from methods.training.loop import training_attention
 from tests.support.every import METHOD_NAMES, Silent, small, small_set
 from tests.support.sim_device import simulated
 from tests.support.tiny_clip import tiny_tokenizer
@@ -334,7 +334,7 @@ def test_every_step_of_a_stage_uses_that_attention(
         seen.append(device)
         return real(device)
 
-    monkeypatch.setattr("methods.parts.training.training_attention", spy)
+    monkeypatch.setattr("methods.training.loop.training_attention", spy)
     method, _, _ = trained("coop", "paper", bench(tiny_folder, "cpu"))
     assert seen == [method.device] * method.config.steps
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from methods.official.pros_release import decayed_rate, official_batches, official_epoch
 from methods.parts.backbone import VisionTower
 from methods.parts.losses import cosine_similarities
 from methods.parts.prompts import PromptTemplate
-from methods.parts.released import decayed_rate, released_batches, released_epoch
 from methods.pros import ProS, ProSConfig
 from tests.support.golden import (
     FEATURES,
@@ -187,7 +187,7 @@ def test_outputs(arrays: Compared, stage: Literal[1, 2], fast: bool) -> None:
         images = method.model.training_features(stage, pixels, own)
         texts = method.model.text_features(template)
         logits = cosine_similarities(images, texts) / method.config.temperature
-        loss = method.loss(stage, pixels, own, template)
+        loss = method.model.loss(stage, pixels, own, template)
     normalize = torch.nn.functional.normalize
     assert_golden(normalize(images, dim=-1), arrays[f"s{stage}_image_features"], what="image features")
     assert_golden(normalize(texts, dim=-1), arrays[f"s{stage}_text_features"], what="text features")
@@ -271,7 +271,7 @@ def test_gradients_and_one_step(arrays: Compared, stage: Literal[1, 2]) -> None:
                 for name, value in (values | absent).items()}  # fmt: skip
 
     before = snapshot()
-    method.loss(stage, pixels, own, template).backward()
+    method.model.loss(stage, pixels, own, template).backward()
     gradients = {name: parameter.grad for name, parameter in parameters.items()} | dict.fromkeys(absent)
     assert_gradients(arrays, prefix, gradients)
     optimizer.step()
@@ -280,7 +280,7 @@ def test_gradients_and_one_step(arrays: Compared, stage: Literal[1, 2]) -> None:
     for name, norm in zip(names, arrays[f"{prefix}param_norm_after"], strict=True):
         assert float(after[name].double().norm()) == pytest.approx(float(norm), rel=FEATURES)
     with torch.no_grad():
-        loss = method.loss(stage, pixels, own, template)
+        loss = method.model.loss(stage, pixels, own, template)
     assert_golden(loss, arrays[f"{prefix}loss_after_one_step"], what="loss after one step")
     others = set(everything) - {ours(name) for name in names}
     start = filled().model.state_dict()
@@ -307,10 +307,10 @@ def test_sampler() -> None:
     domains = torch.tensor(sampler["domain_id_of_item"])
     size = sampler["samples_per_domain"] * len(torch.unique(domains))
     epochs = [sampler[f"{name}_epoch"] for name in ("first", "second", "third")]
-    assert released_epoch(domains, size) == sampler["length"] == len(epochs[0])
+    assert official_epoch(domains, size) == sampler["length"] == len(epochs[0])
     expected = list(itertools.chain(*epochs))
     for rounds in (1, 2):  # a larger batch holds several rounds
-        drawn = itertools.islice(released_batches(domains, rounds * size, size), len(expected) // (rounds * size))
+        drawn = itertools.islice(official_batches(domains, rounds * size, size), len(expected) // (rounds * size))
         got = torch.cat(list(drawn)).tolist()
         assert got == expected[: len(got)]
         assert len(got) > len(expected) - rounds * size

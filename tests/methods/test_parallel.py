@@ -21,9 +21,10 @@ from benchmarks.runner.distributed import join
 from benchmarks.runner.settings import Settings, SettingsError
 from methods.ad_clip import AdClip
 from methods.interface import Method
-from methods.parts import parallel, training
+from methods.parts import parallel
 from methods.parts.backbone import Backbone
 from methods.registry import METHODS
+from methods.training import loop
 from tests.support.tiny_dataset import TinyShapes
 
 PLAIN = {"crop": 1.0, "flip": False, "jitter": 0.0}
@@ -144,7 +145,7 @@ def test_what_cannot_be_shared_is_refused_in_one_line(monkeypatch: pytest.Monkey
         parallel.share(torch.arange(10))
     method = AdClip(tiny_backbone)
     with pytest.raises(parallel.ParallelError, match=r"^ad_clip trains in one process: its loss takes means over the "):
-        training.run_stage(
+        loop.run_stage(
             method,
             None,  # type: ignore[arg-type]
             None,  # type: ignore[arg-type]

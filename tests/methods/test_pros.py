@@ -1,4 +1,4 @@
-"""ProS: its equations against loops written here, and that it trains, saves and answers as promised."""
+"""ProS: its equations against loops written here, and training, checkpoints and encoding."""
 
 import math
 from collections.abc import Sequence
@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.interface import FitReport, Images, Method, TrainingData
+from methods.official.pros import SETTINGS as OFFICIAL
+from methods.official.pros_release import decayed_rate, official_batches, official_epoch
 from methods.parts.backbone import Backbone, BackboneError
 from methods.parts.prompt_units import new_context, new_units
 from methods.parts.prompts import PromptTemplate
-from methods.parts.released import decayed_rate, released_batches, released_epoch
-from methods.parts.training import seeded
-from methods.pros import OFFICIAL, ProS, ProSConfig, ProSModel
+from methods.pros import ProS, ProSConfig, ProSModel
+from methods.training.loop import seeded
 
 CLASSES = ("cat", "hot_air_balloon", "dog", "sea_turtle")
 DOMAINS = ("clipart", "sketch", "icon")
@@ -46,7 +47,7 @@ class Blobs(Images):
 
 
 class Untouchable(Images):
-    """Target images that nobody may look at."""
+    """Target images that must not be used."""
 
     def __len__(self) -> int:
         raise AssertionError("target images were used")
@@ -224,7 +225,7 @@ def test_the_loss_is_cross_entropy_over_cosines(tiny_backbone: Backbone) -> None
         for feature, label in zip(features, OWN["class"].tolist(), strict=True):
             logits = [float(feature @ text / feature.norm() / text.norm()) / 0.07 for text in texts]
             total += math.log(sum(math.exp(logit - logits[label]) for logit in logits))
-        assert float(method.loss(2, images(), OWN, prompts)) == pytest.approx(total / len(features), rel=1e-5)
+        assert float(method.model.loss(2, images(), OWN, prompts)) == pytest.approx(total / len(features), rel=1e-5)
 
 
 def test_dropout_hits_the_whole_sequence_of_stage_1_only(tiny_backbone: Backbone, monkeypatch: Any) -> None:
@@ -268,7 +269,7 @@ def test_the_fast_path_gives_the_plain_numbers(
         method = untrained(tiny_backbone, fast=fast, **changes)
         prompts = PromptTemplate.build(tiny_backbone, CLASSES, method.config.text_template, 16)
         method.optimizer(stage)
-        method.loss(stage, images(), OWN, prompts).backward()
+        method.model.loss(stage, images(), OWN, prompts).backward()
         gradients = {name: value.grad for name, value in method.model.stage_parameters(stage).items()}
         features = method.model.training_features(stage, images(), OWN)
         results.append((features.detach(), method.encode_raw(images()), method.encode_classes(CLASSES), gradients))
@@ -421,7 +422,7 @@ def test_epochs_and_budgets(tiny_backbone: Backbone) -> None:
     assert steps_of(ProS(tiny_backbone, ProSConfig(steps=50, simulator=False)), data) == {1: 50}
     assert steps_of(ProS(tiny_backbone, ProSConfig(steps=50, units="none")), data) == {2: 50}
     released = ProS(tiny_backbone, ProSConfig(batch_size=9, stage1_batch_size=9, sampler="released"))
-    assert released_epoch(data.domains, 9) == 18  # 8 images a domain hold 2 rounds of 3
+    assert official_epoch(data.domains, 9) == 18  # 8 images a domain hold 2 rounds of 3
     assert steps_of(released, data) == {1: 2, 2: 20}
 
 
@@ -507,13 +508,13 @@ def test_classes_and_domains_are_numbered_anew(tiny_backbone: Backbone) -> None:
 
 def test_the_released_sampler_ignores_the_seed() -> None:
     domains = torch.tensor([0, 1] * 6)
-    first = next(released_batches(domains, 8, 4))
-    assert torch.equal(first, next(released_batches(domains, 8, 4)))
+    first = next(official_batches(domains, 8, 4))
+    assert torch.equal(first, next(official_batches(domains, 8, 4)))
     assert domains[first].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
 
 
-def test_errors_name_the_mend(tiny_backbone: Backbone) -> None:
-    with pytest.raises(RuntimeError, match="call fit, or load a checkpoint"):
+def test_errors_name_the_fix(tiny_backbone: Backbone) -> None:
+    with pytest.raises(RuntimeError, match="call fit or load first"):
         ProS(tiny_backbone).encode_images(images())
     with pytest.raises(ValueError, match="units=none with simulator=False"):
         ProSConfig(units="none", simulator=False)

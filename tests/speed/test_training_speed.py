@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from benchmarks.speed import training
 from methods.interface import FitReport, Method, MethodCard
 from methods.parts.feature_cache import image_features, process_cache
-from methods.parts.training import run_stage
 from methods.registry import METHODS
+from methods.training.loop import run_stage
 from tests.support.tiny_clip import tiny_clip_folder
 
 SMALL = ["--classes", "6", "--batch-size", "5", "--steps", "1", "--device", "cpu", "--precision", "float32"]

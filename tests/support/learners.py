@@ -22,8 +22,8 @@ from torch import Tensor
 
 from methods.interface import FitReport, Log, Method, MethodCard, NotApplicableError, TrainingData
 from methods.parts.parallel import rank
-from methods.parts.training import run_stage
 from methods.registry import METHODS
+from methods.training.loop import run_stage
 
 #: The folder in which a test leaves word for methods in other processes.
 WORD = "UCDR_BENCH_TEST_WORD"

@@ -6,20 +6,7 @@ Outcome``, registered under the entry-point group ``ucdr_bench.executors``. All 
 the store; :class:`~benchmarks.runner.fit_group.GroupRunner` carries out one group.
 """
 
+from benchmarks.runner.executor_registry import EXECUTORS
 from benchmarks.runner.outcome import FailFast, Outcome, Progress, SilentProgress
-from methods.registry import Registry
 
 __all__ = ["EXECUTORS", "FailFast", "Outcome", "Progress", "SilentProgress"]
-
-EXECUTORS: Registry = Registry("executor", "ucdr_bench.executors")
-
-for _name, _target, _summary in (
-    ("serial", "benchmarks.runner.executors.serial:run_serially", "one group after the other in this process"),
-    (
-        "processes",
-        "benchmarks.runner.executors.processes:run_in_processes",
-        "--jobs N processes on this machine",
-    ),
-    ("ray", "benchmarks.runner.executors.ray:run_on_ray", "--jobs N workers on a Ray cluster (extra: ray)"),
-):
-    EXECUTORS.add(_name, _target, summary=_summary)

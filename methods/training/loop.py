@@ -1,15 +1,14 @@
-"""The training loop that trained methods share: batches, budgets, the learning rate, validation and what is kept.
+"""The training loop of all trained methods: budget, learning rate, validation and the selection of weights.
 
-A method describes a stage by its optimisers and a function from step number to loss; :func:`run_stage` does the rest in
-the open: backward, step, loss curve, validation, early stop, best weights. Selection sees ``data.validate`` only.
+A method describes a stage by its optimisers and a function from step number to loss; :func:`run_stage` does the rest:
+backward, step, loss curve, validation, early stop, best weights. Selection uses ``data.validate`` only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ CURVE_POINTS = 200
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on (the loss is not a number, ...); one line with the mend."""
+    """Training cannot go on (the loss is not a number, ...); one line with the fix."""
 
 
 def seeded(seed: int, *parts: int) -> torch.Generator:
@@ -39,60 +38,10 @@ def budget(steps: int, epochs: int, images: int, batch_size: int) -> int:
     return steps if steps > 0 else max(1, epochs * math.ceil(images / batch_size))
 
 
-def batches(
-    data: TrainingData, batch_size: int, generator: torch.Generator, *, balanced: Literal["none", "domain"] = "none"
-) -> Iterator[Tensor]:
-    """Endless index batches ``[min(batch_size, N)]`` into ``data.images``.
-
-    ``none``: a fresh shuffle of all images each epoch; a batch may run over the end of one epoch into the next.
-    ``domain``: equally many of every training domain (their own shuffles, restarted as each runs out), in domain order;
-    the batch is then ``batch_size // D`` of each of the D domains.
-    """
-    groups = [torch.arange(len(data.images))]
-    if balanced == "domain":
-        groups = [torch.nonzero(data.domains == d).flatten() for d in torch.unique(data.domains)]
-    take = max(1, min(batch_size, len(data.images)) // len(groups))
-    streams = [_endless(group, take, generator) for group in groups]
-    while True:
-        yield torch.cat([next(stream) for stream in streams])
-
-
-def _endless(group: Tensor, take: int, generator: torch.Generator) -> Iterator[Tensor]:
-    queue = torch.empty(0, dtype=torch.int64)
-    while True:
-        while len(queue) < take:
-            queue = torch.cat([queue, group[torch.randperm(len(group), generator=generator)]])
-        yield queue[:take]
-        queue = queue[take:]
-
-
-def target_batches(images: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Endless shuffled index batches ``[min(batch_size, images)]`` of unlabelled target images."""
-    return _endless(torch.arange(images), min(batch_size, images), generator)
-
-
-def seen_classes(data: TrainingData) -> tuple[list[str], Tensor]:
-    """Names of the C classes with labelled images, and each image's label among them: [N], 0..C-1."""
-    seen, labels = torch.unique(data.labels, return_inverse=True)
-    return [data.class_names[int(number)] for number in seen], labels
-
-
 def count_parameters(parameters: Sequence[nn.Parameter] | Mapping[str, Tensor]) -> int:
     """Number of trained values."""
     values = parameters.values() if isinstance(parameters, Mapping) else parameters
     return sum(value.numel() for value in values)
-
-
-def restore(method: Method, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Copy a checkpoint's tensors into the method's ``own`` parameters.
-
-    Raises ``ValueError`` if names or shapes differ.
-    """
-    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in tensors.items()}:
-        raise ValueError(f"{method.card.name}: the checkpoint's tensors do not fit this config and backbone")
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(tensors[name])
 
 
 def run_single_stage(
@@ -164,12 +113,12 @@ def run_stage(
     patience: int = 0,
     clip_norm: float = 0.0,
 ) -> None:
-    """Run one training stage and leave the method with the weights that selection keeps.
+    """Run one training stage; afterwards the method has the weights that selection chose.
 
     * ``loss(step)`` computes the step's loss (scalar) with a graph; step counts from 0 within the stage.
     * ``learning_rate(step)`` sets every optimiser group's rate to it times the group's ``"scale"`` (default 1).
     * every ``validate_every`` steps and at the end (0: no validation) ``data.validate(method)`` scores the method
-      with ``method.tensors()`` as they stand; unless ``data.select`` is ``last``, the best weights are put back at the
+      with its current weights; unless ``data.select`` is ``last``, the best weights are put back at the
       end, and training stops after ``patience`` scores without gain (0: never).
     * gradient clipping is off unless ``clip_norm`` is positive.
     * ``loss`` runs inside :func:`training_attention`, so on a GPU its gradients are the same in every run.

@@ -1,0 +1,1 @@
+"""What only the code released with a paper does; a method's official variant uses it."""

@@ -1,0 +1,90 @@
+"""Batches of image indices, and the classes that have labelled images.
+
+N labelled images in D domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from methods.interface import TrainingData
+from methods.official.pros_release import official_batches, official_epoch
+
+#: How training batches, balanced over domains, are drawn: ``reshuffled`` every epoch, or as in the ``released`` code.
+Sampler = Literal["reshuffled", "released"]
+
+
+def batches(
+    data: TrainingData, batch_size: int, generator: torch.Generator, *, balanced: Literal["none", "domain"] = "none"
+) -> Iterator[Tensor]:
+    """Endless index batches ``[min(batch_size, N)]`` into ``data.images``.
+
+    ``none``: a fresh shuffle of all images each epoch; a batch may run over the end of one epoch into the next.
+    ``domain``: equally many of every training domain (their own shuffles, restarted as each runs out), in domain order;
+    the batch is then ``batch_size // D`` of each of the D domains.
+    """
+    groups = [torch.arange(len(data.images))]
+    if balanced == "domain":
+        groups = [torch.nonzero(data.domains == d).flatten() for d in torch.unique(data.domains)]
+    take = max(1, min(batch_size, len(data.images)) // len(groups))
+    streams = [_endless(group, take, generator) for group in groups]
+    while True:
+        yield torch.cat([next(stream) for stream in streams])
+
+
+def _endless(group: Tensor, take: int, generator: torch.Generator) -> Iterator[Tensor]:
+    queue = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(queue) < take:
+            queue = torch.cat([queue, group[torch.randperm(len(group), generator=generator)]])
+        yield queue[:take]
+        queue = queue[take:]
+
+
+def target_batches(images: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Endless shuffled index batches ``[min(batch_size, images)]`` of unlabelled target images."""
+    return _endless(torch.arange(images), min(batch_size, images), generator)
+
+
+def seen_classes(data: TrainingData) -> tuple[list[str], Tensor]:
+    """Names of the C classes with labelled images, and each image's label among them: [N], 0..C-1."""
+    seen, labels = torch.unique(data.labels, return_inverse=True)
+    return [data.class_names[int(number)] for number in seen], labels
+
+
+def domain_batches(
+    data: TrainingData, batch_size: int, generator: torch.Generator, sampler: Sampler, *, round_size: int = 0
+) -> Iterator[Tensor]:
+    """Endless index batches into ``data.images``, balanced over domains.
+
+    ``reshuffled``: :func:`batches` with ``generator``. ``released``: :func:`official_batches`,
+    without it, in rounds of ``round_size`` (0: of ``batch_size``).
+    """
+    if sampler == "released":
+        return official_batches(data.domains, batch_size, round_size or batch_size)
+    return batches(data, batch_size, generator, balanced="domain")
+
+
+def epoch_images(data: TrainingData, sampler: Sampler, round_size: int) -> int:
+    """Images in an epoch: all N, or those that the official sampler draws in rounds of ``round_size``."""
+    return official_epoch(data.domains, round_size) if sampler == "released" else len(data.images)
+
+
+def domain_pairs(domains: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless pairs of index batches, each of one training domain, of two different ones; ``domains`` [N].
+
+    The first domain is drawn in proportion to its images, the second evenly from the others (the same one if there is
+    only one).
+    """
+    rows = [torch.nonzero(domains == domain).flatten() for domain in torch.unique(domains)]
+    streams = [[target_batches(len(images), batch_size, generator) for images in rows] for _ in ("first", "second")]
+    counts = torch.tensor([float(len(images)) for images in rows])
+    while True:
+        first = int(torch.multinomial(counts, 1, generator=generator))
+        others = [number for number in range(len(rows)) if number != first] or [first]
+        second = others[int(torch.randint(len(others), (), generator=generator))]
+        yield rows[first][next(streams[0][first])], rows[second][next(streams[1][second])]
