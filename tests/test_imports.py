@@ -25,7 +25,9 @@ SHARED = {"console"}
 #: Imports that still break a rule, each with the reason why it may for now: "source -> target".
 STILL_UPWARD: dict[str, str] = {}
 #: Circles of modules that are still there, joined by " + ", each with its reason.
-STILL_CIRCLES: dict[str, str] = {}
+STILL_CIRCLES: dict[str, str] = {
+    "benchmarks.datasets.build.picto_build + benchmarks.datasets.build.picto_documents": "to be moved",
+}
 STILL_COMMANDS: dict[str, str] = {}
 STILL_REPORTING: dict[str, str] = {}
 
