@@ -10,12 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from benchmarks.reporting.figures import draw
 
 import benchmarks
 from benchmarks import cli, data, report, run
 from benchmarks.protocols.dazsl import Dazsl
-from benchmarks.reporting.page import Drawn
+from benchmarks.reporting.plot_collector import PlannedPlots, draw_setting
 from benchmarks.runner.machine import spread
 from benchmarks.runner.settings import Settings, SettingsError, config_changes, parse_set, resolve
 from methods.floors import RandomConfig
@@ -23,7 +22,7 @@ from methods.registry import METHODS, UnknownNameError
 from methods.zero_shot import ZeroShotConfig
 
 Command = Callable[..., int]
-DRAW = draw
+DRAW = draw_setting
 
 
 @pytest.fixture
@@ -32,7 +31,9 @@ def command(tiny_dataset: type, tiny_folder: Path, tmp_path: Path, monkeypatch: 
 
     Plots, the slowest part, are left out unless a test asks for the fixture ``plots`` as well.
     """
-    monkeypatch.setattr("benchmarks.reporting.figures.draw", lambda *_: Drawn())
+    monkeypatch.setattr(
+        "benchmarks.reporting.plot_collector.draw_setting", lambda _, collector: PlannedPlots(collector)
+    )
 
     def call(*arguments: str) -> int:
         fixed = [
@@ -55,7 +56,7 @@ def command(tiny_dataset: type, tiny_folder: Path, tmp_path: Path, monkeypatch: 
 @pytest.fixture
 def plots(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     """Draw plots after all."""
-    monkeypatch.setattr("benchmarks.reporting.figures.draw", DRAW)
+    monkeypatch.setattr("benchmarks.reporting.plot_collector.draw_setting", DRAW)
 
 
 def test_one_command_gives_records_and_a_leaderboard(
