@@ -15,7 +15,8 @@ import benchmarks
 from benchmarks import cli, data, report, run
 from benchmarks.protocols.dazsl import Dazsl
 from benchmarks.reporting.plot_collector import PlannedPlots, draw_setting
-from benchmarks.runner.settings import Settings, SettingsError, config_changes, parse_set, resolve, spread
+from benchmarks.runner.machine import spread
+from benchmarks.runner.settings import Settings, SettingsError, config_changes, parse_set, resolve
 from methods.floors import RandomConfig
 from methods.registry import METHODS, UnknownNameError
 from methods.zero_shot import ZeroShotConfig
@@ -341,7 +342,7 @@ def test_jobs_and_threads_share_the_machine_out(monkeypatch: pytest.MonkeyPatch)
         made = spread(asked or Settings(), **facts)
         return made.jobs, made.threads
 
-    monkeypatch.setattr("benchmarks.runner.settings.cores", lambda: 8)
+    monkeypatch.setattr("benchmarks.runner.machine.cores", lambda: 8)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=64 * 2**30))
     monkeypatch.setenv("OMP_NUM_THREADS", "")
     assert shared() == (8, 1)
