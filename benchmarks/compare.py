@@ -100,7 +100,7 @@ def _print(out: Console, found: StoreComparison, lost: pd.DataFrame, threshold: 
     from rich.table import Table
     from rich.text import Text
 
-    from benchmarks.reporting.leaderboard import protocol_title
+    from benchmarks.reporting.types import protocol_title
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("method", "cell", "metric"):

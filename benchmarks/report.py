@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.console import OneLineParser, command, consoles
+
+#: Processes that draw plots beside this one, at most.
+MOST_WORKERS = 4
 
 
 def build_parser(prog: str = "benchmarks.report") -> argparse.ArgumentParser:
@@ -25,7 +29,7 @@ def build_parser(prog: str = "benchmarks.report") -> argparse.ArgumentParser:
         action="store_true",
         help="also retrieval galleries and a map of embeddings; needs the data set, the map the backbone too",
     )
-    parser.add_argument("--data-root", metavar="FOLDER", help="where data sets lie, for --pictures")
+    parser.add_argument("--data-root", metavar="FOLDER", help="folder of the data sets, for --pictures")
     parser.add_argument(
         "--resamples", metavar="N", type=int, help="of the tests between methods (default: 10000 or more)"
     )
@@ -36,11 +40,12 @@ def build_parser(prog: str = "benchmarks.report") -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> int:
     """Run the command; exit code 0, 1 if a record cannot be read, 2 without results or if --out cannot be written."""
     arguments = build_parser(prog).parse_args(argv)
-    from benchmarks.reporting.ablation_tables import is_ablated, print_ablations
-    from benchmarks.reporting.leaderboard import current, print_failures, print_tables
-    from benchmarks.reporting.write import PAGE, write_report
+    from benchmarks.reporting.data import ReportData
+    from benchmarks.reporting.files import PAGE, write_report
+    from benchmarks.reporting.tables import is_ablated
+    from benchmarks.reporting.terminal import print_ablations, print_failures, print_tables
     from benchmarks.store.files import ResultStore
-    from benchmarks.store.frame import load_results
+    from benchmarks.store.frame import frame_and_records
 
     out, err = consoles()
     unread: list[str] = []
@@ -53,27 +58,26 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> 
         warn(line)
 
     try:
-        frame = load_results(arguments.results, warn_unread)
+        frame, records = frame_and_records(arguments.results, warn_unread)
     except FileNotFoundError as error:
         err.print(f"{prog}: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
     if frame.empty:
-        err.print(
-            f"{prog}: {arguments.results} holds no readable record", markup=False, highlight=False, soft_wrap=True
-        )
+        line = f"{prog}: {arguments.results} holds no readable record"
+        err.print(line, markup=False, highlight=False, soft_wrap=True)
         return 2
-    told = current(frame)
-    print_tables(out, told[~is_ablated(told)])
-    print_ablations(out, told)
-    print_failures(out, told[is_ablated(told)])
-    folder = Path(arguments.out) if arguments.out else Path(arguments.results) / "report"
     command = shlex.join(["python", "-m", "benchmarks.report", *(sys.argv[1:] if argv is None else argv)])
+    data = ReportData(
+        frame, store=ResultStore(arguments.results), command=command, report=warn, resamples=arguments.resamples,
+        records=records,
+    )  # fmt: skip
+    print_tables(out, data)
+    print_ablations(out, data)
+    print_failures(out, data.current[is_ablated(data.current)])
+    folder = Path(arguments.out) if arguments.out else Path(arguments.results) / "report"
+    images = {"data_root": arguments.data_root} if arguments.pictures else None
     try:
-        files = write_report(
-            frame, folder, store=ResultStore(arguments.results), command=command, report=warn,
-            resamples=arguments.resamples,
-            images={"data_root": arguments.data_root} if arguments.pictures else None,
-        )  # fmt: skip
+        files = write_report(data, folder, images=images, workers=min(_cores() - 1, MOST_WORKERS))
     except OSError as error:
         reason = error.strerror or error
         err.print(f"{prog}: {folder}: cannot be written ({reason})", markup=False, highlight=False, soft_wrap=True)
@@ -84,6 +88,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> 
     if unread:
         warn(f"unreadable records: {len(unread)}; each is named above")
     return 1 if unread else 0
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -147,9 +147,9 @@ def _settled(
     command: str,
     ablation: Ablation | None,
 ) -> int:
-    from benchmarks.reporting.ablation_tables import print_ablations
-    from benchmarks.reporting.leaderboard import print_failures, print_tables
-    from benchmarks.reporting.write import PAGE, write_report
+    from benchmarks.reporting.data import ReportData
+    from benchmarks.reporting.files import PAGE, write_report
+    from benchmarks.reporting.terminal import print_ablations, print_failures, print_tables
     from benchmarks.runner.distributed import ReadOnlyStore
     from benchmarks.runner.execution import execute
     from benchmarks.runner.plan import plan, shard, unplanned_cells, validation_notes
@@ -203,16 +203,16 @@ def _settled(
     frame = load_results(settings.out, warn)
     mine = frame[frame["key"].isin(keys)] if len(frame) else frame
     if ablation:
-        print_ablations(out, mine)
+        print_ablations(out, ReportData(mine))
         print_failures(out, mine)
     else:
-        print_tables(out, mine)
+        print_tables(out, ReportData(mine))
     folder = Path(settings.out) / "report"
     counts = ", ".join(f"{count} {status}" for status, count in sorted(outcome.counts.items())) or "no cells"
     lines = [f"cells: {counts}", f"records: {Path(settings.out) / 'cells'}"]
     code = 1 if outcome.failed else 0
     try:
-        files = write_report(frame, folder, store=store, command=command, report=warn)
+        files = write_report(ReportData(frame, store=store, command=command, report=warn), folder)
         lines += [f"leaderboard: {files[0]}, {files[1]}", f"plots: {folder / 'plots'}"]
         lines += [f"page: {path}" for path in files if path.name == PAGE]
     except OSError as error:

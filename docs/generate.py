@@ -90,7 +90,7 @@ def bullets(docstring: str) -> list[str]:
 
 
 def comments(config: type) -> dict[str, str]:
-    """What the comment beside each field of a ``Config`` says, its deeper indented lines below included.
+    """What the comment beside each field of a ``Config`` says, with the comment lines right below it.
 
     Fields of base classes come first, as in the dataclass; a class that gives a field another default may leave the
     comment to its base.
@@ -106,7 +106,7 @@ def comments(config: type) -> dict[str, str]:
             if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
                 continue
             lines, number = [], node.end_lineno or node.lineno
-            while number in found and (not lines or found[number].start[1] > node.col_offset):
+            while number in found and (not lines or found[number].line.lstrip().startswith("#")):
                 lines.append(found[number].string.lstrip("#: ").rstrip())
                 number += 1
             if lines:

@@ -203,6 +203,7 @@ class Method(ABC):
     * ``trained = False`` when the embedding of an image does not depend on the training data, so that encoded images
       are shared between tasks (``fit`` still runs once a task: a floor averages its class means there);
     * ``variants``: named changes to the defaults, e.g. ``{"official": {"mask": False}}``; ``paper`` is the defaults;
+    * ``ablations``: named changes to the defaults, one factor each, for ``python -m benchmarks.ablate``;
     * ``one_process``: why its training needs a single process, "" if it can be spread over several: its loss is a mean
       over the images of a batch, of which each process takes :func:`methods.parts.parallel.share`;
     * ``reads_synsets``: whether its scores depend on the classes' WordNet synsets, which are then part of their key;
@@ -213,6 +214,7 @@ class Method(ABC):
     Config: ClassVar[type] = NoConfig
     trained: ClassVar[bool] = True
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     one_process: ClassVar[str] = "it does not say that its loss is a mean over the images of a batch"
     reads_synsets: ClassVar[bool] = False
     version: ClassVar[int] = 1

@@ -13,11 +13,14 @@ seen and unseen classes, the names of all of them.
    their prototypes). Target: entropy; a memory of past features that spreads the posteriors; seen-unseen balance.
 
 Trained: adapter, graph network, residual projection. CLIP is frozen and no part of it runs inside a training step.
-Where the released code differs: methods/cards/sre_clip.toml.
+Where the released code differs: methods/cards/sre_clip.toml; the code of those variants: methods/official/sre_clip.py.
 
-Shapes: B images, C classes (seen and unseen), N graph nodes, E embedding width of CLIP, F width of a node's vector
-(E, unless the nodes are word vectors), d width of adapter and prototypes, P patches, R stored reference images.
+Shapes: B images, C classes (seen and unseen), N graph nodes, n nodes within two steps of a class, E embedding width of
+CLIP, F width of a node's vector (E, unless the nodes are word vectors), d width of adapter and prototypes, P patches,
+R stored reference images.
 """
+
+from __future__ import annotations
 
 import contextlib
 import math
@@ -30,181 +33,41 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.nn import Linear, MessagePassing
+from torch_geometric.nn import Linear
 
 from methods.cards import read_card
 from methods.interface import FitReport, Images, Log, Method, TrainingData
+from methods.official import sre_clip as official
 from methods.parts.backbone import Backbone
 from methods.parts.bounds import Bound
-from methods.parts.feature_cache import FeatureScope, frozen_values, image_features, process_cache
+from methods.parts.feature_cache import frozen_values, image_features
 from methods.parts.losses import mean_entropy
+from methods.parts.senses import WordNetError
 from methods.parts.word_graph import (
     Field,
     GraphSource,
+    Propagation,
     SenseChoice,
     WordGraph,
-    WordNetError,
     build_graph,
     extend_graph,
-    read_word_vectors,
     receptive_field,
+    text_vectors,
     wordnet_path,
 )
+from methods.plain import sre_clip as plain
 from methods.training.batches import batches, target_batches
 from methods.training.loop import budget, count_parameters, run_stage, seeded
 
-_INIT, _SOURCE, _TARGET, _DROPOUT, _PAIRS, _REFERENCE = range(6)  # what a random generator is for
 TEMPLATE = "a photo of a {}"
 PAPER_STEPS = 3000
 LAYERS = 2  # of the graph network
-
-#: Where the released code does something else than the paper, as changes to the config.
-OFFICIAL: dict[str, Any] = {
-    "class_vectors": "words",
-    "synonyms": False,
-    "residual": False,
-    "align_weight": 0.0,
-    "pair_reading": "diagonal",
-    "pair_list": "half",
-    "srs_scale": "logits",
-    "srs_class": "predicted",
-    "srs_weight": 0.01,
-    "target_srs_weight": 0.0,
-    "memory_surplus": True,
-    "eval_attention": "batch",
-    "unit_features": False,
-    "senses": "first",
-}
-
-
-@dataclass(frozen=True)
-class SreClipConfig:
-    """Settings of SRE-CLIP; the defaults are the paper's. :meth:`official` gives those of the released code.
-
-    The method:
-
-    * ``width``: d, of the adapter and the prototypes. ``temperature``: tau. ``dropout``: on the input of both graph
-      layers. ``momentum``, ``weight_decay``: of SGD (Nesterov).
-    * ``attention``: what the adapter attends to: ``batch``, the image's own ``patches``, or ``none`` (ablations).
-    * ``eval_attention``: what takes the place of the batch after training: ``reference``, ``reference_size`` training
-      images stored with the model; ``self``, the image alone; ``batch`` (released), its batch mates.
-    * ``gcn``, ``residual``: parts of the prototype branch. ``residual_init``: ``values`` starts the residual projection
-      as a copy of V, so that training begins near CLIP's own alignment of images and texts (our choice; the paper
-      names no initialisation), or ``random``. ``graph``: the edges, ``wordnet``, ``none`` or ``random`` (drawn from the
-      run's seed). ``synonyms``: False gives a node the text of its first name alone.
-    * ``structure``: ``pair`` (L_pair), ``none``, or ``l2`` and ``entropy``, which the released code holds unused;
-      ``structure_weight``: its weight. ``srs_weight``, ``target_srs_weight``: of L_srs on source and target.
-      ``align_weight``: of L_align.
-    * ``entropy_weight``, ``memory_weight``, ``balance_weight``: of the target terms; ``source_weight``: of the source
-      loss beside them. ``memory``: capacity of the store (the target size if that is smaller).
-    * ``unseen_share``: c of the balance term; 0 stands for unseen / all classes (paper: 0.3 on I2AwA, 0.82 on I2WebV).
-    * ``warmup_share``: share of the steps without target losses. ``decay``: of the learning rate after it,
-      (1 + decay * t)^-0.75, where t counts 3000ths of the budget.
-
-    Where paper and released code differ:
-
-    * ``class_vectors``: ``text``, or ``words``: word vectors from the text file ``word_vectors`` (a line: word,
-      numbers), or, without a file, the mean CLIP token embedding of a name.
-    * ``pair_reading``: ``submatrix`` or ``diagonal``. ``pair_list``: ``all`` or ``half``. ``empty_pairs``: the
-      structure loss where nothing is left to compare, ``zero`` or ``nan``.
-    * ``senses``: ``context``, hand-checked synsets and for other names the sense nearest to the other classes', or
-      ``first``, the synsets that a data set is published with and for other names the commonest sense.
-    * ``srs_scale``: ``cosine`` or ``logits``. ``srs_class``: ``label`` or ``predicted``, of source images.
-    * ``unit_features``: whether features are L2-normalised before the adapter.
-    * ``target_gradients``: whether the memory and balance terms train the prototypes (``memory``) or not (``none``).
-    * ``memory_surplus``: the released bookkeeping of the store.
-
-    Training:
-
-    * ``learning_rate``: of the adapter; times ``gcn_rate`` for the prototype branch. ``batch_size``: images of the
-      source, and as many of the target.
-    * ``steps``: the budget; 0 for ``epochs`` over the source, and without those the paper's 3000 steps.
-    * ``validate_every``: steps between validations (0: once an epoch, at most 30 times); ``patience``: validations
-      without gain before training stops (0: never).
-    * ``fast``: the exact speed-ups (frozen features once, not every step; L_pair by sorting). False is the plain path.
-    """
-
-    bounds: ClassVar = {"momentum": Bound(above=0, high=1)}
-    width: int = 1024
-    temperature: float = 0.05
-    dropout: float = 0.5
-    attention: Literal["batch", "patches", "none"] = "batch"
-    eval_attention: Literal["reference", "self", "batch"] = "reference"
-    reference_size: int = 256
-    gcn: bool = True
-    residual: bool = True
-    residual_init: Literal["values", "random"] = "values"
-    graph: GraphSource = "wordnet"
-    synonyms: bool = True
-    structure: Literal["pair", "l2", "entropy", "none"] = "pair"
-    structure_weight: float = 100.0
-    srs_weight: float = 1.0
-    align_weight: float = 1.0
-    entropy_weight: float = 3.0
-    memory_weight: float = 5.0
-    balance_weight: float = 5.0
-    target_srs_weight: float = 1.0
-    source_weight: float = 1.5
-    memory: int = 768
-    unseen_share: float = 0.0
-    warmup_share: float = 0.2
-    decay: float = 1e-3
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    class_vectors: Literal["text", "words"] = "text"
-    word_vectors: str = ""
-    pair_reading: Literal["submatrix", "diagonal"] = "submatrix"
-    pair_list: Literal["all", "half"] = "all"
-    empty_pairs: Literal["zero", "nan"] = "zero"
-    srs_scale: Literal["cosine", "logits"] = "cosine"
-    srs_class: Literal["label", "predicted"] = "label"
-    unit_features: bool = True
-    target_gradients: Literal["memory", "none"] = "memory"
-    memory_surplus: bool = False
-    senses: SenseChoice = "context"
-    learning_rate: float = 1e-3
-    gcn_rate: float = 5.0
-    batch_size: int = 256
-    epochs: int = 0
-    steps: int = 0
-    validate_every: int = 0
-    patience: int = 0
-    fast: bool = True
-
-    def __post_init__(self) -> None:
-        for name, kind in get_type_hints(SreClipConfig).items():
-            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
-                raise ValueError(f"sre_clip: {name} {getattr(self, name)!r} is not one of {', '.join(get_args(kind))}")
-        if not (self.gcn or self.residual):
-            raise ValueError("sre_clip: gcn=False with residual=False leaves no prototypes; keep one of them")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"sre_clip: dropout {self.dropout} is not in [0, 1)")
-
-    @classmethod
-    def official(cls) -> "SreClipConfig":
-        """Every switch as in the released code."""
-        return cls(**OFFICIAL)
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Weight of every loss term, by its name."""
-        return {
-            "classification": 1.0,
-            "structure": self.structure_weight,
-            "srs": self.srs_weight,
-            "align": self.align_weight,
-            "entropy": self.entropy_weight,
-            "memory": self.memory_weight,
-            "balance": self.balance_weight,
-            "target_srs": self.target_srs_weight,
-        }
-
 
 # --- image branch -----------------------------------------------------------------------------------------------------
 
 
 class AttentionAdapter(nn.Module):
-    """Q, K, V: linear maps E -> d; softmax(Q K^T / sqrt(d)) V + V(z)."""
+    """softmax(Q K^T / sqrt(d)) V + V(z), with Q, K, V linear maps E -> d."""
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
@@ -213,7 +76,7 @@ class AttentionAdapter(nn.Module):
     def forward(self, z: Tensor, context: Tensor | None) -> Tensor:
         """Features z [B, E] that attend to ``context`` -> [B, d], not normalised.
 
-        ``context``: [R, E] the same for all (z itself: attention over the batch), [B, P, E] each one's own, or None.
+        ``context``: [R, E] the same for all (z itself: attention over the batch), [B, P, E] each image's own, or None.
         """
         values: Tensor = self.v(z)
         if context is None:
@@ -230,26 +93,10 @@ class AttentionAdapter(nn.Module):
 # --- prototype branch -------------------------------------------------------------------------------------------------
 
 
-class Propagation(MessagePassing):
-    """Ahat H: every node receives the weighted sum of its neighbours and of itself."""
-
-    def __init__(self) -> None:
-        super().__init__(aggr="add")
-
-    def forward(self, hidden: Tensor, messages: Tensor, weights: Tensor, rows: int) -> Tensor:
-        """``hidden`` [n, F], ``messages`` [2, M] (from, to), ``weights`` [M] -> the first ``rows`` nodes [rows, F]."""
-        received: Tensor = self.propagate(messages, x=(hidden, None), weights=weights, size=(len(hidden), rows))
-        return received
-
-    def message(self, x_j: Tensor, weights: Tensor) -> Tensor:
-        """What a neighbour sends."""
-        return weights.unsqueeze(-1) * x_j
-
-
 class PrototypeBranch(nn.Module):
-    """H1 = LeakyReLU(Ahat X W1 + b1), H2 = Ahat H1 W2 + b2, W = normalise(H2 + R X), R the residual projection.
+    """H1 = LeakyReLU(Ahat X W1 + b1), H2 = Ahat H1 W2 + b2, W = normalise(H2 + X R), R the residual projection.
 
-    Only the nodes within two steps of a class are computed, and only as far as the classes need them: the same numbers.
+    Only the nodes within two steps of a class are computed, each as far as the classes need it: the same numbers.
     """
 
     def __init__(self, config: SreClipConfig, inputs: int) -> None:
@@ -260,8 +107,18 @@ class PrototypeBranch(nn.Module):
         self.layer2 = Linear(config.width, config.width) if config.gcn else None
         self.residual = Linear(inputs, config.width, bias=False) if config.residual else None
 
+    def forward(self, vectors: Tensor, field: Field, dropout: torch.Generator | None = None) -> Tensor:
+        """Node vectors X [n, F] of ``field.nodes`` -> normalised prototypes [C, d]; ``dropout`` in training only."""
+        outputs: list[Tensor] = []
+        if self.layer1 is not None:
+            hidden = F.leaky_relu(self.graph_layer(1, vectors, field, dropout), 0.2)
+            outputs.append(self.graph_layer(2, hidden, field, dropout))
+        if self.residual is not None:
+            outputs.append(self.residual(vectors[: field.sizes[0]]))
+        return F.normalize(torch.stack(outputs).sum(dim=0), dim=-1)
+
     def graph_layer(self, layer: int, hidden: Tensor, field: Field, dropout: torch.Generator | None = None) -> Tensor:
-        """Layer 1 or 2 before its nonlinearity, over the nodes that the next one needs."""
+        """Layer 1 or 2 before its nonlinearity, at the nodes that the next layer reads."""
         linear: Any = self.layer1 if layer == 1 else self.layer2
         rows, count = field.sizes[LAYERS - layer], field.counts[LAYERS - layer]
         if dropout is not None and self.dropout > 0:
@@ -271,91 +128,66 @@ class PrototypeBranch(nn.Module):
         output: Tensor = linear(received)  # Ahat (X W) = (Ahat X) W
         return output
 
-    def forward(self, vectors: Tensor, field: Field, dropout: torch.Generator | None = None) -> Tensor:
-        """Node vectors [n, F] of ``field.nodes`` -> normalised prototypes [C, d]; ``dropout`` in training only."""
-        outputs: list[Tensor] = []
-        if self.layer1 is not None:
-            hidden = F.leaky_relu(self.graph_layer(1, vectors, field, dropout), 0.2)
-            outputs.append(self.graph_layer(2, hidden, field, dropout))
-        if self.residual is not None:
-            outputs.append(self.residual(vectors[: field.sizes[0]]))
-        return F.normalize(torch.stack(outputs).sum(dim=0), dim=-1)
-
 
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
-def pair_loss(before: Tensor, after: Tensor, *, half: bool = False, by_sorting: bool = True) -> Tensor:
+def pair_loss(before: Tensor, after: Tensor) -> Tensor:
     """L_pair: distances [R, C] of C classes to R classes before and after the graph network -> scalar.
 
-    Over every row r and every pair with before[r, i] < before[r, j]: the mean of relu(after[r, i] - after[r, j]). NaN
-    if there is no such pair. ``half``: only pairs with i + j < C.
-
-    ``by_sorting`` (without ``half``) takes C log C instead of C^2 steps a row. Over all pairs, a class enters the sum
-    once with each pair that is reversed: as often more with plus than with minus as it rose in the order of distances,
-    so that the sum is that of after[r, i] * (place of i after - place of i before).
+    The mean of relu(after[r, i] - after[r, j]) over every row r and every pair with before[r, i] < before[r, j]; NaN
+    without such a pair. :func:`methods.plain.sre_clip.pair_loss` computes just that, in C^2 steps a row. This takes
+    C log C: a class's distance enters the sum once with each pair that is reversed, as often more with plus than with
+    minus as the class rose in the order of distances, so that the sum is that of
+    after[r, i] * (place of i in the order after - place of i in the order before).
     """
-    classes = before.shape[1]
-    places = torch.arange(classes, device=before.device)
-    if by_sorting and not half:
-        sorted_after, order = after.sort(dim=1)
-        sorted_before, back = before.gather(1, order).sort(dim=1, stable=True)  # equal before: in the order after
-        place_before = torch.empty_like(back).scatter_(1, back, places.expand_as(back).contiguous())
-        closer = torch.searchsorted(sorted_before, sorted_before).sum()  # pairs in order before
-        return (sorted_after * (places - place_before)).sum() / closer
-    compared = before.unsqueeze(2) < before.unsqueeze(1)
-    if half:
-        compared &= places.unsqueeze(1) + places < classes
-    return (after.unsqueeze(2) - after.unsqueeze(1))[compared].relu().mean()
+    places = torch.arange(before.shape[1], device=before.device)
+    sorted_after, order = after.sort(dim=1)
+    sorted_before, back = before.gather(1, order).sort(dim=1, stable=True)  # equal before: in the order after
+    place_before = torch.empty_like(back).scatter_(1, back, places.expand_as(back).contiguous())
+    compared = torch.searchsorted(sorted_before, sorted_before).sum()  # pairs with before[r, i] < before[r, j]
+    return (sorted_after * (places - place_before)).sum() / compared
 
 
-def l2_loss(before: Tensor, after: Tensor) -> Tensor:
-    """Squared difference of two distance matrices [C, C], each divided by its mean (released, unused)."""
-    return F.mse_loss(after / after.mean(), before / before.mean())
+def srs_loss(cosines: Tensor, prototypes: Tensor, classes: Tensor) -> Tensor:
+    """L_srs: mean squared error between cos(e, W) [B, C] and cos(W_y, W), y the ``classes`` [B] of the images."""
+    return F.mse_loss(cosines, prototypes[classes] @ prototypes.T)
 
 
-def entropy_loss(before: Tensor, after: Tensor) -> Tensor:
-    """KL divergence between the rows' softmax of closeness, before and after [C, C], summed (released, unused)."""
-    before, after = before / before.mean(), after / after.mean()
-    target, guess = before.max() - before, after.max() - after
-    return F.kl_div(guess.log_softmax(dim=1), target.softmax(dim=1), reduction="sum")
+def balance_loss(posteriors: Tensor, unseen: Tensor, share: float) -> Tensor:
+    """m + c^2 / m: m the mean mass of ``posteriors`` [B, C] on the ``unseen`` classes [C], c their expected share."""
+    mass = posteriors[:, unseen].sum(dim=-1).mean()
+    return mass + share**2 / mass
 
 
 class FeatureMemory:
-    """The store of the memory term: past rows e / tau [at most ``capacity``, d], without gradients.
+    """The store of the memory term: the last rows e / tau [at most ``capacity``, d], without gradients."""
 
-    ``surplus``: the released bookkeeping. While the store is short, whole batches are appended; then rows from a
-    pointer on are replaced, and the pointer returns to 0 if the next batch would not fit below the capacity.
-    """
-
-    def __init__(self, capacity: int, *, surplus: bool = False) -> None:
+    def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.surplus = surplus
         self.rows: Tensor | None = None
         self.pointer = 0
 
     def push(self, rows: Tensor) -> bool:
         """Store a batch [B, d]; True if the store was full before (the memory and balance terms then apply)."""
-        rows = rows.detach() if self.surplus else rows.detach()[-self.capacity :]
+        rows = rows.detach()[-self.capacity :]
         if self.rows is None or len(self.rows) < self.capacity:
-            kept = rows if self.rows is None else torch.cat([self.rows, rows])
-            self.rows = kept if self.surplus else kept[: self.capacity]
+            self.rows = (rows if self.rows is None else torch.cat([self.rows, rows]))[: self.capacity]
             return False
         places = torch.arange(self.pointer, self.pointer + len(rows), device=rows.device)
-        self.rows = self.rows.index_copy(0, places if self.surplus else places % self.capacity, rows)
-        self.pointer += len(rows)
-        if not self.surplus:
-            self.pointer %= self.capacity
-        elif self.pointer + len(rows) > self.capacity:
-            self.pointer = 0
+        self.rows = self.rows.index_copy(0, places % self.capacity, rows)
+        self.pointer = (self.pointer + len(rows)) % self.capacity
         return True
+
+
+Memory = FeatureMemory | official.SurplusMemory
 
 
 class SreClipModel(nn.Module):
     """What SRE-CLIP trains, on frozen features: both branches and the losses between them.
 
-    ``vectors`` [n, F]: node vectors of ``field.nodes``, classes first. ``seen`` [C]: classes with labelled images.
-    ``texts`` [C, E]: the classes' text embeddings, for L_align.
+    ``features``: E. ``vectors`` [n, F]: node vectors of ``field.nodes``, classes first. ``seen`` [C]: classes with
+    labelled images. ``texts`` [C, E]: the classes' text embeddings, for L_align. ``generator``: of the first weights.
     """
 
     def __init__(
@@ -369,18 +201,17 @@ class SreClipModel(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.config, self.field, self.texts, self.seen = config, field, texts, seen
-        self.vectors = vectors
+        self.config, self.vectors, self.field, self.seen, self.texts = config, vectors, field, seen, texts
         self.adapter = AttentionAdapter(features, config.width)
-        inputs = vectors.shape[1]
-        self.prototype_branch = PrototypeBranch(config, inputs)
+        self.prototype_branch = PrototypeBranch(config, vectors.shape[1])
         for parameter in self.parameters():  # Glorot, zero biases: the paper names no initialisation
             bound = math.sqrt(6 / sum(parameter.shape)) if parameter.ndim > 1 else 0.0
             with torch.no_grad():
                 parameter.uniform_(-bound, bound, generator=generator)
-        if self.prototype_branch.residual is not None and config.residual_init == "values" and inputs == features:
+        residual = self.prototype_branch.residual
+        if residual is not None and config.residual_init == "values" and vectors.shape[1] == features:
             with torch.no_grad():  # W starts near e(text of the class)
-                self.prototype_branch.residual.weight.copy_(self.adapter.v.weight)
+                residual.weight.copy_(self.adapter.v.weight)
         classes = vectors[: len(seen)]
         self.before = torch.cdist(classes, classes)  # [C, C] distances before the graph network
         self.to(vectors.device)
@@ -406,28 +237,6 @@ class SreClipModel(nn.Module):
         """e W^T / tau [B, C]."""
         return embedded @ prototypes.T / self.config.temperature
 
-    def structure_loss(self, prototypes: Tensor, pairs: torch.Generator | None = None) -> Tensor:
-        """The structure term between ``before`` and the distances of the prototypes; ``pairs`` shuffles the classes."""
-        config, before, after = self.config, self.before, torch.cdist(prototypes, prototypes)
-        if config.structure == "l2":
-            return l2_loss(before, after)
-        if config.structure == "entropy":
-            return entropy_loss(before, after)
-        half = config.pair_list == "half"
-        if half and pairs is not None:
-            order = torch.randperm(len(before), generator=pairs).to(before.device)
-            before, after = before[order][:, order], after[order][:, order]
-        if config.pair_reading == "diagonal":
-            before, after = before.diagonal().unsqueeze(0), after.diagonal().unsqueeze(0)
-        value = pair_loss(before, after, half=half, by_sorting=config.fast)
-        return value if config.empty_pairs == "nan" else value.nan_to_num(nan=0.0)
-
-    def srs_loss(self, logits: Tensor, prototypes: Tensor, classes: Tensor | None = None) -> Tensor:
-        """L_srs: MSE of cos(e, W) and cos(W_y, W); y is ``classes`` [B], or the arg-max class."""
-        scores = logits if self.config.srs_scale == "logits" else logits * self.config.temperature
-        chosen = logits.argmax(dim=-1) if classes is None else classes
-        return F.mse_loss(scores, prototypes[chosen] @ prototypes.T)
-
     def source_terms(
         self, features: Tensor, labels: Tensor, prototypes: Tensor, pairs: torch.Generator | None = None
     ) -> dict[str, Tensor]:
@@ -443,14 +252,15 @@ class SreClipModel(nn.Module):
         if config.structure != "none":
             terms["structure"] = self.structure_loss(prototypes, pairs)
         if config.srs_weight:
-            terms["srs"] = self.srs_loss(logits, prototypes, labels if config.srs_class == "label" else None)
+            classes = labels if config.srs_class == "label" else logits.argmax(dim=-1)
+            terms["srs"] = srs_loss(self.srs_scores(logits), prototypes, classes)
         if config.align_weight:
             assert self.texts is not None
             aligned = self.logits(self.embed(self.texts), prototypes)
             terms["align"] = F.cross_entropy(aligned, torch.arange(len(aligned), device=aligned.device))
         return terms
 
-    def target_terms(self, features: Tensor, prototypes: Tensor, memory: FeatureMemory) -> dict[str, Tensor]:
+    def target_terms(self, features: Tensor, prototypes: Tensor, memory: Memory) -> dict[str, Tensor]:
         """Loss terms of unlabelled images, unweighted; stores their features. p is the softmax of e W^T / tau.
 
         * ``entropy``: mean entropy of p, W detached;
@@ -469,20 +279,40 @@ class SreClipModel(nn.Module):
             unseen = ~self.seen
             if unseen.any():
                 share = config.unseen_share or float(unseen.float().mean())
-                mass = logits.softmax(dim=-1)[:, unseen].sum(dim=-1).mean()
-                terms["balance"] = mass + share**2 / mass
+                terms["balance"] = balance_loss(logits.softmax(dim=-1), unseen, share)
         if config.target_srs_weight:
-            terms["target_srs"] = self.srs_loss(logits, trained)
+            terms["target_srs"] = srs_loss(self.srs_scores(logits), trained, logits.argmax(dim=-1))
         return terms
-
-    def remember(self, embedded: Tensor, memory: FeatureMemory) -> bool:
-        """Store e / tau of target images; True if the store was full before."""
-        return memory.push(embedded / self.config.temperature)
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum of loss terms."""
         weights = self.config.weights
         return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+
+    def structure_loss(self, prototypes: Tensor, pairs: torch.Generator | None = None) -> Tensor:
+        """L_pair between the distances ``before`` and those of the prototypes, or a variant of the released code.
+
+        ``pairs``: shuffles the classes for the official list of pairs.
+        """
+        config, before, after = self.config, self.before, torch.cdist(prototypes, prototypes)
+        if config.structure in official.UNUSED_STRUCTURES:
+            return official.UNUSED_STRUCTURES[config.structure](before, after)
+        half, diagonal = config.pair_list == "half", config.pair_reading == "diagonal"
+        if half or diagonal:
+            before, after = official.compared_distances(before, after, pairs if half else None, diagonal=diagonal)
+        if half:
+            value = plain.pair_loss(before, after, half=True)
+        else:
+            value = pair_loss(before, after) if config.fast else plain.pair_loss(before, after)
+        return value if config.empty_pairs == "nan" else value.nan_to_num(nan=0.0)
+
+    def srs_scores(self, logits: Tensor) -> Tensor:
+        """The scores [B, C] that L_srs compares: cosines, or the logits themselves (official)."""
+        return logits if self.config.srs_scale == "logits" else logits * self.config.temperature
+
+    def remember(self, embedded: Tensor, memory: Memory) -> bool:
+        """Store e / tau of target images; True if the store was full before."""
+        return memory.push(embedded / self.config.temperature)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """SGD with Nesterov momentum; group ``scale`` 1 for the adapter and ``gcn_rate`` for the prototype branch."""
@@ -491,23 +321,100 @@ class SreClipModel(nn.Module):
             {"params": list(self.adapter.parameters()), "scale": 1.0},
             {"params": list(self.prototype_branch.parameters()), "scale": config.gcn_rate},
         ]
-        return torch.optim.SGD(
-            groups,
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=True,
-            fused=True,
-        )
+        rate, momentum, decay = config.learning_rate, config.momentum, config.weight_decay
+        return torch.optim.SGD(groups, lr=rate, momentum=momentum, weight_decay=decay, nesterov=True, fused=True)
+
+
+# --- config -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SreClipConfig:
+    """Settings of SRE-CLIP; the defaults are the paper's. :meth:`official` gives those of the released code."""
+
+    bounds: ClassVar = {"momentum": Bound(above=0, high=1)}
+
+    width: int = 1024  # d, of the adapter and the prototypes
+    attention: Literal["batch", "patches", "none"] = "batch"  # what the adapter attends to (patches: the image's own)
+    eval_attention: Literal["reference", "self", "batch"] = "reference"  # and after training; official: batch
+    reference_size: int = 256  # R, training images stored for ``eval_attention`` ``reference``
+    unit_features: bool = True  # features are L2-normalised before the adapter; official: False
+
+    gcn: bool = True  # the graph network, part of the prototype branch
+    residual: bool = True  # the residual projection R, the other part; official: False
+    residual_init: Literal["values", "random"] = "values"  # ``values``: R starts as a copy of V (our choice), near CLIP
+    graph: GraphSource = "wordnet"  # the edges: ``wordnet``, ``none``, or ``random`` (drawn from the run's seed)
+    synonyms: bool = True  # False: a node has the text of its first name alone; official: False
+    class_vectors: Literal["text", "words"] = "text"  # of the nodes: text embeddings; official: word vectors
+    word_vectors: str = ""  # text file of word vectors (a line: word, numbers); none: the mean CLIP token embedding
+    senses: SenseChoice = "context"  # of names without a stated synset: nearest to the other classes'; official: first
+    dropout: float = 0.5  # on the input of both graph layers
+
+    temperature: float = 0.05  # tau
+    structure: Literal["pair", "l2", "entropy", "none"] = "pair"  # L_pair; ``l2``, ``entropy``: unused, official code
+    structure_weight: float = 100.0  # of ``structure``
+    srs_weight: float = 1.0  # of L_srs on source images (1 is our choice); official: 0.01
+    align_weight: float = 1.0  # of L_align (1 is our choice); official: 0, there is none
+    entropy_weight: float = 3.0  # of the entropy of target posteriors
+    memory_weight: float = 5.0  # of the memory term
+    balance_weight: float = 5.0  # of the balance term
+    target_srs_weight: float = 1.0  # of L_srs on target images (our choice); official: 0
+    source_weight: float = 1.5  # of the source loss beside the target loss
+    memory: int = 768  # capacity of the store (the number of target images if that is smaller)
+    unseen_share: float = 0.0  # c of the balance term; 0: unseen / all classes. Paper: 0.3 (I2AwA), 0.82 (I2WebV)
+    target_gradients: Literal["memory", "none"] = "memory"  # ``none``: memory and balance do not train the prototypes
+
+    pair_reading: Literal["submatrix", "diagonal"] = "submatrix"  # distances that L_pair compares; official: diagonal
+    pair_list: Literal["all", "half"] = "all"  # pairs that L_pair compares; official: half
+    empty_pairs: Literal["zero", "nan"] = "zero"  # L_pair where nothing is left to compare; as released: nan
+    srs_scale: Literal["cosine", "logits"] = "cosine"  # what L_srs compares with cosines; official: logits
+    srs_class: Literal["label", "predicted"] = "label"  # y of L_srs on source images; official: predicted
+    memory_surplus: bool = False  # the store may grow beyond its capacity; official: True
+
+    learning_rate: float = 1e-3  # of SGD for the adapter
+    gcn_rate: float = 5.0  # times this for the prototype branch
+    momentum: float = 0.9  # of SGD (Nesterov)
+    weight_decay: float = 1e-4  # of SGD
+    warmup_share: float = 0.2  # share of the steps without target losses (paper: 600 of 3000)
+    decay: float = 1e-3  # of the rate after it: (1 + decay * t)^-0.75, t in 3000ths of the budget
+    batch_size: int = 256  # source images in a step, and as many target images
+    epochs: int = 0  # over the source; 0: ``steps`` decides
+    steps: int = 0  # optimiser steps; 0: those of ``epochs``, and without ``epochs`` the paper's 3000
+    validate_every: int = 0  # steps between validations; 0: once an epoch, at most 30 times
+    patience: int = 0  # validations without gain before training stops; 0: never
+    fast: bool = True  # False: frozen features anew at every step, L_pair by comparing all pairs; the same numbers
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(SreClipConfig).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise ValueError(f"sre_clip: {name} {getattr(self, name)!r} is not one of {', '.join(get_args(kind))}")
+        if not (self.gcn or self.residual):
+            raise ValueError("sre_clip: gcn=False with residual=False leaves no prototypes; keep one of them")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"sre_clip: dropout {self.dropout} is not in [0, 1)")
+
+    @classmethod
+    def official(cls) -> SreClipConfig:
+        """Every switch as in the released code."""
+        return cls(**official.SETTINGS)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of every loss term, by its name."""
+        terms = ("structure", "srs", "align", "entropy", "memory", "balance", "target_srs")
+        return {"classification": 1.0, **{name: getattr(self, f"{name}_weight") for name in terms}}
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+Features = Callable[[Tensor], Tensor]  # frozen features of a set's images by their index [B]
+_INIT, _SOURCE, _TARGET, _DROPOUT, _PAIRS, _REFERENCE = range(6)  # what a random generator is for
 
 
 def learning_rate(config: SreClipConfig, step: int, steps: int) -> float:
     """Rate of the adapter: constant during warm-up, then (1 + decay * t)^-0.75, t in 3000ths of the budget."""
     after = max(0, step - round(config.warmup_share * steps)) * PAPER_STEPS / steps
     return config.learning_rate * (1 + config.decay * after) ** -0.75
-
-
-# --- the method -------------------------------------------------------------------------------------------------------
 
 
 class SreClip(Method):
@@ -517,7 +424,8 @@ class SreClip(Method):
     Config = SreClipConfig
     reads_synsets = True
     one_process = "its images attend to all others of their batch, and train on stored features in minutes"
-    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": OFFICIAL}
+    fact_names = ("class_names", "synsets", "senses", "seed", "sizes")
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": official.SETTINGS}
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "no_gcn": {"gcn": False},
         "no_residual": {"residual": False},
@@ -542,116 +450,19 @@ class SreClip(Method):
     ) -> None:
         super().__init__(backbone, config, device)
         self.class_names: tuple[str, ...] = ()
-        self._synsets: dict[str, str] = {}
-        self._senses: SenseChoice = self.config.senses
-        self._seed = 0
+        self.synsets: dict[str, str] = {}  # stated synset of a class name
+        self.senses: SenseChoice = self.config.senses  # how those of other names are found
+        self.seed = 0  # of a random graph
+        self.sizes: tuple[int, ...] = ()  # of the part of the graph that the classes depend on
         self._model: SreClipModel | None = None
         self._reference: Tensor | None = None
         self._graph: WordGraph | None = None
-        self._encoded: dict[str, Tensor] = {}  # class embeddings of the weights as they stand
+        self._encoded: dict[str, Tensor] = {}  # class embeddings of the current weights
 
     @property
     def model(self) -> SreClipModel:
-        """The trained parts; raises ``RuntimeError`` before ``fit`` or ``load``."""
-        if self._model is None:
-            raise RuntimeError("sre_clip has learned nothing yet: call fit, or load a checkpoint")
-        return self._model
-
-    @classmethod
-    def files(cls, config: SreClipConfig) -> Mapping[str, Path]:
-        """WordNet, and the file of word vectors if one is named."""
-        found = {"word_vectors": Path(config.word_vectors)} if config.word_vectors else {}
-        with contextlib.suppress(WordNetError):  # fit says what is wrong
-            found["wordnet"] = wordnet_path()
-        return found
-
-    # --- frozen inputs ---
-
-    @torch.no_grad()
-    def frozen_features(self, pixels: Tensor) -> Tensor:
-        """What CLIP says about images: z [B, E], or with attention to patches all projected tokens [B, 1+P, E]."""
-        pixels = pixels.to(self.device)
-        if self.config.attention == "patches":
-            return self._unit(self._tokens(pixels)["tokens"])
-        return self._unit(self.backbone.encode_images(self.backbone.normalize(pixels)))
-
-    def _tokens(self, pixels: Tensor) -> dict[str, Tensor]:
-        tokens = self.backbone.run_vision(self.backbone.image_tokens(self.backbone.normalize(pixels)))
-        return {"tokens": self.backbone.readout(tokens)}
-
-    def _unit(self, features: Tensor) -> Tensor:
-        return F.normalize(features, dim=-1) if self.config.unit_features else features
-
-    def _reader(self, images: Images) -> Callable[[Tensor], Tensor]:
-        """Frozen features by index: from a table computed once, or anew at every call (``fast=False``)."""
-        if not self.config.fast:
-            return lambda index: self.frozen_features(images.pixels(index))
-        if self.config.attention == "patches":
-            table = frozen_values(self.backbone, "projected tokens", images, self._tokens)["tokens"]
-        else:
-            table = image_features(self.backbone, images)
-        return lambda index: self._unit(table[index].to(self.device))
-
-    @torch.no_grad()
-    def _text_vectors(self, words: Sequence[tuple[str, ...]]) -> Tensor:
-        """Mean CLIP text embedding of each node's synonyms in ``a photo of a {}`` -> [n, E], L2-normalised.
-
-        A node is encoded by itself, so that the last bits do not depend on its neighbours, and once in a process.
-        """
-        texts = [
-            tuple(TEMPLATE.format(word) for word in (node if self.config.synonyms else node[:1])) for node in words
-        ]
-
-        def compute(index: Tensor) -> dict[str, Tensor]:
-            means = [F.normalize(self.backbone.encode_texts(texts[int(i)]), dim=-1).mean(dim=0) for i in index]
-            return {"vector": F.normalize(torch.stack(means), dim=-1)}
-
-        scope = FeatureScope.of(self.backbone, "mean text feature")
-        return process_cache().lookup(scope, ["|".join(node) for node in texts], compute)["vector"].to(self.device)
-
-    @torch.no_grad()
-    def _word_vectors(self, words: Sequence[tuple[str, ...]]) -> Tensor:
-        """A word vector for each node's first name -> [n, F], L2-normalised."""
-        names = [node[0] for node in words]
-        if self.config.word_vectors:
-            vectors = read_word_vectors(self.config.word_vectors, names).to(self.device)
-        else:
-            ids = [torch.tensor(self.backbone.token_ids(name), device=self.backbone.device) for name in names]
-            vectors = torch.stack([self.backbone.embed_tokens(row).mean(dim=0) for row in ids])
-        return F.normalize(vectors, dim=-1)
-
-    def _node_vectors(self, graph: WordGraph, field: Field) -> Tensor:
-        words = [graph.words[int(node)] for node in field.nodes]
-        return self._word_vectors(words) if self.config.class_vectors == "words" else self._text_vectors(words)
-
-    @property
-    def graph(self) -> WordGraph:
-        """The graph of the training classes; without a graph network, the classes alone."""
-        if self._graph is None:
-            source: GraphSource = self.config.graph if self.config.gcn else "none"
-            self._graph = build_graph(
-                self.class_names, self._synsets, source=source, seed=self._seed, choice=self._senses
-            )
-        return self._graph
-
-    # --- training ---
-
-    def prepare(self, data: TrainingData, seed: int) -> None:
-        """Graph, node vectors and fresh weights for the classes of ``data``."""
-        known = data.synsets_published or self.config.senses == "context"
-        self.class_names, self._synsets, self._seed = data.class_names, data.synsets if known else {}, seed
-        self._senses = self.config.senses
-        self._graph = None
-        self._encoded.clear()
-        graph = self.graph
-        field = receptive_field(graph.edges, graph.nodes, range(graph.classes), LAYERS)
-        vectors = self._node_vectors(graph, field)
-        seen = torch.zeros(graph.classes, dtype=torch.bool, device=self.device)
-        seen[data.labelled_classes.to(self.device)] = True
-        texts = self._text_vectors(graph.words[: graph.classes]) if self.config.align_weight else None
-        self._model = SreClipModel(
-            self.config, self.backbone.embed_dim, vectors, field.to(self.device), seen, texts, seeded(seed, _INIT)
-        )
+        """The trained parts; raises ``NotFittedError`` before ``fit`` or ``load``."""
+        return self.fitted(self._model)
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
         """Source losses during warm-up, then target losses and 1.5 times the source losses.
@@ -659,33 +470,35 @@ class SreClip(Method):
         Without target images (UCDR family) the source losses fill the whole budget.
         """
         config, report, begun = self.config, FitReport(), time.perf_counter()
-        self.prepare(data, seed)
+        self.build(data, seed)
         model, images = self.model, len(data.images)
         steps = budget(config.steps, config.epochs, images, config.batch_size) if config.epochs else config.steps
         steps = steps or PAPER_STEPS
-        source, stream = self._reader(data.images), batches(data, config.batch_size, seeded(seed, _SOURCE))
-        labels = data.labels.to(self.device)
-        target = self._reader(data.target) if data.has_target else None
-        if data.has_target:
+        source, source_stream = self._features_of(data.images), batches(data, config.batch_size, seeded(seed, _SOURCE))
+        labels, sets = data.labels.to(self.device), [(images, source)]
+        target = self._features_of(data.target) if data.has_target else None
+        if target is not None:
+            sets.append((len(data.target), target))
             target_stream = target_batches(len(data.target), config.batch_size, seeded(seed, _TARGET))
-            memory = FeatureMemory(min(config.memory, len(data.target)), surplus=config.memory_surplus)
-        self._reference = self._choose_reference(data, source, target, seed)
+            store = official.SurplusMemory if config.memory_surplus else FeatureMemory
+            memory = store(min(config.memory, len(data.target)))
+        self._reference = self._choose_reference(sets, seed)
 
         def loss(step: int) -> Tensor:
             self._encoded.clear()  # the weights have changed
-            index = next(stream)
+            index = next(source_stream)
             prototypes = model.prototypes(seeded(seed, _DROPOUT, step))
-            total = model.total(
-                model.source_terms(source(index), labels[index], prototypes, seeded(seed, _PAIRS, step))
-            )
+            terms = model.source_terms(source(index), labels[index], prototypes, seeded(seed, _PAIRS, step))
+            source_loss = model.total(terms)
             if target is None:
-                return total
+                return source_loss
             features = target(next(target_stream))
             if step < round(config.warmup_share * steps):
                 with torch.no_grad():
                     model.remember(model.embed(features), memory)
-                return total
-            return model.total(model.target_terms(features, prototypes, memory)) + config.source_weight * total
+                return source_loss
+            target_loss = model.total(model.target_terms(features, prototypes, memory))
+            return target_loss + config.source_weight * source_loss
 
         run_stage(
             self,
@@ -706,22 +519,83 @@ class SreClip(Method):
         report.seconds = time.perf_counter() - begun
         return report
 
-    def _choose_reference(
-        self,
-        data: TrainingData,
-        source: Callable[[Tensor], Tensor],
-        target: Callable[[Tensor], Tensor] | None,
-        seed: int,
-    ) -> Tensor | None:
-        """Features [R, E] of random training images, half of them target images where there are any."""
+    def build(self, data: TrainingData, seed: int) -> None:
+        """Graph, node vectors and fresh weights for the classes of ``data``."""
+        known = data.synsets_published or self.config.senses == "context"
+        self.class_names, self.synsets, self.seed = data.class_names, data.synsets if known else {}, seed
+        self.senses, self._graph = self.config.senses, None
+        self._encoded.clear()
+        graph = self.graph
+        field = receptive_field(graph.edges, graph.nodes, range(graph.classes), LAYERS)
+        vectors, self.sizes = self._node_vectors(graph, field), field.sizes
+        seen = torch.zeros(graph.classes, dtype=torch.bool, device=self.device)
+        seen[data.labelled_classes.to(self.device)] = True
+        texts = self._text_vectors(graph.words[: graph.classes]) if self.config.align_weight else None
+        self._model = SreClipModel(
+            self.config, self.backbone.embed_dim, vectors, field.to(self.device), seen, texts, seeded(seed, _INIT)
+        )
+
+    @property
+    def graph(self) -> WordGraph:
+        """The graph of the training classes; without a graph network, the classes alone."""
+        if self._graph is None:
+            source: GraphSource = self.config.graph if self.config.gcn else "none"
+            self._graph = build_graph(self.class_names, self.synsets, source=source, seed=self.seed, choice=self.senses)
+        return self._graph
+
+    def _choose_reference(self, images: Sequence[tuple[int, Features]], seed: int) -> Tensor | None:
+        """Features [R, E] of random images, as many from each set (number of images, features by index)."""
         if self.config.attention != "batch" or self.config.eval_attention != "reference":
             return None
-        share = self.config.reference_size // (2 if target else 1)
-        draw = seeded(seed, _REFERENCE)
-        parts = [source(torch.randperm(len(data.images), generator=draw)[:share])]
-        if target is not None:
-            parts.append(target(torch.randperm(len(data.target), generator=draw)[:share]))
-        return torch.cat(parts)
+        share, generator = self.config.reference_size // len(images), seeded(seed, _REFERENCE)
+        return torch.cat([features(torch.randperm(count, generator=generator)[:share]) for count, features in images])
+
+    # --- frozen inputs ---
+
+    @torch.no_grad()
+    def frozen_features(self, pixels: Tensor) -> Tensor:
+        """CLIP's features of images: z [B, E], or with attention to patches all projected tokens [B, 1+P, E]."""
+        pixels = pixels.to(self.device)
+        if self.config.attention == "patches":
+            return self._unit(self._tokens(pixels)["tokens"])
+        return self._unit(self.backbone.encode_images(self.backbone.normalize(pixels)))
+
+    def _tokens(self, pixels: Tensor) -> dict[str, Tensor]:
+        tokens = self.backbone.run_vision(self.backbone.image_tokens(self.backbone.normalize(pixels)))
+        return {"tokens": self.backbone.readout(tokens)}
+
+    def _unit(self, features: Tensor) -> Tensor:
+        return F.normalize(features, dim=-1) if self.config.unit_features else features
+
+    def _features_of(self, images: Images) -> Features:
+        """Frozen features by index: from a table computed once, or anew at every call (``fast=False``)."""
+        if not self.config.fast:
+            return lambda index: self.frozen_features(images.pixels(index))
+        if self.config.attention == "patches":
+            table = frozen_values(self.backbone, "projected tokens", images, self._tokens)["tokens"]
+        else:
+            table = image_features(self.backbone, images)
+        return lambda index: self._unit(table[index].to(self.device))
+
+    def _node_vectors(self, graph: WordGraph, field: Field) -> Tensor:
+        """X [n, F] of the nodes of a field, L2-normalised."""
+        words = [graph.words[int(node)] for node in field.nodes]
+        if self.config.class_vectors == "text":
+            return self._text_vectors(words)
+        return official.word_vectors(self.backbone, [names[0] for names in words], self.config.word_vectors)
+
+    def _text_vectors(self, words: Sequence[tuple[str, ...]]) -> Tensor:
+        """Mean CLIP text embeddings of n nodes' synonyms, or of their first names -> [n, E], L2-normalised."""
+        words = words if self.config.synonyms else [names[:1] for names in words]
+        return text_vectors(self.backbone, words, TEMPLATE)
+
+    @classmethod
+    def files(cls, config: SreClipConfig) -> Mapping[str, Path]:
+        """WordNet, and the file of word vectors if one is named."""
+        paths = {"word_vectors": Path(config.word_vectors)} if config.word_vectors else {}
+        with contextlib.suppress(WordNetError):  # fit raises it, with the fix
+            paths["wordnet"] = wordnet_path()
+        return paths
 
     # --- inference ---
 
@@ -737,7 +611,7 @@ class SreClip(Method):
         """Prototypes ``[C, d]`` of any class names.
 
         A name that training did not know gets the prototype of the training graph extended by it alone, so that it does
-        not depend on what else is asked; the prototypes of the training classes stay as they are.
+        not depend on the other ``names``; the prototypes of the training classes stay as they are.
         """
         if not self._encoded:
             self._encoded = dict(zip(self.class_names, self.model.prototypes(), strict=True))
@@ -752,47 +626,26 @@ class SreClip(Method):
         """1 / tau, as in training."""
         return 1.0 / self.config.temperature
 
-    # --- checkpoints ---
+    # --- state ---
 
-    def tensors(self) -> dict[str, Tensor]:
+    def learned_tensors(self) -> Mapping[str, Tensor]:
         """Weights of both branches, the node vectors and messages of the graph, the reference features."""
-        model = self.model
-        kept = {
-            **model.state_dict(),
-            "vectors": model.vectors,
-            "seen": model.seen,
-            "nodes": model.field.nodes,
-            "messages": model.field.messages,
-            "message_weights": model.field.weights,
-        }
-        return kept if self._reference is None else {**kept, "reference": self._reference}
+        model, field = self.model, self.model.field
+        graph = {"nodes": field.nodes, "messages": field.messages, "message_weights": field.weights}
+        state = {**model.state_dict(), "vectors": model.vectors, "seen": model.seen, **graph}
+        return state if self._reference is None else {**state, "reference": self._reference}
 
-    def facts(self) -> dict[str, Any]:
-        """Class names in order, their synsets, how others are found, a random graph's seed, the graph part's sizes."""
-        return {
-            "class_names": list(self.class_names),
-            "synsets": self._synsets,
-            "senses": self._senses,
-            "seed": self._seed,
-            "sizes": list(self.model.field.sizes),
-        }
+    def prepare_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """A model for the classes and the graph of a checkpoint."""
+        stored = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        self._graph, self._reference = None, stored.get("reference")
+        self._encoded.clear()
+        field = Field(stored["nodes"], self.sizes, stored["messages"], stored["message_weights"])
+        features = stored["adapter.q.weight"].shape[1]
+        self._model = SreClipModel(
+            self.config, features, stored["vectors"], field, stored["seen"], None, seeded(self.seed, _INIT)
+        )
 
     def load_tensors(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Put back what :meth:`tensors` and :meth:`facts` gave."""
-        self.class_names, self._synsets = tuple(facts["class_names"]), dict(facts["synsets"])
-        self._senses = facts.get("senses", "first")  # how checkpoints without this fact were trained
-        self._seed, self._graph = int(facts["seed"]), None
-        self._encoded.clear()
-        kept = {name: tensor.to(self.device) for name, tensor in tensors.items()}
-        self._reference = kept.pop("reference", None)
-        field = Field(kept.pop("nodes"), tuple(facts["sizes"]), kept.pop("messages"), kept.pop("message_weights"))
-        self._model = SreClipModel(
-            self.config,
-            kept["adapter.q.weight"].shape[1],
-            kept.pop("vectors"),
-            field,
-            kept.pop("seen"),
-            None,
-            seeded(self._seed, _INIT),
-        )
-        self._model.load_state_dict(kept)
+        """As :meth:`Method.load_tensors`; the oldest checkpoints have no ``senses`` and were trained with ``first``."""
+        super().load_tensors(tensors, {"senses": "first", **facts})

@@ -1,6 +1,6 @@
 """What a dataset is: a table of labelled images, their pixels, class splits and a card.
 
-A dataset yields samples; which of them may be trained on, queried or searched is a protocol's business.
+A dataset yields samples; a protocol decides which of them may be trained on, queried or searched.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class ReleasedListing:
     """How the released code of the UCDR papers lists a data set's images; ``--rules official`` follows it.
 
-    * ``mixed_gallery``: 92 % of the gallery domain's images of a training class are trained on and the rest stands in
+    * ``mixed_gallery``: 92 % of the gallery domain's images of a training class are trained on and the rest is in
       the mixed gallery (DomainNet). False: all of them are trained on, and there is no mixed gallery.
     * ``trains_on_validation``: the validation classes are part of the training classes.
     * ``inverted``: domains whose images are shown as negatives, in training and in tests.
@@ -38,7 +38,7 @@ class ReleasedListing:
 
 
 class DatasetError(RuntimeError):
-    """A dataset cannot be used; one line that names the file or folder and the mend."""
+    """A dataset cannot be used; one line that names the file or folder and says how to fix it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class RetrievalCut:
     precision_at: int | None = 100
 
     def metrics(self) -> tuple[str, ...]:
-        """Names of the leading metrics; a cut AP comes under both conventions, never under one alone."""
+        """Names of the leading metrics; a cut AP is given under both conventions, never under one only."""
         k = self.map_at
         precision = ("map@all",) if k is None else (f"map@{k}[retrieved]", f"map@{k}[trec]")
         return (*precision, "recall@1" if self.precision_at is None else f"p@{self.precision_at}")
@@ -99,7 +99,7 @@ class Dataset(ABC):
 
     card: ClassVar[DatasetCard]
     released: ClassVar[ReleasedListing] = ReleasedListing()
-    #: Names the way from a stored image to its pixels: change it when that way changes, so that no score is kept.
+    #: Names the way from a stored image to its pixels: change it when that changes, so that no score is reused.
     decoding: ClassVar[str] = ""
 
     def __init__(self, root: Path | None = None) -> None:
@@ -117,8 +117,8 @@ class Dataset(ABC):
     def processed(self, rows: np.ndarray, how: ImageProcessing) -> Tensor:
         """RGB in [0, 1] of the given rows under a backbone's image processing: float32 ``[B, 3, size, size]``.
 
-        This default knows :meth:`pixels` alone: the data set resizes as it does, to the size that the processing
-        resizes to, and the processing crops. A data set that has the images overrides it.
+        This default uses :meth:`pixels`: the data set resizes to the size that the processing resizes to, and the
+        processing crops. A data set with access to the stored images overrides it.
         """
         import torch
 
@@ -136,7 +136,7 @@ class Dataset(ABC):
 
     @property
     def facts(self) -> tuple[str, ...]:
-        """What of a data set's folder was read and which version of it that is: one line each, without its address."""
+        """What was read of a data set's folder and which version it is: one line each, without its path."""
         return ()
 
     @property
@@ -146,12 +146,12 @@ class Dataset(ABC):
 
     @property
     def name_notes(self) -> tuple[str, ...]:
-        """What records must say of how class names were read, a line each."""
+        """Notes for records on how class names were read, one line each."""
         return ()
 
     @property
     def synsets_published(self) -> bool:
-        """Whether :attr:`synsets` come with the data set; False: they were chosen by hand for this suite."""
+        """Whether :attr:`synsets` come with the data set; False: they were chosen by hand for this benchmark."""
         return True
 
     @property
@@ -185,18 +185,16 @@ class Dataset(ABC):
         return digest.hexdigest()
 
     def check(self) -> None:
-        """Assert what every dataset promises; raises :class:`DatasetError` naming the first breach."""
+        """Check what every dataset guarantees; raises :class:`DatasetError` naming the first violation."""
         table, name = self.table, self.card.name
         missing = {"key", "class", "domain", "split", "held_back"} - set(table.columns)
         if missing:
-            raise DatasetError(f"{name}: the table lacks the columns {sorted(missing)}")
+            raise DatasetError(f"{name}: the table has no columns {sorted(missing)}")
         if table["key"].duplicated().any():
             raise DatasetError(f"{name}: {table.loc[table['key'].duplicated(), 'key'].iloc[0]!r} is listed twice")
         splits_per_class = table.groupby("class")["split"].nunique()
         if (splits_per_class > 1).any():
-            raise DatasetError(
-                f"{name}: class {splits_per_class.idxmax()!r} stands in two splits; splits must be disjoint"
-            )
+            raise DatasetError(f"{name}: class {splits_per_class.idxmax()!r} is in two splits; splits must be disjoint")
         if bool((table["held_back"] & (table["split"] != "train")).any()):
             raise DatasetError(f"{name}: only images of train classes can be held back")
         if self.card.gallery_domain not in set(table["domain"]):
@@ -211,9 +209,9 @@ class BrokenImages:
 
 
 def dataset_root(data_root: str | None, name: str) -> Path | None:
-    """Where a data set lies under the data root: ``NAME.parquet`` or the folder ``NAME``; None without a data root.
+    """Where a data set is under the data root: ``NAME.parquet`` or the folder ``NAME``; None without a data root.
 
-    Raises :class:`DatasetError` if the data root cannot be looked into.
+    Raises :class:`DatasetError` if the data root cannot be read.
     """
     if data_root is None:
         return None
@@ -225,7 +223,7 @@ def dataset_root(data_root: str | None, name: str) -> Path | None:
 
 
 def expanded(path: str) -> Path:
-    """A path with ``~`` as the home folder; as it stands where there is no such user."""
+    """A path with ``~`` as the home folder; unchanged where there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:

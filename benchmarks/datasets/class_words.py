@@ -56,9 +56,9 @@ def same_name(words: str) -> str:
 def read_classes(folders: Iterable[tuple[str, str]]) -> dict[str, str]:
     """``(domain, class folder)`` pairs -> the class of every folder name.
 
-    Folders with the same name as words are one class, called by the spelling with the fewest capitals. Apart stay names
-    that one domain tells apart by number (``001.crane``, ``002.crane``) or, being one word, by case alone (``Turkey``,
-    ``turkey``): those keep the names as they are written.
+    Folders with the same name as words are one class, called by the spelling with the fewest capitals. Names that
+    one domain distinguishes by number (``001.crane``, ``002.crane``) or, for single words, by case alone (``Turkey``,
+    ``turkey``) stay separate classes, with the names as they are written.
     """
     groups: dict[str, dict[str, set[str]]] = {}
     for domain, folder in folders:
@@ -85,3 +85,8 @@ def _apart(spellings: dict[str, set[str]]) -> bool:
             if numbered or (one.casefold() == other.casefold() and one.isalnum()):
                 return True
     return False
+
+
+def plain_name(name: str) -> str:
+    """A class name with its letters and digits only, lower case: what spellings of one name share."""
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFC", name)).casefold()

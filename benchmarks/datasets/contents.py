@@ -1,9 +1,9 @@
 """Content hashes of many files: read in threads, and remembered in the cache folder while a file is untouched.
 
-A hash is the sha256 of a file's bytes. It is believed again only where path, size, modification time, change time and
-inode are what they were when the file was read; whoever replaces a file, even by one of the same size and with its
-times put back, changes the last two. A file that was written in the last :data:`SETTLED` seconds is not remembered:
-clocks of file systems are coarse. Without a cache folder every start reads every file.
+A hash is the sha256 of a file's bytes. It is reused only where path, size, modification time, change time and inode
+are what they were when the file was read; replacing a file, even by one of the same size with restored times, changes
+the last two. A file that was written in the last :data:`SETTLED` seconds is not remembered: clocks of file systems are
+coarse. Without a cache folder every start reads every file.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.datasets.image_files import cache_folder, workers_wanted
+from benchmarks.datasets.image_cache import cache_folder
+from benchmarks.datasets.image_workers import worker_count
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Seconds for which a file must have been left alone to be remembered.
+#: Seconds without a change after which a file's hash is kept.
 SETTLED = 2.0
 
 #: Seconds before progress is shown, and between two lines where there is no terminal.
 PATIENCE, EVERY = 3.0, 60.0
 
-#: Files that one thread looks at before it reports.
+#: Files that one thread checks at a time.
 PART = 256
 
 #: Bytes read at a time.
@@ -45,15 +46,15 @@ _STAMP = ("size", "mtime_ns", "ctime_ns", "inode")
 def file_hashes(paths: Sequence[str], *, name: str, what: str = "images read") -> list[str]:
     """sha256 of each file, hexadecimal, in order; "" for one that cannot be read.
 
-    ``name`` names the memory in the cache folder (files of one data set share one); ``what`` stands in the progress.
+    ``name`` names the file in the cache folder (files of one data set share one); ``what`` is shown in the progress.
     """
-    memory = _Memory(name)
-    known = memory.load(paths)
+    cache = _HashFile(name)
+    known = cache.load(paths)
     stamps = np.full((len(paths), len(_STAMP)), -1, dtype=np.int64)
     found = np.zeros(len(paths), dtype="U64")
     begun = time.time()
 
-    def look(rows: range) -> list[int]:
+    def stamp(rows: range) -> list[int]:
         """Stamp these files; returns those that must be read."""
         unread = []
         for row in rows:
@@ -73,24 +74,24 @@ def file_hashes(paths: Sequence[str], *, name: str, what: str = "images read") -
         return int(stamps[rows, 0].clip(0).sum())
 
     with _threads() as threads:
-        unread = [row for part in threads.map(look, _parts(len(paths))) for row in part]
+        unread = [row for part in threads.map(stamp, _parts(len(paths))) for row in part]
         sizes = stamps[unread, 0].clip(0)
         with progress(len(unread), int(sizes.sum()), what) as advance:
             pieces = [unread[part.start : part.stop] for part in _parts(len(unread))]
             for piece, read_bytes in zip(pieces, threads.map(read, pieces), strict=True):
                 advance(len(piece), read_bytes)
     if unread:
-        memory.keep(paths, stamps, found, begun)
+        cache.keep(paths, stamps, found, begun)
     return found.tolist()
 
 
 def remember(paths: Sequence[str], hashes: Sequence[str], *, name: str, begun: float) -> None:
-    """Put hashes of files that somebody else read, from the time ``begun`` on, into the memory of this ``name``."""
+    """Keep hashes of files that the caller read since the time ``begun`` in the cache file ``name``."""
     stamps = np.full((len(paths), len(_STAMP)), -1, dtype=np.int64)
     for row, path in enumerate(paths):
         with contextlib.suppress(OSError, ValueError):
             stamps[row] = _stamp(Path(path).stat())
-    _Memory(name).keep(paths, stamps, np.array(hashes, dtype="U64"), begun)
+    _HashFile(name).keep(paths, stamps, np.array(hashes, dtype="U64"), begun)
 
 
 def tree_hash(path: str | Path) -> str:
@@ -104,15 +105,15 @@ def tree_hash(path: str | Path) -> str:
     hashes = file_hashes([str(file.resolve()) for file in files], name="files", what="files read")
     for file, digest in zip(files, hashes, strict=True):
         if not digest:
-            file.open("rb").close()  # says why
+            file.open("rb").close()  # raises the reason
             raise OSError(None, "it changed while it was read", str(file))
     return hashlib.sha256("".join(map("{}\t{}\n".format, names, hashes)).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def _threads() -> Iterator[ThreadPoolExecutor]:
-    """Threads that an error, or Ctrl-C, does not have to wait for; more than processors, since disks make them wait."""
-    pool = ThreadPoolExecutor(2 * workers_wanted())
+    """Threads that are cancelled after an error or Ctrl-C; more than processors, since they wait for the disk."""
+    pool = ThreadPoolExecutor(2 * worker_count())
     try:
         yield pool
     finally:
@@ -141,22 +142,22 @@ def _read(path: str) -> tuple[str, tuple[int, int, int, int]]:
 
 
 class _Known:
-    """What is remembered of the files asked for, row by row; ``stamps`` -1 where there is nothing."""
+    """The known stamps and hashes, row by row; ``stamps`` -1 where there is nothing."""
 
     def __init__(self, stamps: NDArray[np.int64], hashes: NDArray[np.str_]) -> None:
         self.stamps, self.hashes = stamps, hashes
 
 
-class _Memory:
+class _HashFile:
     """A file ``CACHE/contents/NAME.hashes``: a sha256, then the Parquet table that it is of, with path, stamp and
-    sha256 (32 bytes) of each file. A damaged one counts as empty."""
+    sha256 (32 bytes) of each file. A damaged one is treated as empty."""
 
     def __init__(self, name: str) -> None:
         folder = cache_folder()
         self.file = None if folder is None else folder / "contents" / f"{name}.hashes"
 
     def load(self, paths: Sequence[str]) -> _Known | None:
-        """What is known of these paths; None if nothing is."""
+        """The known stamps and hashes of these paths; None if there are none."""
         frame = self._frame()
         if frame is None:
             return None
@@ -217,8 +218,11 @@ class _Memory:
 
 @contextlib.contextmanager
 def progress(count: int, size: int, what: str) -> Iterator[Advance]:
-    """Say how far reading ``count`` files of ``size`` bytes is, if it takes longer than :data:`PATIENCE` seconds: a bar
-    on a terminal, else a line every :data:`EVERY` seconds on standard error."""
+    """Show the progress of reading ``count`` files of ``size`` bytes in all.
+
+    Nothing is shown in the first :data:`PATIENCE` seconds; then a bar on a terminal, else a line every :data:`EVERY`
+    seconds on standard error.
+    """
     advance = Advance(count, size, what)
     try:
         yield advance
@@ -229,14 +233,14 @@ def progress(count: int, size: int, what: str) -> Iterator[Advance]:
 class Advance:
     """``advance(files, bytes)``; the time left is that of the bytes, with a share for each file."""
 
-    #: Bytes that opening a file is worth.
+    #: Bytes that opening a file counts as.
     OPENING = 1 << 15
 
     def __init__(self, count: int, size: int, what: str) -> None:
         self.count, self.what = count, what
         self.total = size + self.OPENING * count
         self.done_files = self.done = 0
-        self.begun = self.said = time.monotonic()
+        self.begun = self.printed = time.monotonic()
         self._bar: contextlib.ExitStack | None = None
 
     def __call__(self, files: int, size: int) -> None:
@@ -247,12 +251,12 @@ class Advance:
             return
         if sys.stderr.isatty():
             self._show()
-        elif now - self.said >= EVERY or self.said == self.begun:
-            self.said = now
+        elif now - self.printed >= EVERY or self.printed == self.begun:
+            self.printed = now
             print(self.line(now - self.begun), file=sys.stderr, flush=True)
 
     def line(self, gone: float) -> str:
-        """Where things stand after ``gone`` seconds."""
+        """The progress after ``gone`` seconds, in one line."""
         left = gone * (self.total - self.done) / max(1, self.done)
         shown = f"{max(1, round(left))} s" if left < 90 else f"{round(left / 60)} min"
         return f"{self.done_files:,} of {self.count:,} {self.what}, about {shown} left"
@@ -271,6 +275,6 @@ class Advance:
         self._progress.update(self._task, completed=self.done, description=self.line(gone))
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()

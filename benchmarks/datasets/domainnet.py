@@ -13,15 +13,15 @@ import pandas as pd
 from benchmarks.datasets.base import DatasetCard, DatasetError, ReleasedListing, RetrievalCut
 from benchmarks.datasets.image_lists import (
     OTHER_LISTS,
-    PlacedList,
+    RelativeList,
+    describe_lists,
+    display_path,
     find_lists,
-    names_of,
     prefix_notes,
-    read_placed,
-    shown,
+    read_relative_list,
 )
-from benchmarks.datasets.layouts import Finding, Listing, Place
-from benchmarks.datasets.listed_dataset import ListedDataset
+from benchmarks.datasets.retrieval_dataset import RetrievalDataset
+from benchmarks.datasets.tree_scan import Finding, Listing, Place
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 
@@ -45,11 +45,11 @@ ORIGINAL: Mapping[str, int] = {
 }
 
 
-class DomainNet(ListedDataset):
+class DomainNet(RetrievalDataset):
     """The six archives unpacked side by side; the train and test lists beside them are read if they are there.
 
-    As in the UCDR papers every image of a class folder is used. The lists only serve to name missing images and to tell
-    the cleaned archives from the original ones.
+    As in the UCDR papers every image of a class folder is used. The lists are only used to name missing images and to
+    distinguish the cleaned archives from the original ones.
     """
 
     card = DatasetCard(
@@ -68,8 +68,8 @@ class DomainNet(ListedDataset):
   year={2019}
 }""",
         known_problems=(
-            "the original archives hold duplicates that the cleaned ones lack; the papers do not say which they used "
-            "(verify names byte-identical images that stand on both sides of a test)",
+            "the original archives have duplicates that were removed from the cleaned ones; the papers do not say "
+            "which they used (verify names byte-identical images that are on both sides of a test)",
             "painting has two images of the class t-shirt, both in its test list: the train list has none",
             "the released code of the UCDR papers inverts quickdraw and sketch; here only under --rules official",
             "the papers' code lists files in the file system's order: its 92 % and UdCDR samples cannot be repeated",
@@ -79,15 +79,15 @@ class DomainNet(ListedDataset):
     )
     places = tuple(Place(domain, (domain,)) for domain in DOMAINS)
     also_named: ClassVar[tuple[str, ...]] = ("DomainNet", "domain_net")
-    lists = "domainnet"
+    class_list = "domainnet"
     released = ReleasedListing(inverted=("quickdraw", "sketch"))
     published_counts: ClassVar = CLEANED
 
     def read(self, root: Path) -> Listing:
         """The tree; images that a published list names and that are missing become findings."""
         listing = super().read(root)
-        by_domain = {str(domain): set(mine) for domain, mine in listing.images.groupby("domain")["key"]}
-        placed: dict[Path, PlacedList] = {}
+        by_domain = {str(domain): set(keys) for domain, keys in listing.images.groupby("domain")["key"]}
+        placed: dict[Path, RelativeList] = {}
         findings: list[Finding] = []
         unlisted: list[str] = []
         twice: list[Path] = []
@@ -99,20 +99,20 @@ class DomainNet(ListedDataset):
                     continue
                 file, *more = files
                 twice += more
-                placed[file] = read_placed(file, domain, 2, root=root)
+                placed[file] = read_relative_list(file, domain, 2, root=root)
                 named |= set(placed[file].rows["path"])
-                reason = f"named in {shown(file, root)}, but not there"
+                reason = f"named in {display_path(file, root)}, but not there"
                 findings += [
-                    Finding("missing", path, reason) for path in placed[file].rows["path"] if path not in there
+                    Finding("missing_image", path, reason) for path in placed[file].rows["path"] if path not in there
                 ]
             if len(placed) - count == 2 and there - named:
                 unlisted.append(f"{len(there - named):,} of {domain}'s {len(there):,}")
-        notes = [f"lists: {names_of(list(placed), root) or 'none (DOMAIN_train.txt and DOMAIN_test.txt)'}"]
+        notes = [f"lists: {describe_lists(list(placed), root) or 'none (DOMAIN_train.txt and DOMAIN_test.txt)'}"]
         notes += prefix_notes(placed.values())
         if unlisted:
             why = "the published lists name the cleaned archives, so these come from the original ones or were added"
             notes.append(f"images that are in neither list of their domain: {', '.join(unlisted)} ({why})")
-        notes += [f"lists not read, as others of their names are: {names_of(twice, root)}"] if twice else []
+        notes += [f"lists not read, as others of their names are: {describe_lists(twice, root)}"] if twice else []
         others = find_lists(root, [name.format(domain=domain) for domain in DOMAINS for name in OTHER_LISTS])
         notes += [_partial(file, root, by_domain) for file in others]
         return dataclasses.replace(listing, findings=(*listing.findings, *findings), notes=(*listing.notes, *notes))
@@ -143,12 +143,12 @@ def edition(counts: pd.Series | Mapping[str, int]) -> str:
 
 
 def _partial(file: Path, root: Path, by_domain: Mapping[str, set[str]]) -> str:
-    """What a list says that is not one of the published twelve: it chooses nothing here, but it may name images that
+    """One line on a list that is not one of the published twelve: it selects nothing here, but it may name images that
     are not there."""
-    name = shown(file, root)
+    name = display_path(file, root)
     domain = next(domain for domain in DOMAINS if domain in file.name)
     try:
-        rows = read_placed(file, domain, 2, root=root).rows
+        rows = read_relative_list(file, domain, 2, root=root).rows
     except DatasetError as error:
         return f"{name}: not used ({str(error).removeprefix(f'{file}: ')})"
     absent = (~rows["path"].isin(by_domain.get(domain, set()))).sum()
@@ -161,8 +161,8 @@ def _partial(file: Path, root: Path, by_domain: Mapping[str, set[str]]) -> str:
 class DomainNet245(DomainNet):
     """DomainNet as UCDR-Adapter's code lists it: 245 training classes, where ProS's code trains on 300.
 
-    The same folder and the same images as ``domainnet``, and under the clean rules the same tasks. A data set of its
-    own, so that no table sets one class split beside the other.
+    The same folder and the same images as ``domainnet``, and under the clean rules the same tasks. A separate
+    data set, so that no table mixes the two class splits.
     """
 
     card = dataclasses.replace(

@@ -14,15 +14,10 @@ from typing import ClassVar
 import pandas as pd
 
 from benchmarks.datasets.base import ClosedSet, DatasetCard, DatasetError
-from benchmarks.datasets.layouts import (
-    FolderDataset,
-    Listing,
-    Place,
-    canonical_classes,
-    class_splits,
-    scan,
-)
-from benchmarks.datasets.transfers import plain_keys, with_splits
+from benchmarks.datasets.folder_dataset import FolderDataset, canonical_classes, require_images
+from benchmarks.datasets.splits import class_splits, with_splits
+from benchmarks.datasets.transfer_dataset import keys_by_domain
+from benchmarks.datasets.tree_scan import Listing, Place, scan
 from benchmarks.datasets.wnids import synset_name
 
 #: Seen classes and their WordNet ids, as the names of 3D2's folders give them (``killer+whale-n02071294``).
@@ -142,7 +137,7 @@ class I2AwA(FolderDataset):
 
     def read(self, root: Path) -> Listing:
         """The tree; 3D2 holds GIF files too, of which the first frame counts."""
-        return plain_keys(scan(root, self.places))
+        return keys_by_domain(scan(root, self.places))
 
     def arrange(self, images: pd.DataFrame) -> pd.DataFrame:
         """Classes by folder name, checked against the WordNet id in 3D2's; the unseen ones are test classes."""
@@ -155,13 +150,13 @@ class I2AwA(FolderDataset):
         if wrong.any():
             first = found[wrong].iloc[0]
             raise DatasetError(
-                f"{first['path']} lies under the WordNet id {first['wnid']}, but {first['class']} is "
+                f"{first['path']} is under the WordNet id {first['wnid']}, but {first['class']} is "
                 f"{known[first['class']]}"
             )
         labelled = found["domain"].eq("3d2")
         stray = labelled & found["class"].isin(UNSEEN)
         for name in sorted(found.loc[stray, "class"].unique()):
-            self.note("unknown", f"3D2/{name}", "an unseen class: its source images are left out")
+            self.note("unknown_class", f"3D2/{name}", "an unseen class: its source images are left out")
         found = found[~stray].drop(columns="wnid").reset_index(drop=True)
         require_images(found, SEEN, "3d2", self.folder)
         require_images(found, known, "awa2", self.folder)
@@ -182,15 +177,3 @@ class I2AwA(FolderDataset):
     def synsets(self) -> Mapping[str, str]:
         """WordNet synset name of every class."""
         return {name: synset_name(wnid) for name, wnid in {**SEEN, **UNSEEN}.items()}
-
-
-def require_images(images: pd.DataFrame, classes: Mapping[str, str], domain: str, folder: Path) -> None:
-    """Raise :class:`DatasetError` naming the classes that have no image in a domain."""
-    there = set(images.loc[images["domain"] == domain, "class"])
-    absent = sorted(set(classes) - there)
-    if absent:
-        shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-        raise DatasetError(
-            f"{len(absent)} of {len(classes)} classes have no images of the domain {domain} under {folder} ({shown});"
-            " fetch the rest"
-        )

@@ -17,19 +17,11 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from benchmarks.datasets.base import ClosedSet, DatasetCard, DatasetError
-from benchmarks.datasets.i2awa import require_images
-from benchmarks.datasets.image_lists import prefix_notes, read_placed, shown
-from benchmarks.datasets.layouts import (
-    FolderDataset,
-    Listing,
-    Place,
-    check_root,
-    class_splits,
-    join_listings,
-    list_files,
-    scan,
-)
-from benchmarks.datasets.transfers import plain_keys, with_splits
+from benchmarks.datasets.folder_dataset import FolderDataset, require_images
+from benchmarks.datasets.image_lists import display_path, prefix_notes, read_relative_list
+from benchmarks.datasets.splits import class_splits, with_splits
+from benchmarks.datasets.transfer_dataset import keys_by_domain
+from benchmarks.datasets.tree_scan import Listing, Place, check_root, join_listings, scan, scan_listed
 from benchmarks.datasets.wnids import synset_of
 
 #: c of SRE-CLIP's balance term on this set (docs/methods.md, SRE-CLIP): ``--set sre_clip.unseen_share=0.82``.
@@ -37,7 +29,7 @@ UNSEEN_SHARE = 0.82
 
 WEBVISION = ("webvision", "webvision2018", "webvision2", "WebVision")
 IMAGES = ("val_images_resized", "val_images_256", "val_images", "val", "image", "images")
-#: Where WebVision's lists lie: its info archive, what its benchmark scripts make of it, or beside both.
+#: Where WebVision's lists are: in its info archive, where its benchmark scripts put them, or beside both.
 SYNSETS = ("info/synsets.txt", "synsets.txt", "meta/synsets.txt")
 VAL_LISTS = ("info/val_filelist.txt", "val_filelist.txt", "meta/val.txt", "meta/val_filelist.txt", "val.txt")
 
@@ -91,7 +83,7 @@ class I2WebV(FolderDataset):
     @cached_property
     def wnids(self) -> Mapping[str, str]:
         """WordNet id of every class by name, in the order of WebVision's list: the seen ones come first."""
-        with self._named():
+        with self._errors_named():
             file = self._info(SYNSETS)
             ids = self._read_list(file)
             try:
@@ -114,21 +106,21 @@ class I2WebV(FolderDataset):
             target = scan(root, [Place("webvision", (f"{folder}/{classed[0]}",))])
         else:
             target = self._listed(root, f"{folder}/{images[0]}", wnids)
-        notes = (f"class list: {shown(self._info(SYNSETS), self.folder)}", *target.notes)
-        return replace(plain_keys(join_listings([source, target])), notes=(*source.notes, *notes))
+        notes = (f"class list: {display_path(self._info(SYNSETS), self.folder)}", *target.notes)
+        return replace(keys_by_domain(join_listings([source, target])), notes=(*source.notes, *notes))
 
     def _listed(self, root: Path, folder: str, wnids: Sequence[str]) -> Listing:
-        """The validation images that WebVision's list names, which lie in one folder."""
+        """The validation images that WebVision's list names, all in one folder."""
         file = self._info(VAL_LISTS)
-        placed = read_placed(file, folder, 1, root=root, spelled=IMAGES)
+        placed = read_relative_list(file, folder, 1, root=root, spelled=IMAGES)
         beyond = placed.rows[placed.rows["label"] >= len(wnids)]
         if len(beyond):
             raise DatasetError(
                 f"{file}: label {beyond['label'].iloc[0]} is beyond the {len(wnids)} classes of synsets.txt"
             )
         classes = [wnids[label] for label in placed.rows["label"]]
-        listing = list_files(root, placed.rows["path"], domain="webvision", classes=classes)
-        notes = (f"list of webvision: {shown(file, root)}, images from {folder}", *prefix_notes([placed]))
+        listing = scan_listed(root, placed.rows["path"], domain="webvision", classes=classes)
+        notes = (f"list of webvision: {display_path(file, root)}, images from {folder}", *prefix_notes([placed]))
         return replace(listing, notes=notes)
 
     def arrange(self, images: pd.DataFrame) -> pd.DataFrame:
@@ -140,7 +132,9 @@ class I2WebV(FolderDataset):
         stray = names.isna() | (source & ~names.isin(seen))
         for folder in sorted(images.loc[stray, "class"].unique()):
             count = int((stray & (images["class"] == folder)).sum())
-            self.note("unknown", folder, "not one of the seen classes of synsets.txt; its images are left out", count)
+            self.note(
+                "unknown_class", folder, "not one of the seen classes of synsets.txt; its images are left out", count
+            )
         found = images.assign(**{"class": names})[~stray].reset_index(drop=True)
         require_images(found, dict.fromkeys(self.closed_set.seen, ""), "imagenet", self.folder)
         require_images(found, self.wnids, "webvision", self.folder)
@@ -197,8 +191,8 @@ def class_names(wnids: list[str]) -> list[str]:
 
     The words in brackets are the first hypernym's first synonym. Where these are not different either, they are the
     first of the class's own other synonyms (``robin (American robin)``), then of its hypernyms' synonyms, then of the
-    synonyms further up, that tells it from all other classes; at last its place among WordNet's senses of the word.
-    No id stands in a name. Raises :class:`DatasetError` for an id that WordNet lacks.
+    synonyms further up, that no other class has; at last the number of its sense among WordNet's senses of the word.
+    No name contains an id. Raises :class:`DatasetError` for an id that is not in WordNet.
     """
     synsets = [synset_of(wnid) for wnid in wnids]
     names = [_words(synset)[0] for synset in synsets]
@@ -208,12 +202,14 @@ def class_names(wnids: list[str]) -> list[str]:
         if several[names[place].lower()] > 1 and above:
             names[place] = f"{names[place]} ({_words(above[0])[0]})"
     several = Counter(name.lower() for name in names)
-    alike = [place for place, name in enumerate(names) if several[name.lower()] > 1]
-    options = {place: [text for text in _qualified(synsets[place]) if text.lower() not in several] for place in alike}
+    ambiguous = [place for place, name in enumerate(names) if several[name.lower()] > 1]
+    options = {
+        place: [text for text in _qualified(synsets[place]) if text.lower() not in several] for place in ambiguous
+    }
     offered = Counter(text.lower() for texts in options.values() for text in dict.fromkeys(texts))
-    for place in alike:
-        own = [text for text in options[place] if offered[text.lower()] == 1]
-        names[place] = own[0] if own else _numbered(synsets[place])
+    for place in ambiguous:
+        unique = [text for text in options[place] if offered[text.lower()] == 1]
+        names[place] = unique[0] if unique else _numbered(synsets[place])
     return names
 
 

@@ -1,4 +1,4 @@
-"""Published image lists (``PATH LABEL`` a line): where they lie, and what their paths begin with.
+"""Published image lists (``PATH LABEL`` a line): where they are, and what their paths begin with.
 
 The same list is found in many places: beside the archives, in ``splits/`` (Dassl), ``image_list/`` (the Transfer
 Learning Library), ``txt/`` (MME), and each code base writes its own prefix before the paths
@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.datasets.base import DatasetError
-from benchmarks.datasets.layouts import plain_name, read_image_list
+from benchmarks.datasets.class_words import plain_name
+from benchmarks.datasets.tree_scan import IMAGE_SUFFIXES, NOT_IN_NAMES
 
 #: Folders under the root in which lists are looked for, in this order.
 LIST_FOLDERS = ("", "splits", "image_list", "image_lists", "lists", "txt")
@@ -34,7 +35,7 @@ OTHER_LISTS = (
 
 
 @dataclass(frozen=True)
-class PlacedList:
+class RelativeList:
     """A list whose paths are ``FOLDER/...`` in the tree: columns ``path`` and ``label``, and what the paths began with
     before that."""
 
@@ -42,38 +43,38 @@ class PlacedList:
     prefixes: tuple[str, ...] = ()
 
 
-def list_folders(root: Path, folders: Sequence[str] = LIST_FOLDERS) -> list[Path]:
-    """The folders that may hold lists and are there; last ``txt/NAME`` beside the root, as MME lays them out."""
+def folders_with_lists(root: Path, folders: Sequence[str] = LIST_FOLDERS) -> list[Path]:
+    """The existing folders that may have lists; last ``txt/NAME`` beside the root, as in MME."""
     places = [*(root / folder for folder in folders), root.parent / "txt" / root.name]
     return [place for place in places if place.is_dir()]
 
 
 def find_lists(root: Path, patterns: Iterable[str], folders: Sequence[str] = LIST_FOLDERS) -> list[Path]:
-    """Lists whose name fits one of the patterns (``*`` is any text): by folder, then by pattern, then by name."""
+    """Lists whose name matches one of the patterns (``*`` is any text): by folder, then by pattern, then by name."""
     patterns = list(patterns)
     found: list[Path] = []
-    for folder in list_folders(root, folders):
+    for folder in folders_with_lists(root, folders):
         for pattern in patterns:
-            mine = sorted(folder.glob(pattern)) if "*" in pattern else [folder / pattern]
-            found += [file for file in mine if file.is_file() and file not in found]
+            matches = sorted(folder.glob(pattern)) if "*" in pattern else [folder / pattern]
+            found += [file for file in matches if file.is_file() and file not in found]
     return found
 
 
-def shown(file: Path, root: Path) -> str:
-    """A list's path as messages and records give it: under the root, or what leads to it from there."""
+def display_path(file: Path, root: Path) -> str:
+    """A list's path for messages and records: relative to the root."""
     if file.is_relative_to(root):
         return file.relative_to(root).as_posix()
     return f"../{file.relative_to(root.parent).as_posix()}" if file.is_relative_to(root.parent) else file.name
 
 
-def read_placed(file: Path, folder: str, depth: int, *, root: Path, spelled: Iterable[str] = ()) -> PlacedList:
-    """Read a list whose images lie ``depth`` names below ``folder`` (a path under the root): 2 for CLASS/FILE.
+def read_relative_list(file: Path, folder: str, depth: int, *, root: Path, spelled: Iterable[str] = ()) -> RelativeList:
+    """Read a list whose images are ``depth`` names below ``folder`` (a path under the root): 2 for CLASS/FILE.
 
-    What a path has before the folder's name does not count, whichever separator it has (``./data/``, an absolute path,
+    What a path has before the folder's name is ignored, whichever separator it has (``./data/``, an absolute path,
     backslashes), and a path may begin below the folder. ``spelled`` are other names of the folder.
 
-    Raises :class:`DatasetError` naming file and path if a path does not lead through the folder (while others do), and
-    as :func:`~benchmarks.datasets.layouts.read_image_list` does.
+    Raises :class:`DatasetError` naming file and path if a path is not in the folder (while others are), and
+    as :func:`read_image_list` does.
     """
     rows = read_image_list(file)
     names = {plain_name(name.rpartition("/")[2]) for name in (folder, *spelled)}
@@ -94,21 +95,21 @@ def read_placed(file: Path, folder: str, depth: int, *, root: Path, spelled: Ite
             odd = str(rows["path"].iloc[0]) if mixed and below[0] else path
             raise DatasetError(f"{file}: {odd} is not of the form {wanted}{', as other lines are' if mixed else ''}")
         paths.append("/".join((folder, *tail)) if folder else "/".join(tail))
-    return PlacedList(rows.assign(path=paths), tuple(sorted({prefix for prefix in prefixes.values() if prefix})))
+    return RelativeList(rows.assign(path=paths), tuple(sorted({prefix for prefix in prefixes.values() if prefix})))
 
 
-def prefix_notes(lists: Iterable[PlacedList]) -> tuple[str, ...]:
-    """One line that says what was left out at the beginning of paths; none if they begin as they should."""
+def prefix_notes(lists: Iterable[RelativeList]) -> tuple[str, ...]:
+    """One line with the prefixes that were removed from paths; empty if there are none."""
     found = sorted({prefix for one in lists for prefix in one.prefixes})
-    said = ", ".join(map(repr, found[:3])) + (", ..." if len(found) > 3 else "")
-    return (f"paths in the lists are read without {said}",) if found else ()
+    shown = ", ".join(map(repr, found[:3])) + (", ..." if len(found) > 3 else "")
+    return (f"paths in the lists are read without {shown}",) if found else ()
 
 
-def names_of(files: Sequence[Path], root: Path) -> str:
+def describe_lists(files: Sequence[Path], root: Path) -> str:
     """Several lists in few words: those of one folder together."""
     by_folder: dict[str, list[str]] = {}
     for file in files:
-        by_folder.setdefault(shown(file, root).rpartition("/")[0], []).append(file.name)
+        by_folder.setdefault(display_path(file, root).rpartition("/")[0], []).append(file.name)
     parts = []
     for folder, names in by_folder.items():
         more = f" and {len(names) - 2} more" if len(names) > 3 else ""
@@ -117,10 +118,47 @@ def names_of(files: Sequence[Path], root: Path) -> str:
 
 
 def _prefix(head: str, names: set[str]) -> str | None:
-    """What a path has before its folder; None if it leads through another folder."""
+    """What a path has before its folder; None if it is in another folder."""
     before, _, last = head.rpartition("/")
     if head in ("", "."):
         return "./" if head else ""
     if plain_name(last) not in names:
         return None
     return f"{before}/" if before or head.startswith("/") else ""
+
+
+class NoLabelsError(DatasetError):
+    """An image list without labels."""
+
+
+def read_image_list(file: Path) -> pd.DataFrame:
+    """A published image list, ``PATH LABEL`` a line (DomainNet, VisDA, mini-DomainNet): columns ``path``, ``label``.
+
+    Paths may have spaces and be in quotes. Raises :class:`DatasetError` naming the file and line that cannot be
+    read, or the file if it is empty, and :class:`NoLabelsError` if every line is a path alone.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DatasetError(f"{file} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{file} is not UTF-8 text: byte {error.start} is wrong; fetch the list again") from error
+    rows = []
+    entries = [line.strip() for line in lines if line.strip()]
+    if entries and all(line.lower().endswith(IMAGE_SUFFIXES) for line in entries):
+        first = f"{file}, line {lines.index(next(line for line in lines if line.strip())) + 1}"
+        raise NoLabelsError(
+            f"{first}: expected 'PATH LABEL', found {entries[0][:80]!r}: no line of the list has a label"
+        )
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        path, label = (*line.rsplit(maxsplit=1), "")[:2]
+        if not re.fullmatch(r"[0-9]{1,9}", label) or NOT_IN_NAMES.search(path):
+            raise DatasetError(f"{file}, line {number}: expected 'PATH LABEL', found {line.strip()[:80]!r}")
+        path = path.strip().replace("\\", "/")
+        quoted = len(path) > 2 and path[0] == path[-1] and path[0] in "'\""
+        rows.append((path[1:-1] if quoted else path, int(label)))
+    if not rows:
+        raise DatasetError(f"{file} is empty; fetch the list again")
+    return pd.DataFrame(rows, columns=["path", "label"]).astype({"label": "int64"})

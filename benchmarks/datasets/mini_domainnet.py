@@ -11,33 +11,26 @@ import pandas as pd
 from benchmarks.datasets.base import DatasetCard, DatasetError
 from benchmarks.datasets.image_lists import (
     OTHER_LISTS,
-    PlacedList,
+    RelativeList,
+    describe_lists,
+    display_path,
     find_lists,
-    names_of,
     prefix_notes,
-    read_placed,
-    shown,
+    read_relative_list,
 )
-from benchmarks.datasets.layouts import (
-    Listing,
-    Place,
-    check_root,
-    class_splits,
-    join_listings,
-    list_files,
-    place_folders,
-)
-from benchmarks.datasets.transfers import TransferDataset, plain_keys, with_splits
+from benchmarks.datasets.splits import class_splits, with_splits
+from benchmarks.datasets.transfer_dataset import TransferDataset, keys_by_domain
+from benchmarks.datasets.tree_scan import Listing, Place, check_root, join_listings, place_folders, scan_listed
 
 DOMAINS = ("clipart", "painting", "real", "sketch")
 LISTS = "splits_mini"
 SOURCE = "splits_mini of KaiyangZhou/Dassl.pytorch on GitHub, DATASETS.md"
-#: Where the eight lists may lie under the root; DomainNet's own twelve have the same names in the later places.
+#: Where the eight lists may be under the root; DomainNet's own twelve have the same names in the later places.
 PLACES = (LISTS, "mini_splits", "splits", "image_list", "image_lists", "lists", "txt", "")
 
 
 class MiniDomainNet(TransferDataset):
-    """DomainNet's images, as the lists in ``splits_mini`` choose them. The lists also say what the classes are.
+    """DomainNet's images, as the lists in ``splits_mini`` choose them. The classes also come from the lists.
 
     Transfers keep the published parts: labelled images and unlabelled target images come from the train lists, the
     test is the target's test list (column ``part`` of the table).
@@ -75,24 +68,24 @@ class MiniDomainNet(TransferDataset):
         folder = self._lists(check_root(root))
         listings: list[Listing] = []
         classes: dict[str, int] = {}
-        lists: dict[Path, PlacedList] = {}
+        lists: dict[Path, RelativeList] = {}
         for domain in DOMAINS:
             there = place_folders(root, Place(domain, (domain,)))[0] or domain
             for part in ("train", "test"):
                 file = folder / f"{domain}_{part}.txt"
-                placed = lists[file] = read_placed(file, there, 2, root=root)
+                placed = lists[file] = read_relative_list(file, there, 2, root=root)
                 classes.update(self._classes(file, placed.rows, classes))
-                listing = list_files(root, placed.rows["path"], domain=domain)
+                listing = scan_listed(root, placed.rows["path"], domain=domain)
                 listings.append(replace(listing, images=listing.images.assign(part=part)))
         if len(classes) != self.count:
-            own = f"those are DomainNet's own lists, mini-DomainNet's are {SOURCE}"
-            why = own if len(classes) == 345 else "fetch the lists again"
+            explanation = f"those are DomainNet's own lists, mini-DomainNet's are {SOURCE}"
+            why = explanation if len(classes) == 345 else "fetch the lists again"
             raise DatasetError(f"{folder} names {len(classes)} classes, mini-DomainNet has {self.count}: {why}")
-        notes = (f"lists: {names_of(list(lists), root)}", *prefix_notes(lists.values()))
-        return replace(plain_keys(join_listings(listings)), notes=notes)
+        notes = (f"lists: {describe_lists(list(lists), root)}", *prefix_notes(lists.values()))
+        return replace(keys_by_domain(join_listings(listings)), notes=notes)
 
     def _lists(self, root: Path) -> Path:
-        """The folder that holds all eight lists; raises DatasetError naming what is missing, or what lies there."""
+        """The folder with all eight lists; raises DatasetError naming what is missing, or what is there instead."""
         names = [f"{domain}_{part}.txt" for domain in DOMAINS for part in ("train", "test")]
         folders = [root / place for place in PLACES]
         whole = next((folder for folder in folders if all((folder / name).is_file() for name in names)), None)
@@ -101,7 +94,7 @@ class MiniDomainNet(TransferDataset):
         other = find_lists(root, [name.format(domain=domain) for domain in DOMAINS for name in OTHER_LISTS])
         if other:
             raise DatasetError(
-                f"{root} has {shown(other[0], root)}, a list without train and test parts (DomainNet-126, SSDA);"
+                f"{root} has {display_path(other[0], root)}, a list without train and test parts (DomainNet-126, SSDA);"
                 f" mini-DomainNet needs ROOT/{LISTS}/DOMAIN_{{train,test}}.txt: {SOURCE}"
             )
         first = next((folder for folder in folders if any((folder / name).is_file() for name in names)), root / LISTS)
@@ -119,7 +112,7 @@ class MiniDomainNet(TransferDataset):
     def arrange(self, images: pd.DataFrame) -> pd.DataFrame:
         """Split the classes by rule; a list's classes are folder names as they are."""
         names = sorted(images["class"].unique())
-        lacking = self.count - len(names)
-        if lacking:
-            raise DatasetError(f"{lacking} of {self.count} classes have no images under {self.folder}; fetch the rest")
+        missing = self.count - len(names)
+        if missing:
+            raise DatasetError(f"{missing} of {self.count} classes have no images under {self.folder}; fetch the rest")
         return with_splits(images, class_splits(names), self.card.gallery_domain)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from benchmarks.datasets.base import DatasetCard
-from benchmarks.datasets.layouts import Place
-from benchmarks.datasets.transfers import TransferDataset
+from benchmarks.datasets.transfer_dataset import TransferDataset
+from benchmarks.datasets.tree_scan import Place
 
 _NAMES = """
     alarm_clock backpack batteries bed bike bottle bucket calculator calendar candles chair clipboards computer couch

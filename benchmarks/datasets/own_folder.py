@@ -1,4 +1,4 @@
-"""``folder``: your own images, any ``ROOT/domain/class/*`` tree, with protocols and splits made by a stated rule.
+"""``folder``: your own images, any ``ROOT/domain/class/*`` tree, with splits made by a stated rule.
 
 The rule, with the defaults that ``ROOT/folder.toml`` may change (``gallery_domain``, ``seed``, ``test_share``,
 ``val_share``, ``held_back_share``):
@@ -33,41 +33,34 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.datasets.base import ClosedSet, DatasetCard, DatasetError, RetrievalCut
-from benchmarks.datasets.class_words import read_classes, same_name, words_of
-from benchmarks.datasets.layouts import (
-    IMAGE_SUFFIXES,
-    Finding,
-    FolderDataset,
-    Listing,
-    Place,
-    class_splits,
-    held_back,
-    plain_name,
-    scan,
-    usable_entries,
-)
+from benchmarks.datasets.class_words import plain_name, read_classes, same_name, words_of
+from benchmarks.datasets.folder_dataset import FolderDataset
+from benchmarks.datasets.splits import class_splits, held_back
+from benchmarks.datasets.tree_scan import IMAGE_SUFFIXES, Finding, Listing, Place, scan, usable_entries
 
 SETTINGS = "folder.toml"
 PHOTOGRAPHS = ("real", "photo", "photos", "image", "images")
 
 
-#: Folders that often stand between a domain and its classes.
+#: Folders that are often between a domain and its classes.
 BETWEEN = frozenset({"images", "image", "imgs", "train", "test", "val", "valid", "validation", "data"})
 
 
-def _alike_domains(domains: list[str]) -> list[Finding]:
+def _similar_domains(domains: list[str]) -> list[Finding]:
     """A finding for every domain whose name differs from another's in case, spaces or punctuation only."""
     first: dict[str, str] = {}
     pairs = [(name, first.setdefault(plain_name(name) or name, name)) for name in domains]
     return [
-        Finding("alike", name, f"this domain's name is almost that of {other!r}; if both are one domain, join them")
+        Finding(
+            "similar_names", name, f"this domain's name is almost that of {other!r}; if both are one domain, join them"
+        )
         for name, other in pairs
         if name != other
     ]
 
 
-def _flat(root: Path) -> str:
-    """What to do where images lie one folder below the root: those are classes without domains."""
+def _flat_layout_hint(root: Path) -> str:
+    """For an error, where the images are one folder below the root: those are classes without domains."""
     if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in itertools.islice(root.glob("*/*"), 1000)):
         return ""
     return "; the layout is ROOT/DOMAIN/CLASS/*: put these class folders into a folder per domain"
@@ -79,7 +72,7 @@ def _braces(domain: str, names: list[str]) -> str:
 
 @dataclass(frozen=True)
 class FolderRule:
-    """What ``folder.toml`` may say; ``gallery_domain`` "" lets the rule choose."""
+    """The settings in ``folder.toml``; ``gallery_domain`` "" lets the rule choose."""
 
     gallery_domain: str = ""
     seed: int = 0
@@ -101,7 +94,7 @@ def read_rule(file: Path) -> FolderRule:
     known = dict(vars(FolderRule()))
     stated = values.get("synsets", {})
     if not isinstance(stated, dict) or not all(isinstance(one, str) for one in stated.values()):
-        raise DatasetError(f'{file}: synsets is a table of class = "synset", such as mouse = "mouse.n.04"')
+        raise DatasetError(f'{file}: synsets must be a table of class = "synset", such as mouse = "mouse.n.04"')
     for key, value in values.items():
         if key not in known:
             raise DatasetError(f"{file}: unknown key {key!r}; known are {', '.join(known)}")
@@ -109,18 +102,18 @@ def read_rule(file: Path) -> FolderRule:
         if isinstance(value, bool) is not (wanted is bool) or not isinstance(
             value, (int, float) if wanted is float else wanted
         ):
-            raise DatasetError(f"{file}: {key} is {wanted.__name__}, not {value!r}")
+            raise DatasetError(f"{file}: {key} must be {wanted.__name__}, not {value!r}")
     rule = FolderRule(**values)
     shares: dict[str, Any] = {key: getattr(rule, key) for key in known if key.endswith("_share")}
     for key, value in shares.items():
         if not 0 < value < 1:
-            raise DatasetError(f"{file}: {key} lies between 0 and 1, not at {value}")
+            raise DatasetError(f"{file}: {key} must be between 0 and 1, not {value}")
     if rule.test_share + rule.val_share >= 1:
-        raise DatasetError(f"{file}: test_share and val_share leave no train classes")
+        raise DatasetError(f"{file}: test_share and val_share leave no train classes; their sum must be below 1")
     return rule
 
 
-class Folder(FolderDataset):
+class OwnFolder(FolderDataset):
     """A tree of the user's. Its card is made for the tree: the gallery domain is chosen when it is first read."""
 
     card = DatasetCard(
@@ -136,7 +129,7 @@ class Folder(FolderDataset):
 
     def __init__(self, root: Path | None = None) -> None:
         super().__init__(root)
-        with self._named():
+        with self._errors_named():
             if root is None or not root.is_dir():
                 return
             self.rule = read_rule(root / SETTINGS)
@@ -149,40 +142,42 @@ class Folder(FolderDataset):
         names = [entry.name for entry in entries if Path(entry.path).is_dir()]  # False for a link to itself
         odd += [
             Finding(
-                "link", entry.name, "a link to nothing, or to itself; no domain: remove it, or link a folder in here"
+                "link",
+                entry.name,
+                "a link to nothing, or to itself; not a domain: remove it, or link a folder under this root",
             )
             for entry in entries
             if entry.is_symlink() and not Path(entry.path).exists()
         ]
         if not names:
             why = f" ({odd[0]})" if odd else ""
-            raise DatasetError(f"{root} holds no domain folders{why}; the layout is {self.card.layout}")
+            raise DatasetError(f"{root} has no domain folders{why}; the layout is {self.card.layout}")
         odd += [
-            Finding("skipped", entry.name, "lies beside the domain folders; not read", "beside the domain folders")
+            Finding("not_read", entry.name, "beside the domain folders; not read", "beside the domain folders")
             for entry in entries
             if entry.name not in names and entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
         ]
         listing = scan(root, [Place(unicodedata.normalize("NFC", name), (name,), optional=True) for name in names])
-        findings = tuple(one for one in listing.findings if one.kind != "unused")  # each is a domain of its own
-        odd += _alike_domains(sorted(set(listing.images["domain"])))
+        findings = tuple(one for one in listing.findings if one.kind != "second_folder")  # each is a domain of its own
+        odd += _similar_domains(sorted(set(listing.images["domain"])))
         linked = {finding.path for finding in listing.findings if finding.kind == "link"}
         empty = sorted(set(names) - set(listing.images["path"].str.partition("/")[0]) - linked)
         deeper = self._deeper(root)
         for name in empty:
             why = (
-                f": its class folders lie in {_braces(name, deeper[name])}, move them to {name}/"
+                f": its class folders are in {_braces(name, deeper[name])}, move them to {name}/"
                 if name in deeper
                 else ""
             )
-            odd.append(Finding("empty", name, f"holds no class folders with images: no domain{why}"))
+            odd.append(Finding("empty_folder", name, f"has no class folders with images, so it is not a domain{why}"))
         return Listing(listing.images, (*findings, *odd))
 
-    def lies_in(self, folder: Path) -> bool:
+    def looks_like_root(self, folder: Path) -> bool:
         """Whether two folders in it hold class folders with images."""
         return sum(map(self._holds_classes, sorted(folder.iterdir()))) > 1 if folder.is_dir() else False
 
     def _deeper(self, root: Path) -> dict[str, list[str]]:
-        """Domain folders whose class folders lie one level too deep, with the folders between."""
+        """Domain folders whose class folders are one level too deep, with the folders between."""
         found: dict[str, list[str]] = {}
         for domain in sorted(root.iterdir()):
             middle = (
@@ -207,8 +202,8 @@ class Folder(FolderDataset):
             return False
         return any(file.suffix.lower() in IMAGE_SUFFIXES for file in itertools.islice(folder.glob("*/*"), 1000))
 
-    def _mend(self, root: Path) -> str:
-        """Names the folder between domain and class where there is one in several domains."""
+    def _hint(self, root: Path) -> str:
+        """For an error: the folder between domain and class, where there is one in several domains."""
         try:
             deeper = self._deeper(root) if root.is_dir() else {}
         except OSError:
@@ -216,24 +211,29 @@ class Folder(FolderDataset):
         between = {name for names in deeper.values() for name in names}
         parts = all(name.casefold() in BETWEEN for name in deeper)
         if len(deeper) > 1 and parts and not {name.casefold() for name in between} <= BETWEEN:
-            lie = " and ".join(_braces(name, deeper[name]) for name in deeper)
-            return f"; the domain folders lie one level too deep, in {lie}: join them, so that they are DOMAIN/CLASS"
+            places = " and ".join(_braces(name, deeper[name]) for name in deeper)
+            return f"; the domain folders are one level too deep, in {places}: join them, so that they are DOMAIN/CLASS"
         first, *others = deeper or [""]
         shared = bool(others) and between == set.intersection(*map(set, deeper.values()))
         alone = all(len(names) == 1 for names in deeper.values()) and self._share_classes(root, deeper)
         if not deeper or not (shared or alone or (between and between <= BETWEEN)):
-            return super()._mend(root) or _flat(root)
-        lie = _braces(first, deeper[first])
-        return f"; the class folders lie one level too deep, in {lie}: move them up, so that they are {first}/CLASS" + (
-            f" (in all of {', '.join(deeper)})" if len(deeper) > 1 else ""
+            return super()._hint(root) or _flat_layout_hint(root)
+        places = _braces(first, deeper[first])
+        return (
+            f"; the class folders are one level too deep, in {places}: move them up, so that they are {first}/CLASS"
+            + (f" (in all of {', '.join(deeper)})" if len(deeper) > 1 else "")
         )
 
     def _gallery(self, images: pd.DataFrame) -> str:
         counts = images.groupby("domain").size()
         if len(counts) < 2:
-            out = [str(one) for one in self.listing.findings if one.kind in ("link", "empty") and "/" not in one.path]
+            out = [
+                str(one)
+                for one in self.listing.findings
+                if one.kind in ("link", "empty_folder") and "/" not in one.path
+            ]
             why = f" (left out: {'; '.join(out[:3])})" if out else ""
-            raise DatasetError(f"folder: {self.folder} has one domain, {counts.index[0]}; two are needed{why}")
+            raise DatasetError(f"folder: {self.folder} has only the domain {counts.index[0]}; two are needed{why}")
         wanted = unicodedata.normalize("NFC", self.rule.gallery_domain)
         if wanted and wanted not in counts.index:
             raise DatasetError(
@@ -247,12 +247,12 @@ class Folder(FolderDataset):
 
     def arrange(self, images: pd.DataFrame) -> pd.DataFrame:
         """The rule of this module."""
-        images = self._named_classes(images)
+        images = self._read_classes(images)
         counts = images.groupby(["class", "domain"]).size().unstack(fill_value=0)
         everywhere = counts.index[(counts > 0).all(axis=1)]
         if len(everywhere) < 3:
             raise DatasetError(
-                f"{self.folder}: {len(everywhere)} classes lie in every domain ({', '.join(counts.columns)}); "
+                f"{self.folder}: {len(everywhere)} classes are in every domain ({', '.join(counts.columns)}); "
                 "three are needed: train, validation and test"
             )
         rule = self.rule
@@ -266,7 +266,7 @@ class Folder(FolderDataset):
         held = held_back(images, train, self.card.gallery_domain, share=rule.held_back_share)
         return images.assign(split=split, held_back=held)
 
-    def _named_classes(self, images: pd.DataFrame) -> pd.DataFrame:
+    def _read_classes(self, images: pd.DataFrame) -> pd.DataFrame:
         """Class folders read as words; a note for every class that is spelled in several ways, or kept apart."""
         pairs = sorted(set(zip(images["domain"], images["class"], strict=True)))
         folders = sorted({folder for _, folder in pairs})
@@ -276,33 +276,33 @@ class Folder(FolderDataset):
             spelled.setdefault(names[folder], []).append(folder)
         for name, several in spelled.items():
             if len(several) > 1:
-                self.note("alike", name, f"one class, read from the folders {', '.join(map(repr, several))}")
-        alike: dict[str, str] = {}
+                self.note("similar_names", name, f"one class, read from the folders {', '.join(map(repr, several))}")
+        first_of: dict[str, str] = {}
         for name in spelled:
-            other = alike.setdefault(words_of(name).casefold(), name)
+            other = first_of.setdefault(words_of(name).casefold(), name)
             if other != name:
                 differs = "differs from {} in case only" if other.casefold() == name.casefold() else "reads as {} does"
-                self.note("alike", name, f"{differs.format(other)}; if both are one class, rename one")
+                self.note("similar_names", name, f"{differs.format(other)}; if both are one class, rename one")
         return images.assign(**{"class": images["class"].map(names)})
 
     @property
     def name_notes(self) -> tuple[str, ...]:
-        """What a run must say of the class names."""
+        """What a run reports about the class names."""
         domains = set(self.domains)
-        alike = [one for one in self.findings if one.kind == "alike"]
-        notes = [f"domain {one.path!r}: {one.reason}" for one in alike if one.path in domains]
-        notes += [f"class {one}" for one in alike if one.path not in domains]
+        similar = [one for one in self.findings if one.kind == "similar_names"]
+        notes = [f"domain {one.path!r}: {one.reason}" for one in similar if one.path in domains]
+        notes += [f"class {one}" for one in similar if one.path not in domains]
         return (*notes[:5], *([f"and {len(notes) - 5} more names of several spellings"] if len(notes) > 5 else []))
 
     @property
     def synsets(self) -> Mapping[str, str]:
-        """Those that ``folder.toml`` gives; raises :class:`DatasetError` for a class or synset that does not exist."""
+        """The synsets in ``folder.toml``; raises :class:`DatasetError` for a class or synset that does not exist."""
         if self.root is None or not self.root.is_dir() or not self.rule.synsets:
             return {}
-        return self._stated
+        return self._synsets_from_settings
 
     @cached_property
-    def _stated(self) -> dict[str, str]:
+    def _synsets_from_settings(self) -> dict[str, str]:
         from methods.parts.senses import WordNetError, named_synset
 
         file, known = self.folder / SETTINGS, {same_name(words_of(name)): name for name in self.classes()}
@@ -310,17 +310,17 @@ class Folder(FolderDataset):
         found = {}
         for name, synset in self.rule.synsets.items():
             written = unicodedata.normalize("NFC", name)
-            own = known.get(written) or known.get(same_name(words_of(written)))
-            if own is None:
-                raise DatasetError(f"folder: {file}: synsets names {name!r}, which is no class here")
-            if own in found:
-                raise DatasetError(f"folder: {file}: synsets names the class {own!r} twice; keep one line")
+            class_name = known.get(written) or known.get(same_name(words_of(written)))
+            if class_name is None:
+                raise DatasetError(f"folder: {file}: synsets names {name!r}, which is not a class here")
+            if class_name in found:
+                raise DatasetError(f"folder: {file}: synsets names the class {class_name!r} twice; keep one line")
             try:
-                found[own] = str(named_synset(own, synset).name())
+                found[class_name] = str(named_synset(class_name, synset).name())
             except WordNetError:
                 raise DatasetError(f"folder: {file}: WordNet has no noun synset {synset!r} (class {name!r})") from None
             if not synset.split(".")[-2:-1] == ["n"]:
-                raise DatasetError(f"folder: {file}: {synset!r} (class {name!r}) is no noun synset")
+                raise DatasetError(f"folder: {file}: {synset!r} (class {name!r}) is not a noun synset")
         return found
 
     @cached_property

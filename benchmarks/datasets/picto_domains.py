@@ -28,7 +28,7 @@ VERSION = "v2"
 
 
 def pack_path() -> Path:
-    """Where the shipped Parquet file lies."""
+    """The path of the shipped Parquet file."""
     return Path(str(resources.files("benchmarks"))) / "assets" / "picto_domains" / f"pictodomains-{VERSION}.parquet"
 
 
@@ -122,7 +122,7 @@ class PictoDomains(Dataset):
 
 
 def closed_set_path() -> Path:
-    """Where the committed UDA and DAZSL settings lie."""
+    """The path of the committed UDA and DAZSL settings."""
     return pack_path().with_name(f"closed-sets-{VERSION}.json")
 
 

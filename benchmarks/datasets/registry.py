@@ -18,7 +18,7 @@ for _name, _target, _summary in (
     ("pacs", "benchmarks.datasets.pacs:PACS", "7 classes in four domains; 12 transfers"),
     ("i2awa", "benchmarks.datasets.i2awa:I2AwA", "3D2 to AwA2: 40 seen and 10 unseen animals"),
     ("i2webv", "benchmarks.datasets.i2webv:I2WebV", "ImageNet to WebVision: 1,000 seen classes of 5,000"),
-    ("folder", "benchmarks.datasets.own_folder:Folder", "your own images: any ROOT/domain/class/* tree"),
+    ("folder", "benchmarks.datasets.own_folder:OwnFolder", "your own images: any ROOT/domain/class/* tree"),
 ):
     DATASETS.add(_name, _target, summary=_summary)
 

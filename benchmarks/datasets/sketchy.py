@@ -6,8 +6,8 @@ import dataclasses
 from typing import ClassVar
 
 from benchmarks.datasets.base import DatasetCard, ReleasedListing, RetrievalCut
-from benchmarks.datasets.layouts import Place
-from benchmarks.datasets.listed_dataset import ListedDataset
+from benchmarks.datasets.retrieval_dataset import RetrievalDataset
+from benchmarks.datasets.tree_scan import Place
 
 BIBTEX = """@article{sangkloy2016sketchy,
   title={The Sketchy Database: Learning to Retrieve Badly Drawn Bunnies},
@@ -25,7 +25,7 @@ BIBTEX = """@article{sangkloy2016sketchy,
 }"""
 
 
-class Sketchy(ListedDataset):
+class Sketchy(RetrievalDataset):
     """Split of ECCV 2018 (Yelamarthi et al.): 21 test classes, none of them among ImageNet's 1,000."""
 
     card = DatasetCard(
@@ -71,7 +71,7 @@ class Sketchy(ListedDataset):
         ),
     )
     also_named: ClassVar[tuple[str, ...]] = ("Sketchy", "sketchy_extended")
-    lists = "sketchy_eccv2018"
+    class_list = "sketchy_eccv2018"
     released = ReleasedListing(mixed_gallery=False, inverted=("sketch",))
     published_counts: ClassVar = {"sketch": 75471, "photo": 73002}
 
@@ -86,4 +86,4 @@ class SketchyRandom(Sketchy):
         headline=RetrievalCut(map_at=None, precision_at=100),
     )
     also_named = ("sketchy", "Sketchy")
-    lists = "sketchy_random"
+    class_list = "sketchy_random"

@@ -2,7 +2,7 @@
 
 A line is a class, its noun synset in WordNet 3.0, how well it fits and the synset's definition. Each was chosen by its
 definitions, for what the data set's images show. ``approximate``: WordNet has no synset for the class; the nearest
-wider one stands for it.
+wider one is used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TABLES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedSynset:
     """A class's synset; ``exact`` is False where it is only the nearest wider one."""
 
     synset: str
@@ -40,7 +40,7 @@ class Checked:
 
 
 @cache
-def checked_synsets(dataset: str) -> Mapping[str, Checked]:
+def checked_synsets(dataset: str) -> Mapping[str, CheckedSynset]:
     """The table of a data set, by class name; empty for a data set without one.
 
     Raises :class:`DatasetError` if the file was damaged.
@@ -52,7 +52,8 @@ def checked_synsets(dataset: str) -> Mapping[str, Checked]:
         with file.open(encoding="utf-8", newline="") as lines:
             rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
         found = {
-            row["class"]: Checked(row["synset"], {"exact": True, "approximate": False}[row["fit"]]) for row in rows
+            row["class"]: CheckedSynset(row["synset"], {"exact": True, "approximate": False}[row["fit"]])
+            for row in rows
         }
     except (OSError, ValueError, KeyError) as error:
         raise DatasetError(f"{file} cannot be read ({error}); reinstall the package") from error

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 from benchmarks.datasets.base import DatasetCard, ReleasedListing, RetrievalCut
-from benchmarks.datasets.layouts import Place
-from benchmarks.datasets.listed_dataset import ListedDataset
+from benchmarks.datasets.retrieval_dataset import RetrievalDataset
+from benchmarks.datasets.tree_scan import Place
 
 
-class TUBerlin(ListedDataset):
+class TUBerlin(RetrievalDataset):
     """Both archives unpacked side by side; their different spellings of the same classes are brought together."""
 
     card = DatasetCard(
@@ -50,7 +50,7 @@ class TUBerlin(ListedDataset):
         Place("photo", ("ImageResized", "images", "ImageResized_ready", "photo")),
     )
     also_named = ("TUBerlin", "TU-Berlin", "tuberlin_extended")
-    lists = "tuberlin"
+    class_list = "tuberlin"
     released = ReleasedListing(mixed_gallery=False)
     aliases: ClassVar = {  # the photo archive's own spellings
         "chandeler": "chandelier",

@@ -1,7 +1,7 @@
 """VisDA-2017, classification: 12 classes, from rendered models to photographs; one transfer.
 
 ``visda`` adapts to the validation images (MS COCO), as the papers do; ``visda_test`` to the challenge's test images
-(YouTube frames), whose labels came out after it.
+(YouTube frames), whose labels were published later.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from typing import ClassVar
 import pandas as pd
 
 from benchmarks.datasets.base import DatasetCard, DatasetError
-from benchmarks.datasets.image_lists import PlacedList, find_lists, names_of, prefix_notes, read_placed
-from benchmarks.datasets.layouts import (
-    Listing,
+from benchmarks.datasets.image_lists import (
     NoLabelsError,
-    Place,
-    check_root,
-    join_listings,
-    list_files,
-    place_folders,
+    RelativeList,
+    describe_lists,
+    find_lists,
+    prefix_notes,
+    read_relative_list,
 )
-from benchmarks.datasets.transfers import TransferDataset
+from benchmarks.datasets.transfer_dataset import TransferDataset
+from benchmarks.datasets.tree_scan import Listing, Place, check_root, join_listings, place_folders, scan_listed
 
 #: In the order of the labels in ``image_list.txt``.
 CLASSES = (
@@ -48,7 +47,7 @@ _BIBTEX = """@article{peng2017visda,
   year={2017}
 }"""
 _SOURCE = "https://ai.bu.edu/visda-2017/, classification track (Peng et al., 2017)"
-#: Where the test images' labels came out after the challenge.
+#: Where the labels of the test images were published after the challenge.
 LABELLED_TEST = "image_list.txt in classification/data of VisionLearningGroup/taskcv-2017-public on GitHub"
 _LICENCE = "non-commercial research and education, as its page states"
 
@@ -101,14 +100,14 @@ class VisDA(TransferDataset):
             path, label = wrong.iloc[0]
             raise DatasetError(f"{file}: {path} has the label {label}, which is not its class; fetch the list again")
         classes = [CLASSES[label] for label in listed["label"]]
-        listing = list_files(root, listed["path"], domain=place.domain, classes=classes)
+        listing = scan_listed(root, listed["path"], domain=place.domain, classes=classes)
         images = listing.images
         keys = place.domain + "/" + images["key"].str.removeprefix(f"{folder}/")
-        notes = (f"list of {place.domain}: {names_of([file], root)}", *prefix_notes([placed]))
-        notes += (f"lists not read: {names_of(unread, root)}",) if unread else ()
+        notes = (f"list of {place.domain}: {describe_lists([file], root)}", *prefix_notes([placed]))
+        notes += (f"lists not read: {describe_lists(unread, root)}",) if unread else ()
         return Listing(images.assign(key=keys), listing.findings, notes)
 
-    def _list(self, root: Path, folder: str, place: Place) -> tuple[Path, PlacedList, list[Path]]:
+    def _list(self, root: Path, folder: str, place: Place) -> tuple[Path, RelativeList, list[Path]]:
         """The first list of a part that has labels, and the others; raises DatasetError if there is none."""
         names = tuple(dict.fromkeys((folder, *place.folders)))
         inside = [f"{folder}/image_list.txt", *(f"{folder}/{name}_image_list.txt" for name in names)]
@@ -120,7 +119,7 @@ class VisDA(TransferDataset):
             raise DatasetError(f"{root / inside[0]} does not exist; the layout is {self.card.layout}")
         for file in files:
             try:
-                placed = read_placed(file, folder, 2, root=root, spelled=names)
+                placed = read_relative_list(file, folder, 2, root=root, spelled=names)
             except NoLabelsError:
                 continue
             return file, placed, [other for other in files if other != file]
@@ -128,7 +127,7 @@ class VisDA(TransferDataset):
         raise DatasetError(f"{files[0]} has no labels; the labelled list is needed in its place: {source}")
 
     def _misplaced(self, listed: pd.DataFrame) -> pd.Series:
-        """Whether an image lies in the folder of another class than its label's; other folders say nothing."""
+        """Whether an image is in the folder of another class than its label's; other folders are ignored."""
         folders = listed["path"].str.split("/").str[-2]
         number_of = {name: number for number, name in enumerate(CLASSES)}
         numbers = folders.map(number_of)
@@ -141,7 +140,7 @@ class VisDA(TransferDataset):
 
 
 class VisDATest(VisDA):
-    """The challenge's test images as target; they lie in folders without meaning, the list has the labels."""
+    """The challenge's test images as target; their folders have no meaning, the list has the labels."""
 
     card = DatasetCard(
         name="visda_test",

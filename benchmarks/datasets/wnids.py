@@ -1,4 +1,4 @@
-"""WordNet ids as ImageNet and its kin write them (``n02084071``: a noun's offset in WordNet 3.0)."""
+"""WordNet ids as ImageNet and related data sets write them (``n02084071``: a noun's offset in WordNet 3.0)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def synset_of(wnid: str) -> Any:
             warnings.simplefilter("ignore")
             found = wordnet.synset_from_pos_and_offset("n", int(wnid[1:]))
     if found is None or found.offset() != int(wnid[1:]):
-        raise DatasetError(f"{wnid} is no noun of WordNet 3.0")
+        raise DatasetError(f"{wnid} is not a noun of WordNet 3.0")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The embedded WordNet nouns: where they lie, and how NLTK learns of it.
+"""The embedded WordNet nouns: where they are, and how NLTK finds them.
 
 After a normal or an editable install NLTK finds them by itself under ``sys.prefix`` (see ``data-files`` in
 pyproject.toml). Importing `benchmarks` puts them in front in any case, so a checkout needs no install. Built by

@@ -1,25 +1,35 @@
 """Retrieval galleries and a map of embeddings: the parts of a report that need the data set (the map a backbone too).
 
 A gallery shows a query and its ten best images under every method, from the lists that the store keeps. Images are
-put into the page once each, as small WebP files; `LIMIT` bounds them, and what does not fit is said.
+put into the page once each, as small WebP files; `LIMIT` bounds them, and a note says what did not fit.
+
+`benchmarks.reporting.plots` draws the map and the sheet of a gallery; nothing here draws.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from benchmarks.reporting import grids, leaderboard
-from benchmarks.reporting.leaderboard import Table, protocol_title
-from benchmarks.store.files import ResultStore
-from benchmarks.store.records import Record, RecordError, backbone_identity
+from benchmarks.datasets.registry import DATASETS
+from benchmarks.reporting.data import ReportData, SettingData
+from benchmarks.reporting.tables import METHOD_COLUMNS
+from benchmarks.reporting.types import (
+    EmbeddingMap,
+    Galleries,
+    GalleryQuery,
+    Hit,
+    RankedImages,
+    ScoreTable,
+    Setting,
+    is_transfer,
+)
+from benchmarks.store.records import RecordError, backbone_identity
 
 if TYPE_CHECKING:
     from benchmarks.datasets.base import Dataset
@@ -27,64 +37,15 @@ if TYPE_CHECKING:
 #: Side of an image in pixels.
 SIDE = 64
 
-#: Bytes of all images of a page, as they stand in it.
+#: Bytes of all images of a page, encoded as in the page.
 LIMIT = 2_500_000
 
 #: Results shown for a query, queries shown for a question and query domain, and classes of the map.
 TOP, QUERIES, MAP_CLASSES, MAP_IMAGES = 10, 2, 7, 6
 
 
-@dataclass(frozen=True)
-class Hit:
-    """An image retrieved."""
-
-    key: str
-    class_name: str
-    right: bool
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """What a method retrieved for a query; ``score`` is the query's AP, ``floor`` as on the method's card."""
-
-    label: str
-    method: str
-    score: float
-    hits: tuple[Hit, ...]
-    floor: bool = False
-
-
-@dataclass(frozen=True)
-class Query:
-    """A query under every method; ``title`` names the question.
-
-    ``score`` is the mean AP over methods that are no floors, ``spread`` the difference between their best and worst.
-    """
-
-    key: str
-    class_name: str
-    domain: str
-    title: str
-    score: float
-    rows: tuple[Ranked, ...]
-    spread: float = 0.0
-
-
-@dataclass(frozen=True)
-class Galleries:
-    """Queries, the hardest first, and every image in them as a data URI by key."""
-
-    queries: tuple[Query, ...]
-    images: Mapping[str, str]
-    notes: tuple[str, ...] = ()
-    side: int = SIDE
-
-
 def galleries(
-    store: ResultStore,
-    frame: pd.DataFrame,
-    records: Mapping[str, Record],
-    report: Callable[[str], None],
+    data: ReportData,
     *,
     data_root: str | None = None,
     side: int = SIDE,
@@ -95,11 +56,10 @@ def galleries(
 
     To each domain's hardest comes one query that the methods disagree on.
 
+    Records whose lists cannot be used are reported.
+
     Args:
-        store: where the lists are read from.
-        frame: results without ablations.
-        records: by key.
-        report: gets one line for each record whose lists cannot be used.
+        data: of the report.
         data_root: folder of the data sets; None: the embedded one.
         side: of an image in pixels.
         limit: bytes of all images together.
@@ -109,30 +69,28 @@ def galleries(
         DatasetError: the data set is not there.
     """
     from benchmarks.datasets.base import dataset_root
-    from benchmarks.datasets.registry import DATASETS
 
-    settings = [one for one in leaderboard.settings_of(frame) if one.select != "oracle"]
-    if not settings:
+    ranked = [one for one in data.settings if one.setting.select != "oracle"]
+    if not ranked:
         return Galleries((), {}, ("There is no ranked setting to show images of.",), side)
-    setting = settings[0]
+    of_setting = ranked[0]
+    setting = of_setting.setting
     dataset: Dataset = DATASETS.get(setting.dataset)(dataset_root(data_root, setting.dataset))
     place = {str(key): row for row, key in enumerate(dataset.table["key"])}
     class_of = dict(zip(dataset.table["key"].astype(str), dataset.table["class"].astype(str), strict=True))
-    rows = grids.of_setting(leaderboard.usable(frame), setting)
-    labels = leaderboard.row_labels(rows)
-    first: dict[str, Table] = {}
-    for table in leaderboard.tables(frame, setting):
-        if table.leads and table.metric.startswith("map@"):
+    first: dict[str, ScoreTable] = {}
+    for table in of_setting.leading:
+        if table.metric.startswith("map@"):
             first.setdefault(table.protocol, table)
-    asked: list[list[Query]] = []
+    asked: list[list[GalleryQuery]] = []
     for table in first.values():
-        by_domain: dict[str, list[Query]] = {}
-        for query in _hardest(store, rows, labels, records, table, class_of, report):
+        by_domain: dict[str, list[GalleryQuery]] = {}
+        for query in _hardest(data, of_setting, table, class_of):
             by_domain.setdefault(query.domain, []).append(query)
         chosen = [_chosen(own, queries) for own in by_domain.values()]
         asked += [[own[n] for own in chosen if n < len(own)] for n in range(queries + 1)]
     images: dict[str, str] = {}
-    shown: list[Query] = []
+    shown: list[GalleryQuery] = []
     used, left_out = 0, 0
     for query in _in_turn(asked):
         keys = dict.fromkeys([query.key, *(hit.key for row in query.rows for hit in row.hits)])
@@ -159,9 +117,9 @@ def galleries(
     return Galleries(tuple(shown), images | dict.fromkeys(missing, ""), tuple(notes), side)
 
 
-def _chosen(hardest: Sequence[Query], number: int) -> list[Query]:
+def _chosen(hardest: Sequence[GalleryQuery], number: int) -> list[GalleryQuery]:
     """The hardest, one a class, and of the others the one that methods disagree most on."""
-    chosen: list[Query] = []
+    chosen: list[GalleryQuery] = []
     for query in hardest:
         if len(chosen) < number and all(query.class_name != other.class_name for other in chosen):
             chosen.append(query)
@@ -169,9 +127,9 @@ def _chosen(hardest: Sequence[Query], number: int) -> list[Query]:
     return [*chosen, max(rest, key=lambda query: query.spread)] if rest else chosen
 
 
-def _in_turn(rounds: Sequence[Sequence[Query]]) -> Iterator[Query]:
+def _in_turn(rounds: Sequence[Sequence[GalleryQuery]]) -> Iterator[GalleryQuery]:
     """Queries of all questions by turns, so that a limit leaves some of each."""
-    titles: dict[str, list[Query]] = {}
+    titles: dict[str, list[GalleryQuery]] = {}
     for group in rounds:
         for query in group:
             titles.setdefault(query.title, []).append(query)
@@ -180,28 +138,25 @@ def _in_turn(rounds: Sequence[Sequence[Query]]) -> Iterator[Query]:
 
 
 def _hardest(
-    store: ResultStore,
-    rows: pd.DataFrame,
-    labels: Mapping[Any, str],
-    records: Mapping[str, Record],
-    table: Table,
-    class_of: Mapping[str, str],
-    report: Callable[[str], None],
-) -> list[Query]:
+    data: ReportData, of_setting: SettingData, table: ScoreTable, class_of: Mapping[str, str]
+) -> list[GalleryQuery]:
     """Queries that every method with scores has a list for, by mean AP over methods that are no floors."""
-    own = rows[(rows["protocol"] == table.protocol) & (rows["gallery"] == table.gallery) & (rows["status"] == "ok")]
-    found: dict[str, dict[tuple[str, str], Ranked]] = {}
+    rows, labels = of_setting.rows, of_setting.labels
+    answered = rows[
+        (rows["protocol"] == table.protocol) & (rows["gallery"] == table.gallery) & (rows["status"] == "ok")
+    ]
+    lists_of: dict[str, dict[tuple[str, str], RankedImages]] = {}
     about: dict[tuple[str, str], tuple[str, str]] = {}
     column = table.metric.removeprefix("m")
-    for identity, of_method in own.groupby(["method", "variant", "config"], sort=False):
-        label, floor = labels[identity], bool(of_method["floor"].any())
-        lists: dict[tuple[str, str], Ranked] = {}
+    for configuration, of_method in answered.groupby(METHOD_COLUMNS, sort=False):
+        label, floor = labels[configuration], bool(of_method["floor"].any())
+        lists: dict[tuple[str, str], RankedImages] = {}
         lowest = of_method[of_method["seed"] == of_method["seed"].min()]
         for key, split in lowest[["key", "split"]].drop_duplicates().itertuples(index=False):
             try:
-                values = store.per_query(records[key])
+                values = data.per_query(key)
             except (RecordError, KeyError) as error:
-                report(f"{label} on {table.protocol}: {error.args[0]}; not in the galleries")
+                data.warn(f"{label} on {table.protocol}: {error.args[0]}; not in the galleries")
                 continue
             values = values[values["gallery"] == table.gallery]
             if "top_keys" not in values.columns or column not in values.columns:
@@ -214,26 +169,26 @@ def _hardest(
                 hits = tuple(
                     Hit(one, class_of.get(one, "?"), class_of.get(one) == name) for one in map(str, keys[:TOP])
                 )
-                lists[where] = Ranked(label, str(identity[0]), float(score), hits, floor)
+                lists[where] = RankedImages(label, str(configuration[0]), float(score), hits, floor)
         if len(lowest["split"].unique()) == len(table.columns) and lists:
-            found[label] = lists
-    if not found:
+            lists_of[label] = lists
+    if not lists_of:
         return []
     order = {row.label: n for n, row in enumerate(table.rows)}
-    shared = set.intersection(*(set(lists) for lists in found.values()))
+    shared = set.intersection(*(set(lists) for lists in lists_of.values()))
     queries = []
     for split, key in shared:
-        ranked = sorted((lists[split, key] for lists in found.values()), key=lambda one: order[one.label])
+        ranked = sorted((lists[split, key] for lists in lists_of.values()), key=lambda one: order[one.label])
         judged = [one.score for one in ranked if not one.floor] or [one.score for one in ranked]
         name, domain = about[split, key]
-        of_transfer = f", {split}" if leaderboard.is_transfer(table.protocol) else ""
-        title = f"{protocol_title(table.protocol)} {table.gallery}{of_transfer}"
+        of_transfer = f", {split}" if is_transfer(table.protocol) else ""
+        title = f"{table.question()}{of_transfer}"
         spread = max(judged) - min(judged)
-        queries.append(Query(key, name, domain, title, float(np.mean(judged)), tuple(ranked), spread))
+        queries.append(GalleryQuery(key, name, domain, title, float(np.mean(judged)), tuple(ranked), spread))
     queries.sort(key=lambda query: (query.score, query.domain, query.key, query.title))
-    if leaderboard.is_transfer(table.protocol):  # of many transfers, each query once, under its hardest
+    if is_transfer(table.protocol):  # of many transfers, each query once, under its hardest
         queries = list({query.key: query for query in reversed(queries)}.values())[::-1]
-        queries = [replace(query, title=f"{protocol_title(table.protocol)} {table.gallery}") for query in queries]
+        queries = [replace(query, title=table.question()) for query in queries]
     return queries
 
 
@@ -252,33 +207,27 @@ def _data_uris(dataset: Dataset, rows: Sequence[int], side: int) -> list[str]:
     return made
 
 
-def embedding_map(
-    frame: pd.DataFrame, folder: Path, *, data_root: str | None = None, classes: int = MAP_CLASSES
-) -> list[Path]:
-    """The frozen backbone's embeddings of some classes on two axes: colour is the class, shape the domain.
-
-    Data set and backbone are those of the first setting of ``frame``.
+def embedding_map(setting: Setting, *, data_root: str | None = None, classes: int = MAP_CLASSES) -> EmbeddingMap:
+    """The frozen backbone's embeddings of some classes on two axes, with the data set and backbone of a setting.
 
     The axes are the first two principal components of the unit embeddings, of at most `MAP_IMAGES` images a class
-    and domain; classes are the test classes with most images. Returns the files.
+    and domain; classes are the test classes with most images.
 
     Raises:
         DatasetError, BackboneError: the data set or the backbone is not there.
+        ValueError: the backbone is not the one of the setting.
     """
     import torch
 
     from benchmarks.backbones import sources
     from benchmarks.datasets.base import dataset_root
-    from benchmarks.datasets.registry import DATASETS
-    from benchmarks.reporting import plots
 
-    setting = leaderboard.settings_of(frame)[0]
     dataset: Dataset = DATASETS.get(setting.dataset)(dataset_root(data_root, setting.dataset))
     backbone = sources.load(setting.backbone, device="cpu", precision="float32")
     if backbone.weights_hash != setting.weights_hash:
         raise ValueError(f"backbone {setting.backbone} has other weights now than these results")
-    how = backbone.processing.released() if setting.rules == "official" else backbone.processing
-    identity = backbone_identity({**backbone.identity, "preprocessing": how.record()})
+    processing = backbone.processing.released() if setting.rules == "official" else backbone.processing
+    identity = backbone_identity({**backbone.identity, "preprocessing": processing.record()})
     if setting.identity not in ("", identity):
         raise ValueError(f"backbone {setting.backbone} has another config, tokenizer or image processor now")
     table = dataset.table.reset_index(drop=True)
@@ -286,16 +235,16 @@ def embedding_map(
     table = test if len(test) else table
     names = table["class"].value_counts().sort_index().sort_values(ascending=False, kind="stable").index[:classes]
     picked = table[table["class"].isin(names)].groupby(["class", "domain"], sort=True).head(MAP_IMAGES)
-    points = []
+    encoded = []
     with torch.inference_mode():
         for start in range(0, len(picked), 64):
-            pixels = dataset.processed(picked.index[start : start + 64].to_numpy(), how)
-            points.append(backbone.encode_images(backbone.normalize(pixels.to(backbone.device))).double().cpu().numpy())
-    values = np.concatenate(points)
+            pixels = dataset.processed(picked.index[start : start + 64].to_numpy(), processing)
+            features = backbone.encode_images(backbone.normalize(pixels.to(backbone.device)))
+            encoded.append(features.double().cpu().numpy())
+    values = np.concatenate(encoded)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
     centred = values - values.mean(0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
-    share = (centred @ axes[:2].T).var(0).sum() / centred.var(0).sum()
-    return plots.embedding_points(
-        centred @ axes[:2].T, picked["class"].tolist(), picked["domain"].tolist(), float(share), folder
-    )
+    points = centred @ axes[:2].T
+    share = float(points.var(0).sum() / centred.var(0).sum())
+    return EmbeddingMap(points, tuple(picked["class"]), tuple(picked["domain"]), share)

@@ -1,6 +1,9 @@
-"""What the tables of the page hold: scores with intervals and groups, tests, ranks, costs, cards and settings.
+"""Tables of the report as cells of text, for every format: scores, tests, ranks, costs, errors, cards and settings.
 
-A `Grid` is only text and numbers to sort by; the template of `benchmarks.reporting.page` turns it into HTML.
+A `Grid` is only text and numbers to sort by; `benchmarks.reporting.page`, ``latex``, ``markdown`` and ``terminal``
+write it. A new column of the leaderboard is a new entry of `protocol_columns` or of `overview`, and appears in every
+format; where it needs a figure that nobody computes yet, that figure is a property of
+`benchmarks.reporting.data.ReportData` or ``SettingData``.
 """
 
 from __future__ import annotations
@@ -8,99 +11,36 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from benchmarks.reporting import leaderboard
-from benchmarks.reporting.leaderboard import EXTENSION, SETTING, Score, Setting, Table, protocol_title
-from benchmarks.reporting.method_comparison import ALL, Comparison
+from benchmarks.reporting import tables
+from benchmarks.reporting.ablation_tables import DEFAULT, AblationTable
+from benchmarks.reporting.costs import MethodCost
+from benchmarks.reporting.error_analysis import QuestionErrors, WordNet, distances
+from benchmarks.reporting.method_comparison import SettingComparison, TestedScore
+from benchmarks.reporting.types import (
+    ALL,
+    BEST,
+    EXTENSION,
+    GROUP,
+    STATUS_TEXT,
+    Grid,
+    GridCell,
+    GridRow,
+    MethodScores,
+    Score,
+    ScoreTable,
+    is_transfer,
+    protocol_title,
+)
 from benchmarks.store.records import Record
 
-BEST, GROUP = "★", "≈"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell: its text, what to sort by (None: by the text), CSS class, mark, remark beside it and on hover."""
-
-    text: str = ""
-    sort: float | int | None = None
-    kind: str = ""
-    mark: str = ""
-    small: str = ""
-    note: str = ""
-    tags: tuple[str, ...] = ()
-    link: str = ""
-    pre: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    """Cells; ``method`` is what the page's method filter looks at (empty: always shown)."""
-
-    cells: tuple[Cell, ...]
-    method: str = ""
-    kind: str = ""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table; ``style`` is ``figures`` (first column names the row) or ``texts``; ``data`` serves the filters."""
-
-    caption: str
-    head: tuple[str, ...]
-    rows: tuple[Row, ...]
-    style: str = "figures"
-    data: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    unranked: bool = False
-    search: bool = False
-
-
-@dataclass(frozen=True)
-class Known:
-    """What the comparison knows of a score."""
-
-    low: float
-    high: float
-    seeds: int
-    best: bool
-    group: bool
-    p_best: float
-    tested: bool
-
-
-class Scores:
-    """Looks up intervals and groups of one setting by (protocol, gallery, metric, split or `ALL`, label)."""
-
-    def __init__(self, comparison: Comparison | None, setting: Setting) -> None:
-        self.ranks = pd.DataFrame() if comparison is None else of_setting(comparison.ranks, setting)
-        self.pairs = pd.DataFrame() if comparison is None else of_setting(comparison.pairs, setting)
-        self._known: dict[tuple[str, ...], Known] = {}
-        if comparison is not None:
-            for one in of_setting(comparison.scores, setting).to_dict("records"):
-                place = tuple(str(one[name]) for name in ("protocol", "gallery", "metric", "split", "label"))
-                self._known[place] = Known(
-                    one["low"], one["high"], one["seeds"], one["best"], one["group"], one["p_best"], one["tested"]
-                )
-
-    def of(self, table: Table, split: str, label: str) -> Known | None:
-        """What is known of a figure of a table."""
-        return self._known.get((table.protocol, table.gallery, table.metric, split, label))
-
-
-def of_setting(frame: pd.DataFrame, setting: Setting, without: Iterable[str] = ()) -> pd.DataFrame:
-    """The rows of a setting; ``without`` names parts of it that need not be the same."""
-    mask = pd.Series(True, index=frame.index)
-    for name in SETTING:
-        if name not in without and name in frame.columns:
-            wanted = getattr(setting, name)
-            mask &= frame[name].isna() if wanted is None else frame[name] == wanted
-    return frame[mask]
+#: Most confused pairs of classes displayed for each method.
+PAIRS = 8
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -108,47 +48,51 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "-" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
 
 
-def number(value: float | None, digits: int = 3) -> Cell:
+def number(value: float | None, digits: int = 3) -> GridCell:
     """A number in few digits; sorts by its value."""
     if value is None or math.isnan(value):
-        return Cell("-", kind="none")
+        return GridCell("-", kind="none")
     if value and abs(value) < 10 ** (1 - digits):
-        return Cell(f"{value:.1g}" if abs(value) >= 1e-4 else f"{value:.0e}", value, "number")
+        return GridCell(f"{value:.1g}" if abs(value) >= 1e-4 else f"{value:.0e}", value, "number")
     text = f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.{digits}g}"
-    return Cell(text, value, "number")
+    return GridCell(text, value, "number")
 
 
-def score_cell(score: Score, known: Known | None, mark: str = "", kind: str = "") -> Cell:
+def score_cell(score: Score, tested: TestedScore | None = None, mark: str = "", kind: str = "") -> GridCell:
     """A score with half its interval, ★ for the best of its column and ≈ for what is not separable from it."""
     if score.value is None:
         text = score.text()
-        return Cell(text, kind=f"{kind} {'bad' if text.startswith('failed') else 'none'}".strip())
+        return GridCell(text, kind=f"{kind} {'bad' if text.startswith('failed') else 'none'}".strip())
+    plain = f"{score.text()}{mark} {score.interval_text()}".rstrip()
     small, notes = "", [f"{100 * score.value:.3f} %, n = {score.seeds}"]
-    if known is not None:
-        if not math.isnan(known.low):
-            small = f"± {100 * (known.high - known.low) / 2:.1f}"
-            notes.append(f"95 % t interval over seeds {percent(known.low, 2)} to {percent(known.high, 2)}")
-        if known.best:
+    if tested is not None:
+        if not math.isnan(tested.low):
+            small = f"± {100 * (tested.high - tested.low) / 2:.1f}"
+            notes.append(f"95 % t interval over seeds {percent(tested.low, 2)} to {percent(tested.high, 2)}")
+        if tested.best:
             mark, kind = BEST + mark, f"{kind} best"
             notes.append("the best of its column")
-        elif known.group:
+        elif tested.group:
             mark, kind = GROUP + mark, f"{kind} group"
-        if known.tested and not math.isnan(known.p_best):
-            notes.append(f"p against the best {known.p_best:.3g} (Holm)")
-        elif not known.tested:
+        if tested.tested and not math.isnan(tested.p_best):
+            notes.append(f"p against the best {tested.p_best:.3g} (Holm)")
+        elif not tested.tested:
             notes.append("not tested: no per-query values, or not ranked")
-    return Cell(score.text(), 100 * score.value, kind.strip(), mark, small, "; ".join(notes))
+    return GridCell(score.text(), 100 * score.value, kind.strip(), mark, small, "; ".join(notes), plain=plain)
 
 
-def name_cell(label: str, *, floor: bool = False, extension: str = "", oracle: bool = False) -> Cell:
+def name_cell(label: str, *, floor: bool = False, extension: str = "", oracle: bool = False) -> GridCell:
     """A method's name with its tags."""
     tags = (("floor",) if floor else ()) + (("oracle, unranked",) if oracle else ())
-    return Cell(label, mark=EXTENSION if extension else "", tags=tags, note=extension)
+    plain = f"{label} (floor)" if floor else f"{label} {EXTENSION}" if extension else label
+    return GridCell(label, mark=EXTENSION if extension else "", tags=tags, note=extension, plain=plain)
 
 
-def question_title(table: Table) -> str:
-    """Protocol and gallery."""
-    return f"{protocol_title(table.protocol)} {table.gallery}"
+def _seeds_cell(scores: Iterable[Score]) -> GridCell:
+    """Over how many seeds some scores are means."""
+    numbers = sorted({score.seeds for score in scores if score.value is not None})
+    plain = ", ".join(f"n = {n}" for n in numbers) or STATUS_TEXT["missing"]
+    return GridCell(", ".join(map(str, numbers)) or "-", numbers[0] if numbers else None, plain=plain)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -156,32 +100,96 @@ def question_title(table: Table) -> str:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def overview(tables: Sequence[Table], scores: Scores) -> list[Grid]:
+@dataclass(frozen=True)
+class MethodColumn:
+    """A column of methods' scores: its head, and the cell of a method's row."""
+
+    head: str
+    cell: Callable[[MethodScores], GridCell]
+
+
+def protocol_columns(table: ScoreTable, comparison: SettingComparison | None = None) -> list[MethodColumn]:
+    """The columns of one protocol, gallery and metric in every format: a new column is a new line here."""
+    oracle = table.setting.select == "oracle"
+
+    def tested(split: str, row: MethodScores) -> TestedScore | None:
+        return None if comparison is None else comparison.of(table, split, row.label)
+
+    def of_split(split: str) -> MethodColumn:
+        return MethodColumn(split, lambda row: score_cell(row.scores[split], tested(split, row)))
+
+    return [
+        MethodColumn(
+            "method", lambda row: name_cell(row.label, floor=row.floor, extension=row.extension, oracle=oracle)
+        ),
+        *map(of_split, table.columns),
+        MethodColumn("mean", lambda row: score_cell(row.mean, tested(ALL, row), kind="mean")),
+        MethodColumn("seeds", lambda row: _seeds_cell(row.scores.values())),
+    ]
+
+
+def by_protocol(
+    table: ScoreTable, comparison: SettingComparison | None = None, data: Mapping[str, str] | None = None
+) -> Grid:
+    """Methods by query domains of one protocol, gallery and metric, the mean last; ``data`` for the page's filters.
+
+    Without a comparison only the plain text of its cells has intervals.
+    """
+    oracle = table.setting.select == "oracle"
+    columns = protocol_columns(table, comparison)
+    rows = [
+        GridRow(tuple(column.cell(row) for column in columns), row.method, "floor" if row.floor else "")
+        for row in table.rows
+    ]
+    return Grid(
+        table.title(),
+        tuple(column.head for column in columns),
+        tuple(rows),
+        data=data or {},
+        unranked=oracle,
+        notes=("Selected on the test data: not ranked.",) if oracle else (),
+        corner=table.metric,
+    )
+
+
+def summary(score_tables: Sequence[ScoreTable], metric: str) -> Grid:
+    """A metric's means in every table that has it: methods by (protocol, gallery), in order of the first column."""
+    asked = [table for table in score_tables if table.metric == metric]
+    lines = []
+    for label, of_tables in _by_label(asked).items():
+        present = [row for row in of_tables if row]
+        floor = any(row.floor for row in present)
+        cells = [name_cell(label, floor=floor), *(_mean_cell(row) for row in of_tables)]
+        cells.append(_seeds_cell(row.mean for row in present))
+        lines.append(GridRow(tuple(cells), present[0].method, "floor" if floor else ""))
+    head = ("method", *(table.question() for table in asked), "seeds")
+    return Grid(metric, head, tuple(lines), corner=metric)
+
+
+def overview(score_tables: Sequence[ScoreTable], comparison: SettingComparison) -> list[Grid]:
     """One table of the means over domains of every gallery's leading metric, with the mean rank."""
-    leading = [table for table in tables if table.leads]
+    leading = [table for table in score_tables if table.leads]
     if not leading:
         return []
-    rows = [{row.label: row for row in table.rows} for table in leading]
     oracle = leading[0].setting.select == "oracle"
     ranks = {}
-    if len(scores.ranks):
-        ranks = {one["label"]: one for one in scores.ranks[scores.ranks["protocol"] == ALL].to_dict("records")}
-    lines: list[tuple[float, Row]] = []
-    for label in dict.fromkeys(label for of_table in rows for label in of_table):
-        own = [of_table.get(label) for of_table in rows]
-        floor = any(row.floor for row in own if row)
-        method = next(row.method for row in own if row)
+    if len(comparison.ranks):
+        of_all = comparison.ranks[comparison.ranks["protocol"] == ALL]
+        ranks = {rank["label"]: rank for rank in of_all.to_dict("records")}
+    lines: list[tuple[float, GridRow]] = []
+    for label, of_tables in _by_label(leading).items():
+        present = [row for row in of_tables if row]
+        floor = any(row.floor for row in present)
         rank = ranks.get(label)
         cells = [name_cell(label, floor=floor, oracle=oracle), _rank_cell(rank)]
-        for table, row in zip(leading, own, strict=True):
-            mean = row.mean if row else Score(None, status="missing")
-            mark = EXTENSION if row and row.extension and mean.value is not None else ""
-            cells.append(score_cell(mean, scores.of(table, ALL, label), mark))
+        cells += [
+            _mean_cell(row, comparison.of(table, ALL, label)) for table, row in zip(leading, of_tables, strict=True)
+        ]
         order = rank["rank"] if rank is not None and not math.isnan(rank["rank"]) else math.inf
-        lines.append((order, Row(tuple(cells), method, "floor" if floor else "")))
+        lines.append((order, GridRow(tuple(cells), present[0].method, "floor" if floor else "")))
     if not oracle:
         lines.sort(key=lambda line: line[0])
-    head = ("method", "mean rank", *(f"{question_title(table)}: {table.metric}" for table in leading))
+    head = ("method", "mean rank", *(f"{table.question()}: {table.metric}" for table in leading))
     notes = (
         "Mean over query domains or transfers. Mean rank: over (protocol, query domain) by the leading metric, 1 is "
         "best, with its 95 % bootstrap interval; only methods that have every cell are ranked.",
@@ -191,52 +199,45 @@ def overview(tables: Sequence[Table], scores: Scores) -> list[Grid]:
     return [Grid("Leading metric of every protocol and gallery", head, tuple(row for _, row in lines), notes=notes)]
 
 
-def _rank_cell(rank: Mapping[Any, Any] | None) -> Cell:
-    if rank is None or math.isnan(rank["rank"]):
-        missing = "; ".join(rank["missing"][:8]) + ("; ..." if len(rank["missing"]) > 8 else "") if rank else ""
-        return Cell("not ranked" if rank else "-", kind="none", note=f"no score for {missing}" if missing else "")
-    interval = "" if math.isnan(rank["low"]) else f"[{rank['low']:.1f}, {rank['high']:.1f}]"
-    return Cell(f"{rank['rank']:.2f}", rank["rank"], "", small=interval, note=f"over {rank['cells']} cells")
-
-
-def by_protocol(table: Table, scores: Scores, data: Mapping[str, str]) -> Grid:
-    """Methods by query domains of one protocol, gallery and metric, the mean last."""
-    oracle = table.setting.select == "oracle"
-    rows = []
-    for row in table.rows:
-        cells = [name_cell(row.label, floor=row.floor, extension=row.extension, oracle=oracle)]
-        cells += [score_cell(row.scores[c], scores.of(table, c, row.label)) for c in table.columns]
-        cells.append(score_cell(row.mean, scores.of(table, ALL, row.label), kind="mean"))
-        seeds = sorted({score.seeds for score in row.scores.values() if score.value is not None})
-        cells.append(Cell(", ".join(map(str, seeds)) or "-", seeds[0] if seeds else None))
-        rows.append(Row(tuple(cells), row.method, "floor" if row.floor else ""))
-    return Grid(
-        table.title(),
-        ("method", *table.columns, "mean", "seeds"),
-        tuple(rows),
-        data=data,
-        unranked=oracle,
-        notes=("Selected on the test data: not ranked.",) if oracle else (),
-    )
-
-
-def by_domain(tables: Sequence[Table], split: str, scores: Scores, data: Mapping[str, str]) -> Grid:
+def by_domain(
+    score_tables: Sequence[ScoreTable], split: str, comparison: SettingComparison, data: Mapping[str, str]
+) -> Grid:
     """Methods by protocols and galleries of one query domain or transfer."""
-    asked = [table for table in tables if table.leads and split in table.columns]
-    rows = [{row.label: row for row in table.rows} for table in asked]
+    asked = [table for table in score_tables if table.leads and split in table.columns]
     lines = []
-    for label in dict.fromkeys(label for of_table in rows for label in of_table):
-        own = [of_table.get(label) for of_table in rows]
-        floor = any(row.floor for row in own if row)
+    for label, of_tables in _by_label(asked).items():
+        present = [row for row in of_tables if row]
+        floor = any(row.floor for row in present)
         cells = [name_cell(label, floor=floor, oracle=asked[0].setting.select == "oracle")]
-        for table, row in zip(asked, own, strict=True):
+        for table, row in zip(asked, of_tables, strict=True):
             score = row.scores[split] if row else Score(None, status="missing")
             mark = EXTENSION if row and row.extension and score.value is not None else ""
-            cells.append(score_cell(score, scores.of(table, split, label), mark))
-        lines.append(Row(tuple(cells), next(row.method for row in own if row), "floor" if floor else ""))
-    word = "Transfer" if asked and all(leaderboard.is_transfer(table.protocol) for table in asked) else "Query domain"
-    head = ("method", *(f"{question_title(table)}: {table.metric}" for table in asked))
+            cells.append(score_cell(score, comparison.of(table, split, label), mark))
+        lines.append(GridRow(tuple(cells), present[0].method, "floor" if floor else ""))
+    word = "Transfer" if asked and all(is_transfer(table.protocol) for table in asked) else "Query domain"
+    head = ("method", *(f"{table.question()}: {table.metric}" for table in asked))
     return Grid(f"{word} {split}: leading metrics in percent", head, tuple(lines), data=data)
+
+
+def _by_label(score_tables: Sequence[ScoreTable]) -> dict[str, list[MethodScores | None]]:
+    """The row of each label in every table, None where a table lacks it."""
+    rows = [{row.label: row for row in table.rows} for table in score_tables]
+    labels = dict.fromkeys(label for of_table in rows for label in of_table)
+    return {label: [of_table.get(label) for of_table in rows] for label in labels}
+
+
+def _mean_cell(row: MethodScores | None, tested: TestedScore | None = None) -> GridCell:
+    mean = row.mean if row else Score(None, status="missing")
+    mark = EXTENSION if row and row.extension and mean.value is not None else ""
+    return score_cell(mean, tested, mark)
+
+
+def _rank_cell(rank: Mapping[Any, Any] | None) -> GridCell:
+    if rank is None or math.isnan(rank["rank"]):
+        missing = "; ".join(rank["missing"][:8]) + ("; ..." if len(rank["missing"]) > 8 else "") if rank else ""
+        return GridCell("not ranked" if rank else "-", kind="none", note=f"no score for {missing}" if missing else "")
+    interval = "" if math.isnan(rank["low"]) else f"[{rank['low']:.1f}, {rank['high']:.1f}]"
+    return GridCell(f"{rank['rank']:.2f}", rank["rank"], "", small=interval, note=f"over {rank['cells']} cells")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -244,27 +245,27 @@ def by_domain(tables: Sequence[Table], split: str, scores: Scores, data: Mapping
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def tests(tables: Sequence[Table], scores: Scores, comparison: Comparison | None, setting: Setting) -> list[Grid]:
+def tests(score_tables: Sequence[ScoreTable], comparison: SettingComparison) -> list[Grid]:
     """Pairs of methods on the mean of each leading metric, ranks by protocol, and what oracle selection adds."""
     made = []
-    leading = {(table.protocol, table.gallery): table.metric for table in tables if table.leads}
+    leading = {(table.protocol, table.gallery): table.metric for table in score_tables if table.leads}
     lines = []
-    if len(scores.pairs):
-        for one in scores.pairs[scores.pairs["split"] == ALL].to_dict("records"):
+    if len(comparison.pairs):
+        for one in comparison.pairs[comparison.pairs["split"] == ALL].to_dict("records"):
             if leading.get((one["protocol"], one["gallery"])) != one["metric"]:
                 continue
             p = one["p_holm"]
             verdict = "separable" if p <= 0.05 else "not separable"
             interval = f"[{percent(one['low'])}, {percent(one['high'])}]"
             cells = (
-                Cell(f"{protocol_title(one['protocol'])} {one['gallery']}"), Cell(one["metric"]),
-                Cell(one["a"]), Cell(one["b"]),
-                Cell(f"+{percent(one['difference'])}", 100 * one["difference"], "number", small=interval),
-                Cell(_p(one["p"]), one["p"], "number"), Cell(_p(p), p, "number"),
-                Cell(verdict, kind="" if p <= 0.05 else "none"),
-                Cell(f"{one['classes']} / {one['queries']}", one["classes"], "number"),
+                GridCell(f"{protocol_title(one['protocol'])} {one['gallery']}"), GridCell(one["metric"]),
+                GridCell(one["a"]), GridCell(one["b"]),
+                GridCell(f"+{percent(one['difference'])}", 100 * one["difference"], "number", small=interval),
+                GridCell(_p(one["p"]), one["p"], "number"), GridCell(_p(p), p, "number"),
+                GridCell(verdict, kind="" if p <= 0.05 else "none"),
+                GridCell(f"{one['classes']} / {one['queries']}", one["classes"], "number"),
             )  # fmt: skip
-            lines.append(Row(cells, f"{one['a']} {one['b']}"))
+            lines.append(GridRow(cells, f"{one['a']} {one['b']}"))
     if lines:
         head = ("question", "metric", "better", "worse", "difference, 95 % bootstrap", "p", "p (Holm)", "at 5 %",
                 "classes / queries")  # fmt: skip
@@ -272,11 +273,11 @@ def tests(tables: Sequence[Table], scores: Scores, comparison: Comparison | None
         made.append(
             Grid("All pairs, on the mean over domains", head, tuple(lines), "texts", notes=(note,), search=True)
         )
-    if len(scores.ranks):
-        made.append(_ranks(scores.ranks))
-    inflation = pd.DataFrame() if comparison is None else of_setting(comparison.inflation, setting, ("select",))
-    if len(inflation) and setting.select in ("val", "oracle"):
-        made.append(_inflation(inflation, leading))
+    if len(comparison.ranks):
+        made.append(_ranks(comparison.ranks))
+    selections = {table.setting.select for table in score_tables}
+    if len(comparison.inflation) and selections & {"val", "oracle"}:
+        made.append(_inflation(comparison.inflation, leading))
     return made
 
 
@@ -291,7 +292,7 @@ def _ranks(ranks: pd.DataFrame) -> Grid:
         by = {one["protocol"]: one for one in own.to_dict("records")}
         floor = bool(own["floor"].iloc[0])
         cells = (name_cell(str(label), floor=floor), *(_rank_cell(by.get(protocol)) for protocol in protocols))
-        rows.append(Row(cells, str(own["method"].iloc[0]), "floor" if floor else ""))
+        rows.append(GridRow(cells, str(own["method"].iloc[0]), "floor" if floor else ""))
     head = ("method", *("all" if protocol == ALL else protocol_title(protocol) for protocol in protocols))
     return Grid("Mean ranks (1 is best), with 95 % bootstrap intervals over query domains", head, tuple(rows))
 
@@ -305,14 +306,14 @@ def _inflation(inflation: pd.DataFrame, leading: Mapping[tuple[str, str], str]) 
         interval = "" if math.isnan(one["low"]) else f"[{percent(one['low'])}, {percent(one['high'])}]"
         missing = "; ".join(one["missing"])
         cells = (
-            Cell(one["label"]), Cell(f"{protocol_title(one['protocol'])} {one['gallery']}: {one['metric']}"),
-            Cell(percent(one["val"]), _or_none(one["val"], 100)),
-            Cell(percent(one["oracle"]), _or_none(one["oracle"], 100), tags=("unranked",)),
-            Cell("-" if math.isnan(gained) else f"{100 * gained:+.1f}", _or_none(gained, 100), small=interval,
+            GridCell(one["label"]), GridCell(f"{protocol_title(one['protocol'])} {one['gallery']}: {one['metric']}"),
+            GridCell(percent(one["val"]), _or_none(one["val"], 100)),
+            GridCell(percent(one["oracle"]), _or_none(one["oracle"], 100), tags=("unranked",)),
+            GridCell("-" if math.isnan(gained) else f"{100 * gained:+.1f}", _or_none(gained, 100), small=interval,
                  note=missing),
-            Cell(str(one["seeds"]), one["seeds"]),
+            GridCell(str(one["seeds"]), one["seeds"]),
         )  # fmt: skip
-        rows.append(Row(cells, one["method"]))
+        rows.append(GridRow(cells, one["method"]))
     head = ("method", "question", "selected on validation", "oracle (on test)", "inflation", "seeds")
     return Grid("How much selecting on the test data adds (percentage points)", head, tuple(rows))
 
@@ -322,73 +323,11 @@ def _or_none(value: float, factor: float = 1) -> float | None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Cost, failures, extensions
+# Cost, failures, extensions, ablations, errors
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a method cost in one setting; seconds are means: of a fit, of a search, of a cell's other phases."""
-
-    label: str
-    method: str
-    floor: bool
-    trainable: int | None
-    total: int | None
-    seconds: Mapping[str, float]
-    pictures_per_second: float | None
-    memory: float | None
-    gpu_memory: float | None
-    fits: int
-    cells: int
-
-    @property
-    def training_seconds(self) -> float:
-        """Seconds of a search and a fit; 0 for methods that train nothing."""
-        return self.seconds.get("fit", 0.0) + self.seconds.get("search", 0.0) if self.trainable else 0.0
-
-
-def costs(rows: pd.DataFrame, labels: Mapping[Any, str], records: Mapping[str, Record]) -> list[Cost]:
-    """One entry a method and config, from the records of its cells; a fit that several cells share counts once."""
-    made = []
-    for identity, own in rows.groupby(["method", "variant", "config"], sort=False):
-        found = [records[key] for key in dict.fromkeys(own["key"]) if key in records and records[key].status == "ok"]
-        if not found:
-            continue
-        seconds: dict[str, float] = {}
-        fits = {(one.fit.fit_id, one.cell.seed): one for one in found}
-        for phase in ("fit", "search"):
-            values = [one.cost.seconds[phase] for one in fits.values() if phase in one.cost.seconds]
-            if values:
-                seconds[phase] = statistics.fmean(values)
-        for phase in ("encode", "rank", "classify"):
-            values = [one.cost.seconds[phase] for one in found if phase in one.cost.seconds]
-            if values:
-                seconds[phase] = statistics.fmean(values)
-        rates = [one.cost.pictures_per_second for one in found if one.cost.pictures_per_second]
-        memory = [one.cost.peak_memory_mib for one in found if one.cost.peak_memory_mib is not None]
-        gpu = [one.cost.peak_gpu_memory_mib for one in found if one.cost.peak_gpu_memory_mib is not None]
-        trainable = [one.cost.trainable_parameters for one in found if one.cost.trainable_parameters is not None]
-        total = [one.cost.total_parameters for one in found if one.cost.total_parameters is not None]
-        made.append(
-            Cost(
-                labels[identity],
-                str(identity[0]),
-                bool(own["floor"].any()),
-                max(trainable, default=None),
-                max(total, default=None),
-                seconds,
-                statistics.median(rates) if rates else None,
-                max(memory, default=None),
-                max(gpu, default=None),
-                len(fits),
-                len(found),
-            )
-        )
-    return made
-
-
-def cost_grid(entries: Sequence[Cost]) -> Grid:
+def cost_grid(entries: Sequence[MethodCost]) -> Grid:
     """Parameters, seconds by phase, speed and memory."""
     gpu = any(one.gpu_memory is not None for one in entries)
     head = ["method", "trainable parameters", "all parameters", "fit (s)", "search (s)", "encode (s)", "rank (s)"]
@@ -399,10 +338,10 @@ def cost_grid(entries: Sequence[Cost]) -> Grid:
         cells = [name_cell(one.label, floor=one.floor), number(one.trainable), number(one.total)]
         trained = {"fit", "search"} if not one.trainable else set()
         for phase in ("fit", "search", "encode", "rank", "classify"):
-            cells.append(Cell("-", kind="none") if phase in trained else number(one.seconds.get(phase)))
-        cells += [number(one.pictures_per_second), number(one.memory), *([number(one.gpu_memory)] if gpu else [])]
+            cells.append(GridCell("-", kind="none") if phase in trained else number(one.seconds.get(phase)))
+        cells += [number(one.images_per_second), number(one.memory), *([number(one.gpu_memory)] if gpu else [])]
         cells += [number(one.fits), number(one.cells)]
-        rows.append(Row(tuple(replace(cell, kind=cell.kind.replace("number", "")) for cell in cells), one.method))
+        rows.append(GridRow(tuple(replace(cell, kind=cell.kind.replace("number", "")) for cell in cells), one.method))
     notes = (
         "Means. fit: training one model, once for all cells that share it; search: training with every learning rate "
         "of the grid, once for all seeds; encode: images first needed by the cell; peak memory: of the process.",
@@ -412,21 +351,89 @@ def cost_grid(entries: Sequence[Cost]) -> Grid:
 
 def failures(frame: pd.DataFrame) -> Grid | None:
     """Cells without a score, each with its reason; None if there are none."""
-    found = leaderboard.failures(frame)
+    found = tables.failures(frame)
     if found.empty:
         return None
     rows = tuple(
-        Row(tuple(Cell(str(value), kind="bad" if value == "failed" else "") for value in line), str(line[3]))
+        GridRow(tuple(GridCell(str(value), kind="bad" if value == "failed" else "") for value in line), str(line[3]))
         for line in found.itertuples(index=False)
     )
     return Grid("Failed, skipped and not applicable cells", tuple(found.columns), rows, "texts", search=True)
 
 
-def extensions(tables: Sequence[Table]) -> Grid | None:
-    """What this suite decided where a paper is silent."""
-    rows = tuple(Row(tuple(map(Cell, line)), line[0]) for line in leaderboard.extensions(tables))
+def extensions(lines: Sequence[tuple[str, str, str]]) -> Grid | None:
+    """What this suite decided where a paper is silent: `benchmarks.reporting.tables.extensions`."""
+    rows = tuple(GridRow(tuple(map(GridCell, line)), line[0]) for line in lines)
     title = "Answers that a method's paper does not define, and what is done"
     return Grid(title, ("method", "protocols", "what is done"), rows, "texts") if rows else None
+
+
+def ablation_grid(ablation: AblationTable) -> Grid:
+    """A method's arms; beside each score of a switched arm its difference to the default, in percentage points."""
+    rows = []
+    for arm, scores in ablation.scores.items():
+        cells = [GridCell(arm)]
+        for question in ablation.questions:
+            cell = score_cell(scores.get(question, Score(None, status="missing")))
+            difference = ablation.difference(arm, question)
+            small = "" if arm == DEFAULT or difference is None else f"{100 * difference:+.1f}"
+            cells.append(GridCell(cell.text, cell.sort, cell.kind, small=small, note=cell.note))
+        cells.append(GridCell(ablation.seeds(arm)))
+        rows.append(GridRow(tuple(cells), ablation.owner, "default" if arm == DEFAULT else ""))
+    note = (
+        "One factor switched at a time. Mean over query domains; beside it the difference to the default with the "
+        "same seeds."
+    )
+    return Grid(ablation.method, ("switched", *ablation.questions, "seeds"), tuple(rows), notes=(note,))
+
+
+def error_grids(questions: Sequence[QuestionErrors], wordnet: WordNet) -> list[Grid]:
+    """For each question a table of how far errors are, and one of the most confused pairs of classes."""
+    grids = []
+    for question in questions:
+        if not question.methods:
+            continue
+        far, pairs = [], []
+        for errors in question.methods:
+            by = distances(errors, wordnet)
+            total = by.total()
+            mean = sum(d * n for d, n in by.items()) / total if total else float("nan")
+            near = sum(n for d, n in by.items() if d <= 4) / total if total else float("nan")
+            wrong = errors.wrong / errors.queries
+            cells = (
+                GridCell(errors.label), GridCell(f"{errors.queries:,}", errors.queries),
+                GridCell(percent(wrong), 100 * wrong),
+                number(mean) if math.isnan(mean) else GridCell(f"{mean:.1f}", mean, "number"),
+                GridCell(percent(near), None if total == 0 else 100 * near),
+            )  # fmt: skip
+            far.append(GridRow(cells, errors.method))
+            for (true, answered), times in sorted(errors.confused.items(), key=lambda kv: (-kv[1], kv[0]))[:PAIRS]:
+                share = times / errors.per_class[true]
+                distance = wordnet.distance(true, answered)
+                line = (
+                    GridCell(errors.label), GridCell(true), GridCell(answered), GridCell(str(times), times, "number"),
+                    GridCell(f"{percent(share)} of {errors.per_class[true]}", 100 * share, "number"),
+                    GridCell("-" if distance is None else str(distance), distance, "number"),
+                    GridCell(wordnet.common(true, answered)),
+                )  # fmt: skip
+                pairs.append(GridRow(line, errors.method))
+        what = "first image retrieved" if question.retrieval else "class answered"
+        grids.append(
+            Grid(
+                f"{question.title}: how far the {what} is from the true class when it is wrong",
+                ("method", "queries", "wrong (%)", "mean WordNet distance of errors", "errors within 4 edges (%)"),
+                tuple(far),
+                notes=(
+                    "Distance: edges on the shortest path over hypernyms; 2 is a sibling. Lowest seed, and the queries "
+                    "whose lists are kept: a packed results folder keeps some of each cell.",
+                ),
+            )
+        )
+        head = ("method", "true class", "answered", "times", "share of the class's queries", "WordNet distance",
+                "nearest common hypernym")  # fmt: skip
+        title = f"{question.title}: most confused pairs of classes, {PAIRS} a method"
+        grids.append(Grid(title, head, tuple(pairs), "texts", search=True))
+    return grids
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -441,12 +448,13 @@ def method_cards(cards: Sequence[Mapping[str, Any]]) -> Grid | None:
         name = _text(card, "name")
         venue = " ".join(part for part in (_text(card, "venue"), _text(card, "year")) if part not in ("", "0"))
         cells = (
-            Cell(name, tags=("floor",) if card.get("floor") else ()),
-            Cell(_text(card, "title"), link=_web(card.get("url"))),
-            Cell(_text(card, "authors")), Cell(venue), Cell(_text(card, "trains")), Cell(_text(card, "similarity")),
-            Cell(_text(card, "code_licence")), Cell(_text(card, "notes")),
+            GridCell(name, tags=("floor",) if card.get("floor") else ()),
+            GridCell(_text(card, "title"), link=_web(card.get("url"))),
+            GridCell(_text(card, "authors")), GridCell(venue), GridCell(_text(card, "trains")),
+            GridCell(_text(card, "similarity")),
+            GridCell(_text(card, "code_licence")), GridCell(_text(card, "notes")),
         )  # fmt: skip
-        rows.append(Row(cells, name))
+        rows.append(GridRow(cells, name))
     head = ("method", "paper", "authors", "venue", "what is trained", "similarity", "licence of the released code",
             "notes")  # fmt: skip
     return Grid("Method cards", head, tuple(rows), "texts") if rows else None
@@ -461,7 +469,7 @@ def deviations(cards: Sequence[Mapping[str, Any]]) -> Grid | None:
                 switch = _text(one, "switch")
                 ours = _text(one, "ours") or (f"both: --set {_text(card, 'name')}.{switch}=..." if switch else "")
                 cells = (card.get("name"), one.get("topic"), one.get("paper"), one.get("released"), ours, switch)
-                rows.append(Row(tuple(Cell(str(text or "")) for text in cells), _text(card, "name")))
+                rows.append(GridRow(tuple(GridCell(str(text or "")) for text in cells), _text(card, "name")))
     head = ("method", "topic", "paper", "released code", "here", "switch")
     title = "Where a paper and its released code disagree"
     return Grid(title, head, tuple(rows), "texts", search=True) if rows else None
@@ -480,17 +488,15 @@ def dataset_cards(cards: Sequence[Mapping[str, Any]]) -> list[Grid]:
             lines.append(("leading figures", cut))
         problems = card.get("known_problems")
         lines.append(("known problems", "; ".join(map(str, problems)) if isinstance(problems, list) else problems))
-        rows = tuple(Row((Cell(key), Cell(str(value)))) for key, value in lines if value)
+        rows = tuple(GridRow((GridCell(key), GridCell(str(value)))) for key, value in lines if value)
         made.append(Grid(f"Data set card: {_text(card, 'name')}", ("about", "value"), rows, "texts"))
     return made
 
 
 def data_used(records: Sequence[Record]) -> Grid | None:
     """What of each data set was read, and how many files of which kind were left out."""
-    rows = tuple(Row(tuple(map(Cell, line))) for line in leaderboard.data_used(records))
-    return (
-        Grid("What was read of the data, and what was left out", leaderboard.DATA_USED, rows, "texts") if rows else None
-    )
+    rows = tuple(GridRow(tuple(map(GridCell, line))) for line in tables.data_used(records))
+    return Grid("What was read of the data, and what was left out", tables.DATA_USED, rows, "texts") if rows else None
 
 
 def bibtex(cards: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -502,19 +508,19 @@ def settings_tables(records: Sequence[Record], resolved: Mapping[str, Any]) -> l
     """The last run's settings, what each method ran with, and where."""
     made = []
     if resolved:
-        rows = tuple(Row((Cell(str(key)), Cell(_shown(value)))) for key, value in resolved.items())
+        rows = tuple(GridRow((GridCell(str(key)), GridCell(_shown(value)))) for key, value in resolved.items())
         made.append(Grid("Settings of the last run", ("option", "value"), rows, "texts"))
     configs: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         config = json.dumps(record.cell.config, sort_keys=True)
         configs.setdefault((record.cell.method, record.cell.variant, config), []).append(record)
     rows = tuple(
-        Row(
+        GridRow(
             (
-                Cell(method), Cell(variant),
-                Cell(", ".join(f"{key}={_shown(value)}" for key, value in json.loads(config).items()) or "-"),
-                Cell(", ".join(f"{rate:g}" for rate in sorted(_rates(own))) or "-"),
-                Cell(", ".join(map(str, sorted({one.cell.seed for one in own})))),
+                GridCell(method), GridCell(variant),
+                GridCell(", ".join(f"{key}={_shown(value)}" for key, value in json.loads(config).items()) or "-"),
+                GridCell(", ".join(f"{rate:g}" for rate in sorted(_rates(own))) or "-"),
+                GridCell(", ".join(map(str, sorted({one.cell.seed for one in own})))),
                 number(len(own)),
             ),
             method,
@@ -532,7 +538,9 @@ def settings_tables(records: Sequence[Record], resolved: Mapping[str, Any]) -> l
         commit = str(one.git.get("commit", ""))[:12] + (" (with local changes)" if one.git.get("dirty") else "")
         text = ", ".join(f"{key} {_shown(value)}" for key, value in [("code", commit), *parts] if value)
         places[text] = places.get(text, 0) + 1
-    rows = tuple(Row((Cell(text or "-"), number(n))) for text, n in sorted(places.items(), key=lambda kv: -kv[1]))
+    rows = tuple(
+        GridRow((GridCell(text or "-"), number(n))) for text, n in sorted(places.items(), key=lambda kv: -kv[1])
+    )
     made.append(Grid("Where the cells ran", ("environment", "cells"), rows, "texts"))
     return made
 
@@ -552,17 +560,18 @@ def published(table: pd.DataFrame) -> list[Grid]:
             std = one["published_std"]
             ours = f"ours: {one['label']}, {one['rules']} rules" if one["label"] else ""
             cells = (
-                Cell(one["dataset"], small=" ".join((protocol_title(one["protocol"]), one["backbone"])).strip()),
-                Cell(" ".join(p for p in (one["split"] or one["setting"], one["gallery"]) if p)),
-                Cell(one["published_method"], small=ours),
-                Cell(one["metric"] or one["published_metric"]),
-                Cell(percent(one["published"]), 100 * one["published"], "number",
+                GridCell(one["dataset"], small=" ".join((protocol_title(one["protocol"]), one["backbone"])).strip()),
+                GridCell(" ".join(p for p in (one["split"] or one["setting"], one["gallery"]) if p)),
+                GridCell(one["published_method"], small=ours),
+                GridCell(one["metric"] or one["published_metric"]),
+                GridCell(percent(one["published"]), 100 * one["published"], "number",
                      small="" if std is None or pd.isna(std) else f"± {100 * std:.1f}"),
-                Cell(percent(one["ours"]), _or_none(one["ours"], 100), "number", tags=_oracle_tag(one)),
-                Cell("-" if pd.isna(one["gap"]) else f"{100 * one['gap']:+.1f}", _or_none(one["gap"], 100), "number"),
-                Cell(one["reason"]), Cell(one["source"], small=f"confidence: {one['confidence']}"),
+                GridCell(percent(one["ours"]), _or_none(one["ours"], 100), "number", tags=_oracle_tag(one)),
+                GridCell("-" if pd.isna(one["gap"]) else f"{100 * one['gap']:+.1f}", _or_none(one["gap"], 100),
+                         "number"),
+                GridCell(one["reason"]), GridCell(one["source"], small=f"confidence: {one['confidence']}"),
             )  # fmt: skip
-            rows.append(Row(cells, one["method"] or one["published_method"]))
+            rows.append(GridRow(cells, one["method"] or one["published_method"]))
         if rows:
             head = ("data set, protocol", "split, gallery", "method", "metric", "published", "ours", "gap",
                     "why, or what differs", "source")  # fmt: skip

@@ -10,12 +10,9 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-import pandas as pd
-
-from benchmarks.reporting import grids, leaderboard
-from benchmarks.reporting.grids import BEST, GROUP, Cell, Grid, Scores
-from benchmarks.reporting.leaderboard import EXTENSION
-from benchmarks.reporting.method_comparison import Comparison
+from benchmarks.reporting import grids
+from benchmarks.reporting.data import ReportData
+from benchmarks.reporting.types import BEST, EXTENSION, GROUP, Grid, GridCell
 
 PREAMBLE = r"""\documentclass{article}
 \usepackage[T1]{fontenc}
@@ -58,32 +55,31 @@ def escape(text: str) -> str:
     return re.sub(r"([-,])(?=\1)", r"\1{}", "".join(made))
 
 
-def latex(frame: pd.DataFrame, comparison: Comparison | None = None, command: str = "") -> str:
-    """The leaderboard of a frame without ablations.
+def leaderboard_latex(data: ReportData) -> str:
+    """The leaderboard without ablations.
 
     Bold: best of its column; a raised = : not separable from the best; ``\\pm`` half of the 95 % t interval over seeds.
     """
     lines = [PREAMBLE]
-    if command:
-        lines += [rf"\noindent Made by \texttt{{{escape(command)}}}.", ""]
+    if data.command:
+        lines += [rf"\noindent Made by \texttt{{{escape(data.command)}}}.", ""]
     lines += [
         r"\noindent Percent. Bold: best of its column. \tied{}: not separable from the best (paired randomisation test "
         r"clustered by class, Holm-corrected, 5\,\%). $\pm$: half of the 95\,\% t interval over seeds. \textdagger{}: "
         "beyond the method's paper.",
         "",
     ]
-    for setting in leaderboard.settings_of(frame):
-        tables = leaderboard.tables(frame, setting)
-        scores = Scores(comparison, setting)
-        lines += [rf"\section*{{{escape(setting.title())}}}", ""]
-        for grid in grids.overview(tables, scores):
+    for one in data.settings:
+        lines += [rf"\section*{{{escape(one.setting.title())}}}", ""]
+        for grid in grids.overview(one.tables, one.comparison):
             lines += [*_table(grid), ""]
-        for table in tables:
-            lines += [*_table(grids.by_protocol(table, scores, {})), ""]
-        beyond = leaderboard.extensions(tables)
-        if beyond:
+        for table in one.tables:
+            lines += [*_table(grids.by_protocol(table, one.comparison)), ""]
+        if one.extensions:
             lines += [r"\noindent \textdagger{} Extensions:", r"\begin{itemize}"]
-            lines += [rf"\item {escape(method)}, {escape(where)}: {escape(text)}" for method, where, text in beyond]
+            lines += [
+                rf"\item {escape(method)}, {escape(where)}: {escape(text)}" for method, where, text in one.extensions
+            ]
             lines += [r"\end{itemize}", ""]
     return "\n".join([*lines, r"\end{document}", ""])
 
@@ -106,7 +102,7 @@ def _line(cells: Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: GridCell) -> str:
     text = escape(cell.text)
     if BEST in cell.mark:
         text = rf"\best{{{text}}}"

@@ -7,9 +7,9 @@
 ``ranks``       a row a method: mean rank over (protocol, query domain) with its interval
 ``inflation``   a row a method: how much selecting on test data (``select=oracle``) adds over ``select=val``
 
-Every frame starts with the columns of `benchmarks.reporting.leaderboard.SETTING`: scores are only compared within one
+Every frame starts with the columns of `benchmarks.reporting.types.SETTING`: scores are only compared within one
 setting. ``split`` is the query domain or transfer; rows with ``split == ALL`` are about the mean over all of them, and
-exist only for methods that have every split with every one of their seeds. What lacks is listed in ``missing``.
+exist only for methods that have every split with every one of their seeds. What they lack is listed in ``missing``.
 Fractions, not percent.
 """
 
@@ -42,16 +42,13 @@ from benchmarks.evaluation.statistics import (
     not_separable_from_best,
     paired_tests,
 )
-from benchmarks.reporting.leaderboard import SETTING, newest, row_labels
+from benchmarks.reporting.tables import METHOD_COLUMNS, newest, of_setting, row_labels
+from benchmarks.reporting.types import ALL, SETTING, ScoreTable, Setting
 from benchmarks.store.files import ResultStore
 from benchmarks.store.frame import load_results
-from benchmarks.store.records import CellId, RecordError
+from benchmarks.store.records import CellId, Record, RecordError
 
-#: In the columns ``split`` and ``protocol``: over all of them.
-ALL = ""
-
-_METHOD = ["method", "variant", "config"]
-_ABOUT = ["label", *_METHOD, "floor"]
+_ABOUT = ["label", *METHOD_COLUMNS, "floor"]
 _QUESTION = ["protocol", "gallery", "metric", "split"]
 
 SCORE_COLUMNS = [
@@ -70,13 +67,50 @@ INFLATION_COLUMNS = [
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class MethodComparison:
     """The frames of `compare_methods`; columns in ``SCORE_COLUMNS``, ``PAIR_COLUMNS`` and so on."""
 
     scores: pd.DataFrame
     pairs: pd.DataFrame
     ranks: pd.DataFrame
     inflation: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class TestedScore:
+    """What the comparison says of a score: its interval over seeds, and how it differs from the best of its column."""
+
+    low: float
+    high: float
+    seeds: int
+    best: bool
+    group: bool
+    p_best: float
+    tested: bool
+
+
+class SettingComparison:
+    """A comparison's rows of one setting; scores are looked up by table, split (or `ALL`) and label.
+
+    Without a comparison (it could not be made) all is empty.
+    """
+
+    def __init__(self, comparison: MethodComparison | None, setting: Setting) -> None:
+        nothing = pd.DataFrame()
+        self.ranks = nothing if comparison is None else of_setting(comparison.ranks, setting)
+        self.pairs = nothing if comparison is None else of_setting(comparison.pairs, setting)
+        self.inflation = nothing if comparison is None else of_setting(comparison.inflation, setting, ("select",))
+        self._scores: dict[tuple[str, ...], TestedScore] = {}
+        if comparison is not None:
+            for row in of_setting(comparison.scores, setting).to_dict("records"):
+                place = tuple(str(row[name]) for name in ("protocol", "gallery", "metric", "split", "label"))
+                self._scores[place] = TestedScore(
+                    row["low"], row["high"], row["seeds"], row["best"], row["group"], row["p_best"], row["tested"]
+                )
+
+    def of(self, table: ScoreTable, split: str, label: str) -> TestedScore | None:
+        """What the comparison says of a score of a table; None if it has no such score."""
+        return self._scores.get((table.protocol, table.gallery, table.metric, split, label))
 
 
 def compare_methods(
@@ -89,7 +123,8 @@ def compare_methods(
     resamples: int | None = None,
     seed: int = 0,
     report: Callable[[str], None] | None = None,
-) -> Comparison:
+    records: Mapping[str, Record] | None = None,
+) -> MethodComparison:
     """All frames of this module.
 
     Args:
@@ -102,11 +137,12 @@ def compare_methods(
         resamples: of tests; None: 10 000, more where many methods are compared. Bootstraps take at most 10 000.
         seed: of the resampling.
         report: gets one line for each record whose per-query values cannot be used.
+        records: by key, where they have been read already; the others are read from the store.
     """
     frame = newest(load_results(store.root, report or (lambda line: None)) if results is None else results)
     options: dict[str, Any] = {"alpha": alpha, "confidence": confidence, "resamples": resamples, "seed": seed}
-    scores, pairs = scores_and_pairs(store, frame, metrics=metrics, report=report, **options)
-    return Comparison(
+    scores, pairs = scores_and_pairs(store, frame, metrics=metrics, report=report, records=records, **options)
+    return MethodComparison(
         scores=scores,
         pairs=pairs,
         ranks=rank_table(frame, confidence=confidence, seed=seed),
@@ -129,6 +165,7 @@ def scores_and_pairs(
     resamples: int | None = None,
     seed: int = 0,
     report: Callable[[str], None] | None = None,
+    records: Mapping[str, Record] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The frames ``scores`` and ``pairs``, for each split and for the mean over all splits (`ALL`).
 
@@ -149,7 +186,7 @@ def scores_and_pairs(
         for protocol, asked in _by_protocol(_questions(in_setting)).items():
             metrics_of = {one.gallery: [metric for metric in wanted or one.leading if one.has(metric)] for one in asked}
             part = in_setting[in_setting["protocol"] == protocol]
-            tables = _Tables(store, part, metrics_of, report) if ranked else None
+            tables = _QueryTables(store, part, metrics_of, report, records or {}) if ranked else None
             for one in asked:
                 for metric, split in itertools.product(metrics_of[one.gallery], [ALL, *one.splits]):
                     splits = one.splits if split == ALL else [split]
@@ -180,7 +217,7 @@ def _seed_scores(
     lines = []
     for identity, own in question.methods.items():
         value, missing = own.by_seed(metric, splits)
-        line = dict(zip(_METHOD, identity, strict=True)) | {
+        line = dict(zip(METHOD_COLUMNS, identity, strict=True)) | {
             "label": labels[identity],
             "floor": own.floor,
             "seeds": len(value),
@@ -195,7 +232,7 @@ def _seed_scores(
 
 
 def _test(
-    tables: _Tables,
+    tables: _QueryTables,
     lines: list[dict[str, Any]],
     gallery: str,
     metric: str,
@@ -209,7 +246,7 @@ def _test(
     """Tests among the methods whose per-query values can be had; None for fewer than one."""
     blocks: dict[str, list[list[QueryValues]]] = {}
     for line in lines:
-        found = tables.values(tuple(line[name] for name in _METHOD), gallery, metric, splits)
+        found = tables.values(tuple(line[name] for name in METHOD_COLUMNS), gallery, metric, splits)
         if found is not None:
             blocks[line["label"]] = found
     if not blocks:
@@ -297,7 +334,7 @@ def rank_table(results: pd.DataFrame, *, confidence: float = CONFIDENCE, seed: i
             for row in mean_ranks(asked, cell_of=lambda question: question[:2], confidence=confidence, seed=seed):
                 lines.append(
                     setting
-                    | dict(zip(_METHOD, identities[row.method], strict=True))
+                    | dict(zip(METHOD_COLUMNS, identities[row.method], strict=True))
                     | {
                         "protocol": scope, "label": row.method, "floor": floors[row.method],
                         "rank": _or_nan(row.rank), "low": _or_nan(row.low), "high": _or_nan(row.high),
@@ -337,7 +374,7 @@ def oracle_inflation(
             for metric in wanted or before.leading:
                 for identity in [identity for identity in before.methods if identity in after.methods]:
                     own, other = before.methods[identity], after.methods[identity]
-                    about = dict(zip(_METHOD, identity, strict=True)) | {
+                    about = dict(zip(METHOD_COLUMNS, identity, strict=True)) | {
                         "label": labels[identity], "floor": own.floor, "gallery": before.gallery,
                         "protocol": before.protocol, "metric": metric,
                     }  # fmt: skip
@@ -347,7 +384,9 @@ def oracle_inflation(
     return _frame(lines, INFLATION_COLUMNS)
 
 
-def _inflation(own: _OwnScores, other: _OwnScores, metric: str, splits: list[str], confidence: float) -> dict[str, Any]:
+def _inflation(
+    own: _MethodCells, other: _MethodCells, metric: str, splits: list[str], confidence: float
+) -> dict[str, Any]:
     val, missing = own.by_seed(metric, splits)
     oracle, missing_too = other.by_seed(metric, splits)
     missing = tuple(f"val {text}" for text in missing) + tuple(f"oracle {text}" for text in missing_too)
@@ -371,7 +410,7 @@ def _inflation(own: _OwnScores, other: _OwnScores, metric: str, splits: list[str
 
 
 @dataclass
-class _OwnScores:
+class _MethodCells:
     """One method's cells of a question: (split, seed) -> status and metrics."""
 
     floor: bool = False
@@ -403,7 +442,7 @@ class _Question:
     protocol: str
     gallery: str
     leading: list[str] = field(default_factory=list)
-    methods: dict[tuple[str, str, str], _OwnScores] = field(default_factory=dict)
+    methods: dict[tuple[str, str, str], _MethodCells] = field(default_factory=dict)
 
     @property
     def splits(self) -> list[str]:
@@ -416,12 +455,12 @@ class _Question:
 def _questions(rows: pd.DataFrame) -> list[_Question]:
     """The questions of some results (of one setting), in the order stored."""
     found: dict[tuple[str, str], _Question] = {}
-    names = ["protocol", "gallery", *_METHOD, "split", "seed", "status", "metric", "value", "headline", "floor"]
+    names = ["protocol", "gallery", *METHOD_COLUMNS, "split", "seed", "status", "metric", "value", "headline", "floor"]
     for line in zip(*(rows[name].tolist() for name in names), strict=True):
         protocol, gallery, method, variant, config, split, seed, status, metric, value, headline, floor = line
         question = found.setdefault((protocol, gallery), _Question(protocol, gallery))
         question.leading += [name for name in headline if name not in question.leading]
-        own = question.methods.setdefault((method, variant, config), _OwnScores())
+        own = question.methods.setdefault((method, variant, config), _MethodCells())
         own.floor = own.floor or bool(floor)
         _, metrics = own.cells.setdefault((split, int(seed)), (status, {}))
         if status == "ok":
@@ -503,7 +542,7 @@ def query_values(table: pd.DataFrame, metric: str) -> QueryValues:
     )
 
 
-class _Tables:
+class _QueryTables:
     """Values from the per-query tables of one protocol's records; each is read once, when it is first needed.
 
     What cannot be read is reported once and counts as absent. ``metrics`` are those asked of each gallery.
@@ -515,13 +554,15 @@ class _Tables:
         rows: pd.DataFrame,
         metrics: Mapping[str, list[str]],
         report: Callable[[str], None] | None,
+        records: Mapping[str, Record],
     ) -> None:
         self._store = store
+        self._records = records
         self._metrics = metrics
         self._report = report or (lambda line: None)
         self._cells: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
         for row in _rows(rows[rows["status"] == "ok"].drop_duplicates("key")):
-            identity = tuple(row[name] for name in _METHOD)
+            identity = tuple(row[name] for name in METHOD_COLUMNS)
             self._cells.setdefault(identity, {}).setdefault(str(row["split"]), []).append(row)
         self._read: dict[str, dict[tuple[str, str], QueryValues]] = {}
         self._same: dict[bytes, QueryValues] = {}
@@ -544,7 +585,7 @@ class _Tables:
         if key not in self._read:
             found: dict[tuple[str, str], QueryValues] = {}
             try:
-                for gallery, table in per_query_tables(self._store, row).items():
+                for gallery, table in per_query_tables(self._store, row, self._records.get(key)).items():
                     for metric in self._metrics.get(gallery, []):
                         found[gallery, metric] = self._sharing(query_values(table, metric))
             except (RecordError, KeyError) as error:
@@ -558,17 +599,22 @@ class _Tables:
         return dataclasses.replace(one, queries=first.queries, classes=first.classes)
 
 
-def per_query_tables(store: ResultStore, row: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """Per-query values by gallery of the record that a row of `load_results` is about, without lists of neighbours.
+def per_query_tables(
+    store: ResultStore, row: Mapping[str, Any], record: Record | None = None
+) -> dict[str, pd.DataFrame]:
+    """Per-query values by gallery of the record that a row of `load_results` is about, without lists of best images.
+
+    ``record`` is that record where it has been read already.
 
     Raises:
         RecordError: the record or its per-query file is missing or altered.
     """
-    record = store.read(_cell(row), str(row["key"]), set_aside=False)
+    if record is None:
+        record = store.read(_cell(row), str(row["key"]), set_aside=False)
     if record is None:
         raise RecordError("the record is gone")
-    table = store.per_query(record)
-    table = table[[name for name in table.columns if not name.startswith("top_")]]
+    values = store.per_query_table(record)
+    table: pd.DataFrame = values.drop_columns([n for n in values.column_names if n.startswith("top_")]).to_pandas()
     return {str(gallery): rows.reset_index(drop=True) for gallery, rows in table.groupby("gallery", sort=False)}
 
 

@@ -1,7 +1,7 @@
 """The report as one HTML file: every table, plot and image is in it, and nothing is fetched when it opens.
 
-`write_page` reads a store and writes ``index.html``. It needs neither weights nor data nor a GPU, images aside
-(`benchmarks.reporting.galleries`). All names pass the template's escaping; filters work on numbers, not on names.
+`render` needs neither weights nor data nor a GPU, images aside (`benchmarks.reporting.galleries`). All names pass the
+template's escaping; filters work on numbers, not on names.
 """
 
 from __future__ import annotations
@@ -11,75 +11,23 @@ import functools
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pandas as pd
-
-from benchmarks.reporting import ablation_tables, grids, leaderboard
-from benchmarks.reporting.grids import Grid, Scores, numbered
-from benchmarks.reporting.leaderboard import Setting, protocol_title
-from benchmarks.reporting.method_comparison import Comparison
-from benchmarks.store.files import ResultStore, write_atomically
+from benchmarks.reporting import grids
+from benchmarks.reporting.data import ReportData, SettingData
+from benchmarks.reporting.grids import numbered
+from benchmarks.reporting.types import Galleries, Grid, ScoreTable, Setting, SettingPlots, is_transfer, protocol_title
+from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record
-
-if TYPE_CHECKING:
-    from benchmarks.reporting.galleries import Galleries
 
 ASSETS = Path(__file__).parent / "assets"
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A drawn figure: its files, or why there is none. ``kind`` and ``protocol`` serve the page's filters."""
-
-    title: str
-    caption: str = ""
-    kind: str = ""
-    protocol: str = ""
-    files: tuple[Path, ...] = ()
-    failed: str = ""
-    on_page: bool = True
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """All plots of a setting, and what could not be drawn for want of data."""
-
-    plots: tuple[Plot, ...] = ()
-    notes: tuple[str, ...] = ()
-    errors: tuple[Grid, ...] = ()
-
-
-@dataclass(frozen=True)
-class Material:
-    """What the page is made from: the store, its newest records, and what others computed of them.
-
-    ``everything`` are rows of `benchmarks.store.frame.load_results`, ``frame`` those of them that are no ablations,
-    ``published`` those of `benchmarks.reporting.published.beside`.
-    """
-
-    store: ResultStore
-    everything: pd.DataFrame
-    frame: pd.DataFrame
-    records: Mapping[str, Record]
-    comparison: Comparison | None = None
-    drawn: Mapping[Setting, Drawn] = field(default_factory=dict)
-    galleries: Galleries | None = None
-    published: pd.DataFrame | None = None
-    command: str = ""
-    problems: tuple[str, ...] = ()
-
-
-def write_page(material: Material, path: Path) -> Path:
-    """Write the page; returns its path. Raises ``OSError`` if it cannot be written."""
-    write_atomically(path, render(material).encode())
-    return path
-
-
-def render(material: Material) -> str:
-    """The page's HTML."""
+def render(
+    data: ReportData, plots: Mapping[Setting, SettingPlots] | None = None, galleries: Galleries | None = None
+) -> str:
+    """The page's HTML: the data, the plots of each setting and galleries of images."""
     import jinja2
     from markupsafe import Markup
 
@@ -93,7 +41,7 @@ def render(material: Material) -> str:
     environment.filters["safe_json"] = safe_json
     text = {name: (ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")}
     template = environment.get_template("page.html.jinja")
-    return template.render(page=_page(material), css=text["page.css"], js=text["page.js"])
+    return template.render(page=_page(data, plots or {}, galleries), css=text["page.css"], js=text["page.js"])
 
 
 def read_cards(store: ResultStore, kind: str, report: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -112,29 +60,28 @@ def read_cards(store: ResultStore, kind: str, report: Callable[[str], None]) -> 
     return cards
 
 
-def _page(material: Material) -> dict[str, Any]:
-    frame = material.frame
-    problems = list(material.problems)
-    records = list(material.records.values())
-    methods = read_cards(material.store, "methods", problems.append)
-    datasets = read_cards(material.store, "datasets", problems.append)
-    settings = leaderboard.settings_of(frame)
-    shown = [_setting(material, setting, number) for number, setting in enumerate(settings)]
-    galleries = material.galleries
+def _page(data: ReportData, plots: Mapping[Setting, SettingPlots], galleries: Galleries | None) -> dict[str, Any]:
+    problems = list(data.problems)
+    records = list(data.records.values())
+    methods = _cards(data.store, "methods", problems.append)
+    datasets = _cards(data.store, "datasets", problems.append)
+    resolved = {} if data.store is None else _resolved(data.store, problems.append)
     page: dict[str, Any] = {
         "title": _title(records),
         "summary": _summary(records),
-        "command": material.command,
+        "command": data.command,
         "failed": _failed(records),
         "backbones": ", ".join(sorted({record.cell.backbone for record in records})),
-        "settings": shown,
-        "published": [] if material.published is None else grids.published(material.published),
-        "failures": grids.failures(material.everything),
+        "settings": [
+            _setting(one, plots.get(one.setting, SettingPlots()), number) for number, one in enumerate(data.settings)
+        ],
+        "published": [] if data.published is None else grids.published(data.published),
+        "failures": grids.failures(data.current),
         "methods": grids.method_cards(methods),
         "deviations": grids.deviations(methods),
         "datasets": [*filter(None, [grids.data_used(records)]), *grids.dataset_cards(datasets)],
         "bibtex": grids.bibtex([*methods, *datasets]),
-        "settings_tables": grids.settings_tables(records, _resolved(material.store, problems.append)),
+        "settings_tables": grids.settings_tables(records, resolved),
         "problems": problems,
         "galleries": [], "gallery_notes": [], "gallery_questions": [], "gallery_domains": [], "gallery_classes": [],
         "first_question": "", "images": {}, "image_side": 0,
@@ -145,23 +92,22 @@ def _page(material: Material) -> dict[str, Any]:
     return page
 
 
-def _setting(material: Material, setting: Setting, number: int) -> dict[str, Any]:
-    tables = leaderboard.tables(material.frame, setting)
-    rows = grids.of_setting(leaderboard.usable(material.frame), setting)
-    labels = leaderboard.row_labels(rows)
-    scores = Scores(material.comparison, setting)
+def _cards(store: ResultStore | None, kind: str, report: Callable[[str], None]) -> list[dict[str, Any]]:
+    return [] if store is None else read_cards(store, kind, report)
+
+
+def _setting(one: SettingData, drawn: SettingPlots, number: int) -> dict[str, Any]:
+    tables, comparison, setting = one.tables, one.comparison, one.setting
     protocols = numbered(table.protocol for table in tables)
     galleries = numbered(table.gallery for table in tables)
     metrics = numbered(["", *(table.metric for table in tables)])
-    of_transfers = {column for table in tables if leaderboard.is_transfer(table.protocol) for column in table.columns}
+    of_transfers = {column for table in tables if is_transfer(table.protocol) for column in table.columns}
     every = {column for table in tables for column in table.columns}
     splits = numbered(sorted(every, key=lambda split: (split in of_transfers, split)))
-    drawn = material.drawn.get(setting, Drawn())
-    plots = [plot for plot in drawn.plots if plot.on_page]
-    kinds = numbered(plot.kind for plot in plots)
-    plot_protocols = numbered(plot.protocol for plot in plots if plot.protocol)
+    kinds = numbered(plot.kind for plot in drawn.plots)
+    plot_protocols = numbered(plot.protocol for plot in drawn.plots if plot.protocol)
 
-    def data(table: leaderboard.Table) -> dict[str, str]:
+    def filters(table: ScoreTable) -> dict[str, str]:
         metric = metrics[table.metric]
         return {
             "protocol": protocols[table.protocol], "gallery": galleries[table.gallery],
@@ -173,32 +119,41 @@ def _setting(material: Material, setting: Setting, number: int) -> dict[str, Any
         "number": str(number),
         "title": title[0] if setting.rules == "clean" else f"{title[0]}, {setting.rules} rules",
         "warnings": title[1:],
-        "overview": grids.overview(tables, scores),
-        "by_protocol": [grids.by_protocol(table, scores, data(table)) for table in tables],
+        "overview": grids.overview(tables, comparison),
+        "by_protocol": [grids.by_protocol(table, comparison, filters(table)) for table in tables],
         "protocols": [(value, protocol_title(name)) for name, value in protocols.items()],
         "galleries": [(value, name) for name, value in galleries.items()],
         "metrics": [(value, name or "leading metrics") for name, value in metrics.items()],
         "first_metric": metrics[""],
-        "by_domain": [grids.by_domain(tables, split, scores, {"split": value}) for split, value in splits.items()],
+        "by_domain": [
+            grids.by_domain(tables, split, comparison, {"split": value}) for split, value in splits.items()
+        ],
         "splits": [(value, name) for name, value in splits.items()],
         "first_split": next(iter(splits.values()), ""),
-        "tests": grids.tests(tables, scores, material.comparison, setting),
+        "tests": grids.tests(tables, comparison),
         "plots": [
             {
                 "title": plot.title, "caption": plot.caption, "failed": plot.failed, "source": _inline(plot.files),
                 "data": {"kind": kinds[plot.kind]}
                 | ({"protocol": plot_protocols[plot.protocol]} if plot.protocol else {}),
             }
-            for plot in plots
+            for plot in drawn.plots
         ],
         "plot_kinds": [(value, name) for name, value in kinds.items()],
         "plot_protocols": [(value, protocol_title(name)) for name, value in plot_protocols.items()],
         "plot_notes": drawn.notes,
-        "ablations": ablation_tables.ablation_grids(material.everything, setting),
-        "errors": drawn.errors,
-        "cost": grids.cost_grid(grids.costs(rows, labels, material.records)),
-        "extensions": grids.extensions(tables),
+        "ablations": [grids.ablation_grid(ablation) for ablation in one.ablations],
+        "errors": _errors(one),
+        "cost": grids.cost_grid(one.costs),
+        "extensions": grids.extensions(one.extensions),
     }  # fmt: skip
+
+
+def _errors(one: SettingData) -> list[Grid]:
+    """Tables of errors; none for a limited run, whose scores mean nothing."""
+    if one.setting.limit is not None:
+        return []
+    return grids.error_grids(one.errors.questions, one.errors.wordnet)
 
 
 def _galleries(galleries: Galleries) -> dict[str, Any]:
@@ -296,7 +251,7 @@ def _resolved(store: ResultStore, report: Callable[[str], None]) -> dict[str, An
 
 
 def _inline(files: Sequence[Path]) -> str:
-    """A plot as a data URI: its PNG, stored smaller without loss; the SVG lies beside the page."""
+    """A plot as a data URI: its PNG, stored smaller without loss; the SVG is beside the page."""
     from PIL import Image
 
     file = next((one for one in files if one.suffix == ".png"), None)

@@ -16,18 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.reporting.leaderboard import Table, protocol_title
+from benchmarks.reporting.ablation_tables import DEFAULT, AblationTable
+from benchmarks.reporting.costs import MethodCost
+from benchmarks.reporting.error_analysis import QuestionErrors
+from benchmarks.reporting.types import EmbeddingMap, Galleries, GalleryQuery, ScoreTable, protocol_title
 from benchmarks.store.files import safe_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from benchmarks.reporting.ablation_tables import Ablation
-    from benchmarks.reporting.errors import QuestionErrors, WordNet
-    from benchmarks.reporting.galleries import Galleries, Query
-    from benchmarks.reporting.grids import Cost
-    from benchmarks.store.records import Record
 
 #: Okabe and Ito's colour-blind-safe colours (without yellow, too faint on white) and a shape for each.
 MARKS = (
@@ -130,7 +127,7 @@ def _name(kind: str, *parts: str) -> str:
     return "-".join(safe_name(part) for part in (kind, *parts) if part)
 
 
-def _title(table: Table) -> str:
+def _title(table: ScoreTable) -> str:
     return plain(f"{protocol_title(table.protocol)}, {table.gallery}{_mark(table)}")
 
 
@@ -146,12 +143,17 @@ def _marks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {label: MARKS[place % len(MARKS)] for place, label in enumerate(sorted(labels))}
 
 
-def bars(table: Table, folder: Path, intervals: Mapping[str, tuple[float, float]] | None = None) -> list[Path]:
+def bars(table: ScoreTable, folder: Path) -> list[Path]:
     """A bar a method (mean over query domains) with a mark for each domain; written as SVG and PNG.
 
-    ``intervals`` bounds the means of some labels (fractions); drawn as error bars. A method without a mean gets no bar,
-    its status in words, and the marks it has. Returns the files.
+    Error bars are the means' intervals over seeds. A method without a mean gets no bar, its status in words, and the
+    marks it has. Returns the files.
     """
+    intervals = {
+        row.label: (row.mean.low, row.mean.high)
+        for row in table.rows
+        if row.mean.low is not None and row.mean.high is not None
+    }
     rows = list(reversed(table.rows))
     files: list[Path] = []
     legend_rows = -(-len(table.columns) // 3)
@@ -163,7 +165,7 @@ def bars(table: Table, folder: Path, intervals: Mapping[str, tuple[float, float]
                 colour = "#e4e4e4" if row.floor else "#bcd3e6"
                 axes.barh(place, 100 * row.mean.value, height=0.62, color=colour, zorder=1)
                 axes.plot([100 * row.mean.value] * 2, [place - 0.31, place + 0.31], color="#333333", lw=1.2, zorder=2)
-                if intervals and row.label in intervals:
+                if row.label in intervals:
                     low, high = intervals[row.label]
                     axes.plot([100 * low, 100 * high], [place - 0.38] * 2, color="#333333", lw=1.2, zorder=4)
                     axes.plot([100 * low, 100 * high], [place - 0.38] * 2, "|", color="#333333", ms=3.5, zorder=4)
@@ -196,7 +198,7 @@ def bars(table: Table, folder: Path, intervals: Mapping[str, tuple[float, float]
     return files
 
 
-def heat_map(table: Table, folder: Path) -> list[Path]:
+def heat_map(table: ScoreTable, folder: Path) -> list[Path]:
     """Methods by query domains (or transfers): the score in each cell, dark is high; missing cells are hatched."""
     files: list[Path] = []
     values = np.array(
@@ -228,7 +230,7 @@ def heat_map(table: Table, folder: Path) -> list[Path]:
     return files
 
 
-def cost_against_score(table: Table, costs: Sequence[Cost], folder: Path) -> list[Path]:
+def cost_against_score(table: ScoreTable, costs: Sequence[MethodCost], folder: Path) -> list[Path]:
     """Mean score against seconds of training, and against trainable parameters; methods that train nothing at left.
 
     Floors are left out, so that the axis can show the differences between the others; it does not begin at zero.
@@ -272,7 +274,7 @@ def cost_against_score(table: Table, costs: Sequence[Cost], folder: Path) -> lis
     return files
 
 
-def seen_against_unseen(seen: Table, unseen: Table, folder: Path) -> list[Path]:
+def seen_against_unseen(seen: ScoreTable, unseen: ScoreTable, folder: Path) -> list[Path]:
     """Accuracy on seen classes against unseen ones, with lines of equal harmonic mean (DAZSL)."""
     others = {row.label: row for row in unseen.rows}
     rows = [(row, others[row.label]) for row in seen.rows if row.label in others]
@@ -331,10 +333,8 @@ def precision_curves(question: QuestionErrors, folder: Path) -> list[Path]:
     return files
 
 
-def ablation_bars(ablation: Ablation, folder: Path) -> list[Path]:
+def ablation_bars(ablation: AblationTable, folder: Path) -> list[Path]:
     """What each switched factor adds to the default or takes from it: a panel a question, a bar an arm."""
-    from benchmarks.reporting.ablation_tables import DEFAULT
-
     arms = [arm for arm in reversed(list(ablation.scores)) if arm != DEFAULT]
     count = len(ablation.questions)
     every = [abs(value) for arm in arms for one in ablation.questions if (value := ablation.difference(arm, one))]
@@ -369,9 +369,8 @@ def ablation_bars(ablation: Ablation, folder: Path) -> list[Path]:
     return files
 
 
-def loss_curves(records: Mapping[str, Sequence[Record]], folder: Path) -> list[Path]:
+def loss_curves(curves: Mapping[str, Sequence[Sequence[float]]], folder: Path) -> list[Path]:
     """Training loss by step, a panel a method, a line a fit; stages follow each other."""
-    curves = {label: lines for label, own in records.items() if (lines := [c for one in own if (c := _losses(one))])}
     if not curves:
         return []
     files: list[Path] = []
@@ -391,17 +390,7 @@ def loss_curves(records: Mapping[str, Sequence[Record]], folder: Path) -> list[P
     return files
 
 
-def _losses(record: Record) -> list[float]:
-    """A fit's losses in the order made, in at most 200 means over neighbouring steps."""
-    values = [
-        float(v) for one in record.fit.losses if isinstance(v := one.get("loss"), int | float) and math.isfinite(v)
-    ]
-    if len(values) < 2:
-        return []
-    return [float(part.mean()) for part in np.array_split(np.array(values), min(200, len(values)))]
-
-
-def seconds_by_phase(costs: Sequence[Cost], folder: Path) -> list[Path]:
+def seconds_by_phase(costs: Sequence[MethodCost], folder: Path) -> list[Path]:
     """Seconds by phase, a bar a method: one fit and its search, and one cell's encoding, ranking and answering."""
     phases = (("search", MARKS[5][0], ""), ("fit", MARKS[0][0], "////"), ("encode", MARKS[4][0], "...."),
               ("rank", MARKS[2][0], "xxxx"), ("classify", MARKS[3][0], "||||"))  # fmt: skip
@@ -431,11 +420,11 @@ def seconds_by_phase(costs: Sequence[Cost], folder: Path) -> list[Path]:
     return files
 
 
-def error_distances(question: QuestionErrors, wordnet: WordNet, folder: Path) -> list[Path]:
-    """Share of all queries whose first answer is wrong and at most so many WordNet edges from the true class."""
-    from benchmarks.reporting.errors import distances
+def error_distances(question: QuestionErrors, found: Mapping[str, Mapping[int, int]], folder: Path) -> list[Path]:
+    """Share of all queries whose first answer is wrong and at most so many WordNet edges from the true class.
 
-    found = {one.label: distances(one, wordnet) for one in question.methods}
+    ``found``: of each label, how many wrong answers are at each distance (edges).
+    """
     queries = {one.label: one.queries for one in question.methods}
     if not any(found.values()):
         return []
@@ -458,10 +447,9 @@ def error_distances(question: QuestionErrors, wordnet: WordNet, folder: Path) ->
     return files
 
 
-def embedding_points(
-    points: np.ndarray, classes: Sequence[str], domains: Sequence[str], share: float, folder: Path
-) -> list[Path]:
-    """Points [N, 2]: colour is the class, shape the domain; ``share`` of the variance lies on the two axes."""
+def embedding_points(embeddings: EmbeddingMap, folder: Path) -> list[Path]:
+    """Images on two axes: colour is the class, shape the domain."""
+    points, classes, domains = embeddings.points, embeddings.classes, embeddings.domains
     colours = {name: MARKS[n % 8][0] for n, name in enumerate(dict.fromkeys(classes))}
     shapes = {name: MARKS[n % len(MARKS)][1] for n, name in enumerate(sorted(set(domains)))}
     files: list[Path] = []
@@ -470,7 +458,7 @@ def embedding_points(
 
         for (x, y), name, domain in zip(points, classes, domains, strict=True):
             axes.scatter(x, y, color=colours[name], marker=shapes[domain], s=12, linewidths=0.3, edgecolors="white")
-        axes.set_xlabel(f"first two principal components: {100 * share:.0f} % of the variance")
+        axes.set_xlabel(f"first two principal components: {100 * embeddings.share:.0f} % of the variance")
         axes.set_xticks([])
         axes.set_yticks([])
         handles = [Line2D([], [], color=c, marker="s", ls="", ms=4, label=plain(n)) for n, c in colours.items()]
@@ -488,7 +476,7 @@ def gallery_sheet(galleries: Galleries, folder: Path) -> list[Path]:
     Queries: of the first question, the one of each domain that the methods disagree most on, the widest first. Methods:
     the first of the table, with `REFERENCE`, without floors. Returns the file, PNG alone.
     """
-    widest: dict[str, Query] = {}
+    widest: dict[str, GalleryQuery] = {}
     for query in galleries.queries:
         if query.title == galleries.queries[0].title and query.spread > getattr(widest.get(query.domain), "spread", -1):
             widest[query.domain] = query
@@ -563,7 +551,7 @@ def shorten(text: str, length: int = 28) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _mark(table: Table) -> str:
+def _mark(table: ScoreTable) -> str:
     setting = table.setting
     marks = [f"{setting.rules} rules"] if setting.rules != "clean" else []
     marks += ["oracle"] if setting.select == "oracle" else []

@@ -1,8 +1,9 @@
 """Published figures beside ours: what the papers report, what the store holds for the same question, and the gap.
 
-The figures lie in ``benchmarks/published/published.csv``, each with its source and how it was read. A figure stands
-beside a record of ours only if method, data set, protocol, split, gallery, backbone, metric convention and class split
-are the same; else ``ours`` is blank and ``reason`` says why. Where both stand, ``reason`` names what still differs.
+The figures are in ``benchmarks/published/published.csv``, each with its source and how it was read. A figure is
+matched with a record of ours only if method, data set, protocol, split, gallery, backbone, metric convention and class
+split are the same; else ``ours`` is blank and ``reason`` says why. Where both are given, ``reason`` names what still
+differs.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.datasets import registry
-from benchmarks.reporting.ablation_tables import is_ablated
-from benchmarks.reporting.leaderboard import current, row_labels
-from benchmarks.runner.settings import paper_config
+from benchmarks.recipes import paper_config
+from benchmarks.reporting.tables import current, is_ablated, row_labels
 
 PUBLISHED = Path(__file__).parents[1] / "published" / "published.csv"
 
@@ -169,8 +169,8 @@ class PublishedError(ValueError):
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A row's setting in our words; ``obstacle`` says why it cannot be matched (empty if it can)."""
+class PublishedPlace:
+    """Where a published figure belongs in our words; ``obstacle`` says why it cannot be matched (empty if it can)."""
 
     backbone: str
     split: str
@@ -196,8 +196,8 @@ def read(path: Path = PUBLISHED) -> pd.DataFrame:
 def figures(path: Path = PUBLISHED) -> pd.DataFrame:
     """The published scores in our words, one row each (:data:`FIGURE_COLUMNS`), in the order of the file.
 
-    ``value`` is a fraction; ``std`` a published standard deviation of it, where there is one. Empty words are what the
-    suite has no counterpart of; ``obstacle`` then says what stands in the way.
+    ``value`` is a fraction; ``std`` a published standard deviation of it, where there is one. What the suite has
+    no counterpart of is empty; ``obstacle`` then says why it cannot be matched.
     """
     raw: list[dict[Any, Any]] = read(path).to_dict("records")
     deviations = {
@@ -211,9 +211,9 @@ def figures(path: Path = PUBLISHED) -> pd.DataFrame:
             continue
         protocol = PROTOCOLS[row["protocol"]]
         dataset = DATASETS.get((row["dataset"], row["metric"]), "")
-        setting = _setting(protocol, dataset, row["setting"])
+        place = _place(protocol, dataset, row["setting"])
         metric = METRICS[row["metric"]]
-        if dataset == "visda" and setting.split == MEAN:
+        if dataset == "visda" and place.split == MEAN:
             metric = "accuracy[class]"  # VisDA's average is over its twelve classes
         method = METHODS.get(row["method"], "")
         rows.append(
@@ -222,9 +222,9 @@ def figures(path: Path = PUBLISHED) -> pd.DataFrame:
                 "table": row["table"],
                 "protocol": protocol,
                 "dataset": dataset or row["dataset"],
-                "backbone": setting.backbone,
-                "split": setting.split,
-                "gallery": setting.gallery,
+                "backbone": place.backbone,
+                "split": place.split,
+                "gallery": place.gallery,
                 "metric": metric,
                 "method": method,
                 "published_method": row["method"],
@@ -232,7 +232,7 @@ def figures(path: Path = PUBLISHED) -> pd.DataFrame:
                 "setting": row["setting"],
                 "value": _fraction(row["value"], row["metric"]),
                 "std": deviations.get((row["paper"], row["dataset"], row["setting"], row["method"])),
-                "obstacle": _obstacle(row["method"], method, dataset, metric, setting),
+                "obstacle": _obstacle(row["method"], method, dataset, metric, place),
                 "source": row["source"],
                 "confidence": row["confidence"],
             }
@@ -265,31 +265,6 @@ def beside(results: pd.DataFrame | None = None, path: Path = PUBLISHED) -> pd.Da
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """:func:`beside`'s frame as Markdown tables, one a protocol, data set, backbone and gallery.
-
-    Percent with one decimal; "-" where nothing was run.
-    """
-    lines = ["# Published beside ours", ""]
-    keys = ["protocol", "dataset", "backbone", "gallery"]
-    for (protocol, dataset, backbone, gallery), part in table.groupby(keys, sort=False):
-        lines += [
-            f"## {protocol}, {dataset}, {backbone or 'backbone not named'}, {gallery or 'gallery not named'}",
-            "",
-        ]
-        lines += ["| method | split | metric | published | ours | gap | reason | source | confidence |"]
-        lines += ["| --- | --- | --- | ---: | ---: | ---: | --- | --- | --- |"]
-        for row in part.to_dict("records"):
-            name = row["published_method"]
-            name = f"{name} (ours: {row['label']}, {row['rules']} rules)" if row["label"] else name
-            cells = [name, row["split"] or row["setting"], row["metric"] or row["published_metric"]]
-            cells += [_percent(row["published"], row["published_std"]), _percent(row["ours"]), _percent(row["gap"])]
-            cells += [row["reason"], row["source"], row["confidence"]]
-            lines.append("| " + " | ".join(_escape(str(cell)) for cell in cells) + " |")
-        lines.append("")
-    return "\n".join(lines)
-
-
 def backbone_kind(name: str) -> str:
     """``ViT-B/32``, ``ViT-B/16`` or ``ViT-L/14`` of an OpenAI checkpoint's name or folder, "" for anything else.
 
@@ -313,35 +288,35 @@ def _fraction(value: str, metric: str) -> float:
     return number / 100 if number > 1 or "%" in metric or metric == "std of average" else number
 
 
-def _setting(protocol: str, dataset: str, text: str) -> Setting:
+def _place(protocol: str, dataset: str, text: str) -> PublishedPlace:
     """Parse the ``setting`` column."""
     if protocol == "uda":
         backbone, _, where = text.partition("; ")
         if "by value" in text:
-            return Setting("", MEAN, "target", "the source does not name the backbone")
+            return PublishedPlace("", MEAN, "target", "the source does not name the backbone")
         if where == "average":
-            return Setting(backbone, MEAN, "target")
+            return PublishedPlace(backbone, MEAN, "target")
         names = TRANSFER_DOMAINS.get(dataset, {})
         source, _, target = where.partition("->")
         if source in names and target in names:
-            return Setting(backbone, f"{names[source]} to {names[target]}", "target")
-        return Setting(backbone, "", "target", f"transfer {where!r} is not one of ours")
+            return PublishedPlace(backbone, f"{names[source]} to {names[target]}", "target")
+        return PublishedPlace(backbone, "", "target", f"transfer {where!r} is not one of ours")
     backbone = PAPER_BACKBONE.get(protocol, "")
     if protocol == "dazsl":
-        return Setting(backbone, "3d2 to awa2" if dataset == "i2awa" else "", "target")
+        return PublishedPlace(backbone, "3d2 to awa2" if dataset == "i2awa" else "", "target")
     if text == "average over 5 query domains":
-        return Setting(backbone, MEAN, "seen")
+        return PublishedPlace(backbone, MEAN, "seen")
     if text == "sketch->photo, unseen classes":
-        return Setting(backbone, "sketch", "unseen")
+        return PublishedPlace(backbone, "sketch", "unseen")
     if text.startswith("holdout="):
-        return Setting(backbone, text.partition("=")[2], "", "the source does not name the gallery")
+        return PublishedPlace(backbone, text.partition("=")[2], "", "the source does not name the gallery")
     found = re.fullmatch(r"query=(\w+); (.+)", text)
     if not found or found[2] not in GALLERIES:
-        return Setting(backbone, "", "", f"setting {text!r} is not one of ours")
-    return Setting(backbone, MEAN if found[1] == "average" else found[1], GALLERIES[found[2]])
+        return PublishedPlace(backbone, "", "", f"setting {text!r} is not one of ours")
+    return PublishedPlace(backbone, MEAN if found[1] == "average" else found[1], GALLERIES[found[2]])
 
 
-def _obstacle(name: str, method: str, dataset: str, metric: str, setting: Setting) -> str:
+def _obstacle(name: str, method: str, dataset: str, metric: str, place: PublishedPlace) -> str:
     """Why no record of ours can answer a figure; empty if one can."""
     if not dataset:
         return "this data set is not in the suite"
@@ -349,10 +324,10 @@ def _obstacle(name: str, method: str, dataset: str, metric: str, setting: Settin
         return "an ablation of the paper" if ": " in name else "this method is not in the suite"
     if not metric:
         return "the source does not name the metric's convention"
-    if setting.obstacle:
-        return setting.obstacle
-    if setting.backbone.startswith("RN"):
-        return f"backbone {setting.backbone} is not supported (vision transformers only)"
+    if place.obstacle:
+        return place.obstacle
+    if place.backbone.startswith("RN"):
+        return f"backbone {place.backbone} is not supported (vision transformers only)"
     return ""
 
 
@@ -538,14 +513,3 @@ def _differences(figure: Mapping[Any, Any], ours: pd.Series) -> Iterator[str]:
         yield f"ours in {ours['precision']}"
     if "secondary" in figure["source"]:
         yield "the source is a secondary transcription"
-
-
-def _percent(value: float | None, std: float | None = None) -> str:
-    if value is None or pd.isna(value):
-        return "-"
-    text = f"{100 * value:.1f}"
-    return text if std is None or pd.isna(std) else f"{text} ± {100 * std:.1f}"
-
-
-def _escape(text: str) -> str:
-    return re.sub(r"([\\`*\[\]<>|_])", r"\\\1", " ".join(text.split()))

@@ -5,14 +5,13 @@ selection. Where a store holds several variants, configs, backbones or limits of
 first, and what is left only if it is one on either side; ``changed`` then says what differs. The hash of the inputs
 plays no part: that it changes is why one compares.
 
-A cell that had a score in the old store and cannot be judged in the new one, because it failed there, is not there or
-answers other queries, is lost: a gate that lets it pass would pass whatever no longer runs.
+A cell that had a score in the old store and cannot be judged in the new one, because it failed there, is missing there
+or has other queries, is lost: a gate that passed it would pass whatever no longer runs.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,8 +27,9 @@ from benchmarks.evaluation.statistics import (
     paired_tests,
     resamples_for,
 )
-from benchmarks.reporting.leaderboard import newest
 from benchmarks.reporting.method_comparison import QueryValues, per_query_tables, query_values
+from benchmarks.reporting.tables import newest
+from benchmarks.reporting.types import is_absent
 from benchmarks.store.files import ResultStore
 from benchmarks.store.frame import load_results
 from benchmarks.store.records import RecordError
@@ -46,7 +46,7 @@ CELL_COLUMNS = [
 ]  # fmt: skip
 UNPAIRED_COLUMNS = [*IDENTITY, "store", "why", "reason"]
 
-#: ``why`` a cell was not compared: it stands in one store only, has no score in the other, or has nothing to pair.
+#: ``why`` a cell was not compared: it is in one store only, has no score in the other, or has nothing to pair.
 ABSENT, FAILED, UNLIKE = "absent", "failed", "not comparable"
 
 
@@ -109,7 +109,7 @@ def compare_stores(
     if not threshold >= 0:
         raise ValueError(f"threshold={threshold} must be 0 or larger")
     if not 0 < alpha < 1:
-        raise ValueError(f"alpha={alpha} must lie between 0 and 1")
+        raise ValueError(f"alpha={alpha} must be between 0 and 1")
     wanted = None if metrics is None else list(dict.fromkeys(metrics))
     sides = []
     for store in (old, new):
@@ -246,14 +246,14 @@ def _tested(
 
 
 def _details(row: Mapping[str, Any], names: Iterable[str]) -> list[Any]:
-    return [None if _absent(row[name]) else row[name] for name in names]
+    return [None if is_absent(row[name]) else row[name] for name in names]
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """What differs between two paired cells, in words; empty if nothing that is known."""
     notes = []
     for name in _DETAILS:
-        old, new = (None if _absent(row[name]) else row[name] for row in (before, after))
+        old, new = (None if is_absent(row[name]) else row[name] for row in (before, after))
         if old == new:
             continue
         if name == "config":
@@ -265,7 +265,3 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         else:
             notes.append(f"{name}: {old} -> {new}")
     return "; ".join(notes)
-
-
-def _absent(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))

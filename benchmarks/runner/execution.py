@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmarks.datasets.image_files import cache_folder
+from benchmarks.datasets.image_cache import cache_folder
 from benchmarks.datasets.pixels import PixelCache
 from benchmarks.evaluation.classification import ClassificationScores, classify, classify_zero_shot
 from benchmarks.evaluation.ranking import RULES, RetrievalScores, rank

@@ -19,9 +19,10 @@ import numpy as np
 from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols.task import VALIDATED_WITHIN, Classification, Task
+from benchmarks.recipes import paper_config
 from benchmarks.runner.presets import has_field
 from benchmarks.runner.resources import Resources
-from benchmarks.runner.settings import Settings, SettingsError, config_changes, nearest, paper_config
+from benchmarks.runner.settings import Settings, SettingsError, config_changes, nearest
 from benchmarks.store.records import SCORING, CellId, content_key
 from methods.interface import Method
 from methods.parts.bounds import faults

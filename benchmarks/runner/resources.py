@@ -18,7 +18,7 @@ import torch
 from benchmarks.backbones import sources
 from benchmarks.datasets.base import Dataset, dataset_root
 from benchmarks.datasets.contents import tree_hash
-from benchmarks.datasets.image_files import cache_folder
+from benchmarks.datasets.image_cache import cache_folder
 from benchmarks.datasets.pixels import CACHE_SHARE, PixelCache
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols.registry import PROTOCOLS

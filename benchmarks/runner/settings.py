@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from typing import Any, Literal, get_args
 
 import psutil
 
+from benchmarks.recipes import RECIPES, paper_recipes, recipes
 from benchmarks.runner.presets import PRESETS, Preset
 
 Rules = Literal["clean", "official"]
@@ -44,8 +44,8 @@ class Settings:
     ``gpu_hours_basis`` are what a recipe's file expects of one fit, and why; a dry run prints them.
 
     Under ``--preset full`` the recipes speak for the papers even without ``--recipe``: each method's config on each
-    data set is that of its recipe (:func:`paper_config`); where data sets are named (not ``all``), backbone and
-    protocols are the recipes' too unless stated.
+    data set is that of its recipe (:func:`benchmarks.recipes.paper_config`); where data sets are named (not ``all``),
+    backbone and protocols are the recipes' too unless stated.
     Rules, variant, selection and seeds are a recipe's own business.
     """
 
@@ -150,15 +150,6 @@ def executors() -> list[str]:
     return ["local", *(name for name in EXECUTORS.names() if name not in ("serial", "processes"))]
 
 
-#: Folder of the recipes: a settings file for each table of the papers.
-RECIPES = Path(__file__).parents[1] / "recipes"
-
-
-def recipes() -> list[str]:
-    """Names of the packaged recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.toml"))
-
-
 def recipe_file(name: str) -> Path:
     """The settings file of a packaged recipe; raises :class:`SettingsError` for a name that is none."""
     if name not in recipes():
@@ -166,42 +157,10 @@ def recipe_file(name: str) -> Path:
     return RECIPES / f"{name}.toml"
 
 
-#: Data sets that split the images of another one in their own way: a paper's settings are the same for both.
-SAME_IMAGES: Mapping[str, str] = {
-    "domainnet_245": "domainnet",
-    "sketchy_random": "sketchy",
-    "visda_test": "visda",
-}
-
-
-def paper_config(method: str, dataset: str) -> dict[str, Any]:
-    """The paper's config of a method on a data set, as its recipe states it; empty if no paper has that pair."""
-    return {
-        key.removeprefix(f"{method}."): value
-        for one in _paper_recipes((method,), (dataset,))
-        for key, value in one["set"]
-    }
-
-
-def _paper_recipes(methods: Iterable[str], datasets: Iterable[str]) -> list[Mapping[str, Any]]:
-    """The recipes of any of these methods on any of these data sets."""
-
-    def images(names: Iterable[str]) -> set[str]:
-        return {SAME_IMAGES.get(name, name) for name in names}
-
-    wanted = images(datasets)
-    return [one for one in _all_recipes() if set(one["methods"]) & set(methods) and images(one["datasets"]) & wanted]
-
-
-@functools.cache
-def _all_recipes() -> tuple[Mapping[str, Any], ...]:
-    return tuple(_read(recipe_file(name)) for name in recipes())
-
-
 def _as_published(settings: Settings, stated: Mapping[str, Any]) -> Settings:
     """The papers' backbone and protocols in place of those that nobody stated; raises :class:`SettingsError` if the
     papers of these methods and data sets have several backbones."""
-    found = _paper_recipes(settings.methods, settings.datasets)
+    found = paper_recipes(settings.methods, settings.datasets)
     if found and "backbone" not in stated:
         backbones = sorted({one["backbone"] for one in found})
         if len(backbones) > 1:

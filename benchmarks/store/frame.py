@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.store.files import ResultStore
-from benchmarks.store.records import CellId, Unreadable, backbone_identity
+from benchmarks.store.records import CellId, Record, Unreadable, backbone_identity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,19 +39,24 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
     A record that cannot be read is a failed row that knows no more than the file's name says (no ``data_hash``);
     ``report`` gets one line for each (default: a warning). Raises ``FileNotFoundError`` if there is no such folder.
     """
+    return frame_and_records(path, report or (lambda line: warnings.warn(line, stacklevel=2)))[0]
 
+
+def frame_and_records(path: Path | str, report: Callable[[str], None]) -> tuple[pd.DataFrame, dict[str, Record]]:
+    """:func:`load_results` and the records behind it by key, in the order of the store; each is read once."""
     import pandas as pd
 
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a results folder; run `python -m benchmarks.run --out {root}` first")
-    tell = report or (lambda line: warnings.warn(line, stacklevel=2))
+    records: dict[str, Record] = {}
     rows: list[dict[str, Any]] = []
-    for record in ResultStore(root, tell).entries():
+    for record in ResultStore(root, report).entries():
         if isinstance(record, Unreadable):
-            tell(record.reason)
+            report(record.reason)
             rows.append(_unreadable_row(record))
             continue
+        records[record.key] = record
         common = {
             **{f.name: getattr(record.cell, f.name) for f in dataclasses.fields(CellId) if f.name != "config"},
             "config": json.dumps(record.cell.config, sort_keys=True),
@@ -90,7 +95,7 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
             for metric, value in scores.metrics.items():
                 rows.append({**common, **counts, "metric": metric, "value": value})
     columns = [f.name for f in dataclasses.fields(CellId)]
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*columns, *_MORE_COLUMNS])
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*columns, *_MORE_COLUMNS]), records
 
 
 def _unreadable_row(entry: Unreadable) -> dict[str, Any]:

@@ -7,12 +7,21 @@ N labelled images in D domains.
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 #: The lowest learning rate of :func:`decayed_rate`.
 RATE_FLOOR = 1e-6
+
+#: What all baselines of the ProS release do, as changes to :class:`methods.training.image_text.ReleasedConfig`.
+BASELINE: dict[str, Any] = {
+    "temperature": 0.0,
+    "train_statistics": "imagenet",
+    "schedule": "released",
+    "sampler": "released",
+}
 
 
 def decayed_rate(learning_rate: float, epoch: float, floor: float = RATE_FLOOR) -> float:

@@ -1,4 +1,4 @@
-"""What ProS and UCDR-Adapter have in common: prompt units, the image sequence that holds them, and where it is read.
+"""What ProS and UCDR-Adapter have in common: prompt units, the image sequence that holds them, and its read-out token.
 
 See docs/methods.md. Both papers keep a table of learned vectors, the *prompt units* (one or more for every
 training domain and every training class), put two kinds of prompt between the class token and the patches of the frozen
@@ -22,7 +22,7 @@ TEXT_TEMPLATE = "a photo of {name} from {context} domain."
 CONTEXT_STD = 0.02
 
 #: Which token of the image sequence becomes the image feature. ``class_token``: the papers' choice. ``first_prompt``:
-#: index 1, which the released code of both papers reads (the first domain prompt token, where there is one).
+#: index 1, as in the released code of both papers (the first domain prompt token, where there is one).
 ReadOut = Literal["class_token", "first_prompt"]
 _READ_INDEX: dict[ReadOut, int] = {"class_token": 0, "first_prompt": 1}
 
@@ -55,8 +55,8 @@ def read_image(
 ) -> Tensor:
     """Pre-LayerNorm, blocks, post-LayerNorm of the read-out token and projection: tokens [B, T, w] -> [B, E].
 
-    Not L2-normalised. ``projection`` [E, w] replaces the frozen one. ``plain`` also computes the last block's outputs
-    that nobody reads (the same numbers, for tests and timings).
+    Not L2-normalised. ``projection`` [E, w] replaces the frozen one. ``plain`` also computes the unused outputs of the
+    last block (the same numbers, for tests and timings).
     """
     index = _READ_INDEX[read_out]
     if plain:

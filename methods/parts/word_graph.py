@@ -16,11 +16,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import coalesce
 
-from methods.parts.senses import WordNetError, choose_senses, named_synset, nearest_sense, senses, wordnet
-
-__all__ = ["WordNetError", "wordnet"]  # where they were before
+from methods.parts.backbone import Backbone
+from methods.parts.feature_cache import FeatureScope, process_cache
+from methods.parts.senses import choose_senses, named_synset, nearest_sense, senses, wordnet
 
 GraphSource = Literal["wordnet", "none", "random"]
 SenseChoice = Literal["context", "first"]
@@ -262,32 +264,37 @@ def receptive_field(edges: Tensor, nodes: int, rows: Sequence[int], layers: int 
     return Field(order, tuple(sizes), messages[:, by_receiver], weights[used][by_receiver])
 
 
-# --- word vectors -----------------------------------------------------------------------------------------------------
+class Propagation(MessagePassing):
+    """Ahat H: every node receives the weighted sum of its neighbours and of itself."""
+
+    def __init__(self) -> None:
+        super().__init__(aggr="add")
+
+    def forward(self, hidden: Tensor, messages: Tensor, weights: Tensor, rows: int) -> Tensor:
+        """``hidden`` [n, F], ``messages`` [2, M] (from, to), ``weights`` [M] -> the first ``rows`` nodes [rows, F]."""
+        received: Tensor = self.propagate(messages, x=(hidden, None), weights=weights, size=(len(hidden), rows))
+        return received
+
+    def message(self, x_j: Tensor, weights: Tensor) -> Tensor:
+        """What a neighbour sends."""
+        return weights.unsqueeze(-1) * x_j
 
 
-def read_word_vectors(path: Path | str, names: Sequence[str]) -> Tensor:
-    """Vectors of N names from a text file of word vectors (a line: word, then the numbers, as GloVe's) -> [N, d].
+# --- node vectors -----------------------------------------------------------------------------------------------------
 
-    A name of several words gets the mean of those that the file has.
 
-    Raises:
-        WordNetError: the file is missing or broken, or has no word of a name.
+@torch.no_grad()
+def text_vectors(backbone: Backbone, words: Sequence[tuple[str, ...]], template: str) -> Tensor:
+    """Mean CLIP text embedding of each of n nodes' words in the ``template`` -> [n, E], L2-normalised.
+
+    A node is encoded by itself, so that the last bits do not depend on its neighbours, and once in a process.
     """
-    split = [name.lower().replace("_", " ").replace("-", " ").split() for name in names]
-    wanted = {word for words in split for word in words}
-    vectors: dict[str, Tensor] = {}
-    try:
-        with Path(path).open(encoding="utf-8") as lines:
-            for line in lines:
-                word, _, numbers = line.partition(" ")
-                if word in wanted:
-                    vectors[word] = torch.tensor([float(number) for number in numbers.split()])
-        means = [torch.stack([vectors[word] for word in words if word in vectors]).mean(dim=0) for words in split]
-        return torch.stack(means)
-    except (OSError, ValueError) as error:
-        raise WordNetError(f"word vectors {path} cannot be read ({error}): give a GloVe text file") from error
-    except RuntimeError:
-        missing = next((n for n, words in zip(names, split, strict=True) if not vectors.keys() & set(words)), "")
-        raise WordNetError(
-            f"word vectors {path} have no vector for {missing!r}, or vectors of several lengths"
-        ) from None
+    texts = [tuple(template.format(word) for word in node) for node in words]
+
+    def compute(index: Tensor) -> dict[str, Tensor]:
+        means = [F.normalize(backbone.encode_texts(texts[int(i)]), dim=-1).mean(dim=0) for i in index]
+        return {"vector": F.normalize(torch.stack(means), dim=-1)}
+
+    scope = FeatureScope.of(backbone, "mean text feature")
+    cached = process_cache().lookup(scope, ["|".join(node) for node in texts], compute)
+    return cached["vector"].to(backbone.device)

@@ -72,3 +72,19 @@ def domain_batches(
 def epoch_images(data: TrainingData, sampler: Sampler, round_size: int) -> int:
     """Images in an epoch: all N, or those that the official sampler draws in rounds of ``round_size``."""
     return official_epoch(data.domains, round_size) if sampler == "released" else len(data.images)
+
+
+def domain_pairs(domains: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless pairs of index batches, each of one training domain, of two different ones; ``domains`` [N].
+
+    The first domain is drawn in proportion to its images, the second evenly from the others (the same one if there is
+    only one).
+    """
+    rows = [torch.nonzero(domains == domain).flatten() for domain in torch.unique(domains)]
+    streams = [[target_batches(len(images), batch_size, generator) for images in rows] for _ in ("first", "second")]
+    counts = torch.tensor([float(len(images)) for images in rows])
+    while True:
+        first = int(torch.multinomial(counts, 1, generator=generator))
+        others = [number for number in range(len(rows)) if number != first] or [first]
+        second = others[int(torch.randint(len(others), (), generator=generator))]
+        yield rows[first][next(streams[0][first])], rows[second][next(streams[1][second])]

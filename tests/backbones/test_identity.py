@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.reporting.leaderboard import settings_of, tables
 
 from benchmarks.datasets.registry import DATASETS
-from benchmarks.reporting.leaderboard import settings_of, tables
 from benchmarks.run import main
 from benchmarks.runner import execution
 from benchmarks.store.files import ResultStore

@@ -14,9 +14,9 @@ import pytest
 
 from benchmarks import data
 from benchmarks.datasets.i2webv import I2WebV
-from benchmarks.datasets.listed_dataset import SPLITS, class_lists
-from benchmarks.datasets.own_folder import Folder
+from benchmarks.datasets.own_folder import OwnFolder
 from benchmarks.datasets.registry import DATASETS
+from benchmarks.datasets.splits import SPLITS, class_lists
 from tests.datasets import transfer_trees, trees
 from tests.datasets.conftest import image_cache  # noqa: F401 (an image cache of the test's own, for every test)
 
@@ -116,7 +116,7 @@ def test_a_data_root_that_is_none_is_one_line(
 ) -> None:
     monkeypatch.chdir(root.parent)
     assert data.main(["list", "--data-root", data_root]) == 1
-    assert capsys.readouterr() == ("", f"benchmarks.data: --data-root {data_root} is no folder\n")
+    assert capsys.readouterr() == ("", f"benchmarks.data: --data-root {data_root} is not a folder\n")
     assert data.main(["verify", "folder", "--data-root", data_root]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("benchmarks.data: folder: ")
@@ -125,7 +125,7 @@ def test_a_data_root_that_is_none_is_one_line(
 def test_an_interrupt_and_a_reader_that_leaves_are_no_tracebacks(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def interrupted(dataset: Folder) -> None:
+    def interrupted(dataset: OwnFolder) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(data, "splits", interrupted)
@@ -151,4 +151,4 @@ def test_a_list_of_broken_images_that_cannot_be_written_is_one_line(root: Path, 
     (root / "broken.txt").mkdir()
     assert data.main(["verify", "folder", "--root", str(root), "--write-broken"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("broken.txt cannot be written: Is a directory; mend or remove those images instead")
+    assert line.endswith("broken.txt cannot be written: Is a directory; repair or remove those images instead")

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from benchmarks.reporting.figures import draw
 
 import benchmarks
 from benchmarks import cli, data, report, run
 from benchmarks.protocols.dazsl import Dazsl
-from benchmarks.reporting.figures import draw
 from benchmarks.reporting.page import Drawn
 from benchmarks.runner.settings import Settings, SettingsError, config_changes, parse_set, resolve, spread
 from methods.floors import RandomConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import data, run
-from benchmarks.datasets.own_folder import Folder
+from benchmarks.datasets.own_folder import OwnFolder
 from benchmarks.reporting.page import Drawn
 from benchmarks.store.files import ResultStore
 from tests.datasets.trees import own_tree
@@ -21,7 +21,7 @@ def test_it_is_one_failed_row_with_the_mend_and_never_replaced(
     monkeypatch.setattr("benchmarks.reporting.figures.draw", lambda *_: Drawn())
     root, results = tmp_path / "my data" / "folder", tmp_path / "results"
     own_tree(root, domains=("drawing", "glyph", "photo"))
-    name = Folder(root).classes("test")[0]
+    name = OwnFolder(root).classes("test")[0]
     broken = root / "drawing" / name / "0002.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
 
@@ -70,4 +70,4 @@ def test_it_is_one_failed_row_with_the_mend_and_never_replaced(
         for record in ResultStore(results).records()
         if record.cell.split == "drawing" and record.status == "ok"
     }
-    assert asked == {5 * len(Folder(root).classes("test")) - 1}, "one query fewer: nothing takes its place"
+    assert asked == {5 * len(OwnFolder(root).classes("test")) - 1}, "one query fewer: nothing takes its place"

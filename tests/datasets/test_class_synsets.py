@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from nltk.corpus import wordnet
 
-from benchmarks.datasets.listed_dataset import class_lists
 from benchmarks.datasets.office_home import CLASSES
 from benchmarks.datasets.pacs import PACS
 from benchmarks.datasets.registry import DATASETS
+from benchmarks.datasets.splits import class_lists
 from benchmarks.datasets.synsets import TABLES, checked_synsets
 from benchmarks.datasets.visda import CLASSES as VISDA
 from methods.parts.senses import choose_senses, senses

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.datasets import contents
 from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.contents import file_hashes, tree_hash
-from benchmarks.datasets.own_folder import Folder
+from benchmarks.datasets.own_folder import OwnFolder
 from tests.datasets.trees import write_images
 
 
@@ -195,21 +195,21 @@ def swap(first: Path, second: Path) -> None:
 
 
 def test_two_roots_are_one_data_set_only_if_their_images_are_equal(tmp_path: Path) -> None:
-    first = Folder(tree(tmp_path / "a"))
-    copy = Folder(Path(shutil.copytree(tmp_path / "a", tmp_path / "b")))
+    first = OwnFolder(tree(tmp_path / "a"))
+    copy = OwnFolder(Path(shutil.copytree(tmp_path / "a", tmp_path / "b")))
     assert copy.data_hash == first.data_hash
-    assert copy.store(8).folder == first.store(8).folder, "decoded images are shared"
+    assert copy.image_cache(8).folder == first.image_cache(8).folder, "decoded images are shared"
     swap(tmp_path / "b" / "photo" / "cat" / "0.bmp", tmp_path / "b" / "photo" / "dog" / "0.bmp")
-    other = Folder(tmp_path / "b")
+    other = OwnFolder(tmp_path / "b")
     assert other.data_hash != first.data_hash
-    assert other.store(8).folder != first.store(8).folder
+    assert other.image_cache(8).folder != first.image_cache(8).folder
 
 
 def test_decoded_images_follow_the_files(tmp_path: Path) -> None:
     root = tree(tmp_path / "a")
-    before = Folder(root).pixels(np.arange(24), 8)
+    before = OwnFolder(root).pixels(np.arange(24), 8)
     swap(root / "photo" / "cat" / "0.bmp", root / "photo" / "dog" / "0.bmp")
-    dataset = Folder(root)
+    dataset = OwnFolder(root)
     rows = {key: row for row, key in enumerate(dataset.table["key"])}
     cat, dog = rows["photo/cat/0.bmp"], rows["photo/dog/0.bmp"]
     after = dataset.pixels(np.arange(24), 8)
@@ -220,10 +220,10 @@ def test_decoded_images_follow_the_files(tmp_path: Path) -> None:
 
 def test_an_image_replaced_during_a_run_is_refused_by_name(tmp_path: Path) -> None:
     root = tree(tmp_path / "a")
-    dataset = Folder(root)
+    dataset = OwnFolder(root)
     dataset.content  # noqa: B018 - a run plans first
     swap(root / "photo" / "cat" / "0.bmp", root / "photo" / "dog" / "0.bmp")
-    with pytest.raises(DatasetError, match=r"photo/(cat|dog)/0\.bmp is broken: it was replaced since"):
+    with pytest.raises(DatasetError, match=r"photo/(cat|dog)/0\.bmp is broken: the file changed after"):
         dataset.pixels(np.arange(24), 8)
 
 
@@ -233,14 +233,14 @@ def test_verify_reads_the_content_whatever_is_remembered(
     from benchmarks.data import verify
 
     root = tree(tmp_path / "a")
-    true = Folder(root).data_hash
-    dataset = Folder(root)
+    true = OwnFolder(root).data_hash
+    dataset = OwnFolder(root)
     lies = ["00" * 32] * 24
-    contents.remember(dataset.paths(), lies, name=dataset._memory, begun=time.time())
-    assert Folder(root).data_hash != true, "remembered"
-    verify(Folder(root))
+    contents.remember(dataset.paths(), lies, name=dataset._cache_name, begun=time.time())
+    assert OwnFolder(root).data_hash != true, "remembered"
+    verify(OwnFolder(root))
     assert f"data hash {true}" in capsys.readouterr().out
-    assert Folder(root).data_hash == true, "and put right"
+    assert OwnFolder(root).data_hash == true, "and put right"
 
 
 def test_an_image_that_cannot_be_read_spoils_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +253,7 @@ def test_an_image_that_cannot_be_read_spoils_no_other(tmp_path: Path, monkeypatc
         return read(path)
 
     monkeypatch.setattr(contents, "_read", refusing)
-    dataset = Folder(root)
+    dataset = OwnFolder(root)
     odd = [one for one in dataset.content if len(one) != 64]
     assert odd == ["unreadable photo/cat/0.bmp"]
     assert len(set(dataset.content)) == 24

@@ -14,8 +14,8 @@ import pytest
 
 from benchmarks import data, run
 from benchmarks.datasets.base import DatasetError
-from benchmarks.datasets.layouts import IMAGE_SUFFIXES
-from benchmarks.datasets.own_folder import Folder, FolderRule, read_rule
+from benchmarks.datasets.own_folder import FolderRule, OwnFolder, read_rule
+from benchmarks.datasets.tree_scan import IMAGE_SUFFIXES
 from benchmarks.protocols.registry import PROTOCOLS
 from tests.datasets import trees
 
@@ -28,15 +28,15 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_the_rule_splits_classes_and_images(root: Path) -> None:
-    dataset = Folder(root)
+    dataset = OwnFolder(root)
     dataset.check()
     assert dataset.card.gallery_domain == "photo"
-    assert Folder.card.gallery_domain == "", "the class's own card is left alone"
+    assert OwnFolder.card.gallery_domain == "", "the class's own card is left alone"
     assert dataset.domains == ("drawing", "photo", "Öl auf Leinwand")
     assert [len(dataset.classes(split)) for split in ("train", "val", "test")] == [5, 1, 2]
     held = dataset.table[dataset.table["held_back"]]
     assert held.groupby(["domain", "class"]).size().to_dict() == {("photo", c): 1 for c in dataset.classes("train")}
-    again = Folder(root)
+    again = OwnFolder(root)
     assert again.table.equals(dataset.table)
     assert again.data_hash == dataset.data_hash
 
@@ -44,21 +44,21 @@ def test_the_rule_splits_classes_and_images(root: Path) -> None:
 def test_classes_that_a_domain_lacks_are_trained_on_only(root: Path) -> None:
     shutil.rmtree(root / "drawing" / "猫")
     trees.write_images(root, ["photo/alone/1.jpg"])
-    dataset = Folder(root)
+    dataset = OwnFolder(root)
     dataset.check()
     assert {"猫", "alone"} <= set(dataset.classes("train"))
 
 
 def test_gallery_without_photographs_is_the_largest_domain(root: Path) -> None:
     (root / "photo").rename(root / "watercolour")
-    assert Folder(root).card.gallery_domain == "drawing"
+    assert OwnFolder(root).card.gallery_domain == "drawing"
     trees.write_images(root, ["watercolour/dog/extra.jpg"])
-    assert Folder(root).card.gallery_domain == "watercolour"
+    assert OwnFolder(root).card.gallery_domain == "watercolour"
 
 
 def test_settings_of_the_tree(root: Path) -> None:
     (root / "folder.toml").write_text('gallery_domain = "drawing"\nseed = 3\ntest_share = 0.5\n')
-    dataset = Folder(root)
+    dataset = OwnFolder(root)
     assert dataset.rule == FolderRule("drawing", 3, 0.5)
     assert dataset.card.gallery_domain == "drawing"
     assert len(dataset.classes("test")) == 4
@@ -69,9 +69,9 @@ def test_settings_of_the_tree(root: Path) -> None:
     [
         ("seed = ", "folder.toml is not TOML"),
         ("sed = 1", "unknown key 'sed'; known are gallery_domain, seed, test_share, val_share, held_back_share"),
-        ("seed = 1.5", "seed is int, not 1.5"),
-        ("test_share = true", "test_share is float, not True"),
-        ("val_share = 1", "val_share lies between 0 and 1, not at 1"),
+        ("seed = 1.5", "seed must be int, not 1.5"),
+        ("test_share = true", "test_share must be float, not True"),
+        ("val_share = 1", "val_share must be between 0 and 1, not 1"),
         ("test_share = 0.6\nval_share = 0.5", "leave no train classes"),
         ('gallery_domain = "phot"', "no domain 'phot'; there are drawing, photo, Öl auf Leinwand"),
     ],
@@ -79,7 +79,7 @@ def test_settings_of_the_tree(root: Path) -> None:
 def test_wrong_settings_fail_with_one_line(root: Path, text: str, line: str) -> None:
     (root / "folder.toml").write_text(text)
     with pytest.raises(DatasetError, match=line) as caught:
-        Folder(root).check()
+        OwnFolder(root).check()
     assert str(caught.value).startswith("folder: ")
     assert "\n" not in str(caught.value)
     assert read_rule(root / "none.toml") == FolderRule()
@@ -91,63 +91,66 @@ def test_broken_images_are_left_out_whatever_their_folder_is_called(root: Path, 
     (root / domain / "dog" / "0000.jpg").write_bytes(b"")
     assert data.main(["verify", "folder", "--root", str(root), "--write-broken"]) == 1
     assert data.main(["verify", "folder", "--root", str(root)]) == 0
-    assert f"{domain}/dog/0000.jpg" not in set(Folder(root).table["key"])
+    assert f"{domain}/dog/0000.jpg" not in set(OwnFolder(root).table["key"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
 def test_domains_whose_names_cannot_be_used_are_named(root: Path) -> None:
-    expected = Folder(root).data_hash
+    expected = OwnFolder(root).data_hash
     for name in (b"two\nlines", b"bad\xff", b"__MACOSX"):
         shutil.copytree(root / "photo", Path(os.fsdecode(os.fsencode(root) + b"/" + name)))
-    dataset = Folder(root)
-    assert [(one.kind, one.path) for one in dataset.findings] == [("name", "bad\\udcff"), ("name", "'two\\nlines'")]
+    dataset = OwnFolder(root)
+    assert [(one.kind, one.path) for one in dataset.findings] == [
+        ("bad_name", "bad\\udcff"),
+        ("bad_name", "'two\\nlines'"),
+    ]
     assert dataset.data_hash == expected
 
 
 def test_domains_are_the_same_in_both_unicode_forms(root: Path) -> None:
-    expected = Folder(root).data_hash
+    expected = OwnFolder(root).data_hash
     (root / "Öl auf Leinwand").rename(root / unicodedata.normalize("NFD", "Öl auf Leinwand"))
     (root / "folder.toml").write_text('gallery_domain = "photo"\n')
-    assert Folder(root).data_hash == expected
+    assert OwnFolder(root).data_hash == expected
     (root / "folder.toml").write_text(unicodedata.normalize("NFD", 'gallery_domain = "Öl auf Leinwand"\n'))
-    assert Folder(root).card.gallery_domain == "Öl auf Leinwand"
+    assert OwnFolder(root).card.gallery_domain == "Öl auf Leinwand"
 
 
 def test_one_class_that_two_domains_spell_differently(root: Path) -> None:
-    expected = {split: Folder(root).classes(split) for split in ("train", "val", "test")}
+    expected = {split: OwnFolder(root).classes(split) for split in ("train", "val", "test")}
     (root / "photo" / "dog").rename(root / "photo" / "003.Dog ")
-    dataset = Folder(root)
+    dataset = OwnFolder(root)
     assert {split: dataset.classes(split) for split in expected} == expected
     assert dataset.name_notes == ("class dog: one class, read from the folders '003.Dog ', 'dog'",)
 
 
 def test_one_domain_may_tell_classes_apart_by_case(root: Path) -> None:
     shutil.copytree(root / "photo" / "dog", root / "photo" / "Dog")
-    dataset = Folder(root)
+    dataset = OwnFolder(root)
     assert {"Dog", "dog"} <= set(dataset.classes())
     assert "dog: differs from Dog in case only; if both are one class, rename one" in map(str, dataset.findings)
 
 
 def test_names_as_they_are_written(root: Path) -> None:
     (root / "photo" / "dog").rename(root / "photo" / "Big_Dog")
-    assert "big dog" in Folder(root).classes()
+    assert "big dog" in OwnFolder(root).classes()
     (root / "folder.toml").write_text("exact_names = true\n")
-    assert "Big_Dog" in Folder(root).classes()
+    assert "Big_Dog" in OwnFolder(root).classes()
 
 
 def test_synsets_of_the_settings(root: Path) -> None:
-    assert Folder(root).synsets == {}
+    assert OwnFolder(root).synsets == {}
     (root / "folder.toml").write_text('[synsets]\n"Dog" = "dog.n.03"\n')
-    assert Folder(root).synsets == {"dog": "dog.n.03"}
+    assert OwnFolder(root).synsets == {"dog": "dog.n.03"}
     for text, line in (
         ('dog = "dog.n.99"', r"folder.toml: WordNet has no noun synset 'dog.n.99' \(class 'dog'\)"),
-        ('dragonet = "dog.n.01"', "synsets names 'dragonet', which is no class here"),
+        ('dragonet = "dog.n.01"', "synsets names 'dragonet', which is not a class here"),
         ('dog = "run.v.01"', "no"),
-        ("dog = 3", "synsets is a table"),
+        ("dog = 3", "synsets must be a table"),
     ):
         (root / "folder.toml").write_text(f"[synsets]\n{text}\n")
         with pytest.raises(DatasetError, match=line):
-            _ = Folder(root).synsets
+            _ = OwnFolder(root).synsets
 
 
 @pytest.mark.parametrize("middle", ["images", "train"])
@@ -157,7 +160,7 @@ def test_class_folders_one_level_too_deep(root: Path, middle: str) -> None:
         (root / domain.name).mkdir()
         (root / "moved").rename(root / domain.name / middle)
     with pytest.raises(DatasetError, match=rf"one level too deep, in drawing/{middle}: move them up") as caught:
-        Folder(root).check()
+        OwnFolder(root).check()
     assert "did you mean" not in str(caught.value)
 
 
@@ -166,14 +169,14 @@ def test_links_that_are_no_domain_are_named(root: Path, tmp_path: Path) -> None:
     (root / "out").symlink_to(tmp_path / "elsewhere")
     (root / "nothing").symlink_to(tmp_path / "absent")
     (root / "loop").symlink_to(root / "loop")
-    kinds = {one.path: one.kind for one in Folder(root).findings}
+    kinds = {one.path: one.kind for one in OwnFolder(root).findings}
     assert kinds == {"out": "link", "nothing": "link", "loop": "link"}
 
 
 @pytest.mark.parametrize("name", ["sim to real", "a to b to c", "a->b", "a,b", "-x", "PHOTO", "to"])
 def test_domains_of_any_name_have_sound_tasks(root: Path, name: str) -> None:
     (root / "drawing").rename(root / name)
-    dataset = Folder(root)
+    dataset = OwnFolder(root)
     for protocol in ("uda", "uda_inductive", "dazsl", "ucdr"):
         found = PROTOCOLS.get(protocol)
         for split in found.splits(dataset):
@@ -187,24 +190,24 @@ def test_domains_of_any_name_have_sound_tasks(root: Path, name: str) -> None:
 def test_trees_that_no_protocol_fits_fail_with_one_line(root: Path, tmp_path: Path) -> None:
     for path in ("drawing", "Öl auf Leinwand"):
         shutil.rmtree(root / path)
-    with pytest.raises(DatasetError, match=r"^folder: .* has one domain, photo; two are needed$"):
-        Folder(root)
+    with pytest.raises(DatasetError, match=r"^folder: .* has only the domain photo; two are needed$"):
+        OwnFolder(root)
     trees.class_tree(root, ["drawing"], ["dog", "cup"], 2)
-    with pytest.raises(DatasetError, match=r"^folder: .*: 2 classes lie in every domain \(drawing, photo\); three"):
-        Folder(root).check()
+    with pytest.raises(DatasetError, match=r"^folder: .*: 2 classes are in every domain \(drawing, photo\); three"):
+        OwnFolder(root).check()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match="holds no domain folders; the layout is ROOT/DOMAIN/CLASS"):
-        Folder(tmp_path / "empty")
+    with pytest.raises(DatasetError, match="has no domain folders; the layout is ROOT/DOMAIN/CLASS"):
+        OwnFolder(tmp_path / "empty")
     (tmp_path / "empty" / "a").mkdir()
-    with pytest.raises(DatasetError, match="holds no images in its class folders"):
-        Folder(tmp_path / "empty")
+    with pytest.raises(DatasetError, match="has no images in its class folders"):
+        OwnFolder(tmp_path / "empty")
 
 
 def test_the_closed_set_follows_the_rule(root: Path) -> None:
     (root / "drawing/dog/0000.jpg").unlink()
     (root / "drawing/dog/0001.jpg").unlink()
     (root / "drawing/dog/0002.jpg").unlink()
-    dataset = Folder(root)
+    dataset = OwnFolder(root)
     closed = dataset.closed_set
     assert closed.uda_domains == dataset.domains
     assert set(closed.uda_classes) == set(dataset.classes()) - {"dog"}
@@ -229,7 +232,7 @@ def test_a_broken_image_fails_the_cell_with_one_line_that_names_the_mend(
     root: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("benchmarks.reporting.plots.bars", lambda table, folder, *more: [])
-    (root / "photo" / Folder(root).classes("test")[0] / "0000.jpg").write_bytes(b"not an image")
+    (root / "photo" / OwnFolder(root).classes("test")[0] / "0000.jpg").write_bytes(b"not an image")
     arguments = ["--methods", "zero_shot", "--datasets", "folder", "--data-root", str(root.parent), "--preset", "smoke"]
     arguments += ["--protocols", "ucdr", "--backbone", str(tiny_folder), "--threads", "1"]
     assert run.main([*arguments, "--out", str(tmp_path / "results")]) == 1
@@ -259,11 +262,11 @@ def test_verify_names_what_is_wrong_and_can_leave_it_out(
     assert data.main(["verify", "folder", "--root", str(root), "--size", "8"]) == 0
     printed = capsys.readouterr().out
     assert "images left out by broken.txt: 3\n" in printed
-    count = len(Folder(root).table)
+    count = len(OwnFolder(root).table)
     assert f"{count} images are kept decoded at 8 x 8 pixels" in printed
-    dataset = Folder(root)
+    dataset = OwnFolder(root)
     dataset.pixels(np.arange(count), 8)
-    assert dataset.store(8).decoded == 0
+    assert dataset.image_cache(8).decoded == 0
 
 
 def test_verify_cuts_long_lists_unless_asked(root: Path, capsys: pytest.CaptureFixture) -> None:
@@ -287,9 +290,9 @@ def names_tree(root: Path, domains: tuple[str, ...], between: str = "") -> Path:
 
 def test_a_domain_that_links_to_another_never_takes_its_images(tmp_path: Path) -> None:
     root = names_tree(tmp_path, ("photo", "a from b"))
-    alone = Folder(root).data_hash
+    alone = OwnFolder(root).data_hash
     (root / "a link").symlink_to("photo")
-    dataset = Folder(root)
+    dataset = OwnFolder(root)
     assert dataset.domains == ("a from b", "photo")
     assert dataset.data_hash == alone
     assert [str(one) for one in dataset.findings] == ["a link: a link to photo, which is read as a domain already"]
@@ -297,7 +300,7 @@ def test_a_domain_that_links_to_another_never_takes_its_images(tmp_path: Path) -
 
 @pytest.mark.parametrize("other", ["Photo", "photo ", "pho-to"])
 def test_domains_of_almost_one_name_are_read_both_and_noted(tmp_path: Path, other: str) -> None:
-    dataset = Folder(names_tree(tmp_path, (other, "photo", "sketch")))
+    dataset = OwnFolder(names_tree(tmp_path, (other, "photo", "sketch")))
     assert len(dataset.domains) == 3
     assert dataset.left_out == "", "both are read"
     (note,) = dataset.name_notes
@@ -310,7 +313,7 @@ def test_a_folder_too_many_is_named_as_what_it_is(tmp_path: Path) -> None:
         (
             "two",
             {"train": "photo", "test": "sketch"},
-            "domain folders lie one level too deep, in test/sketch and train/",
+            "domain folders are one level too deep, in test/sketch and train/",
         ),
         (
             "three",
@@ -321,10 +324,10 @@ def test_a_folder_too_many_is_named_as_what_it_is(tmp_path: Path) -> None:
         for domain, middle in between.items():
             names_tree(tmp_path / name, (domain,), middle)
         with pytest.raises(DatasetError, match=said):
-            Folder(tmp_path / name)
+            OwnFolder(tmp_path / name)
     trees.class_tree(tmp_path, ("four",), ("ant", "bee", "cup"), 2)
     with pytest.raises(DatasetError, match="put these class folders into a folder per domain") as caught:
-        Folder(tmp_path / "four")
+        OwnFolder(tmp_path / "four")
     assert "did you mean" not in str(caught.value)
 
 
@@ -332,14 +335,14 @@ def test_images_beside_the_domains_and_empty_ones_are_counted_and_no_cell_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     root = names_tree(tmp_path / "folder", ("photo", "sketch"))
-    before = Folder(root).data_hash
+    before = OwnFolder(root).data_hash
     trees.write_images(root, ["loose.jpg"])
     (root / "photo" / "ant" / "zero.PNG").write_bytes(b"")
     (root / "photo" / "ant" / "phone.HEIC").write_bytes(b"x")
-    dataset = Folder(root)
+    dataset = OwnFolder(root)
     assert dataset.data_hash == before
     heic = "" if ".heic" in IMAGE_SUFFIXES else "1 .heic, "
-    assert dataset.left_out == f"{heic}1 beside the domain folders, 1 of zero bytes"
+    assert dataset.left_out == f"{heic}1 beside the domain folders, 1 empty"
     assert data.main(["verify", "folder", "--root", str(root)]) == 1
     printed = capsys.readouterr().out
     assert "photo/ant/zero.PNG: the file is empty; left out" in printed
@@ -347,11 +350,11 @@ def test_images_beside_the_domains_and_empty_ones_are_counted_and_no_cell_fails(
     assert "pillow-heif" in printed or not heic
     assert data.main(["verify", "folder", "--root", str(root), "--write-broken"]) == 1
     assert data.main(["verify", "folder", "--root", str(root)]) == 0
-    assert Folder(root).data_hash == before
+    assert OwnFolder(root).data_hash == before
 
 
 def test_a_class_named_twice_in_the_synsets_is_refused(tmp_path: Path) -> None:
     root = names_tree(tmp_path, ("photo", "sketch"))
     (root / "folder.toml").write_text('[synsets]\nant = "ant.n.01"\nAnt = "bee.n.01"\n')
     with pytest.raises(DatasetError, match=r"folder\.toml: synsets names the class 'ant' twice"):
-        _ = Folder(root).synsets
+        _ = OwnFolder(root).synsets

@@ -16,19 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.datasets import image_files
+from benchmarks.datasets import decoding, image_cache, image_workers
 from benchmarks.datasets.base import DatasetCard, DatasetError, dataset_root
-from benchmarks.datasets.layouts import (
-    FolderDataset,
-    Place,
-    canonical_classes,
-    class_splits,
-    held_back,
-    join_listings,
-    list_files,
-    read_image_list,
-    scan,
-)
+from benchmarks.datasets.folder_dataset import FolderDataset, canonical_classes
+from benchmarks.datasets.image_lists import read_image_list
+from benchmarks.datasets.splits import class_splits, held_back
+from benchmarks.datasets.tree_scan import Place, join_listings, scan, scan_listed
 from tests.datasets.trees import class_tree, damage, image_bytes, write_images
 
 PLACES = (Place("photo", ("Photo", "photos")), Place("draw", ("draw/256",)))
@@ -71,9 +64,9 @@ def test_everything_odd_is_listed_with_its_reason_and_left_out(root: Path, tmp_p
     harm = damage(root, "photos/ant", tmp_path / "outside")
     listing = scan(root, PLACES)
     assert set(listing.images["key"]) - before == {*harm.broken, *harm.whole}
-    reasons = {finding.path: finding.reason for finding in listing.findings if finding.kind != "system"}
+    reasons = {finding.path: finding.reason for finding in listing.findings if finding.kind != "system_file"}
     assert tuple(sorted(reasons)) == harm.left_out
-    (system,) = (finding for finding in listing.findings if finding.kind == "system")
+    (system,) = (finding for finding in listing.findings if finding.kind == "system_file")
     assert str(system) == "photos/ant: system files, such as '.hidden.jpg'"
     assert all("\n" not in str(finding) for finding in listing.findings)
     said = {path.rpartition("/")[2]: reason for path, reason in reasons.items()}
@@ -83,7 +76,7 @@ def test_everything_odd_is_listed_with_its_reason_and_left_out(root: Path, tmp_p
     assert said["loop.jpg"] == "a link that leads to itself"
     assert said["dangling.jpg"] == "a link to nothing"
     assert said["again.jpg"] == "a link to photos/ant/UPPER.JPG, which is listed already"
-    assert said["empty class"] == "holds no images"
+    assert said["empty class"] == "has no images"
     assert said["linked away"].startswith("a link that leaves the data set's folder")
     assert said["linked back"] == "a link that leads back to a folder above it; not followed"
 
@@ -99,7 +92,7 @@ def test_links_inside_the_root_are_followed_once(root: Path) -> None:
     assert {finding.path: finding.reason for finding in listing.findings} == {
         "photos/aunt": "a link to photos/ant, which is listed already",
         "photos/cats": "a link to photos/cat, which is listed already",
-        "photos/lone.jpg": "lies beside the class folders; not read",
+        "photos/lone.jpg": "beside the class folders; not read",
     }
 
 
@@ -115,14 +108,14 @@ def test_a_domain_that_is_a_link_to_elsewhere_is_named(root: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("break_it", "line"),
     [
-        (lambda root: (root / "photos").rename(root / "other"), "lacks the folder Photo or photos; the layout is ROOT"),
-        (lambda root: (root / "draw").rename(root / "other"), "lacks the folder draw/256; the layout is"),
-        (lambda root: [f.unlink() for f in root.rglob("*.jpg")], "holds no images in its class folders"),
+        (lambda root: (root / "photos").rename(root / "other"), "has no folder Photo or photos; the layout is ROOT"),
+        (lambda root: (root / "draw").rename(root / "other"), "has no folder draw/256; the layout is"),
+        (lambda root: [f.unlink() for f in root.rglob("*.jpg")], "has no images in its class folders"),
         (lambda root: [f.unlink() for f in root.rglob("hot-dog/*")], "1 of 3 classes have no images under"),
         (lambda root: (root / "broken.txt").write_bytes(b"\xff"), r"broken\.txt is not UTF-8 text: byte 0 is wrong"),
         (
             lambda root: (root / "broken.txt").write_text("\n".join(scan(root, PLACES).images["key"])),
-            r"broken\.txt leaves no image; delete it, then verify again$",
+            r"broken\.txt names every image; delete it, then verify again$",
         ),
     ],
 )
@@ -135,14 +128,16 @@ def test_what_cannot_be_used_fails_with_one_line(root: Path, break_it: object, l
 
 
 def test_no_root_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"^small is not shipped: say --data-root FOLDER where FOLDER/small is ROOT"):
+    with pytest.raises(
+        DatasetError, match=r"^small is not shipped: give --data-root FOLDER, where FOLDER/small is ROOT"
+    ):
         Small(None).check()
     with pytest.raises(
         DatasetError, match=r"^small: .*/nowhere does not exist; the layout is ROOT/.* \(source: here\)$"
     ):
         Small(tmp_path / "nowhere").check()
     (tmp_path / "file").write_text("")
-    with pytest.raises(DatasetError, match=r"^small: .*/file is a file; give the folder that holds the images$"):
+    with pytest.raises(DatasetError, match=r"^small: .*/file is a file; give the folder with the images$"):
         Small(tmp_path / "file").check()
 
 
@@ -220,7 +215,7 @@ def test_names_that_are_not_text_are_named(root: Path) -> None:
     for name in odd:
         (root / "photos" / "ant" / f"{name}.jpg").write_bytes(b"x")
     found = [str(finding) for finding in scan(root, PLACES).findings]
-    why = "the name holds a tab, line break or control character; rename it"
+    why = "the name has a tab, line break or control character; rename it"
     assert found == [
         *sorted(f"photos/ant/{name + '.jpg'!r}: {why}" for name in odd),
         "photos/ant/bad\\udcff.jpg: the name is not UTF-8; rename it",
@@ -236,21 +231,21 @@ def test_published_lists(root: Path, tmp_path: Path) -> None:
         "path": ["photos/ant/0000.jpg", "photos/hot dog/1.jpg", "../secret.jpg"],
         "label": [0, 12, 3],
     }
-    listing = list_files(root, frame["path"], domain="photo")
+    listing = scan_listed(root, frame["path"], domain="photo")
     assert listing.images[["key", "class", "domain"]].values.tolist() == [["photos/ant/0000.jpg", "ant", "photo"]]
     assert [(one.kind, one.path) for one in listing.findings] == [
-        ("missing", "../secret.jpg"),
-        ("missing", "photos/hot dog/1.jpg"),
+        ("missing_image", "../secret.jpg"),
+        ("missing_image", "photos/hot dog/1.jpg"),
     ]
     (root / "far").symlink_to(tmp_path)
     (root / "near").symlink_to("photos")
-    odd = list_files(root, ["photos/ant/1.jpg", "far/list.txt", *["near/ant/0002.jpg"] * 2], domain="photo")
+    odd = scan_listed(root, ["photos/ant/1.jpg", "far/list.txt", *["near/ant/0002.jpg"] * 2], domain="photo")
     assert [str(one) for one in odd.findings] == [
-        "far/list.txt: lies behind a link that leaves the data set's folder; not followed",
+        "far/list.txt: behind a link that leaves the data set's folder; not followed",
         "near/ant/0002.jpg: named twice; read once",
         "photos/ant/1.jpg: named in a list, but not there",
     ]
-    other = list_files(root, ["photos/ant/0001.jpg"], domain="photo", classes=["x"])
+    other = scan_listed(root, ["photos/ant/0001.jpg"], domain="photo", classes=["x"])
     assert join_listings([listing, other]).images["class"].tolist() == ["ant", "x"]
     with pytest.raises(DatasetError, match=r"photos/ant/0000\.jpg is listed twice"):
         join_listings([listing, listing])
@@ -260,7 +255,7 @@ def test_published_lists(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="cannot be read: No such file"):
         read_image_list(tmp_path / "none.txt")
     with pytest.raises(DatasetError, match=r"has none of the 2 images that the list of photo names, such as a/1\.jpg$"):
-        list_files(root, ["a/1.jpg", "a/2.jpg"], domain="photo")
+        scan_listed(root, ["a/1.jpg", "a/2.jpg"], domain="photo")
 
 
 @pytest.mark.parametrize("label", ["²", "-1", "1.0", "9" * 30, "x\0.jpg 1", "x\x1b.jpg 1"])
@@ -292,7 +287,7 @@ def test_the_table_has_canonical_classes_and_rows_in_key_order(root: Path) -> No
     dataset.check()
     assert dataset.classes() == ("ant", "bee", "hot_dog")
     assert dataset.table["key"].is_monotonic_increasing
-    assert [str(one) for one in dataset.findings] == ["wasp: no class of small; its 1 images are left out"]
+    assert [str(one) for one in dataset.findings] == ["wasp: not a class of small; its 1 images are left out"]
     held = dataset.table[dataset.table["held_back"]]
     assert set(held["class"]) == {"ant"}
     assert set(held["domain"]) == {"photo"}
@@ -325,8 +320,8 @@ def test_broken_images_fail_by_name_until_they_are_left_out_by_name(root: Path, 
     clean = Small(root)
     assert len(clean.table) == len(dataset.table) - 2, "the empty one is left out without being named"
     assert not set(harm.broken) & set(clean.table["key"])
-    kinds = [(one.kind, one.path) for one in clean.findings if one.kind in ("broken", "stale", "missing")]
-    assert kinds == [*(("broken", key) for key in harm.broken), ("stale", "photos/ant/gone.jpg")]
+    kinds = [(one.kind, one.path) for one in clean.findings if one.kind in ("broken", "stale_entry", "missing_image")]
+    assert kinds == [*(("broken", key) for key in harm.broken), ("stale_entry", "photos/ant/gone.jpg")]
     assert clean.data_hash != dataset.data_hash
     clean.pixels(np.arange(len(clean.table)), 8)
 
@@ -334,10 +329,10 @@ def test_broken_images_fail_by_name_until_they_are_left_out_by_name(root: Path, 
 def test_checking_names_every_broken_image_with_its_reason(root: Path, tmp_path: Path) -> None:
     harm = damage(root, "photos/ant", tmp_path / "outside")
     dataset = Small(root)
-    answers = {dataset.table["key"].iloc[one.row]: one for one in image_files.check_images(dataset.paths())}
+    answers = {dataset.table["key"].iloc[one.row]: one for one in image_workers.check_images(dataset.paths())}
     assert len(answers) == len(dataset.table)
     reasons = {key.rpartition("/")[2]: one.reason for key, one in answers.items() if one.reason}
-    (empty,) = (one for one in dataset.findings if one.kind == "zero")
+    (empty,) = (one for one in dataset.findings if one.kind == "empty_file")
     assert str(empty) == "photos/ant/zero.jpg: the file is empty"
     assert {*reasons, "zero.jpg"} == {key.rpartition("/")[2] for key in harm.broken}
     assert reasons["page.jpg"] == "not an image that Pillow can read"
@@ -354,15 +349,15 @@ def test_pixels_are_the_central_square_in_rgb(tmp_path: Path) -> None:
     file = tmp_path / "x.png"
     image.save(file)
     expected = np.asarray(image.resize((26, 16), Image.Resampling.BICUBIC).crop((5, 0, 21, 16))).transpose(2, 0, 1)
-    assert np.array_equal(image_files.decode(file.read_bytes(), 16), expected)
-    assert np.array_equal(image_files.decode(file.read_bytes()), np.asarray(image).transpose(2, 0, 1))
+    assert np.array_equal(decoding.decode(file.read_bytes(), 16), expected)
+    assert np.array_equal(decoding.decode(file.read_bytes()), np.asarray(image).transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "RGBA", "LA", "I;16"])
 def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     file = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
     Image.new(mode, (4, 4)).save(file)
-    pixels = image_files.decode(file.read_bytes(), 4)
+    pixels = decoding.decode(file.read_bytes(), 4)
     assert pixels.shape == (3, 4, 4)
     assert pixels.dtype == np.uint8
     if mode in ("RGBA", "LA"):
@@ -372,7 +367,7 @@ def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 def test_sixteen_bit_grey_keeps_its_shades(tmp_path: Path) -> None:
     shades = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
     Image.fromarray(shades).save(tmp_path / "x.png")
-    pixels = image_files.decode((tmp_path / "x.png").read_bytes())
+    pixels = decoding.decode((tmp_path / "x.png").read_bytes())
     assert np.array_equal(pixels, np.stack([shades // 256] * 3))
 
 
@@ -380,15 +375,15 @@ def test_exif_orientation_is_applied_unless_as_stored_and_the_first_frame_counts
     turned, frames = Image.Exif(), [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     turned[274] = 6
     Image.new("RGB", (9, 5)).save(tmp_path / "x.jpg", exif=turned)
-    assert image_files.decode((tmp_path / "x.jpg").read_bytes()).shape == (3, 9, 5)
-    assert image_files.upright((tmp_path / "x.jpg").read_bytes(), turn=False)[0].size == (9, 5)
+    assert decoding.decode((tmp_path / "x.jpg").read_bytes()).shape == (3, 9, 5)
+    assert decoding.upright((tmp_path / "x.jpg").read_bytes(), turn=False)[0].size == (9, 5)
     frames[0].save(tmp_path / "x.webp", save_all=True, append_images=frames[1:], lossless=True)
-    assert image_files.decode((tmp_path / "x.webp").read_bytes())[:, 0, 0].tolist() == [255, 0, 0]
+    assert decoding.decode((tmp_path / "x.webp").read_bytes())[:, 0, 0].tolist() == [255, 0, 0]
 
 
 def test_no_program_is_run_on_a_postscript_file() -> None:
-    with pytest.raises(image_files.ImageError, match="a PostScript file, no image"):
-        image_files.decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(decoding.ImageError, match="a PostScript file, not an image"):
+        decoding.decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
 
 
 def test_decoded_once_and_kept_across_processes_and_copies(root: Path, tmp_path: Path) -> None:
@@ -398,15 +393,15 @@ def test_decoded_once_and_kept_across_processes_and_copies(root: Path, tmp_path:
     assert pixels.dtype == torch.float32
     assert torch.equal(pixels[0], pixels[2])
     assert (pixels >= 0).all() and (pixels <= 1).all()
-    expected = image_files.decode(Path(first.paths(np.array([11]))[0]).read_bytes(), 8)
+    expected = decoding.decode(Path(first.paths(np.array([11]))[0]).read_bytes(), 8)
     assert torch.equal((pixels[3] * 255).round().to(torch.uint8), torch.from_numpy(expected))
-    assert (first.store(8).decoded, first.store(8).filled()) == (3, 3)
+    assert (first.image_cache(8).decoded, first.image_cache(8).filled()) == (3, 3)
     again = Small(root)
     assert torch.equal(again.pixels(rows, 8), pixels)
-    assert again.store(8).decoded == 0, "nothing is decoded twice"
+    assert again.image_cache(8).decoded == 0, "nothing is decoded twice"
     again.pixels(np.arange(12), 8)
-    assert again.store(8).decoded == 9, "it goes on where it stopped"
-    assert again.store(6).filled() == 0, "another size is another cache"
+    assert again.image_cache(8).decoded == 9, "it goes on where it stopped"
+    assert again.image_cache(6).filled() == 0, "another size is another cache"
 
 
 def test_a_changed_file_is_decoded_again(root: Path) -> None:
@@ -419,20 +414,20 @@ def test_a_changed_file_is_decoded_again(root: Path) -> None:
     os.utime(file, ns=(1, 1))
     changed = Small(root)
     pixels = changed.pixels(np.array([3]), 8)
-    assert torch.equal((pixels[0] * 255).round().to(torch.uint8), torch.from_numpy(image_files.decode(replaced, 8)))
+    assert torch.equal((pixels[0] * 255).round().to(torch.uint8), torch.from_numpy(decoding.decode(replaced, 8)))
 
 
 def test_a_slot_that_was_not_written_whole_is_filled_anew(root: Path) -> None:
     dataset = Small(root)
     pixels = dataset.pixels(np.arange(24), 8)
-    folder = dataset.store(8).folder
+    folder = dataset.image_cache(8).folder
     assert folder is not None
     with (folder / "pixels.u8").open("r+b") as file:
-        file.seek(7 * dataset.store(8).slot_bytes)
+        file.seek(7 * dataset.image_cache(8).slot_bytes)
         file.write(b"\0" * 40)
     again = Small(root)
     assert torch.equal(again.pixels(np.arange(24), 8), pixels)
-    assert again.store(8).decoded == 1
+    assert again.image_cache(8).decoded == 1
 
 
 def test_worker_processes_give_the_same_pixels(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,33 +439,33 @@ def test_worker_processes_give_the_same_pixels(root: Path, monkeypatch: pytest.M
     monkeypatch.setenv("UCDR_BENCH_CACHE", str(root.parent / "cache2"))
     kept = Small(root)
     assert torch.equal(kept.pixels(np.arange(24), 8), alone)
-    assert kept.store(8).filled() == 24
+    assert kept.image_cache(8).filled() == 24
     (root / "photos/ant/0000.jpg").write_bytes(b"x")
     with pytest.raises(DatasetError, match=r"photos/ant/0000\.jpg is broken: not an image that Pillow can read"):
         Small(root).pixels(np.arange(24), 8)
-    assert sum(bool(one.reason) for one in image_files.check_images(Small(root).paths())) == 1
+    assert sum(bool(one.reason) for one in image_workers.check_images(Small(root).paths())) == 1
 
 
 def test_no_room_means_no_cache_and_one_warning(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_files, "SPARE", 1 << 60)
+    monkeypatch.setattr(image_cache, "SPARE", 1 << 60)
     dataset = Small(root)
     with pytest.warns(RuntimeWarning, match="has no room for more images"):
         first = dataset.pixels(np.arange(4), 8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(dataset.pixels(np.arange(4), 8), first)
-    assert dataset.store(8).filled() == 0
+    assert dataset.image_cache(8).filled() == 0
 
 
 def test_a_disk_that_fills_up_ends_the_cache_and_not_the_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int, data: bytes, offset: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(image_files, "_write", full)
+    monkeypatch.setattr(image_workers, "_write", full)
     dataset = Small(root)
     with pytest.warns(RuntimeWarning, match=r"image cache .* cannot be written \(No space left on device\)"):
         pixels = dataset.pixels(np.arange(24), 8)
-    assert dataset.store(8).folder is None
+    assert dataset.image_cache(8).folder is None
     monkeypatch.setenv("UCDR_BENCH_CACHE", "off")
     assert torch.equal(Small(root).pixels(np.arange(24), 8), pixels)
 
@@ -480,7 +475,7 @@ def test_without_a_home_folder_there_is_no_cache(monkeypatch: pytest.MonkeyPatch
     with pytest.warns(
         RuntimeWarning, match="home folder of ~nobody-of-that-name/cache is not known; set UCDR_BENCH_CA"
     ):
-        assert image_files.cache_folder() is None
+        assert image_cache.cache_folder() is None
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks here")
@@ -488,7 +483,7 @@ def test_a_worker_that_starts_does_not_see_the_interrupt(request: pytest.Fixture
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     blocked = "import signal; raise SystemExit(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
-    with pytest.raises(KeyboardInterrupt), image_files._interrupts_wait():  # the caller sees it, afterwards
+    with pytest.raises(KeyboardInterrupt), image_workers._interrupts_wait():  # the caller sees it, afterwards
         assert subprocess.run([sys.executable, "-c", blocked], check=False).returncode == 1
         signal.raise_signal(signal.SIGINT)
     assert subprocess.run([sys.executable, "-c", blocked], check=False).returncode == 0
@@ -503,21 +498,21 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(root: Path, monke
 
 def test_a_killed_fill_leaves_only_whole_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Small(root)
-    real, done = image_files._work, []
+    real, done = image_workers._work, []
 
-    def dies(job: image_files._Job) -> image_files._Answer:
+    def dies(job: image_workers.Job) -> image_workers.JobResult:
         if done:
             raise KeyboardInterrupt
         done.append(job)
         return real(job)
 
-    monkeypatch.setattr(image_files, "CHUNK", 5)
-    monkeypatch.setattr(image_files, "_work", dies)
+    monkeypatch.setattr(image_workers, "CHUNK", 5)
+    monkeypatch.setattr(image_workers, "_work", dies)
     with pytest.raises(KeyboardInterrupt):
         dataset.pixels(np.arange(24), 8)
-    monkeypatch.setattr(image_files, "_work", real)
+    monkeypatch.setattr(image_workers, "_work", real)
     again = Small(root)
-    assert again.store(8).filled() == 5
+    assert again.image_cache(8).filled() == 5
     monkeypatch.setenv("UCDR_BENCH_CACHE", "off")
     assert torch.equal(again.pixels(np.arange(24), 8), Small(root).pixels(np.arange(24), 8))
 
@@ -532,7 +527,7 @@ def test_class_splits_follow_seed_and_names_alone() -> None:
     assert [list(splits.values()).count(split) for split in ("train", "val", "test")] == [12, 3, 5]
     assert class_splits(names, seed=1) != splits
     assert sorted(class_splits(["a", "b", "c"]).values()) == ["test", "train", "val"]
-    with pytest.raises(DatasetError, match="need three classes at least; there are 2"):
+    with pytest.raises(DatasetError, match="need at least three classes; there are 2"):
         class_splits(["a", "b"])
 
 

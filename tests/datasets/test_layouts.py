@@ -14,16 +14,16 @@ from benchmarks import data
 from benchmarks.datasets import domainnet
 from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.domainnet import CLEANED, ORIGINAL, DomainNet, edition
+from benchmarks.datasets.folder_dataset import FolderDataset
 from benchmarks.datasets.i2awa import I2AwA
 from benchmarks.datasets.i2webv import I2WebV
-from benchmarks.datasets.image_lists import read_placed
-from benchmarks.datasets.layouts import FolderDataset, read_image_list
-from benchmarks.datasets.listed_dataset import SPLITS, class_lists
+from benchmarks.datasets.image_lists import read_image_list, read_relative_list
 from benchmarks.datasets.mini_domainnet import MiniDomainNet
 from benchmarks.datasets.office_home import OfficeHome
-from benchmarks.datasets.own_folder import Folder
+from benchmarks.datasets.own_folder import OwnFolder
 from benchmarks.datasets.pacs import PACS
 from benchmarks.datasets.sketchy import Sketchy
+from benchmarks.datasets.splits import SPLITS, class_lists
 from benchmarks.datasets.tuberlin import TUBerlin
 from benchmarks.datasets.visda import VisDA, VisDATest
 from tests.datasets import transfer_trees, trees
@@ -368,11 +368,11 @@ def test_paths_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
     for line in ("real/zebra/1.jpg 0", "1.jpg 0", "clipart/1.jpg/2/3.jpg 0"):
         file.write_text(f"{line}\n")
         with pytest.raises(DatasetError, match=r"is not of the form clipart/CLASS/FILE$"):
-            read_placed(file, "clipart", 2, root=tmp_path)
+            read_relative_list(file, "clipart", 2, root=tmp_path)
     for lines in ("clipart/a/1.jpg 0\na/2.jpg 0\n", "a/2.jpg 0\nclipart/a/1.jpg 0\n"):
         file.write_text(lines)
         with pytest.raises(DatasetError, match=r"a/2\.jpg is not of the form clipart/CLASS/FILE, as other lines are"):
-            read_placed(file, "clipart", 2, root=tmp_path)
+            read_relative_list(file, "clipart", 2, root=tmp_path)
 
 
 def test_a_list_without_labels_is_told_from_a_damaged_one(tmp_path: Path) -> None:
@@ -401,11 +401,11 @@ def test_files_left_out_are_counted_in_the_run_the_records_and_the_report(
     (root / "photo" / "loose.jpg").write_bytes(b"x")
     (root / "photo" / "cup" / "zero.jpg").write_bytes(b"")
     counted = "2 .heic, 1 .xyz, 1 beside the class folders, 1 folders in class folders, 1 without an ending, "
-    assert Folder(root).left_out == f"{counted}1 of zero bytes, 2 system files", "no cell fails because of it"
+    assert OwnFolder(root).left_out == f"{counted}1 empty, 2 system files", "no cell fails because of it"
     assert data.main(["verify", "folder", "--root", str(root), "--write-broken"]) == 1
     assert f"left out         {counted}" in capsys.readouterr().out
-    everything = f"{counted}1 of zero bytes, 2 system files"
-    assert Folder(root).left_out == everything
+    everything = f"{counted}1 empty, 2 system files"
+    assert OwnFolder(root).left_out == everything
     arguments = ["--methods", "zero_shot", "--protocols", "uda", "--preset", "smoke", "--backbone", str(tiny_folder)]
     arguments += [
         "--datasets",

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from benchmarks.datasets import image_files
-from benchmarks.datasets.image_files import ImageError, decode, readable_endings
+from benchmarks.datasets import decoding, image_cache
+from benchmarks.datasets.decoding import ImageError, decode, readable_endings
 from benchmarks.datasets.picto_domains import PictoDomains
 from methods.parts.preprocessing import ImageProcessing, ImageSize, read_processor
 
@@ -53,11 +53,11 @@ def test_images_are_turned_upright(kind: str, orientation: int) -> None:
     exif[0x0112] = orientation
     options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
     data = encoded(stored, kind, exif=exif, **options)
-    image, said = image_files.upright(data)
+    image, said = decoding.upright(data)
     assert said == orientation
     assert np.abs(np.asarray(image).astype(int) - np.asarray(UPRIGHT)).max() <= (12 if kind == "JPEG" else 0)
     if kind != "TIFF":  # Pillow turns it itself
-        assert image_files.upright(data, turn=False)[0].size == stored.size
+        assert decoding.upright(data, turn=False)[0].size == stored.size
         as_stored = decode(data, ImageProcessing.clip(8).released())
         assert np.array_equal(as_stored, ImageProcessing.clip(8).released().apply(Image.open(io.BytesIO(data))))
 
@@ -66,7 +66,7 @@ def test_images_are_turned_upright(kind: str, orientation: int) -> None:
 def test_orientations_that_mean_nothing_are_left(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image, said = image_files.upright(encoded(UPRIGHT, "PNG", exif=exif))
+    image, said = decoding.upright(encoded(UPRIGHT, "PNG", exif=exif))
     assert (image.size, said) == (UPRIGHT.size, 1)
 
 
@@ -157,7 +157,7 @@ def test_a_colour_image_of_twelve_bits_in_sixteen_is_refused() -> None:
     colours = np.asarray(UPRIGHT).astype(np.uint16)
     assert np.array_equal(decode(png(colours * 257)), np.asarray(UPRIGHT).transpose(2, 0, 1))
     assert decode(png(colours * 0)).max() == 0, "black is black at any depth"
-    with pytest.raises(ImageError, match="12 bits or fewer in 16"):
+    with pytest.raises(ImageError, match="12 bits or fewer stored in 16"):
         decode(png(colours * 16))
 
 
@@ -199,8 +199,8 @@ def test_a_processing_has_its_own_cache(tmp_path: Path) -> None:
     UPRIGHT.save(file)
     stamps = np.array([[file.stat().st_size, file.stat().st_mtime_ns]])
 
-    def store(how: ImageProcessing) -> image_files.ImageStore:
-        return image_files.ImageStore([str(file)], stamps, "one", how, tmp_path / "cache")
+    def store(how: ImageProcessing) -> image_cache.ImageCache:
+        return image_cache.ImageCache([str(file)], stamps, "one", how, tmp_path / "cache")
 
     clip = ImageProcessing.clip(8)
     squash = read_processor({"size": [8, 8], "do_center_crop": False}, 8)

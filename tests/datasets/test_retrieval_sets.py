@@ -15,19 +15,20 @@ import numpy as np
 import pytest
 
 from benchmarks import data, run
-from benchmarks.datasets import listed_dataset
+from benchmarks.datasets import retrieval_dataset, splits
 from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.domainnet import DomainNet
-from benchmarks.datasets.layouts import FolderDataset
-from benchmarks.datasets.listed_dataset import ListedDataset, class_lists, lists_hash
+from benchmarks.datasets.folder_dataset import FolderDataset
 from benchmarks.datasets.registry import DATASETS
+from benchmarks.datasets.retrieval_dataset import RetrievalDataset
 from benchmarks.datasets.sketchy import Sketchy, SketchyRandom
+from benchmarks.datasets.splits import class_lists, lists_hash
 from benchmarks.datasets.tuberlin import TUBerlin
 from benchmarks.protocols import uccdr, ucdr, udcdr
 from tests.datasets import trees
 from tests.support.golden import golden_set
 
-SETS: dict[str, tuple[type[ListedDataset], tuple[int, int, int]]] = {
+SETS: dict[str, tuple[type[RetrievalDataset], tuple[int, int, int]]] = {
     "domainnet": (DomainNet, (245, 55, 45)),
     "sketchy": (Sketchy, (93, 11, 21)),
     "sketchy_random": (SketchyRandom, (90, 10, 25)),
@@ -40,10 +41,10 @@ TREES: dict[str, Callable[..., list[str]]] = {
 }
 
 
-def all_classes(kind: type[ListedDataset]) -> list[str]:
+def all_classes(kind: type[RetrievalDataset]) -> list[str]:
     """Train classes first, so that the first three are train classes under every split."""
-    lists = class_lists(kind.lists)
-    return [name for split in listed_dataset.SPLITS for name in lists[split]]
+    lists = class_lists(kind.class_list)
+    return [name for split in splits.SPLITS for name in lists[split]]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=SETS)
-def loaded(request: pytest.FixtureRequest, data_root: Path) -> ListedDataset:
+def loaded(request: pytest.FixtureRequest, data_root: Path) -> RetrievalDataset:
     kind, _ = SETS[request.param]
     return kind(data_root / request.param)
 
@@ -68,7 +69,7 @@ def loaded(request: pytest.FixtureRequest, data_root: Path) -> ListedDataset:
 def test_the_committed_class_lists_are_the_official_ones() -> None:
     official: dict[str, list[str]] = golden_set().json("class_lists.json")
     domainnet = class_lists("domainnet")
-    for split in listed_dataset.SPLITS:
+    for split in splits.SPLITS:
         assert list(domainnet[split]) == official[f"domainnet_{split}"]
     for name, test, val in (
         ("sketchy_eccv2018", "sketchy_test_eccv2018_21", "sketchy_val_eccv2018_drawn_but_also_trained_on"),
@@ -89,13 +90,13 @@ def test_a_changed_list_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     folder = tmp_path / "assets" / "class_lists"
     folder.mkdir(parents=True)
     lists = {"train": ["a"], "val": ["b"], "test": ["c"]}
-    monkeypatch.setattr(listed_dataset.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(splits.resources, "files", lambda package: tmp_path)
     (folder / "mine.json").write_text(json.dumps({"sha256": "0" * 64, **lists}))
-    with pytest.raises(DatasetError, match=r"mine\.json was changed: its sha256 no longer fits; reinstall the package"):
+    with pytest.raises(DatasetError, match=r"mine\.json was changed: its sha256 does not match; reinstall the package"):
         class_lists("mine")
-    twice = dict.fromkeys(listed_dataset.SPLITS, ("a",))
+    twice = dict.fromkeys(splits.SPLITS, ("a",))
     (folder / "twice.json").write_text(json.dumps({"sha256": lists_hash(twice), **twice}))
-    with pytest.raises(DatasetError, match="a class stands in two splits"):
+    with pytest.raises(DatasetError, match="a class is in two splits"):
         class_lists("twice")
     with pytest.raises(DatasetError, match="cannot be read"):
         class_lists("absent")
@@ -113,8 +114,8 @@ def test_the_official_rules_on_a_tree_on_disk_give_the_released_lists(
             folder.mkdir(parents=True)
             for number in range(count):
                 (folder / f"{domain[0]}_{number:03d}.jpg").write_bytes(b"an image")
-    lists = {split: tuple(fixture[f"{split}_classes"]) for split in listed_dataset.SPLITS}
-    monkeypatch.setattr(listed_dataset, "class_lists", lambda name: lists)
+    lists = {split: tuple(fixture[f"{split}_classes"]) for split in splits.SPLITS}
+    monkeypatch.setattr(retrieval_dataset, "class_lists", lambda name: lists)
     dataset, expected = DomainNet(tmp_path), fixture["expected"]
     dataset.check()
     keys = dataset.table["key"].to_numpy()
@@ -143,14 +144,14 @@ def test_the_official_rules_on_a_tree_on_disk_give_the_released_lists(
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_whole_tree_loads(loaded: ListedDataset) -> None:
+def test_a_whole_tree_loads(loaded: RetrievalDataset) -> None:
     loaded.check()
     name = loaded.card.name
     counts = SETS[name][1]
-    assert tuple(len(loaded.classes(split)) for split in listed_dataset.SPLITS) == counts
+    assert tuple(len(loaded.classes(split)) for split in splits.SPLITS) == counts
     table = loaded.table
     assert set(table["class"]) == set(loaded.classes())
-    assert tuple(table.groupby("split")["class"].nunique()[list(listed_dataset.SPLITS)]) == counts
+    assert tuple(table.groupby("split")["class"].nunique()[list(splits.SPLITS)]) == counts
     sizes = table.groupby(["domain", "class"]).size()
     assert sizes.min() == 2
     assert (sizes == trees.PLENTY).sum() == 3 * len(loaded.domains)
@@ -162,7 +163,7 @@ def test_a_whole_tree_loads(loaded: ListedDataset) -> None:
     assert loaded.pixels(np.array([0, len(table) - 1]), 8).shape == (2, 3, 8, 8)
 
 
-def test_every_clean_task_is_sound_and_leaks_nothing(loaded: ListedDataset) -> None:
+def test_every_clean_task_is_sound_and_leaks_nothing(loaded: RetrievalDataset) -> None:
     for protocol in (ucdr.PROTOCOL, uccdr.PROTOCOL, udcdr.PROTOCOL):
         splits = protocol.splits(loaded)
         assert len(splits) == (5 if loaded.card.name == "domainnet" else 1)
@@ -185,7 +186,7 @@ def test_both_sketchy_splits_read_one_folder(data_root: Path) -> None:
     assert second.folder == data_root / "sketchy"
     assert first.table["key"].tolist() == second.table["key"].tolist()
     assert first.data_hash != second.data_hash
-    assert first.store(8).folder == second.store(8).folder, "one cache for both"
+    assert first.image_cache(8).folder == second.image_cache(8).folder, "one cache for both"
 
 
 @pytest.mark.parametrize(
@@ -220,8 +221,8 @@ def test_damage_is_listed_by_name_and_nothing_is_replaced(data_root: Path, tmp_p
     dataset.check()
     named = {finding.path: finding.kind for finding in dataset.findings}
     assert set(harm.left_out) <= set(named)
-    assert named["zèbre"] == "unknown"
-    missing = [path for path, kind in named.items() if kind == "missing"]
+    assert named["zèbre"] == "unknown_class"
+    missing = [path for path, kind in named.items() if kind == "missing_image"]
     assert missing == [gone]
     assert f"{gone}: named in clipart_train.txt, but not there" in map(str, dataset.findings)
     rows = np.flatnonzero(dataset.table["key"].isin(harm.broken))
@@ -244,7 +245,7 @@ def test_painting_without_t_shirt_is_not_in_order(data_root: Path, tmp_path: Pat
     shutil.copytree(data_root / "domainnet", root, copy_function=os.link)
     for name in ("t-shirt", "sword"):
         shutil.rmtree(root / "painting" / name)
-    lacking = [str(finding) for finding in DomainNet(root).findings if finding.kind == "lacking"]
+    lacking = [str(finding) for finding in DomainNet(root).findings if finding.kind == "missing_class"]
     assert lacking == [
         f"painting/{name}: no image of this class in this domain; fetch them" for name in ("sword", "t-shirt")
     ]
@@ -257,18 +258,18 @@ def test_painting_without_t_shirt_is_not_in_order(data_root: Path, tmp_path: Pat
         (
             "sketchy",
             delete("EXTEND_image_sketchy"),
-            "lacks the folder EXTEND_image_sketchy or extended_photo or 256x256/EXT",
+            "has no folder EXTEND_image_sketchy or extended_photo or 256x256/EXT",
         ),
         (
             "sketchy",
             delete("256x256/sketch/tx_000000000000/*/*"),
-            "holds no images of the domain sketch (256x256/sketch",
+            "has no images of the domain sketch (256x256/sketch",
         ),
         ("sketchy", delete("*/*/*/hot-*", "*/hot-*"), "1 of 125 classes have no images under"),
         (
             "tuberlin",
             delete("png"),
-            "lacks the folder png or sketches or png_ready or sketch; the layout is ROOT/{png,ImageResized}/CLASS/*",
+            "has no folder png or sketches or png_ready or sketch; the layout is ROOT/{png,ImageResized}/CLASS/*",
         ),
         ("tuberlin", delete("*/a*", "*/b*"), "classes have no images under"),
     ],
@@ -301,7 +302,9 @@ def test_cards_tell_source_licence_and_layout_without_the_data(capsys: pytest.Ca
         assert kind.card.source and kind.card.licence and kind.card.layout.startswith("ROOT/")
         assert data.main(["card", name]) == 0
         printed = capsys.readouterr().out
-        assert f"not usable here: {name} is not shipped: say --data-root FOLDER where FOLDER/{name} is ROOT/" in printed
+        assert (
+            f"not usable here: {name} is not shipped: give --data-root FOLDER, where FOLDER/{name} is ROOT/" in printed
+        )
 
 
 # --- end to end -------------------------------------------------------------------------------------------------------

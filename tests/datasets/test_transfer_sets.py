@@ -15,9 +15,9 @@ from PIL import Image
 
 from benchmarks import data
 from benchmarks.datasets.base import Dataset, DatasetError
+from benchmarks.datasets.folder_dataset import FolderDataset
 from benchmarks.datasets.i2awa import SEEN, UNSEEN, I2AwA
 from benchmarks.datasets.i2webv import I2WebV, class_names
-from benchmarks.datasets.layouts import FolderDataset
 from benchmarks.datasets.mini_domainnet import MiniDomainNet
 from benchmarks.datasets.office_home import OfficeHome
 from benchmarks.datasets.pacs import PACS
@@ -180,10 +180,10 @@ def test_damaged_trees_name_everything_that_is_not_used(
     before = len(kind(root).table)
     harm = damage(root, class_folder, tmp_path / "outside")
     dataset = kind(root)
-    empty = [finding.path for finding in dataset.findings if finding.kind == "zero"]
+    empty = [finding.path for finding in dataset.findings if finding.kind == "empty_file"]
     assert empty == [path for path in harm.broken if path.endswith("zero.jpg")]
     assert len(dataset.table) == before + len(harm.broken) - len(empty) + len(harm.whole)
-    left_out = [finding.path for finding in dataset.findings if finding.kind not in ("unknown", "zero")]
+    left_out = [finding.path for finding in dataset.findings if finding.kind not in ("unknown_class", "empty_file")]
     assert sorted(left_out) == [*harm.left_out]
     assert all("\n" not in str(finding) for finding in dataset.findings)
     for protocol in PROTOCOLS.names():
@@ -203,7 +203,7 @@ def test_lists_name_missing_images(copy: Callable[[str], Path]) -> None:
     root = copy("visda")
     (root / "validation" / "car" / "1_114945.jpg").unlink()
     dataset = VisDA(root)
-    assert [(one.kind, one.path) for one in dataset.findings] == [("missing", "validation/car/1_114945.jpg")]
+    assert [(one.kind, one.path) for one in dataset.findings] == [("missing_image", "validation/car/1_114945.jpg")]
     root = copy("domainnet")
     (root / "sketch" / "class_007" / "sketch_000000.jpg").unlink()
     assert [one.path for one in MiniDomainNet(root).findings] == ["sketch/class_007/sketch_000000.jpg"]
@@ -259,7 +259,7 @@ def test_two_folders_of_one_class_are_both_read_and_named(copy: Callable[[str], 
     dataset = PACS(root)
     assert len(dataset.table) == 87
     assert [(one.kind, str(one)) for one in dataset.findings] == [
-        ("alike", "photo/dog: read from the folders Dog, dog")
+        ("similar_names", "photo/dog: read from the folders Dog, dog")
     ]
 
 
@@ -307,7 +307,7 @@ def test_a_domain_without_images_is_named(copy: Callable[[str], Path]) -> None:
     (root / "pacs_data" / "cartoon").rename(root / "pacs_data" / "comic")
     with pytest.raises(DatasetError) as caught:
         PACS(root).check()
-    assert "lacks the folder pacs_data/cartoon; the layout is" in one_line(caught, "pacs")
+    assert "has no folder pacs_data/cartoon; the layout is" in one_line(caught, "pacs")
 
 
 @pytest.mark.parametrize("base", ["", "PACS/kfold", "kfold", "images"])
@@ -464,7 +464,7 @@ def test_i2awa_refuses_what_is_not_its_class(copy: Callable[[str], Path]) -> Non
     dataset = I2AwA(root)
     said = {finding.path: finding.reason for finding in dataset.findings}
     assert said["3D2/horse"] == "an unseen class: its source images are left out"
-    assert "no class of i2awa" in said["unicorn"]
+    assert "not a class of i2awa" in said["unicorn"]
     assert not ((dataset.table["class"] == "horse") & (dataset.table["domain"] == "3d2")).any()
     (root / "3D2" / "tiger-n02129604").rename(root / "3D2" / "tiger-n02129165")
     with pytest.raises(DatasetError) as caught:
@@ -482,7 +482,7 @@ def test_i2awa_needs_every_class_in_its_domains(copy: Callable[[str], Path], fol
     assert "classes have no images" in text
     assert "left out" not in text
     (root / folder).mkdir()
-    with pytest.raises(DatasetError, match=rf"; left out here: {folder}: holds no images$"):
+    with pytest.raises(DatasetError, match=rf"; left out here: {folder}: has no images$"):
         I2AwA(root).check()
     assert ("tiger" if "tiger" in folder else "giraffe") in text
 
@@ -526,11 +526,11 @@ def test_i2webv_runs_dazsl(trees: Path) -> None:
         ),
         (lambda info: _cut(info / "synsets.txt", 9), "lists 9 classes, not 11"),
         (lambda info: _replace(info / "synsets.txt", WNIDS[2], WNIDS[1]), "lists n03126707 twice"),
-        (lambda info: _replace(info / "synsets.txt", WNIDS[2], "n99999999"), "n99999999 is no noun of WordNet 3.0"),
-        (lambda info: _replace(info / "synsets.txt", WNIDS[2], "n02084072"), "n02084072 is no noun of WordNet 3.0"),
+        (lambda info: _replace(info / "synsets.txt", WNIDS[2], "n99999999"), "n99999999 is not a noun of WordNet 3.0"),
+        (lambda info: _replace(info / "synsets.txt", WNIDS[2], "n02084072"), "n02084072 is not a noun of WordNet 3.0"),
         (
             lambda info: _replace(info / "synsets.txt", WNIDS[2], "maillot"),
-            "synsets.txt: maillot is no noun of WordNet 3.0; fetch it again",
+            "synsets.txt: maillot is not a noun of WordNet 3.0; fetch it again",
         ),
         (lambda info: (info / "synsets.txt").write_bytes(b"\xff\xfe"), "synsets.txt is not UTF-8 text: byte 0"),
         (lambda info: _replace(info / "val_filelist.txt", " 10\n", " 11\n"), "label 11 is beyond the 11 classes"),
@@ -540,7 +540,7 @@ def test_i2webv_runs_dazsl(trees: Path) -> None:
             "no folder val_images_resized or",
         ),
         (lambda info: shutil.rmtree(info.parents[1] / "imagenet/train" / WNIDS[4]), "1 of 6 classes have no images"),
-        (lambda info: shutil.rmtree(info.parents[1] / "imagenet"), "lacks the folder imagenet/train or"),
+        (lambda info: shutil.rmtree(info.parents[1] / "imagenet"), "has no folder imagenet/train or"),
     ],
 )
 def test_i2webv_says_what_is_wrong(copy: Callable[[str], Path], change: Any, says: str) -> None:

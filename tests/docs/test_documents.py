@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 import subprocess
@@ -118,14 +119,25 @@ def test_check_names_a_page_that_is_out_of_date(
 
 
 def test_every_setting_is_explained_once() -> None:
-    import dataclasses
-
     module = generator()
     for name, method in module.method_classes().items():
         rows = module.meanings(method.Config)
         listed = [field for fields, _ in rows for field in fields]
         assert sorted(listed) == sorted(field.name for field in dataclasses.fields(method.Config)), name
         assert all(text for _, text in rows), f"{name}: the docstring of its Config leaves a field out"
+
+
+@dataclasses.dataclass
+class Commented:
+    """A config whose fields have comments beside them."""
+
+    first: int = 1  # the first one
+    second: int = 2  # the second
+    third: int = 3
+
+
+def test_a_comment_belongs_to_the_field_before_it() -> None:
+    assert generator().comments(Commented) == {"first": "the first one", "second": "the second"}
 
 
 def test_the_ledger_has_every_deviation_of_every_card() -> None:

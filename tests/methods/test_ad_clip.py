@@ -1,8 +1,10 @@
 """AD-CLIP: its equations against loops written here, and that it trains, saves and answers as promised."""
 
 import dataclasses
+import inspect
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig
 
 import methods.ad_clip as ad_clip
-from methods.ad_clip import OFFICIAL, AdClip, AdClipConfig, View, look
+from methods.ad_clip import AdClip, AdClipConfig, VisionFeatures
 from methods.interface import FitReport, Images, TrainingData, WithheldError
+from methods.official import ad_clip as official
 from methods.parts.backbone import Backbone, BackboneError
 from methods.parts.prompts import PromptTemplate, class_text, encode_prompts
 
@@ -82,15 +85,17 @@ def images(count: int = 5, seed: int = 7) -> Tensor:
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
-def views(backbone: Backbone, source: int = 3, target: int = 4, layers: int = 0) -> tuple[View, View]:
-    both = look(backbone, backbone.normalize(images(source + target)), layers)
+def views(
+    backbone: Backbone, source: int = 3, target: int = 4, layers: int = 0
+) -> tuple[VisionFeatures, VisionFeatures]:
+    both = VisionFeatures.extract(backbone, backbone.normalize(images(source + target)), layers)
     return both[torch.arange(source)], both[torch.arange(source, source + target)]
 
 
 # --- the equations, image by image and layer by layer ------------------------------------------------------------
 
 
-def domain_tokens_by_hand(method: AdClip, view: View, image: int) -> Tensor:
+def domain_tokens_by_hand(method: AdClip, view: VisionFeatures, image: int) -> Tensor:
     """P_v: [n, v]."""
     rows = []
     for layer in range(method.projectors.layers):
@@ -104,7 +109,7 @@ def domain_tokens_by_hand(method: AdClip, view: View, image: int) -> Tensor:
     return torch.stack(rows)
 
 
-def style_tokens_by_hand(method: AdClip, view: View, image: int) -> Tensor:
+def style_tokens_by_hand(method: AdClip, view: VisionFeatures, image: int) -> Tensor:
     """f_smn: [n, v]."""
     rows = []
     for layer in range(method.projectors.layers):
@@ -117,7 +122,7 @@ def style_tokens_by_hand(method: AdClip, view: View, image: int) -> Tensor:
     return torch.stack(rows)
 
 
-def image_tokens_by_hand(method: AdClip, view: View, image: int) -> Tensor:
+def image_tokens_by_hand(method: AdClip, view: VisionFeatures, image: int) -> Tensor:
     """P_c: [J, v]."""
     content, rows = method.projectors.content, []
     for j in range(method.config.image_tokens):
@@ -149,24 +154,25 @@ def texts_by_hand(method: AdClip, contexts: Sequence[Tensor], names: Sequence[st
     return torch.stack([torch.stack([text_by_hand(method.backbone, c, name) for name in names]) for c in contexts])
 
 
-@pytest.mark.parametrize("variant", [{}, OFFICIAL, {"domain_projector": "mlp", "layers": 1}])
+@pytest.mark.parametrize("variant", [{}, official.SETTINGS, {"domain_projector": "mlp", "layers": 1}])
 def test_tokens(tiny_backbone: Backbone, variant: dict[str, Any]) -> None:
     method = AdClip(tiny_backbone, AdClipConfig(**variant))
     source, _ = views(tiny_backbone, layers=method.config.layers)
     projectors = method.projectors
     for tokens, by_hand in (
-        (projectors.domain(source), domain_tokens_by_hand),
-        (projectors.style(source), style_tokens_by_hand),
-        (projectors.content(source), image_tokens_by_hand),
+        (projectors.domain_tokens(source), domain_tokens_by_hand),
+        (projectors.style_tokens(source), style_tokens_by_hand),
+        (projectors.image_tokens(source), image_tokens_by_hand),
     ):
         expected = torch.stack([by_hand(method, source, image) for image in range(len(source))])
         torch.testing.assert_close(tokens, expected)
-    assert (projectors.content(source)[:, 0] == projectors.content(source)[:, 1]).all() == method.config.shared_mix
+    first, second = projectors.image_tokens(source)[:, :2].unbind(dim=1)
+    assert (first == second).all() == method.config.shared_mix
 
 
 def test_a_view_is_what_clip_sees(tiny_backbone: Backbone) -> None:
     pixels = tiny_backbone.normalize(images(3))
-    got = look(tiny_backbone, pixels)
+    got = VisionFeatures.extract(tiny_backbone, pixels)
     model = tiny_backbone.model.vision_model
     states = model(pixels, output_hidden_states=True).hidden_states[1:]
     for layer, state in enumerate(states):
@@ -176,11 +182,13 @@ def test_a_view_is_what_clip_sees(tiny_backbone: Backbone) -> None:
                 torch.testing.assert_close(got.mu[image, layer, channel], values.mean())
                 torch.testing.assert_close(got.sigma[image, layer, channel], values.std(correction=0))
     torch.testing.assert_close(got.features, tiny_backbone.model.get_image_features(pixels).pooler_output)
-    last = look(tiny_backbone, pixels, layers=1)
+    last = VisionFeatures.extract(tiny_backbone, pixels, layers=1)
     assert torch.equal(last.mu, got.mu[:, 1:])
 
 
-def contexts_by_hand(method: AdClip, source: View, target: View) -> tuple[list[Tensor], list[Tensor]]:
+def contexts_by_hand(
+    method: AdClip, source: VisionFeatures, target: VisionFeatures
+) -> tuple[list[Tensor], list[Tensor]]:
     """``[source-domain tokens ; target-domain tokens ; image tokens]`` of every image of both halves."""
     domain = [[domain_tokens_by_hand(method, v, i) for i in range(len(v))] for v in (source, target)]
     means = [sum(tokens[1:], tokens[0]) / len(tokens) for tokens in domain]
@@ -195,7 +203,7 @@ def contexts_by_hand(method: AdClip, source: View, target: View) -> tuple[list[T
     return contexts
 
 
-@pytest.mark.parametrize("variant", [{}, OFFICIAL, {"smn_input": "source"}, {"pairing": "item"}])
+@pytest.mark.parametrize("variant", [{}, official.SETTINGS, {"smn_input": "source"}, {"pairing": "item"}])
 def test_losses(tiny_backbone: Backbone, variant: dict[str, Any]) -> None:
     method = AdClip(tiny_backbone, AdClipConfig(**variant))
     source, target = views(tiny_backbone, 3, 3 if method.config.pairing == "item" else 4)
@@ -204,8 +212,8 @@ def test_losses(tiny_backbone: Backbone, variant: dict[str, Any]) -> None:
 
     contexts = contexts_by_hand(method, source, target)
     texts = [texts_by_hand(method, half, CLASSES) for half in contexts]
-    torch.testing.assert_close(out.source_texts, texts[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(out.target_texts, texts[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out.source.texts, texts[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out.target.texts, texts[1], rtol=1e-5, atol=1e-5)
     scale = float(tiny_backbone.model.logit_scale.exp())
     logits = [
         torch.stack([scale * (F.normalize(v.features[i], dim=0) @ t[i].T) for i in range(len(v))])
@@ -242,9 +250,9 @@ def test_what_inference_answers(tiny_backbone: Backbone) -> None:
     method = fitted(tiny_backbone)
     pixels = images(3)
     with torch.no_grad():
-        view = look(tiny_backbone, tiny_backbone.normalize(pixels))
+        view = VisionFeatures.extract(tiny_backbone, tiny_backbone.normalize(pixels))
 
-        def context(of: View, i: int) -> Tensor:
+        def context(of: VisionFeatures, i: int) -> Tensor:
             mapped, own = style_tokens_by_hand(method, of, i), domain_tokens_by_hand(method, of, i)
             return torch.cat([mapped, own, image_tokens_by_hand(method, of, i)])
 
@@ -279,7 +287,9 @@ def test_test_tokens(tiny_backbone: Backbone) -> None:
 def test_anchors_are_training_images(tiny_backbone: Backbone) -> None:
     data = task()
     few, all_of_them = fitted(tiny_backbone, data), fitted(tiny_backbone, data, anchors=1000)
-    everything = look(tiny_backbone, tiny_backbone.normalize(data.images.pixels(torch.arange(len(data.images)))))
+    everything = VisionFeatures.extract(
+        tiny_backbone, tiny_backbone.normalize(data.images.pixels(torch.arange(len(data.images))))
+    )
     assert few._anchors is not None
     assert all_of_them._anchors is not None
     torch.testing.assert_close(all_of_them._anchors.mu, everything.mu)
@@ -507,7 +517,7 @@ def test_every_variant_and_ablation_runs(tiny_backbone: Backbone, name: str, tar
 # --- the fast path ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", [{}, OFFICIAL])
+@pytest.mark.parametrize("variant", [{}, official.SETTINGS])
 def test_fast_and_plain_path_agree(tiny_backbone: Backbone, variant: dict[str, Any]) -> None:
     source, target = views(tiny_backbone, 3, 3)
     outs = []
@@ -518,7 +528,7 @@ def test_fast_and_plain_path_agree(tiny_backbone: Backbone, variant: dict[str, A
         named = dict(method.projectors.named_parameters())
         gradients = [p.grad for name, p in named.items() if name != "content.mix_bias"]  # its gradient is zero: noise
         assert all(g is not None for g in gradients)
-        outs.append([losses.total, losses.source_logits, losses.target_texts, *gradients])
+        outs.append([losses.total, losses.source.logits, losses.target.texts, *gradients])
     for ours, plain in zip(*outs, strict=True):
         assert ours is not None
         assert plain is not None
@@ -531,17 +541,17 @@ def test_cached_views_train_alike(tiny_backbone: Backbone, monkeypatch: pytest.M
     fast, plain = (AdClip(tiny_backbone, AdClipConfig(**QUICK, fast=fast, layers=1)) for fast in (True, False))
     index = torch.tensor([3, 0, 5])
     for images_of in (data.images, data.target):
-        ours, theirs = (method._viewer(images_of, 0)(index, 0) for method in (fast, plain))
+        ours, theirs = (method._training_features(images_of, 0)(index, 0) for method in (fast, plain))
         for part in ("features", "mu", "sigma"):
             torch.testing.assert_close(getattr(ours, part), getattr(theirs, part), rtol=1e-5, atol=1e-5)
-    view = fast._viewer(data.images, 0)
-    monkeypatch.setattr(fast, "_look", lambda pixels: pytest.fail("the tower ran again"))
+    view = fast._training_features(data.images, 0)
+    monkeypatch.setattr(fast, "_extract", lambda pixels: pytest.fail("the tower ran again"))
     view(index, 1)
 
 
 def test_augmented_views_differ_by_draw(tiny_backbone: Backbone) -> None:
     data, index = task(), torch.tensor([0, 1])
-    view = AdClip(tiny_backbone)._viewer(data.images, 0)
+    view = AdClip(tiny_backbone)._training_features(data.images, 0)
     assert torch.equal(view(index, 0).mu, view(index, 0).mu)
     assert not torch.allclose(view(index, 0).mu, view(index, 1).mu)
 
@@ -581,12 +591,12 @@ def test_every_switch_has_its_row() -> None:
     fields = {field.name for field in dataclasses.fields(AdClipConfig)}
     switches = {row.switch for row in AdClip.card.deviations if row.switch}
     assert switches <= fields
-    assert set(OFFICIAL) <= switches
+    assert set(official.SETTINGS) <= switches
     assert all(row.switch or row.ours for row in AdClip.card.deviations)
     assert AdClipConfig.official() == AdClipConfig(**AdClip.variants["official"])
-    assert all(getattr(AdClipConfig(), name) != value for name, value in OFFICIAL.items())
-    described = AdClipConfig.__doc__ or ""
-    assert [name for name in fields if f"``{name}``" not in described] == []
+    assert all(getattr(AdClipConfig(), name) != value for name, value in official.SETTINGS.items())
+    described = re.findall(r"^    (\w+): .* = .+  # .+$", inspect.getsource(AdClipConfig), flags=re.MULTILINE)
+    assert [name for name in fields if name not in described] == []
 
 
 def test_prompt_sizes_come_from_the_backbone(tiny_backbone: Backbone) -> None:
@@ -603,5 +613,5 @@ def test_unusable_settings_are_named(tiny_backbone: Backbone) -> None:
     with pytest.raises(ValueError, match="layers 3 is more than the 2 vision blocks"):
         AdClip(tiny_backbone, AdClipConfig(layers=3))
     for ask in (lambda m: m.encode_images(images(1)), lambda m: m.encode_classes(UNSEEN)):
-        with pytest.raises(RuntimeError, match="call fit, or load"):
+        with pytest.raises(RuntimeError, match="call fit or load"):
             ask(AdClip(tiny_backbone))

@@ -10,17 +10,19 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.coop import CoOp
 from methods.full_finetune import FullFinetune
-from methods.interface import Images, Method, TrainingData
+from methods.interface import Images, Method, MethodCard, TrainingData
 from methods.lora import LoRA
 from methods.parts.backbone import Backbone, BackboneError
 from methods.parts.prompts import PromptTemplate
+from methods.training.image_text import ImageTextConfig, ImageTextMethod, OwnClipMethod
 from methods.vpt import VPTDeep, VPTShallow
 from methods.zero_shot import ZeroShot
+from tests.docs.test_documents import generator
 from tests.support.golden import assert_golden, golden_set
 
 BASELINES: dict[str, type[Any]] = {
@@ -54,14 +56,14 @@ class Toy(Images):
 
 
 class Target(Toy):
-    """Target images that nobody may look at."""
+    """Target images that no baseline may use."""
 
     def pixels(self, index: Tensor) -> Tensor:
         raise AssertionError("a baseline read target images")
 
 
 def task(*, domains: int = 3, **options: Any) -> TrainingData:
-    """Four classes with images and one without, in some domains; the labels come in no order."""
+    """Four classes with images and one without, in some domains; the labels are in random order."""
     labels = torch.arange(4).repeat(4 * domains)[torch.randperm(16 * domains, generator=torch.Generator())]
     of_domain = torch.arange(domains).repeat_interleave(16)
     return TrainingData(
@@ -76,7 +78,7 @@ def task(*, domains: int = 3, **options: Any) -> TrainingData:
 
 
 def quiet(**_: Any) -> None:
-    """A log that keeps nothing."""
+    """A log that stores nothing."""
 
 
 def make(name: str, backbone: Backbone, **changes: Any) -> Any:
@@ -175,7 +177,7 @@ def test_trains_what_it_claims_and_nothing_else(name: str, tiny_backbone: Backbo
     starts: list[dict[str, Tensor]] = []
     gradients: list[set[str]] = []
 
-    def look(**numbers: Any) -> None:
+    def note(**numbers: Any) -> None:
         if "loss" not in numbers:
             return
         trained = method.trainable()
@@ -186,7 +188,7 @@ def test_trains_what_it_claims_and_nothing_else(name: str, tiny_backbone: Backbo
             for key, value in model.model.named_parameters():
                 assert id(value) in own or (value.grad is None and not value.requires_grad), key
 
-    report = method.fit(task(), seed=0, log=look)
+    report = method.fit(task(), seed=0, log=note)
     trained = method.trainable()
     assert all(re.fullmatch(EXPECTED[name], key) for key in trained)
     never = set(trained) - set.union(*gradients)
@@ -228,7 +230,7 @@ def test_an_embedding_does_not_depend_on_its_batch(name: str, tiny_backbone: Bac
 
 
 @each
-def test_normalises_as_it_is_told(name: str, tiny_backbone: Backbone) -> None:
+def test_normalises_by_its_settings(name: str, tiny_backbone: Backbone) -> None:
     told, done = task(), task()
     done.images.all = tiny_backbone.normalize(done.images.all, "imagenet")
     learned = []
@@ -355,18 +357,60 @@ def test_trains_in_bf16(name: str, tiny_backbone: Backbone, tiny_folder: Path) -
 
 
 @each
-def test_speaks_up_before_it_has_learned(name: str, tiny_backbone: Backbone) -> None:
-    with pytest.raises(RuntimeError, match=f"{name} has learned nothing yet"):
+def test_is_refused_before_it_is_fitted(name: str, tiny_backbone: Backbone) -> None:
+    with pytest.raises(RuntimeError, match=f"{name} is not fitted: call fit or load first"):
         make(name, tiny_backbone).encode_images(torch.zeros(1, 3, 32, 32))
 
 
 @each
 def test_every_setting_is_documented(name: str) -> None:
     config = BASELINES[name].Config
-    text = config.__doc__ or ""
-    assert all(f"``{field.name}``" in text for field in dataclasses.fields(config))
+    explained = {field for fields, text in generator().meanings(config) if text for field in fields}
+    assert explained == {field.name for field in dataclasses.fields(config)}
     for deviation in BASELINES[name].card.deviations:
         assert deviation.ours or hasattr(config(), deviation.switch)
+
+
+# --- a new baseline is a few lines ---
+
+
+class LinearProbe(ImageTextMethod):
+    card = MethodCard("linear_probe", "", "", "", 0, "", trains="a map behind CLIP")
+    Config = ImageTextConfig
+    stage = "probe"
+    frozen_images = True
+
+    def build(self, seed: int) -> dict[str, nn.Parameter]:
+        return {"head": nn.Parameter(torch.eye(self.backbone.embed_dim, device=self.device))}
+
+    def head(self, features: Tensor) -> Tensor:
+        return features @ self.trainable()["head"].T
+
+
+class NormTuning(OwnClipMethod):
+    card = MethodCard("norm_tuning", "", "", "", 0, "", trains="the vision tower's LayerNorms")
+    Config = ImageTextConfig
+    stage = "norms"
+
+    def build(self, seed: int) -> dict[str, nn.Parameter]:
+        self.copy = self.backbone.clone()
+        return {name: value for name, value in self.copy.vision_parameters().items() if "norm" in name}
+
+
+@pytest.mark.parametrize("new", [LinearProbe, NormTuning])
+def test_a_new_baseline_needs_only_what_it_trains(new: type[Any], tiny_backbone: Backbone, tmp_path: Path) -> None:
+    data, features = task(), []
+    before = weights(tiny_backbone)
+    for fast in (True, False):
+        method = new(tiny_backbone, new.Config(steps=20, batch_size=12, learning_rate=0.01, augment=False, fast=fast))
+        report = method.fit(data, seed=0, log=quiet)
+        assert report.losses[-1]["loss"] < report.losses[0]["loss"]
+        features.append(method.encode_images(data.images.pixels(torch.arange(5))))
+    torch.testing.assert_close(*features, rtol=0, atol=1e-3)
+    assert all(torch.equal(value, before[key]) for key, value in tiny_backbone.model.state_dict().items())
+    method.save(tmp_path / "new")
+    loaded = new.load(tmp_path / "new", tiny_backbone)
+    assert torch.equal(loaded.encode_images(data.images.pixels(torch.arange(5))), features[1])
 
 
 # --- each baseline's own equation ---
@@ -492,7 +536,7 @@ def test_lora_is_clip_with_changed_weights(tower: str, tiny_backbone: Backbone) 
         torch.testing.assert_close(method.encode_classes(NAMES), clip.encode_classes(NAMES), rtol=0, atol=1e-5)
 
 
-def test_lora_starts_from_clip_and_bears_peft_names(tiny_backbone: Backbone) -> None:
+def test_lora_starts_from_clip_and_uses_peft_names(tiny_backbone: Backbone) -> None:
     method = make("lora", tiny_backbone, steps=1, learning_rate=0.0)
     method.fit(task(), seed=0, log=quiet)
     pixels = task().images.pixels(torch.arange(4))

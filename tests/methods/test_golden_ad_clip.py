@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.ad_clip import AdClip, AdClipConfig, Losses, View, look
+from methods.ad_clip import AdClip, AdClipConfig, Losses, VisionFeatures
 from methods.parts.backbone import Backbone
 from methods.parts.prompts import PromptTemplate
 from tests.support.golden import (
@@ -78,7 +78,9 @@ def filled(**changes: Any) -> AdClip:
     ids = torch.from_numpy(golden.arrays("ad_clip.npz")["token_ids"])
     slots = torch.arange(1, 1 + method.projectors.context_tokens).expand(len(ids), -1)
     method.class_names = tuple(golden.config["ad_classes"])
-    method._known = PromptTemplate.from_ids(method.backbone, ids, slots)  # the fixture has ids, not a vocabulary
+    method._training_prompts = PromptTemplate.from_ids(
+        method.backbone, ids, slots
+    )  # the fixture has ids, not a vocabulary
     return method
 
 
@@ -87,12 +89,12 @@ def images(side: str) -> Tensor:
 
 
 @functools.cache
-def view(side: str) -> View:
+def view(side: str) -> VisionFeatures:
     """The fixture's images as the frozen tower sees them; it never changes."""
-    return look(clip(), images(side))
+    return VisionFeatures.extract(clip(), images(side))
 
 
-def losses(method: AdClip, arrays: Compared, target: View | None = None) -> Losses:
+def losses(method: AdClip, arrays: Compared, target: VisionFeatures | None = None) -> Losses:
     labels = torch.from_numpy(arrays["labels"]).long()
     return method.losses(view("source"), target or view("target"), labels, method.prompts(method.class_names))
 
@@ -125,12 +127,13 @@ def test_learned_tokens(arrays: Compared) -> None:
     method = filled()
     with torch.no_grad():
         for side in ("source", "target"):
-            domain, image = method.projectors.domain(view(side)), method.projectors.content(view(side))
+            domain, image = method.projectors.domain_tokens(view(side)), method.projectors.image_tokens(view(side))
             assert_golden(domain, arrays[f"{side}_domain_tokens"], what=f"{side} domain tokens")
             assert image.shape[1] == AdClipConfig().image_tokens
             for token in image.unbind(dim=1):  # all the same, stored once
                 assert_golden(token[:, None], arrays[f"{side}_image_tokens"], what=f"{side} image tokens")
-        assert_golden(method.projectors.style(view("source")), arrays["source_style_tokens"], what="style tokens")
+        style = method.projectors.style_tokens(view("source"))
+        assert_golden(style, arrays["source_style_tokens"], what="style tokens")
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -138,20 +141,20 @@ def test_forward_pass(arrays: Compared, fast: bool) -> None:
     with torch.no_grad():
         out = losses(filled(fast=fast), arrays)
     for side in ("source", "target"):
-        assert_golden(getattr(out, f"{side}_texts"), arrays[f"{side}_text_features"], what=f"{side} text features")
-        assert_golden(getattr(out, f"{side}_logits"), arrays[f"{side}_logits"], what=f"{side} logits")
-    assert_golden(out.target_logits.softmax(dim=-1), arrays["target_probs"], what="target probabilities")
+        assert_golden(getattr(out, side).texts, arrays[f"{side}_text_features"], what=f"{side} text features")
+        assert_golden(getattr(out, side).logits, arrays[f"{side}_logits"], what=f"{side} logits")
+    assert_golden(out.target.logits.softmax(dim=-1), arrays["target_probs"], what="target probabilities")
     for term, value in out.terms.items():
         assert_golden(value, arrays[f"term_loss_{term}"], KL_TOLERANCE if term == "kl" else 1e-4, what=term)
     assert_golden(out.total, arrays["term_loss"], what="total loss")
-    accuracy = 100 * (out.source_logits.argmax(dim=-1).numpy() == arrays["labels"]).mean()
+    accuracy = 100 * (out.source.logits.argmax(dim=-1).numpy() == arrays["labels"]).mean()
     assert_golden(accuracy, arrays["term_acc_x"], 1e-6, what="accuracy")
 
 
 def test_predictions_depend_on_the_pairing(arrays: Compared) -> None:
     rolled = view("target")[torch.arange(len(view("target"))).roll(1)]
     with torch.no_grad():
-        got = losses(filled(), arrays, rolled).source_logits
+        got = losses(filled(), arrays, rolled).source.logits
     assert_golden(got, arrays["source_logits_target_rolled_by_one"], what="source logits, target rolled")
 
 

@@ -187,7 +187,7 @@ def test_outputs(arrays: Compared, stage: Literal[1, 2], fast: bool) -> None:
         images = method.model.training_features(stage, pixels, own)
         texts = method.model.text_features(template)
         logits = cosine_similarities(images, texts) / method.config.temperature
-        loss = method.loss(stage, pixels, own, template)
+        loss = method.model.loss(stage, pixels, own, template)
     normalize = torch.nn.functional.normalize
     assert_golden(normalize(images, dim=-1), arrays[f"s{stage}_image_features"], what="image features")
     assert_golden(normalize(texts, dim=-1), arrays[f"s{stage}_text_features"], what="text features")
@@ -271,7 +271,7 @@ def test_gradients_and_one_step(arrays: Compared, stage: Literal[1, 2]) -> None:
                 for name, value in (values | absent).items()}  # fmt: skip
 
     before = snapshot()
-    method.loss(stage, pixels, own, template).backward()
+    method.model.loss(stage, pixels, own, template).backward()
     gradients = {name: parameter.grad for name, parameter in parameters.items()} | dict.fromkeys(absent)
     assert_gradients(arrays, prefix, gradients)
     optimizer.step()
@@ -280,7 +280,7 @@ def test_gradients_and_one_step(arrays: Compared, stage: Literal[1, 2]) -> None:
     for name, norm in zip(names, arrays[f"{prefix}param_norm_after"], strict=True):
         assert float(after[name].double().norm()) == pytest.approx(float(norm), rel=FEATURES)
     with torch.no_grad():
-        loss = method.loss(stage, pixels, own, template)
+        loss = method.model.loss(stage, pixels, own, template)
     assert_golden(loss, arrays[f"{prefix}loss_after_one_step"], what="loss after one step")
     others = set(everything) - {ours(name) for name in names}
     start = filled().model.state_dict()

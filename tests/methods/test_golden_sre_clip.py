@@ -15,16 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from methods.official.sre_clip import SurplusMemory
 from methods.parts.word_graph import receptive_field, row_normalised
-from methods.sre_clip import (
-    LAYERS,
-    PAPER_STEPS,
-    FeatureMemory,
-    SreClipConfig,
-    SreClipModel,
-    learning_rate,
-    pair_loss,
-)
+from methods.plain.sre_clip import pair_loss
+from methods.sre_clip import LAYERS, PAPER_STEPS, SreClipConfig, SreClipModel, learning_rate
 from methods.training.loop import seeded
 from tests.support.golden import (
     FEATURES,
@@ -121,8 +115,9 @@ def target(arrays: Compared) -> list[Tensor]:
     return [golden_set().fill(f"features.sre.target.{k}", shape, "z") for k in range(len(arrays["target_losses"]))]
 
 
-def memory_of(arrays: Compared, model: SreClipModel) -> FeatureMemory:
-    return FeatureMemory(int(arrays["max_warehouse"]), surplus=model.config.memory_surplus)
+def memory_of(arrays: Compared, model: SreClipModel) -> SurplusMemory:
+    assert model.config.memory_surplus
+    return SurplusMemory(int(arrays["max_warehouse"]))
 
 
 def gradients(model: SreClipModel, names: np.ndarray) -> dict[str, Tensor | None]:

@@ -71,10 +71,10 @@ def filled(arrays: Mapping[str, np.ndarray], config: UCDRAdapterConfig = OFFICIA
     slots = start[:, None] + torch.arange(tokens)
     prompts = PromptTemplate.from_ids(backbone, torch.from_numpy(arrays["text_token_ids"]), slots)
     method.build(golden.config["classes"], golden.config["domains"], seed=0, prompts=prompts)
-    assert method.context is not None
+    assert method.model.context is not None
     with torch.no_grad():
-        method.context.copy_(golden.fill("ucdra.text_context", tuple(method.context.shape), "vec"))
-    for branch, owner in ((method.branch, "ucdra"), (method.momentum, "ucdra.momentum")):
+        method.model.context.copy_(golden.fill("ucdra.text_context", tuple(method.model.context.shape), "vec"))
+    for branch, owner in ((method.model.branch, "ucdra"), (method.model.momentum, "ucdra.momentum")):
         fill(branch, owner, golden)
     return method
 
@@ -98,7 +98,7 @@ def last_of_each(own: Own) -> Tensor:
 
 def training_forward(method: UCDRAdapter, phase: int, arrays: Mapping[str, np.ndarray]) -> Terms:
     pixels, own = batch(arrays)
-    return method.phase1(pixels, own, first_of_each(own)) if phase == 1 else method.phase2(pixels, own)
+    return method.model.phase1(pixels, own, first_of_each(own)) if phase == 1 else method.model.phase2(pixels, own)
 
 
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
@@ -110,8 +110,8 @@ def test_training_forward(arrays: Compared, phase: int, fast: bool) -> None:
     assert_golden(terms.images, arrays[f"s{phase}_image_features"], what="image features")
     assert_golden(terms.texts, arrays[f"s{phase}_text_features"], what="text features")
     assert_golden(terms.momentum_images, arrays[f"s{phase}_momentum_image_features"], what="momentum features")
-    assert method.queues.lengths.tolist() == arrays[f"s{phase}_queue_lengths"].tolist()
-    triplet = method.triplet(terms.images, own[1], first_of_each(own))
+    assert method.model.queues.lengths.tolist() == arrays[f"s{phase}_queue_lengths"].tolist()
+    triplet = method.model.triplet(terms.images, own[1], first_of_each(own))
     assert_golden(triplet, arrays["s1_loss_triplet" if phase == 1 else "s2_loss_triplet_not_used"], what="triplet")
     assert_golden(terms.image_text, arrays[f"s{phase}_loss_ce"], what="cross-entropy")
     assert_golden(terms.loss, arrays[f"s{phase}_loss"], what="loss")
@@ -140,9 +140,9 @@ def test_training_step(arrays: Compared, phase: int) -> None:
 def test_generated_prompts(arrays: Compared) -> None:
     method, (pixels, own) = filled(arrays), batch(arrays)
     with torch.no_grad():
-        h = method.image_context(pixels)
-        prompts = method.branch.target_prompts(h, None)
-        masked = method.image_features(method.branch, pixels, method.branch.target_prompts(h, own))
+        h = method.model.image_context(pixels)
+        prompts = method.model.branch.target_prompts(h, None)
+        masked = method.model.image_features(method.model.branch, pixels, method.model.branch.target_prompts(h, own))
     assert_golden(h[:, None], arrays["s2_attention_image_token"], what="image context token")
     assert_golden(prompts[:, :1], arrays["s2_domain_prompt"], what="domain prompt")
     assert_golden(prompts[:, 1:], arrays["s2_class_prompt"], what="class prompt")
@@ -152,13 +152,13 @@ def test_generated_prompts(arrays: Compared) -> None:
 
 def test_momentum_after_one_forward(arrays: Compared) -> None:
     method, golden = filled(arrays), golden_set()
-    for branch, owner in ((method.branch, "ucdra"), (method.momentum, "ucdra.momentum")):
+    for branch, owner in ((method.model.branch, "ucdra"), (method.model.momentum, "ucdra.momentum")):
         branch.layer_norm1 = nn.LayerNorm(golden.clip(vision_layers=2, text_layers=2).vision_width)
         fill(branch, owner, golden)  # the released code has this layer and never uses it: it moves all the same
-    before = {name: value.detach().clone() for name, value in method.momentum.named_parameters()}
+    before = {name: value.detach().clone() for name, value in method.model.momentum.named_parameters()}
     with torch.no_grad():
         training_forward(method, 1, arrays)
-    after = {name: value.detach() for name, value in method.momentum.named_parameters()}
+    after = {name: value.detach() for name, value in method.model.momentum.named_parameters()}
     names = [str(name).removeprefix("momentum.ucdra.") for name in arrays["momentum_names"]]
     assert set(names) == set(before) - {"class_token", "projection"}
     for row, name in enumerate(names):
@@ -176,17 +176,17 @@ def test_two_batches(arrays: Compared) -> None:
     method, (pixels, own) = filled(arrays), batch(arrays, second=True)
     official = method.config
     training_forward(method, 1, arrays)
-    terms = method.phase1(pixels, own, first_of_each(own))
-    assert method.queues.lengths.tolist() == arrays["two_batch_queue_lengths"].tolist()
-    assert_golden(torch.cat(method.queues.lists()), arrays["two_batch_queue_features"], what="queues")
+    terms = method.model.phase1(pixels, own, first_of_each(own))
+    assert method.model.queues.lengths.tolist() == arrays["two_batch_queue_lengths"].tolist()
+    assert_golden(torch.cat(method.model.queues.lists()), arrays["two_batch_queue_features"], what="queues")
     assert_golden(terms.images, arrays["two_batch_image_features"], what="image features")
     names = ("domain_prompts", "class_prompts", "W_image.weight")
-    norms = [float(method.momentum.get_parameter(name).norm()) for name in names]
+    norms = [float(method.model.momentum.get_parameter(name).norm()) for name in names]
     assert norms == pytest.approx(arrays["two_batch_momentum_norm"].tolist(), rel=FEATURES)
 
     def triplet(name: str, uniforms: Tensor, **switches: Any) -> None:
-        method.config = dataclasses.replace(official, **switches)
-        value = method.triplet(terms.images, own[1], uniforms)
+        method.model.config = dataclasses.replace(official, **switches)
+        value = method.model.triplet(terms.images, own[1], uniforms)
         assert_golden(value, arrays[f"two_batch_triplet_{name}"], what=f"triplet, {name} {switches}")
 
     for fast in (True, False):

@@ -1,4 +1,4 @@
-"""ProS: its equations against loops written here, and that it trains, saves and answers as promised."""
+"""ProS: its equations against loops written here, and training, checkpoints and encoding."""
 
 import math
 from collections.abc import Sequence
@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.interface import FitReport, Images, Method, TrainingData
+from methods.official.pros import SETTINGS as OFFICIAL
 from methods.official.pros_release import decayed_rate, official_batches, official_epoch
 from methods.parts.backbone import Backbone, BackboneError
 from methods.parts.prompt_units import new_context, new_units
 from methods.parts.prompts import PromptTemplate
-from methods.pros import OFFICIAL, ProS, ProSConfig, ProSModel
+from methods.pros import ProS, ProSConfig, ProSModel
 from methods.training.loop import seeded
 
 CLASSES = ("cat", "hot_air_balloon", "dog", "sea_turtle")
@@ -46,7 +47,7 @@ class Blobs(Images):
 
 
 class Untouchable(Images):
-    """Target images that nobody may look at."""
+    """Target images that must not be used."""
 
     def __len__(self) -> int:
         raise AssertionError("target images were used")
@@ -224,7 +225,7 @@ def test_the_loss_is_cross_entropy_over_cosines(tiny_backbone: Backbone) -> None
         for feature, label in zip(features, OWN["class"].tolist(), strict=True):
             logits = [float(feature @ text / feature.norm() / text.norm()) / 0.07 for text in texts]
             total += math.log(sum(math.exp(logit - logits[label]) for logit in logits))
-        assert float(method.loss(2, images(), OWN, prompts)) == pytest.approx(total / len(features), rel=1e-5)
+        assert float(method.model.loss(2, images(), OWN, prompts)) == pytest.approx(total / len(features), rel=1e-5)
 
 
 def test_dropout_hits_the_whole_sequence_of_stage_1_only(tiny_backbone: Backbone, monkeypatch: Any) -> None:
@@ -268,7 +269,7 @@ def test_the_fast_path_gives_the_plain_numbers(
         method = untrained(tiny_backbone, fast=fast, **changes)
         prompts = PromptTemplate.build(tiny_backbone, CLASSES, method.config.text_template, 16)
         method.optimizer(stage)
-        method.loss(stage, images(), OWN, prompts).backward()
+        method.model.loss(stage, images(), OWN, prompts).backward()
         gradients = {name: value.grad for name, value in method.model.stage_parameters(stage).items()}
         features = method.model.training_features(stage, images(), OWN)
         results.append((features.detach(), method.encode_raw(images()), method.encode_classes(CLASSES), gradients))
@@ -512,8 +513,8 @@ def test_the_released_sampler_ignores_the_seed() -> None:
     assert domains[first].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
 
 
-def test_errors_name_the_mend(tiny_backbone: Backbone) -> None:
-    with pytest.raises(RuntimeError, match="call fit, or load a checkpoint"):
+def test_errors_name_the_fix(tiny_backbone: Backbone) -> None:
+    with pytest.raises(RuntimeError, match="call fit or load first"):
         ProS(tiny_backbone).encode_images(images())
     with pytest.raises(ValueError, match="units=none with simulator=False"):
         ProSConfig(units="none", simulator=False)

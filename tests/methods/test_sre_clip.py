@@ -13,11 +13,13 @@ from torch import Tensor
 
 import benchmarks  # noqa: F401 (brings WordNet's nouns)
 from methods.interface import FitReport, Images, TrainingData
+from methods.official import sre_clip as official
 from methods.parts.backbone import Backbone
+from methods.parts.senses import WordNetError
 from methods.parts.word_graph import receptive_field
+from methods.plain import sre_clip as plain
 from methods.sre_clip import (
     LAYERS,
-    OFFICIAL,
     PAPER_STEPS,
     AttentionAdapter,
     FeatureMemory,
@@ -184,20 +186,20 @@ def test_pair_loss(levels: int) -> None:
         before = (before * levels).floor()
     after.requires_grad_(True)
     gradients = []
-    for by_sorting in (True, False):
-        value = pair_loss(before, after, by_sorting=by_sorting)
+    for loss in (pair_loss, plain.pair_loss):
+        value = loss(before, after)
         assert float(value.detach()) == pytest.approx(loop_pairs(before, after.detach(), half=False), rel=1e-5)
         gradients.append(torch.autograd.grad(value, after)[0])
     torch.testing.assert_close(*gradients)
-    half = pair_loss(before, after, half=True)
+    half = plain.pair_loss(before, after, half=True)
     assert float(half.detach()) == pytest.approx(loop_pairs(before, after.detach(), half=True), rel=1e-5)
 
 
 def test_pair_loss_without_pairs_or_without_reversals() -> None:
     same = torch.rand(4, 5, generator=seeded(0))
-    for by_sorting in (True, False):
-        assert pair_loss(torch.zeros(4, 5), same, by_sorting=by_sorting).isnan()
-        assert float(pair_loss(same, 2 * same, by_sorting=by_sorting)) == 0
+    for loss in (pair_loss, plain.pair_loss):
+        assert loss(torch.zeros(4, 5), same).isnan()
+        assert float(loss(same, 2 * same)) == 0
     with torch.no_grad():
         lone = toy(replace(QUICK, pair_reading="diagonal", pair_list="half"))
         assert float(lone.structure_loss(lone.prototypes())) == 0
@@ -310,8 +312,8 @@ def test_memory_keeps_the_last_rows() -> None:
     assert sorted(memory.rows.flatten().tolist()) == sorted(history[-7:])
 
 
-def test_released_memory_overfills() -> None:
-    memory = FeatureMemory(7, surplus=True)
+def test_official_memory_overfills() -> None:
+    memory = official.SurplusMemory(7)
     pointers = []
     for number in range(6):
         memory.push(torch.full((3, 1), float(number)))
@@ -439,9 +441,9 @@ def test_named_differences_are_switches() -> None:
     fields = SreClipConfig.__dataclass_fields__
     switches = {row.switch for row in SreClip.card.deviations if row.switch}
     assert switches <= set(fields)
-    assert set(OFFICIAL) <= switches
+    assert set(official.SETTINGS) <= switches
     assert all(row.switch or row.ours for row in SreClip.card.deviations)
-    assert SreClipConfig.official() == SreClipConfig(**OFFICIAL)
+    assert SreClipConfig.official() == SreClipConfig(**official.SETTINGS)
     assert {"paper", "official"} == set(SreClip.variants)
 
 
@@ -503,7 +505,7 @@ def test_new_names_get_what_training_with_them_would_have_given(tiny_backbone: B
     extended = method.encode_classes(["zebra"])[0]
     other = SreClip(tiny_backbone, QUICK)
     data = task(class_names=(*CLASSES, "zebra"))
-    other.prepare(data, seed=0)
+    other.build(data, seed=0)
     other.model.load_state_dict(method.model.state_dict())
     torch.testing.assert_close(other.encode_classes(["zebra"])[0], extended, rtol=0, atol=1e-5)
 
@@ -524,7 +526,7 @@ def test_class_embeddings_follow_training(tiny_backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("change", [{}, {"graph": "random"}, {"attention": "none", "gcn": False}, OFFICIAL])
+@pytest.mark.parametrize("change", [{}, {"graph": "random"}, {"attention": "none", "gcn": False}, official.SETTINGS])
 def test_saved_and_loaded(tiny_backbone: Backbone, tmp_path: Path, change: dict[str, Any], threads: int) -> None:
     torch.set_num_threads(threads)
     method, _ = fitted(tiny_backbone, replace(QUICK, **change))
@@ -542,11 +544,25 @@ def test_word_vectors_from_a_file(tiny_backbone: Backbone, tmp_path: Path) -> No
     file = tmp_path / "vectors.txt"
     draw = torch.randn(len(words), 4, generator=seeded(0)).tolist()
     file.write_text("".join(f"{w} {' '.join(map(str, v))}\n" for w, v in zip(words, draw, strict=True)))
-    config = replace(QUICK, **OFFICIAL, graph="none", word_vectors=str(file))
+    config = replace(QUICK, **official.SETTINGS, graph="none", word_vectors=str(file))
     method, _ = fitted(tiny_backbone, config)
     assert method.model.vectors.shape == (len(CLASSES), 4)
     cat = F.normalize(torch.tensor(draw[0]), dim=0)
     torch.testing.assert_close(method.model.vectors[0], cat)
+
+
+def test_reading_word_vectors(tmp_path: Path) -> None:
+    file = tmp_path / "vectors.txt"
+    file.write_text("cat 1 0\nsea 0 2\nturtle 4 0\nunused 9 9\n", encoding="utf-8")
+    vectors = official.read_word_vectors(file, ["cat", "sea_turtle", "Sea-Cat"])
+    assert vectors.tolist() == [[1, 0], [2, 1], [0.5, 1]]
+    with pytest.raises(WordNetError, match="no vector for 'dog'"):
+        official.read_word_vectors(file, ["cat", "dog"])
+    with pytest.raises(WordNetError, match="cannot be read"):
+        official.read_word_vectors(tmp_path / "none.txt", ["cat"])
+    file.write_text("cat one two\n", encoding="utf-8")
+    with pytest.raises(WordNetError, match="cannot be read"):
+        official.read_word_vectors(file, ["cat"])
 
 
 def test_nothing_before_fit(tiny_backbone: Backbone) -> None:

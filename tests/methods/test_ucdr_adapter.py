@@ -17,19 +17,13 @@ from torch import Tensor
 
 from methods import ucdr_adapter
 from methods.interface import FitReport, Images, Method, TrainingData
+from methods.official.ucdr_adapter import SETTINGS as OFFICIAL
+from methods.official.ucdr_adapter import hardest_triplet_loss
 from methods.parts.backbone import Backbone, BackboneError
 from methods.parts.feature_cache import process_cache
-from methods.ucdr_adapter import (
-    OFFICIAL,
-    ClassQueues,
-    Own,
-    UCDRAdapter,
-    UCDRAdapterConfig,
-    follow,
-    hardest_triplet_loss,
-    triplet_loss,
-    triplet_loss_plain,
-)
+from methods.parts.queues import ClassQueues
+from methods.plain import ucdr_adapter as plain
+from methods.ucdr_adapter import Own, UCDRAdapter, UCDRAdapterConfig, UCDRAdapterModel, ema_update, triplet_loss
 
 CLASSES, DOMAINS = ("cat", "aircraft_carrier", "sea_turtle"), ("clipart", "photo")
 #: Small and quick, else the paper's.
@@ -37,7 +31,7 @@ SMALL: dict[str, Any] = {"context_tokens": 4, "batch_size": 6, "stage1_batch_siz
 
 
 class Memory(Images):
-    """Images that lie in memory."""
+    """Images in memory."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
@@ -82,7 +76,7 @@ def built(backbone: Backbone, **changes: Any) -> UCDRAdapter:
     method.build(CLASSES, DOMAINS, seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for branch in (method.branch, method.momentum):
+        for branch in (method.model.branch, method.model.momentum):
             for value in branch.parameters():
                 value.add_(torch.randn(value.shape, generator=generator), alpha=0.2)
     return method
@@ -107,8 +101,8 @@ def batch(backbone: Backbone) -> tuple[Tensor, Own]:
 @pytest.mark.parametrize("length", [1, 3])
 def test_target_prompts_by_a_loop(tiny_backbone: Backbone, length: int, fast: bool) -> None:
     method = built(tiny_backbone, prompt_length=length, fast=fast)
-    branch, (pixels, own) = method.branch, batch(tiny_backbone)
-    h = method.image_context(pixels)
+    branch, (pixels, own) = method.model.branch, batch(tiny_backbone)
+    h = method.model.image_context(pixels)
     for masked in (True, False):
         got = branch.target_prompts(h, own if masked else None)
         assert got.shape == (len(h), 2, tiny_backbone.vision_width)  # one token of each kind whatever L is
@@ -116,8 +110,8 @@ def test_target_prompts_by_a_loop(tiny_backbone: Backbone, length: int, fast: bo
             for kind, bank in enumerate((branch.domain_prompts, branch.class_prompts)):
                 prompts = bank.detach().clone()
                 if masked:
-                    mine = int(own[kind][i])
-                    prompts[mine * length : (mine + 1) * length] = 0
+                    item = int(own[kind][i])
+                    prompts[item * length : (item + 1) * length] = 0
                 keys = [branch.W_prompt.weight @ prompt + branch.W_prompt.bias for prompt in prompts]
                 query = branch.W_image.weight @ h[i] + branch.W_image.bias
                 weights = [math.exp(float((key @ query).detach()) / 0.75) for key in keys]
@@ -128,9 +122,9 @@ def test_target_prompts_by_a_loop(tiny_backbone: Backbone, length: int, fast: bo
 
 def test_image_features_are_those_of_the_sequence(tiny_backbone: Backbone) -> None:
     method, length = built(tiny_backbone, prompt_length=2), 2
-    branch, (pixels, own) = method.branch, batch(tiny_backbone)
+    branch, (pixels, own) = method.model.branch, batch(tiny_backbone)
     patches, positions = tiny_backbone.patch_tokens(pixels), tiny_backbone.vision_positions
-    features = method.image_features(branch, pixels, branch.own_prompts(own))
+    features = method.model.image_features(branch, pixels, branch.own_prompts(own))
     for i in range(len(pixels)):
         domain, label = int(own[0][i]) * length, int(own[1][i]) * length
         sequence = [
@@ -146,7 +140,7 @@ def test_image_features_are_those_of_the_sequence(tiny_backbone: Backbone) -> No
 
 def test_image_context_is_frozen_clips_class_token(tiny_backbone: Backbone) -> None:
     method, (pixels, _) = built(tiny_backbone), batch(tiny_backbone)
-    h = method.image_context(pixels)
+    h = method.model.image_context(pixels)
     projected = F.linear(h, tiny_backbone.vision_projection)
     torch.testing.assert_close(projected, tiny_backbone.encode_images(pixels), rtol=1e-5, atol=1e-5)
 
@@ -155,8 +149,8 @@ def test_a_lone_domain_is_not_masked(tiny_backbone: Backbone) -> None:
     method = UCDRAdapter(tiny_backbone, config())
     method.build(CLASSES, DOMAINS[:1], seed=0)
     pixels, (_, labels) = batch(tiny_backbone)
-    h, own = method.image_context(pixels), (torch.zeros_like(labels), labels)
-    masked, unmasked = (method.branch.target_prompts(h, who) for who in (own, None))
+    h, own = method.model.image_context(pixels), (torch.zeros_like(labels), labels)
+    masked, unmasked = (method.model.branch.target_prompts(h, who) for who in (own, None))
     assert torch.equal(masked[:, 0], unmasked[:, 0])
     assert not torch.allclose(masked[:, 1], unmasked[:, 1])
 
@@ -164,35 +158,39 @@ def test_a_lone_domain_is_not_masked(tiny_backbone: Backbone) -> None:
 def test_without_a_mask_labels_do_not_matter(tiny_backbone: Backbone) -> None:
     method, (pixels, (domains, labels)) = built(tiny_backbone, mask=False), batch(tiny_backbone)
     with torch.no_grad():
-        first, second = (method.phase2(pixels, own).images for own in ((domains, labels), (1 - domains, 2 - labels)))
+        first, second = (
+            method.model.phase2(pixels, own).images for own in ((domains, labels), (1 - domains, 2 - labels))
+        )
         assert torch.equal(first, second)
-        hidden = built(tiny_backbone).phase2(pixels, (domains, labels)).images
+        hidden = built(tiny_backbone).model.phase2(pixels, (domains, labels)).images
     assert not torch.allclose(first, hidden, atol=1e-3)
 
 
-def test_the_momentum_copy_follows(tiny_backbone: Backbone) -> None:
+def test_the_momentum_copy_is_an_average(tiny_backbone: Backbone) -> None:
     start = UCDRAdapter(tiny_backbone, config())
     start.build(CLASSES, DOMAINS, seed=0)
-    for slow, online in zip(start.momentum.parameters(), start.branch.parameters(), strict=True):
+    for slow, online in zip(start.model.momentum.parameters(), start.model.branch.parameters(), strict=True):
         assert torch.equal(slow, online)
     method = built(tiny_backbone)
-    before = [value.detach().clone() for value in method.momentum.parameters()]
-    follow(method.momentum, method.branch, 0.9)
-    for old, new, online in zip(before, method.momentum.parameters(), method.branch.parameters(), strict=True):
+    before = [value.detach().clone() for value in method.model.momentum.parameters()]
+    ema_update(method.model.momentum, method.model.branch, 0.9)
+    for old, new, online in zip(
+        before, method.model.momentum.parameters(), method.model.branch.parameters(), strict=True
+    ):
         torch.testing.assert_close(new, 0.9 * old + 0.1 * online)
-    follow(method.momentum, method.branch, 0.0)
-    for new, online in zip(method.momentum.parameters(), method.branch.parameters(), strict=True):
+    ema_update(method.model.momentum, method.model.branch, 0.0)
+    for new, online in zip(method.model.momentum.parameters(), method.model.branch.parameters(), strict=True):
         assert torch.equal(new, online)
     own = UCDRAdapter(tiny_backbone, config(momentum_start="own"))
     own.build(CLASSES, DOMAINS, seed=0)
-    assert not torch.equal(own.momentum.class_prompts, own.branch.class_prompts)
-    assert torch.equal(own.momentum.projection, own.branch.projection)
+    assert not torch.equal(own.model.momentum.class_prompts, own.model.branch.class_prompts)
+    assert torch.equal(own.model.momentum.projection, own.model.branch.projection)
 
 
 def test_phase_1_is_the_image_text_loss_plus_the_triplet_loss(tiny_backbone: Backbone) -> None:
     method, (pixels, own) = built(tiny_backbone, triplet_weight=0.5), batch(tiny_backbone)
     uniforms = torch.rand(len(pixels), 2, 2, generator=torch.Generator().manual_seed(0))
-    terms = method.phase1(pixels, own, uniforms)
+    terms = method.model.phase1(pixels, own, uniforms)
     expected = torch.stack(
         [-(image @ terms.texts.T / 0.07).log_softmax(0)[y] for image, y in zip(terms.images, own[1], strict=True)]
     ).mean()
@@ -200,7 +198,9 @@ def test_phase_1_is_the_image_text_loss_plus_the_triplet_loss(tiny_backbone: Bac
     assert terms.triplet is not None
     assert float(terms.triplet.detach()) > 0
     torch.testing.assert_close(terms.loss, terms.image_text + 0.5 * terms.triplet)
-    assert method.queues.lengths.tolist() == torch.bincount(own[1], minlength=3).tolist()  # queued before the loss
+    assert (
+        method.model.queues.lengths.tolist() == torch.bincount(own[1], minlength=3).tolist()
+    )  # queued before the loss
     assert terms.momentum_images is not None
     assert not terms.momentum_images.requires_grad
 
@@ -249,7 +249,7 @@ def test_triplet_loss_by_a_loop(sizes: tuple[int, ...]) -> None:
         far, near = max((anchor - p).norm() for p in positives), min((anchor - n).norm() for n in negatives)
         hardest.append(max(0.0, float(far - near) + 0.2))
     assert 0 < len(hardest) < 30
-    for loss in (triplet_loss, triplet_loss_plain):
+    for loss in (triplet_loss, plain.triplet_loss):
         got = loss(anchors, queues, labels, uniforms, 0.2)
         assert float(got) == pytest.approx(sum(losses) / len(losses), rel=1e-5), loss.__name__
     got = hardest_triplet_loss(anchors, queues, labels, 0.2)
@@ -261,7 +261,7 @@ def test_without_negatives_the_triplet_loss_is_zero() -> None:
     labels = torch.ones(4, dtype=torch.long)
     queues.push(anchors, labels)
     uniforms = torch.rand(4, 2, 2)
-    for loss in (triplet_loss, triplet_loss_plain):
+    for loss in (triplet_loss, plain.triplet_loss):
         value = loss(anchors, queues, labels, uniforms, 0.2)
         assert float(value.detach()) == 0
         value.backward()
@@ -292,9 +292,9 @@ def loss_and_gradients(method: UCDRAdapter, phase: int) -> tuple[Tensor, dict[st
     trained = method.trainable(phase)
     if phase == 1:
         uniforms = torch.rand(len(pixels), 2, 2, generator=torch.Generator().manual_seed(4))
-        loss = method.phase1(pixels, own, uniforms).loss
+        loss = method.model.phase1(pixels, own, uniforms).loss
     else:
-        loss = method.phase2(pixels, own).loss
+        loss = method.model.phase2(pixels, own).loss
     loss.backward()
     gradients = {name: value.grad for name, value in trained.items()}
     assert all(gradient is not None and bool(gradient.any()) for gradient in gradients.values())
@@ -315,18 +315,18 @@ def test_the_fast_path_has_the_plain_paths_numbers(tiny_backbone: Backbone, phas
 
 def test_what_is_constant_is_computed_once(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = {"text": 0, "context": 0}
-    encode_prompts, image_context = ucdr_adapter.encode_prompts, UCDRAdapter.image_context
+    encode_prompts, image_context = ucdr_adapter.encode_prompts, UCDRAdapterModel.image_context
 
     def texts(*args: Any, **options: Any) -> Tensor:
         calls["text"] += 1
         return encode_prompts(*args, **options)
 
-    def context(self: UCDRAdapter, pixels: Tensor) -> Tensor:
+    def context(self: UCDRAdapterModel, pixels: Tensor) -> Tensor:
         calls["context"] += 1
         return image_context(self, pixels)
 
     monkeypatch.setattr(ucdr_adapter, "encode_prompts", texts)
-    monkeypatch.setattr(UCDRAdapter, "image_context", context)
+    monkeypatch.setattr(UCDRAdapterModel, "image_context", context)
     fitted(tiny_backbone, steps=6, stage1_share=1 / 3)
     assert calls == {"text": 2 + 1, "context": 4}  # each step of phase 1, and once for phase 2
     process_cache().clear()
@@ -339,7 +339,7 @@ def test_what_is_constant_is_computed_once(tiny_backbone: Backbone, monkeypatch:
         torch.testing.assert_close(value, plain.tensors()[name], rtol=0, atol=1e-5, msg=name)
 
 
-# --- fit, answer, store -----------------------------------------------------------------------------------------------
+# --- fit, encode, store -----------------------------------------------------------------------------------------------
 
 
 def test_the_loss_falls(tiny_backbone: Backbone) -> None:
@@ -363,8 +363,8 @@ def test_phases_train_what_they_should(tiny_backbone: Backbone) -> None:
     first = {"text_context", "domain_prompts", "class_prompts"}
     assert set(method.trainable(1)) == first
     assert set(method.trainable(2)) == set(method.tensors()) - first
-    assert method.context is not None
-    stopped = (method.context, method.branch.class_prompts, method.branch.domain_prompts)
+    assert method.model.context is not None
+    stopped = (method.model.context, method.model.branch.class_prompts, method.model.branch.domain_prompts)
     assert not any(value.requires_grad for value in stopped)
     hash_before = tiny_backbone.weights_hash
     fitted(tiny_backbone)
@@ -405,24 +405,27 @@ def test_every_variant_and_ablation_runs_and_stores(tiny_backbone: Backbone, tmp
     method.save(tmp_path / "model")
     again = UCDRAdapter.load(tmp_path / "model", tiny_backbone)
     assert again.config == method.config
-    for answer in ("encode_images", "encode_raw"):
-        assert torch.equal(getattr(again, answer)(pixels), getattr(method, answer)(pixels)), answer
+    for encode in ("encode_images", "encode_raw"):
+        assert torch.equal(getattr(again, encode)(pixels), getattr(method, encode)(pixels)), encode
     assert torch.equal(again.encode_classes(names), method.encode_classes(names))
     assert method.classify(pixels, names).shape == (5, 4)
 
 
 def test_ablations_take_away_what_they_name(tiny_backbone: Backbone) -> None:
-    assert fitted(tiny_backbone, context_tokens=0).context is None
+    assert fitted(tiny_backbone, context_tokens=0).model.context is None
     assert fitted(tiny_backbone, domain_prompts=False).tensors()["domain_prompts"].numel() == 0
-    assert fitted(tiny_backbone, class_prompts=False).branch.mean_prompts().shape == (1, tiny_backbone.vision_width)
-    assert int(fitted(tiny_backbone, triplet_weight=0.0).queues.pushed.sum()) == 0
-    assert int(fitted(tiny_backbone).queues.pushed.sum()) == 2 * 12  # phase 1 only
-    assert int(fitted(tiny_backbone, momentum_in_phase2=True).queues.pushed.sum()) == 2 * 12 + 2 * 6
+    assert fitted(tiny_backbone, class_prompts=False).model.branch.mean_prompts().shape == (
+        1,
+        tiny_backbone.vision_width,
+    )
+    assert int(fitted(tiny_backbone, triplet_weight=0.0).model.queues.pushed.sum()) == 0
+    assert int(fitted(tiny_backbone).model.queues.pushed.sum()) == 2 * 12  # phase 1 only
+    assert int(fitted(tiny_backbone, momentum_in_phase2=True).model.queues.pushed.sum()) == 2 * 12 + 2 * 6
     method = fitted(tiny_backbone, generate=False, prompt_length=2)
-    assert set(method.phase_steps(task())) == {1}
-    pixels, branch = task().images.pixels(torch.arange(3)), method.branch
+    assert set(method.stage_steps(task())) == {1}
+    pixels, branch = task().images.pixels(torch.arange(3)), method.model.branch
     prompts = [branch.domain_prompts.view(2, 2, -1).mean(0), branch.class_prompts.view(3, 2, -1).mean(0)]
-    expected = method.image_features(branch, tiny_backbone.normalize(pixels), torch.cat(prompts))
+    expected = method.model.image_features(branch, tiny_backbone.normalize(pixels), torch.cat(prompts))
     torch.testing.assert_close(method.encode_raw(pixels), expected)
 
 
@@ -430,7 +433,7 @@ def test_budgets_and_rates(tiny_backbone: Backbone) -> None:
     data = task()  # 24 images, 12 of each domain
 
     def steps(**changes: Any) -> dict[int, int]:
-        return UCDRAdapter(tiny_backbone, config(**{"steps": 0, **changes})).phase_steps(data)
+        return UCDRAdapter(tiny_backbone, config(**{"steps": 0, **changes})).stage_steps(data)
 
     assert steps() == {1: 2, 2: 40}
     assert steps(stage1_epochs=3, epochs=2, batch_size=5) == {1: 6, 2: 10}
@@ -439,12 +442,12 @@ def test_budgets_and_rates(tiny_backbone: Backbone) -> None:
     assert steps(steps=10, stage1_share=0.2) == {1: 2, 2: 8}
     assert steps(steps=10, generate=False) == {1: 10}
     assert steps(steps=1) == {2: 1}
-    method = UCDRAdapter(tiny_backbone)
-    assert [method.rate(1, step, steps=20) for step in (0, 19)] == [1e-4, 1e-4]
-    rates = [method.rate(2, step, steps=20) for step in range(20)]
+    first, second = UCDRAdapter(tiny_backbone).stages()
+    assert [first.rate(step, steps=20) for step in (0, 19)] == [1e-4, 1e-4]
+    rates = [second.rate(step, steps=20) for step in range(20)]
     assert rates == pytest.approx([1e-4 * 1e-3 ** ((step // 2) / 20) for step in range(20)])
-    slow = UCDRAdapter(tiny_backbone, config(**{**OFFICIAL, "learning_rate": 1e-3}))
-    assert (slow.rate(1, 0, steps=1), slow.rate(2, 0, steps=1)) == (1e-4, 1e-3)
+    released = UCDRAdapter(tiny_backbone, config(**{**OFFICIAL, "learning_rate": 1e-3})).stages()
+    assert [stage.rate(0, steps=1) for stage in released] == [1e-4, 1e-3]
 
 
 def test_selection_sees_the_last_phase_only(tiny_backbone: Backbone) -> None:
@@ -460,7 +463,9 @@ def test_selection_sees_the_last_phase_only(tiny_backbone: Backbone) -> None:
     assert seen == [1.0, 0.0, 0.0]  # once an epoch of 2 steps, patience 2
     assert (report.steps, report.selected_step) == (16, 12)
     stopped = fitted(tiny_backbone, steps=20, stage1_share=0.5, epochs=5, learning_rate=1e-2)
-    assert not torch.equal(stopped.branch.projection, method.branch.projection)  # the selected weights are back
+    assert not torch.equal(
+        stopped.model.branch.projection, method.model.branch.projection
+    )  # the selected weights are back
 
 
 def test_classes_without_images_get_no_prompt(tiny_backbone: Backbone) -> None:
@@ -477,7 +482,7 @@ def test_classes_without_images_get_no_prompt(tiny_backbone: Backbone) -> None:
 def test_what_cannot_be_used_is_named(tiny_backbone: Backbone) -> None:
     with pytest.raises(ValueError, match="domain_prompts and class_prompts are both off"):
         config(domain_prompts=False, class_prompts=False)
-    with pytest.raises(RuntimeError, match="call fit, or load a checkpoint"):
+    with pytest.raises(RuntimeError, match="call fit or load first"):
         UCDRAdapter(tiny_backbone).encode_images(torch.rand(1, 3, 32, 32))
     with pytest.raises(BackboneError, match="use fewer context tokens"):
         fitted(tiny_backbone, context_tokens=60)

@@ -2,7 +2,6 @@
 
 import itertools
 import time
-from pathlib import Path
 from typing import Any
 
 import nltk
@@ -15,17 +14,14 @@ from nltk.corpus.util import LazyCorpusLoader
 from torch import Tensor
 
 import benchmarks  # noqa: F401 (brings WordNet's nouns)
-from methods.parts.senses import choose_senses, doubtful
+from methods.parts.senses import WordNetError, choose_senses, doubtful, wordnet
 from methods.parts.word_graph import (
     WordGraph,
-    WordNetError,
     build_graph,
     extend_graph,
     find_synset,
-    read_word_vectors,
     receptive_field,
     row_normalised,
-    wordnet,
 )
 
 NAMES = ("cat", "hot_air_balloon", "dog", "sea turtle", "violin", "qwertyuiop")
@@ -234,23 +230,6 @@ def test_the_field_leaves_far_nodes_out() -> None:
     assert field.nodes.tolist() == [0, 1, 2]
     assert field.sizes == (1, 2, 3)
     assert field.counts == (2, 5)
-
-
-# --- word vectors ----------------------------------------------------------------------------------------------------
-
-
-def test_word_vectors(tmp_path: Path) -> None:
-    file = tmp_path / "vectors.txt"
-    file.write_text("cat 1 0\nsea 0 2\nturtle 4 0\nunused 9 9\n", encoding="utf-8")
-    vectors = read_word_vectors(file, ["cat", "sea_turtle", "Sea-Cat"])
-    assert vectors.tolist() == [[1, 0], [2, 1], [0.5, 1]]
-    with pytest.raises(WordNetError, match="no vector for 'dog'"):
-        read_word_vectors(file, ["cat", "dog"])
-    with pytest.raises(WordNetError, match="cannot be read"):
-        read_word_vectors(tmp_path / "none.txt", ["cat"])
-    file.write_text("cat one two\n", encoding="utf-8")
-    with pytest.raises(WordNetError, match="cannot be read"):
-        read_word_vectors(file, ["cat"])
 
 
 # --- senses ----------------------------------------------------------------------------------------------------------

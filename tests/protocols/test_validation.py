@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from benchmarks.reporting.leaderboard import markdown
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,7 +21,6 @@ from torch import Tensor
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols import dazsl, uccdr, ucdr, uda, udcdr
 from benchmarks.protocols.task import Classification, Retrieval, answerable, own_gallery
-from benchmarks.reporting.leaderboard import markdown
 from benchmarks.runner.execution import execute, search_notes
 from benchmarks.runner.plan import plan, validation_notes
 from benchmarks.runner.presets import PRESETS, Preset

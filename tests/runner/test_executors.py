@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from benchmarks.reporting.leaderboard import csv_text
+
 from benchmarks.runner.execution import Outcome, execute
 from benchmarks.runner.plan import Plan, plan, search_key, shard
 from benchmarks.runner.presets import PRESETS, Preset

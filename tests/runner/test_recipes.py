@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import run
 from benchmarks.datasets.i2webv import I2WebV
-from benchmarks.datasets.listed_dataset import SPLITS, class_lists
+from benchmarks.datasets.splits import SPLITS, class_lists
 from benchmarks.reporting import published
 from benchmarks.reporting.page import Drawn
 from benchmarks.runner.plan import Arm, Plan, plan

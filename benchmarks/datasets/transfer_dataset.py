@@ -10,27 +10,19 @@ from typing import ClassVar
 import pandas as pd
 
 from benchmarks.datasets.base import ClosedSet
-from benchmarks.datasets.layouts import (
-    FolderDataset,
-    Listing,
-    Place,
-    canonical_classes,
-    class_splits,
-    held_back,
-    note_lacking,
-    place_folders,
-    scan,
-)
+from benchmarks.datasets.folder_dataset import FolderDataset, canonical_classes, note_missing_classes
+from benchmarks.datasets.splits import class_splits, with_splits
+from benchmarks.datasets.tree_scan import Listing, Place, place_folders, scan
 
 
 class TransferDataset(FolderDataset):
     """A folder data set whose domains share the classes ``class_names``: UDA over all of them.
 
-    * ``bases``: folders under the root that may hold the domain folders, as the published archives unpack.
-    * ``aliases``: folder names (letters and digits only) of classes where spelling alone does not tell.
+    * ``bases``: folders under the root that may contain the domain folders, as the published archives unpack.
+    * ``aliases``: folder names (letters and digits only) of classes where the spelling does not match.
 
     No class split was published, so the retrieval protocols use the seeded rule of
-    :func:`~benchmarks.datasets.layouts.class_splits`. Keys are ``DOMAIN/CLASS FOLDER/FILE`` in every layout.
+    :func:`~benchmarks.datasets.splits.class_splits`. Keys are ``DOMAIN/CLASS FOLDER/FILE`` in every layout.
     """
 
     class_names: ClassVar[tuple[str, ...]] = ()
@@ -39,16 +31,16 @@ class TransferDataset(FolderDataset):
 
     def read(self, root: Path) -> Listing:
         """The tree under the first base that has a domain's folder."""
-        return plain_keys(scan(root, based(root, self.places, self.bases)))
+        return keys_by_domain(scan(root, places_under_base(root, self.places, self.bases)))
 
-    def lies_in(self, folder: Path) -> bool:
+    def looks_like_root(self, folder: Path) -> bool:
         """Whether one of the bases under a folder has the folders of all domains."""
-        return any(super(TransferDataset, self).lies_in(folder / base) for base in self.bases)
+        return any(super(TransferDataset, self).looks_like_root(folder / base) for base in self.bases)
 
     def arrange(self, images: pd.DataFrame) -> pd.DataFrame:
         """Give every image its class, the class's split by rule, and whether it is held back."""
         found = canonical_classes(self, images, self.class_names, self.aliases)
-        note_lacking(self, found, self.class_names)
+        note_missing_classes(self, found, self.class_names)
         return with_splits(found, class_splits(self.class_names), self.card.gallery_domain)
 
     def classes(self, split: str | None = None) -> tuple[str, ...]:
@@ -64,7 +56,7 @@ class TransferDataset(FolderDataset):
         return ClosedSet(uda_domains=self.domains, uda_classes=self.classes())
 
 
-def based(root: Path, places: tuple[Place, ...], bases: tuple[str, ...]) -> tuple[Place, ...]:
+def places_under_base(root: Path, places: tuple[Place, ...], bases: tuple[str, ...]) -> tuple[Place, ...]:
     """The places under the first base folder that has all of them, else one of them; under the first if none has."""
     there = {
         base: [place_folders(root / base, place)[0] for place in places] for base in bases if (root / base).is_dir()
@@ -76,16 +68,9 @@ def based(root: Path, places: tuple[Place, ...], bases: tuple[str, ...]) -> tupl
     return tuple(replace(place, folders=tuple(prefix + name for name in place.folders)) for place in places)
 
 
-def plain_keys(listing: Listing) -> Listing:
+def keys_by_domain(listing: Listing) -> Listing:
     """The listing with keys ``DOMAIN/CLASS FOLDER/FILE``, so that keys do not depend on where an archive unpacks."""
     images = listing.images
     names = images["key"].str.rpartition("/")[2]
     images = images.assign(key=images["domain"] + "/" + images["class"] + "/" + names)
     return replace(listing, images=images.sort_values("key", kind="stable", ignore_index=True))
-
-
-def with_splits(images: pd.DataFrame, split_of: Mapping[str, str], gallery_domain: str) -> pd.DataFrame:
-    """``split`` by class, and ``held_back`` in the gallery domain of the train classes."""
-    train = [name for name, split in split_of.items() if split == "train"]
-    held = held_back(images, train, gallery_domain)
-    return images.assign(split=images["class"].map(split_of), held_back=held)

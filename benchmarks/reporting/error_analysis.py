@@ -3,12 +3,13 @@
 A retrieval's list holds keys of gallery images. Their classes are not stored: they are read off the key (a query
 with this key has a class; else a folder of the key names one) and the whole question is left out if the classes so
 found contradict the stored recall@1 anywhere.
+
+`benchmarks.reporting.grids.error_grids` turns these counts into tables, `benchmarks.reporting.plots` draws them.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,13 +19,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.reporting.grids import Cell, Grid, Row, number, percent
-from benchmarks.reporting.leaderboard import Table, protocol_title
+from benchmarks.datasets.registry import DATASETS
+from benchmarks.reporting.tables import METHOD_COLUMNS
+from benchmarks.reporting.types import ScoreTable, protocol_title
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record, RecordError
-
-#: Most confused pairs shown for each method.
-PAIRS = 8
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class QuestionErrors:
 
 @dataclass
 class WordNet:
-    """Distances between classes in the embedded WordNet: edges of the shortest way over hypernyms.
+    """Distances between classes in the embedded WordNet: edges of the shortest path over hypernyms.
 
     ``given`` are synset names that the data set states; any other class counts as its name's first noun sense.
     """
@@ -120,56 +119,58 @@ class WordNet:
 
 def synsets_of(dataset: str) -> Mapping[str, str]:
     """The synsets a data set states for its classes; none if it cannot be opened here."""
-    from benchmarks.datasets.registry import DATASETS
-
     try:
-        found: Mapping[str, str] = DATASETS.get(dataset)().synsets
-    except Exception:  # the data are not here: names then stand for their first sense
+        synsets: Mapping[str, str] = DATASETS.get(dataset)().synsets
+    except Exception:  # the data are not here: a name then means its first sense
         return {}
-    return found
+    return synsets
 
 
 def question_errors(
     store: ResultStore,
-    tables: Sequence[Table],
+    tables: Sequence[ScoreTable],
     rows: pd.DataFrame,
     labels: Mapping[Any, str],
     records: Mapping[str, Record],
     report: Callable[[str], None],
 ) -> list[QuestionErrors]:
-    """First answers to the first gallery of every protocol; the lowest seed of each method."""
-    made = []
-    asked: dict[str, Table] = {}
+    """First answers to the first gallery of every protocol; the lowest seed of each method.
+
+    ``report`` gets one line for each record whose answers cannot be read.
+    """
+    questions = []
+    asked: dict[str, ScoreTable] = {}
     for table in tables:
         if table.leads:
             asked.setdefault(table.protocol, table)
     ok = rows[rows["status"] == "ok"]
     for table in asked.values():
-        own = ok[(ok["protocol"] == table.protocol) & (ok["gallery"] == table.gallery)]
+        of_table = ok[(ok["protocol"] == table.protocol) & (ok["gallery"] == table.gallery)]
         read: dict[str, tuple[str, list[pd.DataFrame]]] = {}
-        for identity, of_method in own.groupby(["method", "variant", "config"], sort=False):
+        for configuration, of_method in of_table.groupby(METHOD_COLUMNS, sort=False):
             lowest = of_method[of_method["seed"] == of_method["seed"].min()]
             frames = []
             for key in dict.fromkeys(lowest["key"]):
                 if key in records and records[key].per_query is None:
-                    continue  # the tests between methods have said so
+                    continue  # reported by the tests between methods
                 try:
-                    one = store.per_query(records[key])
+                    answers = store.per_query(records[key])
                 except (RecordError, KeyError) as error:
-                    report(f"{labels[identity]} on {table.protocol}: {error.args[0]}; its errors are not shown")
+                    label = labels[configuration]
+                    report(f"{label} on {table.protocol}: {error.args[0]}; its errors are not displayed")
                     continue
-                one = one[one["gallery"] == table.gallery]
-                if "top_keys" in one.columns:
-                    frames.append(one[one["top_keys"].notna()])
+                answers = answers[answers["gallery"] == table.gallery]
+                if "top_keys" in answers.columns:
+                    frames.append(answers[answers["top_keys"].notna()])
             frames = [frame for frame in frames if len(frame)]
             if frames:
-                read[labels[identity]] = (str(identity[0]), frames)
+                read[labels[configuration]] = (str(configuration[0]), frames)
         order = {row.label: place for place, row in enumerate(table.rows)}
-        made.append(_question(table, dict(sorted(read.items(), key=lambda one: order[one[0]]))))
-    return [one for one in made if one.methods or one.problem]
+        questions.append(_question(table, dict(sorted(read.items(), key=lambda one: order[one[0]]))))
+    return [question for question in questions if question.methods or question.problem]
 
 
-def _question(table: Table, read: Mapping[str, tuple[str, list[pd.DataFrame]]]) -> QuestionErrors:
+def _question(table: ScoreTable, read: Mapping[str, tuple[str, list[pd.DataFrame]]]) -> QuestionErrors:
     everything = [frame for _, frames in read.values() for frame in frames]
     retrieval = any(frame["recall@1"].notna().any() for frame in everything if "recall@1" in frame.columns)
     class_of: Callable[[str], str | None] = _classes(everything) if retrieval else str
@@ -251,59 +252,25 @@ def _curve(frames: Sequence[pd.DataFrame], class_of: Callable[[str], str | None]
     )
 
 
-def distances(one: MethodErrors, wordnet: WordNet) -> Counter[int]:
-    """How many wrong first answers lie at each WordNet distance from the true class."""
+def distances(errors: MethodErrors, wordnet: WordNet) -> Counter[int]:
+    """How many wrong first answers are at each WordNet distance (edges) from the true class."""
     found: Counter[int] = Counter()
-    for (true, answered), times in one.confused.items():
+    for (true, answered), times in errors.confused.items():
         distance = wordnet.distance(true, answered)
         if distance is not None:
             found[distance] += times
     return found
 
 
-def error_grids(questions: Sequence[QuestionErrors], wordnet: WordNet) -> list[Grid]:
-    """For each question a table of how far errors lie, and one of the most confused pairs of classes."""
-    made = []
-    for question in questions:
-        if not question.methods:
-            continue
-        far, pairs = [], []
-        for one in question.methods:
-            by = distances(one, wordnet)
-            total = by.total()
-            mean = sum(d * n for d, n in by.items()) / total if total else float("nan")
-            near = sum(n for d, n in by.items() if d <= 4) / total if total else float("nan")
-            wrong = one.wrong / one.queries
-            middle = number(mean) if math.isnan(mean) else Cell(f"{mean:.1f}", mean, "number")
-            cells = (
-                Cell(one.label), Cell(f"{one.queries:,}", one.queries), Cell(percent(wrong), 100 * wrong),
-                middle, Cell(percent(near), None if total == 0 else 100 * near),
-            )  # fmt: skip
-            far.append(Row(cells, one.method))
-            for (true, answered), times in sorted(one.confused.items(), key=lambda kv: (-kv[1], kv[0]))[:PAIRS]:
-                share = times / one.per_class[true]
-                distance = wordnet.distance(true, answered)
-                line = (
-                    Cell(one.label), Cell(true), Cell(answered), Cell(str(times), times, "number"),
-                    Cell(f"{percent(share)} of {one.per_class[true]}", 100 * share, "number"),
-                    Cell("-" if distance is None else str(distance), distance, "number"),
-                    Cell(wordnet.common(true, answered)),
-                )  # fmt: skip
-                pairs.append(Row(line, one.method))
-        what = "first image retrieved" if question.retrieval else "class answered"
-        made.append(
-            Grid(
-                f"{question.title}: how far the {what} lies from the true class when it is wrong",
-                ("method", "queries", "wrong (%)", "mean WordNet distance of errors", "errors within 4 edges (%)"),
-                tuple(far),
-                notes=(
-                    "Distance: edges on the shortest way over hypernyms; 2 is a sibling. Lowest seed, and the queries "
-                    "whose lists are kept: a packed results folder keeps some of each cell.",
-                ),
-            )
-        )
-        head = ("method", "true class", "answered", "times", "share of the class's queries", "WordNet distance",
-                "nearest common hypernym")  # fmt: skip
-        title = f"{question.title}: most confused pairs of classes, {PAIRS} a method"
-        made.append(Grid(title, head, tuple(pairs), "texts", search=True))
-    return made
+@dataclass(frozen=True)
+class ErrorAnalysis:
+    """All questions of a setting with the WordNet that measures their errors; ``problem`` if they cannot be read."""
+
+    questions: tuple[QuestionErrors, ...] = ()
+    wordnet: WordNet = field(default_factory=WordNet)
+    problem: str = ""
+
+    @property
+    def has_curves(self) -> bool:
+        """Whether any method has a curve of precision and recall."""
+        return any(method.curve is not None for question in self.questions for method in question.methods)

@@ -1,0 +1,76 @@
+"""What each method cost, from the records of its cells: parameters, seconds by phase, speed and memory."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.reporting.tables import METHOD_COLUMNS
+from benchmarks.store.records import Record
+
+#: Phases of training, and of answering a cell's questions.
+TRAINING, ANSWERING = ("fit", "search"), ("encode", "rank", "classify")
+
+
+@dataclass(frozen=True)
+class MethodCost:
+    """What a method cost in one setting; seconds are means: of a fit, of a search, of a cell's other phases.
+
+    ``memory`` and ``gpu_memory`` are the largest peaks in MiB, ``images_per_second`` is a median.
+    """
+
+    label: str
+    method: str
+    floor: bool
+    trainable: int | None
+    total: int | None
+    seconds: Mapping[str, float]
+    images_per_second: float | None
+    memory: float | None
+    gpu_memory: float | None
+    fits: int
+    cells: int
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of a search and a fit; 0 for methods that train nothing."""
+        return self.seconds.get("fit", 0.0) + self.seconds.get("search", 0.0) if self.trainable else 0.0
+
+
+def method_costs(rows: pd.DataFrame, labels: Mapping[Any, str], records: Mapping[str, Record]) -> list[MethodCost]:
+    """One entry a method and config, from the records of its cells; a fit that several cells share counts once."""
+    costs = []
+    for configuration, of_method in rows.groupby(METHOD_COLUMNS, sort=False):
+        keys = dict.fromkeys(of_method["key"])
+        done = [records[key] for key in keys if key in records and records[key].status == "ok"]
+        if not done:
+            continue
+        fits = {(record.fit.fit_id, record.cell.seed): record for record in done}
+        seconds: dict[str, float] = {}
+        for phases, counted in ((TRAINING, list(fits.values())), (ANSWERING, done)):
+            for phase in phases:
+                values = [record.cost.seconds[phase] for record in counted if phase in record.cost.seconds]
+                if values:
+                    seconds[phase] = statistics.fmean(values)
+        cost = [record.cost for record in done]
+        rates = [one.pictures_per_second for one in cost if one.pictures_per_second]
+        costs.append(
+            MethodCost(
+                label=labels[configuration],
+                method=str(configuration[0]),
+                floor=bool(of_method["floor"].any()),
+                trainable=max((n for one in cost if (n := one.trainable_parameters) is not None), default=None),
+                total=max((n for one in cost if (n := one.total_parameters) is not None), default=None),
+                seconds=seconds,
+                images_per_second=statistics.median(rates) if rates else None,
+                memory=max((mib for one in cost if (mib := one.peak_memory_mib) is not None), default=None),
+                gpu_memory=max((mib for one in cost if (mib := one.peak_gpu_memory_mib) is not None), default=None),
+                fits=len(fits),
+                cells=len(done),
+            )
+        )
+    return costs

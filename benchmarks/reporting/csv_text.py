@@ -1,0 +1,42 @@
+"""The leaderboard as CSV: every score of every table, one row each."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pandas as pd
+
+from benchmarks.reporting.data import ReportData
+from benchmarks.reporting.tables import score_tables, settings_of
+from benchmarks.reporting.types import SETTING, ScoreTable
+
+
+def leaderboard_csv(data: ReportData) -> str:
+    """Scores without ablations: one row a setting, protocol, gallery, metric, method and query domain (or mean)."""
+    return _csv(data.listed, [table for one in data.settings for table in one.tables])
+
+
+def ablations_csv(data: ReportData) -> str:
+    """The same rows with those of ablations, and a column ``ablation``."""
+    frame = data.newest
+    return _csv(frame, [table for setting in settings_of(frame) for table in score_tables(frame, setting)])
+
+
+def _csv(frame: pd.DataFrame, tables: list[ScoreTable]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    ablated = ["ablation"] if len(frame) and (frame["ablation"] != "").any() else []
+    head = ["protocol", "gallery", "metric", "method", "label", *ablated, "floor", "extension", "query_domain"]
+    stated = [name for name in SETTING if name != "identity" or (len(frame) and (frame["identity"] != "").any())]
+    writer.writerow([*stated, *head, "value", "low", "high", "seeds", "status"])
+    for table in tables:
+        for row in table.rows:
+            switched = [row.ablation] if ablated else []
+            for column, score in [*row.scores.items(), ("mean", row.mean)]:
+                numbers = ["" if x is None else f"{x:.6f}" for x in (score.value, score.low, score.high)]
+                where = [table.protocol, table.gallery, table.metric, row.method, row.label, *switched, row.floor]
+                where += [row.extension, column]
+                setting = [getattr(table.setting, name) for name in stated]
+                writer.writerow([*setting, *where, *numbers, score.seeds, score.status])
+    return buffer.getvalue()

@@ -1,0 +1,108 @@
+"""The leaderboard and the published figures as Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from benchmarks.reporting import grids
+from benchmarks.reporting.data import ReportData
+from benchmarks.reporting.tables import DATA_USED, data_used, failures
+from benchmarks.reporting.types import EXTENSION
+
+
+def leaderboard_markdown(data: ReportData) -> str:
+    """The whole leaderboard; the records say what of each data set was read and left out."""
+    lines = ["# Leaderboard", ""]
+    if data.command:
+        lines += [f"Made by `{data.command}`.", ""]
+    lines += [
+        "Percent. A table's head names its metric: the `[retrieved]` and `[trec]` conventions differ.",
+        "`(floor)` marks baselines that know nothing. Means are taken over complete rows only.",
+        "±: half of the 95 % t interval over seeds; one seed (n = 1) has none.",
+        "",
+    ]
+    for one in data.settings:
+        title = escape(one.setting.title())
+        lines += [f"## {title}", "", "Means over the query domains (UDA and DAZSL: transfers).", ""]
+        for metric in one.metrics:
+            lines += [*_table(*grids.summary(one.tables, metric).plain()), ""]
+        for table in one.tables:
+            lines += [f"### {escape(table.title())}", "", *_table(*grids.by_protocol(table).plain()), ""]
+        if one.extensions:
+            lines += [
+                f"### {EXTENSION} Extensions",
+                "",
+                "What a method's paper does not define and this suite decided:",
+                "",
+            ]
+            rows = [list(row) for row in one.extensions]
+            lines += [*_table(["method", "protocol", "what is done"], rows, figures=False), ""]
+        if one.notes:
+            lines += ["### Notes", "", *(f"- {escape(line)}" for line in one.notes), ""]
+    used = [list(row) for row in data_used(data.records.values())]
+    if used:
+        lines += ["## Data", "", *_table(list(DATA_USED), used, figures=False), ""]
+    failed = failures(data.listed)
+    if len(failed):
+        rows = [[str(value) for value in row] for row in failed.itertuples(index=False)]
+        lines += ["## Cells without a score", "", *_table(list(failed.columns), rows, figures=False), ""]
+    return "\n".join(lines)
+
+
+def published_markdown(table: pd.DataFrame) -> str:
+    """Rows of `benchmarks.reporting.published.beside` as tables, one a protocol, data set, backbone and gallery.
+
+    Percent with one decimal; "-" where nothing was run.
+    """
+    lines = ["# Published beside ours", ""]
+    keys = ["protocol", "dataset", "backbone", "gallery"]
+    for (protocol, dataset, backbone, gallery), part in table.groupby(keys, sort=False):
+        lines += [
+            f"## {protocol}, {dataset}, {backbone or 'backbone not named'}, {gallery or 'gallery not named'}",
+            "",
+        ]
+        lines += ["| method | split | metric | published | ours | gap | reason | source | confidence |"]
+        lines += ["| --- | --- | --- | ---: | ---: | ---: | --- | --- | --- |"]
+        for row in part.to_dict("records"):
+            name = row["published_method"]
+            name = f"{name} (ours: {row['label']}, {row['rules']} rules)" if row["label"] else name
+            cells = [name, row["split"] or row["setting"], row["metric"] or row["published_metric"]]
+            cells += [_percent(row["published"], row["published_std"]), _percent(row["ours"]), _percent(row["gap"])]
+            cells += [row["reason"], row["source"], row["confidence"]]
+            lines.append("| " + " | ".join(_escape_strictly(str(cell)) for cell in cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def escape(text: str) -> str:
+    """Text as it is in Markdown: nothing of it is taken for markup."""
+    text = re.sub(r"([\\`*\[\]<>|#&])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # inside a word an underscore is only that
+
+
+def _escape_strictly(text: str) -> str:
+    """`escape` for texts of papers, every underscore included."""
+    return re.sub(r"([\\`*\[\]<>|_])", r"\\\1", " ".join(text.split()))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, figures: bool = True) -> list[str]:
+    align = ["---", *(["---:"] if figures else ["---"]) * (len(head) - 1)]
+    return [
+        _line(map(escape, head)),
+        _line(align),
+        *(_line(map(escape, row)) for row in rows),
+    ]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _percent(value: float | None, std: float | None = None) -> str:
+    if value is None or pd.isna(value):
+        return "-"
+    text = f"{100 * value:.1f}"
+    return text if std is None or pd.isna(std) else f"{text} ± {100 * std:.1f}"

@@ -1,0 +1,231 @@
+"""Methods with the image-text loss that differ in what they train: the base of CoOp, VPT, LoRA and CLIP-Full.
+
+Loss: cross-entropy over cosine(image, text of every class with labelled images) / tau, in batches balanced over
+domains, with Adam. A subclass says what is trained (:meth:`ImageTextMethod.build`) and how it changes an image or a
+text feature; everything else is here. For instance, a linear probe is::
+
+    class LinearProbe(ImageTextMethod):
+        card, Config = read_card("linear_probe"), ImageTextConfig
+        frozen_images = True
+
+        def build(self, seed: int) -> dict[str, nn.Parameter]:
+            return {"head": nn.Parameter(torch.eye(self.backbone.embed_dim, device=self.device))}
+
+        def head(self, features: Tensor) -> Tensor:
+            return features @ self.trainable()["head"].T
+
+Speed: texts that training does not change, and image features that it does not change where images are not augmented,
+are computed once. Target images and classes without labelled images are not used.
+
+Shapes: B images, C classes with labelled images, E embedding width.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.interface import FitReport, Log, Method, TrainingData
+from methods.official.pros_release import RATE_FLOOR, decayed_rate
+from methods.parts.augment import PLAIN, Augmentation, augment
+from methods.parts.backbone import Backbone, Statistics
+from methods.parts.bounds import Bound
+from methods.parts.feature_cache import image_features
+from methods.parts.losses import TEMPERATURE, image_text_loss
+from methods.parts.parallel import share
+from methods.parts.prompt_units import read_image
+from methods.parts.prompts import PromptTemplate, encode_prompts
+from methods.training.batches import Sampler, domain_batches, epoch_images, seen_classes
+from methods.training.loop import run_single_stage, seeded
+
+
+@dataclass(frozen=True)
+class ImageTextConfig:
+    """Settings that all methods with the image-text loss have."""
+
+    bounds: ClassVar = {"temperature": Bound(low=0)}
+    template: str = "a photo of a {name}"  # the text of a class, with ``{name}``
+    temperature: float = TEMPERATURE  # tau of the loss; 0: CLIP's own, 1 / logit scale (released)
+    train_statistics: Statistics = "clip"  # pixel normalisation in training: clip, imagenet (released) or none
+    test_statistics: Statistics = "clip"  # pixel normalisation at test
+    learning_rate: float = 1e-3  # of Adam
+    weight_decay: float = 0.0  # of Adam
+    batch_size: int = 256  # images a step
+    epochs: int = 100  # passes over the labelled images
+    steps: int = 0  # 0 for the epochs, or the number of optimiser steps
+    validate_every: int = 0  # steps between validations; 0: once an epoch, or ten times in ``steps``
+    patience: int = 2  # validations without gain before training stops; 0: never
+    augment: bool = True  # random crop, flip and colour jitter
+    fast: bool = True  # False: the plain path with the same numbers, everything computed anew at every step
+
+
+@dataclass(frozen=True)
+class ReleasedConfig(ImageTextConfig):
+    """Settings of the baselines that the ProS release has, with the switches to what its code does."""
+
+    schedule: Literal["constant", "released"] = "constant"  # of the learning rate; released: times 10^(-3 epoch / 20)
+    sampler: Sampler = "reshuffled"  # of batches; released: one order for all seeds and epochs
+
+
+class ImageTextMethod(Method):
+    """A part of CLIP, or something beside it, trained with the image-text loss."""
+
+    one_process = ""
+    #: Names the training in logs and curves.
+    stage: ClassVar[str]
+    #: The lowest learning rate of the released schedule.
+    lowest_rate: ClassVar[float] = RATE_FLOOR
+    #: Numbers that, with the run's seed, seed the batches and the augmentation.
+    seed_parts: ClassVar[tuple[int, int]] = (1, 2)
+    #: The plain path of the same numbers, for tests and timings.
+    plain: ClassVar[Mapping[str, Any]] = {"fast": False}
+
+    #: What is trained, by name; None before ``fit`` or ``load``.
+    parameters: dict[str, nn.Parameter] | None = None
+
+    # --- the model and its loss ---
+
+    @abstractmethod
+    def build(self, seed: int) -> dict[str, nn.Parameter]:
+        """What is trained, by name, before training; sets whatever else the method computes with."""
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name; raises :class:`~methods.interface.NotFittedError` before ``fit`` or ``load``."""
+        return self.fitted(self.parameters)
+
+    @property
+    def clip(self) -> Backbone:
+        """The CLIP that encodes: the frozen backbone, or the method's own copy of it."""
+        return self.backbone
+
+    @property
+    def frozen_images(self) -> bool:
+        """Whether training leaves CLIP's image features, the input of :meth:`head`, as they are."""
+        return False
+
+    @property
+    def frozen_texts(self) -> bool:
+        """Whether training leaves the text features as they are."""
+        return True
+
+    def head(self, features: Tensor) -> Tensor:
+        """What comes behind CLIP's image features [B, E]; default: nothing."""
+        return features
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Image features [B, E] of normalised pixels [B, 3, H, W], not L2-normalised."""
+        tokens = self.clip.image_tokens(pixels)
+        return self.head(read_image(self.clip, tokens, "class_token", plain=not self.config.fast))
+
+    def prompts(self, names: Sequence[str]) -> PromptTemplate:
+        """The classes' texts; raises ``BackboneError`` if one exceeds the backbone's context length."""
+        return PromptTemplate.build(self.backbone, names, self.config.template)
+
+    def text_features(self, prompts: PromptTemplate) -> Tensor:
+        """Text features [C, E], not L2-normalised."""
+        return encode_prompts(self.clip, prompts, shared_prefix=self.config.fast, cut=self.config.fast)
+
+    def loss(self, images: Tensor, texts: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy over cosine / tau: images [B, E], texts [C, E], labels [B] in 0..C-1."""
+        return image_text_loss(images, texts, labels, temperature=1 / self.logit_scale())
+
+    def logit_scale(self) -> float:
+        """1 / tau."""
+        return 1 / self.config.temperature if self.config.temperature else self.clip.logit_scale
+
+    # --- training ---
+
+    def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
+        """Train on the labelled images."""
+        config, begun = self.config, time.perf_counter()
+        sampler: Sampler = getattr(config, "sampler", "reshuffled")
+        batch_part, augment_part = self.seed_parts
+        self.parameters = self.build(seed)
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        names, labels = seen_classes(data)
+        labels = labels.to(self.device)
+        prompts = self.prompts(names)
+        augmentation = Augmentation() if config.augment else PLAIN
+        stream = domain_batches(data, config.batch_size, seeded(seed, batch_part), sampler)
+        fixed_texts = self.text_features(prompts) if config.fast and self.frozen_texts else None
+        fixed_images = None
+        if config.fast and self.frozen_images and not augmentation.active:
+            fixed_images = image_features(self.backbone, data.images, statistics=config.train_statistics)
+            fixed_images = fixed_images.to(self.device)
+
+        def loss(step: int) -> Tensor:
+            index = share(next(stream))
+            if fixed_images is not None:
+                images = self.head(fixed_images[index])
+            else:
+                pixels = augment(data.images.pixels(index), augmentation, seeded(seed, augment_part, step))
+                images = self.image_features(self.backbone.normalize(pixels.to(self.device), config.train_statistics))
+            texts = self.text_features(prompts) if fixed_texts is None else fixed_texts
+            return self.loss(images, texts, labels[index])
+
+        def rate(epoch: int) -> float:
+            return decayed_rate(config.learning_rate, epoch, self.lowest_rate)
+
+        report = run_single_stage(
+            self,
+            data,
+            log,
+            stage=self.stage,
+            trained=self.parameters,
+            loss=loss,
+            images=epoch_images(data, sampler, config.batch_size),
+            rate=rate if getattr(config, "schedule", "constant") == "released" else None,
+        )
+        report.seconds = time.perf_counter() - begun
+        return report
+
+    # --- inference ---
+
+    @torch.no_grad()
+    def encode_raw(self, pixels: Tensor) -> Tensor:
+        """Image features ``[B, E]`` before normalisation."""
+        return self.image_features(self.backbone.normalize(pixels.to(self.device), self.config.test_statistics))
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Normalised image features ``[B, E]``."""
+        return F.normalize(self.encode_raw(pixels), dim=-1)
+
+    @torch.no_grad()
+    def encode_classes(self, names: Sequence[str]) -> Tensor:
+        """Normalised text features ``[C, E]`` of any class names."""
+        return F.normalize(self.text_features(self.prompts(names)), dim=-1)
+
+    # --- state ---
+
+    def learned_tensors(self) -> Mapping[str, Tensor]:
+        """What is trained, by name."""
+        return self.trainable()
+
+    def prepare_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Build the parameters if there are none yet."""
+        if self.parameters is None:
+            self.parameters = self.build(seed=0)
+
+
+class OwnClipMethod(ImageTextMethod):
+    """An :class:`ImageTextMethod` that trains weights inside its own copy of CLIP."""
+
+    copy: Backbone | None = None
+
+    @property
+    def clip(self) -> Backbone:
+        """The method's copy; raises :class:`~methods.interface.NotFittedError` before ``fit`` or ``load``."""
+        return self.fitted(self.copy)
+
+    @property
+    def frozen_texts(self) -> bool:
+        """Whether nothing of the text tower is trained."""
+        return not any(name.startswith("text_") for name in self.trainable())
