@@ -33,7 +33,6 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.nn import Linear
 
 from methods.cards import read_card
 from methods.interface import FitReport, Images, Log, Method, TrainingData
@@ -46,7 +45,6 @@ from methods.parts.senses import WordNetError
 from methods.parts.word_graph import (
     Field,
     GraphSource,
-    Propagation,
     SenseChoice,
     WordGraph,
     build_graph,
@@ -100,6 +98,8 @@ class PrototypeBranch(nn.Module):
     """
 
     def __init__(self, config: SreClipConfig, inputs: int) -> None:
+        from methods.parts.propagation import Linear, Propagation  # a slow import, needed once a fit starts
+
         super().__init__()
         self.dropout = config.dropout
         self.propagate = Propagation()

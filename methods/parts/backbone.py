@@ -8,22 +8,19 @@ that copy in (``class_token=``, ``projection=``), or trains a :meth:`Backbone.cl
 Shapes: B images, C texts, P patches (grid x grid), w vision width, v text width, E embedding width, L context length.
 """
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
-from transformers.image_processing_base import ImageProcessingMixin
-from transformers.utils import logging as transformers_logging
 
 from methods.parts.identity import config_hash, tokenizer_hash
 from methods.parts.memory import align_parameters
@@ -37,6 +34,9 @@ from methods.parts.transformer import (
     run_last_block_leading,
     take_token,
 )
+
+if TYPE_CHECKING:  # loaded with the first backbone: a plan needs none of it
+    from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
 Precision = Literal["float32", "bf16"]
 Statistics = Literal["clip", "imagenet", "none"]
@@ -97,6 +97,8 @@ class VisionTower(nn.Module):
         config.num_hidden_layers = layers
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            from transformers import CLIPVisionModel
+
             return cls(CLIPVisionModel(config))
 
     @property
@@ -307,6 +309,8 @@ class Backbone:
             BackboneError: nothing there, not a CLIP, no safetensors, weights that are missing, left over, of another
                 shape or not finite, or a tokenizer or image processor that cannot be used.
         """
+        from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+
         text = str(name_or_folder)
         folder = Path(text).expanduser()
         name, unreached = text, ""
@@ -374,6 +378,8 @@ class Backbone:
         """A CLIP of this config with random weights; the same seed gives the same weights."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            from transformers import CLIPModel
+
             model = CLIPModel(config)
         return cls(model, tokenizer=tokenizer, name=f"random-{seed}", precision=precision)
 
@@ -762,6 +768,8 @@ def _quiet_loading(local: bool) -> Iterator[None]:
     if not local:
         yield
         return
+    from transformers.utils import logging as transformers_logging
+
     bar, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -782,6 +790,9 @@ def hub_silence(name: str) -> str:
     Raises:
         BackboneError: there is no such checkpoint.
     """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
     try:
         HfApi().model_info(name, timeout=_HUB_SECONDS)
     except (RepositoryNotFoundError, HFValidationError) as error:
@@ -824,6 +835,8 @@ def _preprocessing(text: str, local: bool, size: int) -> dict[str, Any]:
     Raises:
         BackboneError: a processor that cannot be followed.
     """
+    from transformers.image_processing_base import ImageProcessingMixin
+
     try:
         processor, _ = ImageProcessingMixin.get_image_processor_dict(text, local_files_only=local)
     except OSError as error:

@@ -17,8 +17,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch_geometric.nn import MessagePassing
-from torch_geometric.utils import coalesce
 
 from methods.parts.backbone import Backbone
 from methods.parts.feature_cache import FeatureScope, process_cache
@@ -212,6 +210,8 @@ def row_normalised(edges: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
     """
     loops = torch.arange(nodes)
     both = torch.cat([edges, edges.flip(1), torch.stack([loops, loops], dim=1)]).T.contiguous()
+    from torch_geometric.utils import coalesce
+
     messages, counts = coalesce(both, torch.ones(both.shape[1]), num_nodes=nodes, reduce="sum", sort_by_row=False)
     incoming = torch.zeros(nodes).index_add_(0, messages[1], counts)
     return messages, counts / incoming[messages[1]]
@@ -262,22 +262,6 @@ def receptive_field(edges: Tensor, nodes: int, rows: Sequence[int], layers: int 
     messages = torch.stack([place[sender[used]], place[receiver[used]]])
     by_receiver = torch.argsort(messages[1] * nodes + messages[0])
     return Field(order, tuple(sizes), messages[:, by_receiver], weights[used][by_receiver])
-
-
-class Propagation(MessagePassing):
-    """Ahat H: every node receives the weighted sum of its neighbours and of itself."""
-
-    def __init__(self) -> None:
-        super().__init__(aggr="add")
-
-    def forward(self, hidden: Tensor, messages: Tensor, weights: Tensor, rows: int) -> Tensor:
-        """``hidden`` [n, F], ``messages`` [2, M] (from, to), ``weights`` [M] -> the first ``rows`` nodes [rows, F]."""
-        received: Tensor = self.propagate(messages, x=(hidden, None), weights=weights, size=(len(hidden), rows))
-        return received
-
-    def message(self, x_j: Tensor, weights: Tensor) -> Tensor:
-        """What a neighbour sends."""
-        return weights.unsqueeze(-1) * x_j
 
 
 # --- node vectors -----------------------------------------------------------------------------------------------------

@@ -182,16 +182,16 @@ def test_a_heic_file_says_what_it_needs() -> None:
 
 def test_pixels_of_the_shipped_images_do_not_depend_on_how_a_square_is_named() -> None:
     dataset, rows = PictoDomains(), np.arange(0, 400, 7)
-    plain = dataset.pixels(rows, 64)
+    plain = dataset.pixels(rows, 64).mul(255).round()
     square = {"height": 64, "width": 64}
     for config in ({"size": square, "do_center_crop": False}, {"size": 64, "crop_size": 64}):
         assert (dataset.processed(rows, read_processor(config, 64)) == plain).all()
     assert (dataset.processed(rows, ImageProcessing.clip(64).released()) == plain).all()
     cropped = dataset.processed(rows, read_processor({"size": 80, "crop_size": 64}, 64))
     assert cropped.shape == plain.shape
-    inner = dataset.pixels(rows, 80)[:, :, 8:72, 8:72]
-    assert (cropped - inner).abs().mean() < 0.01
-    assert (cropped - plain).abs().mean() > 0.01
+    inner = dataset.pixels(rows, 80)[:, :, 8:72, 8:72].mul(255)
+    assert (cropped - inner).abs().mean() < 255 * 0.01
+    assert (cropped - plain).abs().mean() > 255 * 0.01
 
 
 def test_a_processing_has_its_own_cache(tmp_path: Path) -> None:
