@@ -29,7 +29,7 @@ from benchmarks.runner.plan import Plan, plan
 from benchmarks.runner.presets import PRESETS, Preset
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.run_plan import execute
-from benchmarks.runner.settings import Settings, SettingsError, resolve
+from benchmarks.runner.settings import Settings, SettingsError
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import CellId, Record
 from methods.interface import FitReport, Log, Method, MethodCard, NotApplicableError, TrainingData
@@ -799,13 +799,6 @@ def test_the_official_rules_invert_the_domains_that_the_released_code_inverts(
     assert np.array_equal(contents[0] != contents[1], negative), "no feature of one is taken for the other's"
     notes = {f"{domain} images are inverted" for domain in ("sketch", "line")}
     assert (notes <= set(resources.task("tiny", "ucdr", "line").notes)) == (rules == "official")
-
-
-def test_smoke_is_small() -> None:
-    settings = resolve({"preset": "smoke"})
-    assert settings.limit == PRESETS["smoke"].limit
-    assert resolve({"preset": "smoke", "limit": 7}).limit == 7
-    assert PRESETS["smoke"].splits == 1
 
 
 # --- what a key holds -------------------------------------------------------------------------------------------------
