@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from benchmarks.console import command
-from benchmarks.run import build_parser, perform
+from benchmarks.runner.command import perform
+from benchmarks.runner.options import build_parser
 
 if TYPE_CHECKING:
-    from benchmarks.runner.ablation_plan import Ablation
+    from benchmarks.runner.ablation_plan import AblationPlan
     from benchmarks.runner.settings import Settings
 
 EXAMPLES = """examples:
@@ -27,27 +28,25 @@ Without --protocols each method runs on the protocols its paper defines it on.
 @command
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.ablate") -> int:
     """Run the command; returns the exit code."""
-    parser = build_parser(prog)
-    parser.description = "Run each method as configured, then with one factor switched at a time."
-    parser.epilog = EXAMPLES
+    parser = build_parser(prog, "Run each method as configured, then with one factor switched at a time.", EXAMPLES)
     what = parser.add_argument_group("what to switch")
     what.add_argument("--factors", metavar="LIST", help="comma list of the methods' own, all (default), or none")
     what.add_argument("--grid", metavar="KEY=V1,V2", action="append", help="[method.]field and levels; may be repeated")
-    arguments = vars(parser.parse_args(argv))
-    factors = [name.strip() for name in arguments.pop("factors", "all").split(",") if name.strip()]
-    grid = arguments.pop("grid", [])
-    filed = "config" in arguments or "recipe" in arguments
-    own_protocols = "protocols" not in arguments and not filed
-    if not filed:
-        arguments.setdefault("out", "results/ablation")
+    options = vars(parser.parse_args(argv))
+    factors = [name.strip() for name in options.pop("factors", "all").split(",") if name.strip()]
+    grid = options.pop("grid", [])
+    from_file = "config" in options or "recipe" in options
+    own_protocols = "protocols" not in options and not from_file
+    if not from_file:
+        options.setdefault("out", "results/ablation")
 
-    def choose(settings: Settings) -> Ablation:
-        from benchmarks.runner.ablation_plan import ablation
+    def arms(settings: Settings) -> AblationPlan:
+        from benchmarks.runner.ablation_plan import plan_ablation
 
-        return ablation(settings, factors, grid, own_protocols=own_protocols)
+        return plan_ablation(settings, factors, grid, own_protocols=own_protocols)
 
     given = sys.argv[1:] if argv is None else argv
-    return perform(arguments, prog, shlex.join(["python", "-m", "benchmarks.ablate", *given]), choose)
+    return perform(options, prog, shlex.join(["python", "-m", "benchmarks.ablate", *given]), arms)
 
 
 if __name__ == "__main__":

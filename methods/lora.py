@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from peft import LoraConfig as PeftConfig
-from peft import inject_adapter_in_model
 from torch import nn
 
 from methods.cards import read_card
@@ -67,6 +65,9 @@ class LoRA(OwnClipMethod):
 
         By peft's names (``....self_attn.q_proj.lora_A.weight``).
         """
+        from peft import LoraConfig as PeftConfig
+        from peft import inject_adapter_in_model
+
         config, generator = self.config, seeded(seed, 0)
         towers = "|".join(name for name, on in (("vision_model", config.vision), ("text_model", config.text)) if on)
         pattern = rf"({towers})\..*\.self_attn\.({'|'.join(TARGETS)})"

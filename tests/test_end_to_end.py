@@ -19,10 +19,10 @@ from torch import Tensor
 
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols.task import Task
-from benchmarks.runner.execution import execute
 from benchmarks.runner.plan import FitGroup, plan
 from benchmarks.runner.presets import PRESETS
 from benchmarks.runner.resources import Resources
+from benchmarks.runner.run_plan import execute
 from benchmarks.runner.settings import resolve
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record

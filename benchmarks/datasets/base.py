@@ -115,14 +115,15 @@ class Dataset(ABC):
         """RGB in [0, 1] of the given rows at ``size`` x ``size`` pixels: float32 ``[B, 3, size, size]``."""
 
     def processed(self, rows: np.ndarray, how: ImageProcessing) -> Tensor:
-        """RGB in [0, 1] of the given rows under a backbone's image processing: float32 ``[B, 3, size, size]``.
+        """RGB of the given rows under a backbone's image processing: uint8 ``[B, 3, size, size]``.
 
         This default uses :meth:`pixels`: the data set resizes to the size that the processing resizes to, and the
         processing crops. A data set with access to the stored images overrides it.
         """
         import torch
 
-        return torch.from_numpy(how.crop_squares(self.pixels(rows, how.side).numpy()))
+        pixels = torch.from_numpy(how.crop_squares(self.pixels(rows, how.side).numpy()))
+        return pixels.mul(255).round_().to(torch.uint8)
 
     @property
     @abstractmethod

@@ -221,10 +221,10 @@ class FolderDataset(Dataset):
 
         Raises :class:`DatasetError` naming a broken image and the command that lists them all.
         """
-        return self.processed(rows, ImageProcessing.at(size))
+        return self.processed(rows, ImageProcessing.at(size)).float().div_(255)
 
     def processed(self, rows: np.ndarray, how: ImageProcessing) -> Tensor:
-        """RGB in [0, 1] under a backbone's image processing, from the image cache; errors as :meth:`pixels`."""
+        """RGB under a backbone's image processing, uint8, from the image cache; errors as :meth:`pixels`."""
         import torch
 
         try:
@@ -234,7 +234,7 @@ class FolderDataset(Dataset):
                 f"{self.card.name}: {error}; list all with: python -m benchmarks.data verify {self.card.name} "
                 f"--root {shlex.quote(str(self.folder))} (--write-broken leaves them out)"
             ) from error
-        return torch.from_numpy(pixels).float().div_(255)
+        return torch.from_numpy(pixels)
 
     def image_cache(self, how: int | ImageProcessing) -> ImageCache:
         """The decoded images under one image processing, or OpenAI's own at a size in pixels."""

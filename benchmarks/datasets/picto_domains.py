@@ -85,15 +85,15 @@ class PictoDomains(Dataset):
         return pixels.clamp_(0, 1)
 
     def processed(self, rows: np.ndarray, how: ImageProcessing) -> Tensor:
-        """RGB in [0, 1] under a backbone's image processing: :meth:`pixels` where it resizes the whole square with
+        """RGB under a backbone's image processing, uint8: :meth:`pixels` where it resizes the whole square with
         bicubic interpolation, else as Pillow resizes and crops."""
         import torch
         from PIL import Image
 
         if how.whole_square and how.resample == "bicubic":
-            return self.pixels(rows, how.size)
+            return self.pixels(rows, how.size).mul_(255).round_().to(torch.uint8)
         made = [how.apply(Image.fromarray(self._decoded[row])) for row in np.asarray(rows)]
-        return torch.from_numpy(np.stack(made)).float().div_(255)
+        return torch.from_numpy(np.stack(made))
 
     @cached_property
     def content(self) -> Sequence[str]:

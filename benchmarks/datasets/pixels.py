@@ -1,6 +1,6 @@
-"""A data set's images as pixels: decoded once while memory allows, and shown to a method row by row.
+"""A data set's images as pixels: decoded once while memory allows, and given to a method row by row.
 
-Images are kept and handed out of the cache as 8-bit RGB, so what is cached never changes a number.
+Images are 8-bit RGB until a method is called: :func:`unit_range` makes the floats that methods take.
 """
 
 from __future__ import annotations
@@ -22,13 +22,18 @@ from methods.parts.preprocessing import ImageProcessing
 CACHE_SHARE = 0.25
 
 
+def unit_range(pixels: Tensor) -> Tensor:
+    """RGB in [0, 1] as methods take it: float32 of uint8 values, in the same shape."""
+    return pixels.float().div_(255)
+
+
 class PixelCache:
     """A data set's images under one image processing, decoded once while memory allows.
 
     ``how``: the processing, or a size in pixels for OpenAI's own (the central square, bicubic).
 
-    Images are held as 8-bit RGB whether cached or not, so what is cached never changes a number. Those of the domains
-    ``inverted`` are shown as negatives.
+    Images are 8-bit RGB whether cached or not, so what is cached never changes a number. Those of the domains
+    ``inverted`` are negatives.
     """
 
     def __init__(
@@ -48,21 +53,27 @@ class PixelCache:
         self._known = np.zeros(count, dtype=bool)
 
     def __getitem__(self, rows: np.ndarray) -> Tensor:
-        """RGB in [0, 1] of table rows: float32 ``[B, 3, size, size]``."""
+        """RGB of table rows: uint8 ``[B, 3, size, size]``.
+
+        Raises :class:`~benchmarks.datasets.base.DatasetError` naming an image that cannot be decoded.
+        """
         if self._kept is None:
-            return torch.from_numpy(self._decode(rows)).float().div_(255)
+            return torch.from_numpy(self._decode(rows))
         missing = np.unique(rows[~self._known[rows]])
         if len(missing):
             self._kept[missing] = self._decode(missing)
             self._known[missing] = True
-        return torch.from_numpy(self._kept[rows]).float().div_(255)
+        return torch.from_numpy(self._kept[rows])
 
     def _decode(self, rows: np.ndarray) -> np.ndarray:
         try:
             pixels = self.dataset.processed(rows, self.how)
         except Exception as error:
             raise self._broken(rows, error) from error
-        decoded: np.ndarray = pixels.mul(255).round_().to(torch.uint8).numpy()
+        if pixels.dtype is not torch.uint8:
+            name = self.dataset.card.name
+            raise DatasetError(f"{name}: processed() returned {pixels.dtype}, not uint8 values of 0 to 255")
+        decoded: np.ndarray = pixels.numpy().copy() if self.inverted.any() else pixels.numpy()
         decoded[self.inverted[rows]] ^= 255
         return decoded
 
@@ -75,16 +86,16 @@ class PixelCache:
             try:
                 self.dataset.processed(np.array([row]), self.how)
             except Exception as reason:
-                said = " ".join(str(reason).split()) or type(reason).__name__
+                message = " ".join(str(reason).split()) or type(reason).__name__
                 return DatasetError(
-                    f"{name}: the image {keys[row]!r} cannot be decoded ({said}); put a whole file in its place"
+                    f"{name}: the image {keys[row]!r} cannot be decoded ({message}); put a whole file in its place"
                     f" (`python -m benchmarks.data verify {name}` checks all)"
                 )
         return error
 
 
 class DatasetImages(Images):
-    """Some rows of a data set, as a method sees them: no attribute leads to the other rows."""
+    """Some rows of a data set, as a method sees them: no attribute gives access to the other rows."""
 
     def __init__(self, cache: PixelCache, rows: np.ndarray) -> None:
         self._count = len(rows)
@@ -102,11 +113,11 @@ class DatasetImages(Images):
         outside = index[(index < 0) | (index >= self._count)]
         if len(outside):
             raise WithheldError(f"image {int(outside[0])} is not shown: the protocol shows {self._count}, from 0 on")
-        return self._decode(index.cpu().numpy())
+        return unit_range(self._decode(index.cpu().numpy()))
 
     @cached_property
     def content(self) -> Sequence[str]:
-        """Content hash of every image as it is shown."""
+        """Content hash of every image as it is given to the method."""
         content, decoding, inverted, rows = self._hashes()
         before = f"{decoding} " if decoding else ""
         return [f"{before}inverted {content[row]}" if inverted[row] else before + content[row] for row in rows]

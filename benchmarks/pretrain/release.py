@@ -75,7 +75,7 @@ def measure(backbone: Backbone, dataset: PictoDomains, splits: tuple[str, ...]) 
     methods = {"picto-clip": ZeroShot(backbone), "random weights": untrained, "raw pixels": RawPixel(backbone)}
     embeddings = {
         name: torch.cat(
-            [method.encode_images(dataset.processed(part, backbone.processing)) for part in np.array_split(rows, 40)]
+            [method.encode_images(dataset.pixels(part, backbone.image_size)) for part in np.array_split(rows, 40)]
         )
         for name, method in methods.items()
     }

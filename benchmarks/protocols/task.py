@@ -239,3 +239,46 @@ def lowest_hashes(rows: np.ndarray, classes: np.ndarray, keys: np.ndarray, share
         of_class = sorted(part.tolist(), key=lambda row: hashlib.sha256(str(keys[row]).encode()).digest())
         chosen += of_class[: share(len(of_class))]
     return np.array(sorted(chosen), dtype=np.int64)
+
+
+def limited(task: Task, dataset: Dataset, limit: int) -> Task:
+    """The task with at most ``limit`` training, target, query and gallery images each, spread over the classes.
+
+    Images are taken class by class in turn, in a fixed random order within a class, so all roles keep the same
+    classes as long as the limit reaches them.
+    """
+    classes = dataset.table["class"].to_numpy()
+    order = np.random.default_rng(0).permutation(len(classes))
+    turn = np.empty(len(classes), dtype=np.int64)
+
+    def first_rows(rows: np.ndarray) -> np.ndarray:
+        if len(rows) <= limit:
+            return rows
+        shuffled = rows[np.argsort(order[rows])]
+        names = classes[shuffled]
+        for name in np.unique(names):
+            of_class = shuffled[names == name]
+            turn[of_class] = np.arange(len(of_class))
+        chosen = shuffled[np.lexsort((names, turn[shuffled]))][:limit]
+        return np.sort(chosen)
+
+    def retrieval(question: Retrieval) -> Retrieval:
+        return replace(question, query=first_rows(question.query), gallery=first_rows(question.gallery))
+
+    def classification(question: Classification) -> Classification:
+        return replace(question, rows=first_rows(question.rows))
+
+    validation = task.validation
+    if isinstance(validation, Retrieval):
+        validation = retrieval(validation)
+    elif validation is not None:
+        validation = classification(validation)
+    return replace(
+        task,
+        train=first_rows(task.train),
+        target=None if task.target is None else first_rows(task.target),
+        validation=validation,
+        classifications=tuple(classification(question) for question in task.classifications),
+        retrievals=tuple(retrieval(question) for question in task.retrievals),
+        notes=(*task.notes, f"limited to {limit} images a role"),
+    )

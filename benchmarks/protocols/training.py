@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
+from benchmarks.datasets.pixels import DatasetImages, PixelCache
 from benchmarks.protocols.task import Classification, Retrieval, Task
 from methods.interface import Method, TrainingData
-
-if TYPE_CHECKING:
-    from benchmarks.datasets.pixels import PixelCache
 
 Question = Retrieval | Classification
 
@@ -27,10 +25,8 @@ def training_data(
 
     Labels index ``task.class_names``, domains the sorted names of the domains trained on; WordNet synsets are those of
     the class names shown. ``validate`` scores the task's validation question, or under ``oracle`` its first test
-    question (classification before retrieval): a look at the answers, kept apart in every table.
+    question (classification before retrieval): a selection on test data, marked in every table.
     """
-    from benchmarks.datasets.pixels import DatasetImages
-
     table = cache.dataset.table
     classes, domains = table["class"].to_numpy()[task.train], table["domain"].to_numpy()[task.train]
     domain_names = tuple(sorted(set(domains)))

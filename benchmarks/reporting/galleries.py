@@ -221,12 +221,13 @@ def embedding_map(setting: Setting, *, data_root: str | None = None, classes: in
 
     from benchmarks.backbones import sources
     from benchmarks.datasets.base import dataset_root
+    from benchmarks.datasets.pixels import unit_range
 
     dataset: Dataset = DATASETS.get(setting.dataset)(dataset_root(data_root, setting.dataset))
     backbone = sources.load(setting.backbone, device="cpu", precision="float32")
     if backbone.weights_hash != setting.weights_hash:
         raise ValueError(f"backbone {setting.backbone} has other weights now than these results")
-    processing = backbone.processing.released() if setting.rules == "official" else backbone.processing
+    processing = backbone.processing.official() if setting.rules == "official" else backbone.processing
     identity = backbone_identity({**backbone.identity, "preprocessing": processing.record()})
     if setting.identity not in ("", identity):
         raise ValueError(f"backbone {setting.backbone} has another config, tokenizer or image processor now")
@@ -238,7 +239,7 @@ def embedding_map(setting: Setting, *, data_root: str | None = None, classes: in
     encoded = []
     with torch.inference_mode():
         for start in range(0, len(picked), 64):
-            pixels = dataset.processed(picked.index[start : start + 64].to_numpy(), processing)
+            pixels = unit_range(dataset.processed(picked.index[start : start + 64].to_numpy(), processing))
             features = backbone.encode_images(backbone.normalize(pixels.to(backbone.device)))
             encoded.append(features.double().cpu().numpy())
     values = np.concatenate(encoded)

@@ -1,8 +1,8 @@
 """Ablations: each method as configured, then with one factor switched at a time.
 
-A method's own table is its ``ablations`` (name to config changes, METHODS: "Ablations"); ``--grid`` adds levels of a
-setting. Every row is an ordinary cell whose record names the factor, so a sweep stores, resumes and shares it like any
-other: the row of the default is the very record that ``benchmarks.run`` makes.
+A method's own table is its ``ablations`` (name to config changes); ``--grid`` adds levels of a
+setting. Every row is an ordinary cell whose record names the factor; a sweep stores, resumes and shares it like any
+other. The row of the default is the same record that ``benchmarks.run`` makes.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ablation:
+class AblationPlan:
     """The arms of each method, the default first, and why a method has none."""
 
     arms: Mapping[str, Sequence[Arm]]
     skipped: Mapping[str, str]
 
 
-def ablation(
+def plan_ablation(
     settings: Settings, factors: Sequence[str] = ("all",), grid: Sequence[str] = (), *, own_protocols: bool = False
-) -> Ablation:
+) -> AblationPlan:
     """What to switch: the named ``factors`` of the methods' own tables (``all``, or ``none``), and ``KEY=V1,V2`` grids.
 
     An arm that changes nothing here (its value is already set) or repeats another is left out. With ``own_protocols``
@@ -58,7 +58,7 @@ def ablation(
         arms[name] = list(_arms(settings, name, method, given[name], {**own, **levels[name]}, own_protocols))
         if len(arms[name]) == 1:
             arms[name], skipped[name] = [], "nothing to switch"
-    return Ablation(arms, skipped)
+    return AblationPlan(arms, skipped)
 
 
 def _table(method: type[Method]) -> Mapping[str, Mapping[str, Any]]:

@@ -1,7 +1,7 @@
 """A run by several processes that train together (``accelerate launch -m benchmarks.run ...``).
 
 Each process plans and does the whole run; only inside a training do they share the work
-(:mod:`methods.parts.parallel`). The first one writes and prints, the others look on.
+(:mod:`methods.parts.parallel`). The first one writes and prints, the others only compute.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ReadOnlyStore(ResultStore):
-    """Reads what there is and writes nothing."""
+    """Reads a store and writes nothing."""
 
     def write(self, record: Record, per_query: pd.DataFrame | None = None) -> Record:
         """The record as it is."""

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.runner.execution import SEARCH_SEED
-from benchmarks.runner.plan import Cell, FitGroup, search_key
+from benchmarks.runner.plan import SEARCH_SEED, Cell, FitGroup, search_key
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import CellId, Record, content_key
 

@@ -20,6 +20,7 @@ from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols.task import VALIDATED_WITHIN, Classification, Task
 from benchmarks.recipes import paper_config
+from benchmarks.runner.failures import describe
 from benchmarks.runner.presets import has_field
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import Settings, SettingsError, config_changes, nearest
@@ -27,6 +28,10 @@ from benchmarks.store.records import SCORING, CellId, content_key
 from methods.interface import Method
 from methods.parts.bounds import faults
 from methods.registry import METHODS
+
+#: Seed of the trainings that pick a learning rate, whatever the seeds of the run: all seeds of a method and training
+#: data then have the rate that one search picked.
+SEARCH_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -243,7 +248,7 @@ def make_cell(
     ablation: str = "",
 ) -> Cell:
     """The cell of a method's config (registered as ``name``) on a task of a data set."""
-    backbone, source = resources.backbone, resources.dataset(dataset)
+    backbone, source = resources.backbone_facts, resources.dataset(dataset)
     fit_id = task.fit_id
     if settings.select == "oracle":  # validates on this very task's test retrieval, so no other task shares the model
         fit_id = f"{task.fit_id}-{task.protocol}-{task.split}"
@@ -392,9 +397,3 @@ def _broken(settings: Settings, method: str, dataset: str, protocol: str, error:
     return Broken(
         _stand_in(settings, method, dataset, protocol), describe(error), "".join(traceback.format_exception(error))
     )
-
-
-def describe(error: BaseException) -> str:
-    """One line: the kind of error and its message."""
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import psutil
-
+from benchmarks.datasets.registry import DATASETS
+from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.recipes import RECIPES, paper_recipes, recipes
+from benchmarks.runner.executor_registry import EXECUTORS
 from benchmarks.runner.presets import PRESETS, Preset
+from methods.registry import METHODS
 
 Rules = Literal["clean", "official"]
 Select = Literal["last", "val", "oracle"]
@@ -25,7 +26,7 @@ Precision = Literal["float32", "bf16"]
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be used; one line that names the option and the mend (exit code 2)."""
+    """A setting that cannot be used; one line that names the option and the fix (exit code 2)."""
 
 
 #: Seeds are whole numbers below this.
@@ -38,15 +39,15 @@ class Settings:
 
     ``("all",)`` becomes all registered names, except for ``datasets``: there it means those that are found, and the
     plan finds them. ``set`` holds the ``--set`` changes as ``("method.field" or "field", value)``; ``limit`` is the
-    effective one (the preset's unless given); ``device`` stays ``auto`` until
-    :class:`~benchmarks.runner.resources.Resources` picks one; ``jobs`` and ``threads`` stay 0 until
-    :func:`spread` shares the machine out. ``shard`` is (number from 1, of how many). ``gpu_hours_each_fit`` and
-    ``gpu_hours_basis`` are what a recipe's file expects of one fit, and why; a dry run prints them.
+    effective one (the preset's unless given); ``device`` may be ``auto``, and ``jobs`` and ``threads`` 0, until
+    :func:`benchmarks.runner.machine.final_settings` fills them in. ``shard`` is (number from 1, of how many).
+    ``gpu_hours_each_fit`` and ``gpu_hours_basis`` are what a recipe's file expects of one fit, and why; a dry run
+    prints them.
 
-    Under ``--preset full`` the recipes speak for the papers even without ``--recipe``: each method's config on each
-    data set is that of its recipe (:func:`benchmarks.recipes.paper_config`); where data sets are named (not ``all``),
-    backbone and protocols are the recipes' too unless stated.
-    Rules, variant, selection and seeds are a recipe's own business.
+    Under ``--preset full`` the recipes apply even without ``--recipe``: each method's config on each
+    data set is that of its recipe (:func:`paper_config`); where data sets are named (not ``all``), backbone and
+    protocols are the recipes' too unless stated.
+    Rules, variant, selection and seeds come from a recipe only where ``--recipe`` names it.
     """
 
     methods: tuple[str, ...] = ("all",)
@@ -94,7 +95,7 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
     stated = _read(file) if file else {}
     values = {**stated, **command_line}
     if "set" in stated:
-        values["set"] = (*_still_meant(stated, values), *command_line.get("set", ()))
+        values["set"] = (*_still_applicable(stated, values), *command_line.get("set", ()))
     known = {field.name for field in dataclasses.fields(Settings)}
     for key in values:
         if key not in known:
@@ -105,9 +106,7 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
     _one_of("executor", settings.executor, executors())
     _one_of("preset", settings.preset, PRESETS)
     for seed in settings.seeds:
-        if (
-            not 0 <= seed < SEEDS
-        ):  # numpy and the methods' generators take 32 bits: a larger one would be another's twin
+        if not 0 <= seed < SEEDS:  # numpy and the methods' generators take 32 bits: a larger one would equal another
             raise SettingsError(f"--seeds: a seed is 0 or larger and at most {SEEDS - 1}, not {seed}")
     if not 0 <= settings.gpu_hours_each_fit < float("inf"):
         raise SettingsError(f"{file}: gpu_hours_each_fit must be 0 or more, not {settings.gpu_hours_each_fit}")
@@ -127,7 +126,7 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
     return _as_published(settings, values) if settings.preset == "full" else settings
 
 
-def _still_meant(stated: Mapping[str, Any], values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+def _still_applicable(stated: Mapping[str, Any], values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     """A file's ``set`` without the settings of those of its methods that the command line has replaced."""
     chosen = _convert("methods", values.get("methods", "all"))
     left_out = set() if "all" in chosen else set(stated.get("methods", ())) - set(chosen)
@@ -136,71 +135,43 @@ def _still_meant(stated: Mapping[str, Any], values: Mapping[str, Any]) -> Iterab
 
 def _basis(settings: Settings, stated: Mapping[str, Any]) -> str:
     """A file's basis of the expected GPU hours, beginning with what of the run is not what the file states."""
-    told = {"datasets": ",".join(settings.datasets), "backbone": settings.backbone}
+    effective = {"datasets": ",".join(settings.datasets), "backbone": settings.backbone}
     wanted = {"datasets": ",".join(stated.get("datasets", ())), "backbone": stated.get("backbone", "")}
-    others = [f"for {wanted[key]}, not {told[key]}" for key in told if told[key] != wanted[key]]
+    others = [f"for {wanted[key]}, not {effective[key]}" for key in effective if effective[key] != wanted[key]]
     return f"{', '.join(others)}: {settings.gpu_hours_basis}" if others else settings.gpu_hours_basis
 
 
 def executors() -> list[str]:
     """Names that ``--executor`` takes: those of the registry, third parties' included; ``local`` stands for the two of
     this machine, between which ``--jobs`` chooses."""
-    from benchmarks.runner.executors import EXECUTORS
-
     return ["local", *(name for name in EXECUTORS.names() if name not in ("serial", "processes"))]
 
 
 def recipe_file(name: str) -> Path:
-    """The settings file of a packaged recipe; raises :class:`SettingsError` for a name that is none."""
+    """The settings file of a packaged recipe; raises :class:`SettingsError` for an unknown name."""
     if name not in recipes():
         raise SettingsError(f"--recipe {name!r} is unknown; {nearest(name, recipes())}")
     return RECIPES / f"{name}.toml"
 
 
 def _as_published(settings: Settings, stated: Mapping[str, Any]) -> Settings:
-    """The papers' backbone and protocols in place of those that nobody stated; raises :class:`SettingsError` if the
-    papers of these methods and data sets have several backbones."""
-    found = paper_recipes(settings.methods, settings.datasets)
-    if found and "backbone" not in stated:
-        backbones = sorted({one["backbone"] for one in found})
+    """The papers' backbone and protocols in place of those that neither file nor command line states.
+
+    Raises :class:`SettingsError` if the papers of these methods and data sets have several backbones.
+    """
+    recipes_used = paper_recipes(settings.methods, settings.datasets)
+    if recipes_used and "backbone" not in stated:
+        backbones = sorted({recipe["backbone"] for recipe in recipes_used})
         if len(backbones) > 1:
             raise SettingsError(
                 f"--preset full: the papers of these methods and data sets use {' and '.join(backbones)};"
                 " choose one with --backbone, or run them apart"
             )
         settings = dataclasses.replace(settings, backbone=backbones[0])
-    if found and "protocols" not in stated:
-        protocols = tuple(dict.fromkeys(name for one in found for name in one["protocols"]))
+    if recipes_used and "protocols" not in stated:
+        protocols = tuple(dict.fromkeys(name for recipe in recipes_used for name in recipe["protocols"]))
         settings = dataclasses.replace(settings, protocols=protocols)
     return settings
-
-
-def cores() -> int:
-    """The physical cores this process may use."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed))
-
-
-def spread(settings: Settings, *, weights_mib: float = 0, gpus: int = 0) -> Settings:
-    """The settings with ``jobs`` and ``threads`` filled in from the machine.
-
-    Small models train fastest on one thread each, so ``jobs`` becomes the number of cores, or of GPUs where the run is
-    on them, as far as memory reaches: a worker needs a GiB and six times the backbone's weights (trained copy,
-    gradients, two moments, best copy so far). ``threads`` becomes ``OMP_NUM_THREADS`` if set, else what is left of the
-    cores for each job. Only what a machine has counts, never what is free just now, so a sweep that goes on has the
-    threads, and with them the last digits, that it began with. On a Ray cluster ``jobs`` is the cluster's business and
-    a fit has one thread unless told otherwise.
-    """
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    threads = settings.threads or (int(given) if given.isdigit() else 0)
-    if settings.executor == "ray":
-        return dataclasses.replace(settings, threads=threads or 1)
-    jobs = settings.jobs
-    if not jobs:
-        need = 1024 + 6 * weights_mib
-        room = int(psutil.virtual_memory().total / 2**20 * 0.75 / need)
-        jobs = max(1, gpus or min(cores() // (threads or 1), room))
-    return dataclasses.replace(settings, jobs=jobs, threads=threads or max(1, cores() // jobs))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -242,7 +213,7 @@ def config_changes(
     for key, value in settings.set:
         method, dot, name = key.rpartition(".")
         reached = [m for m in configs if name in fields[m] and (not dot or m == method)]
-        if not reached and dot and method not in configs and method in _registered():
+        if not reached and dot and method not in configs and method in METHODS.names():
             raise SettingsError(
                 f"{option} {key}: {method} is not a method of this run; add it to --methods, or leave the setting out"
             )
@@ -256,12 +227,6 @@ def config_changes(
         for m in reached:
             changes[m][name] = _fitting(f"{option} {m}.{name}", value, getattr(configs[m](), name))
     return changes
-
-
-def _registered() -> list[str]:
-    from methods.registry import METHODS
-
-    return METHODS.names()
 
 
 def _fitting(option: str, value: Any, default: Any) -> Any:
@@ -352,10 +317,6 @@ def _one_of(key: str, value: str, known: Iterable[str]) -> None:
 
 def _names(key: str, names: tuple[str, ...]) -> tuple[str, ...]:
     """Registered names; ``all`` stands for all of them. Raises UnknownNameError for a name nobody registered."""
-    from benchmarks.datasets.registry import DATASETS
-    from benchmarks.protocols.registry import PROTOCOLS
-    from methods.registry import METHODS
-
     registry = {"methods": METHODS, "datasets": DATASETS, "protocols": PROTOCOLS}[key]
     if "all" in names:
         return ("all",) if key == "datasets" else tuple(registry.defaults())

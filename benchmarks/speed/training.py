@@ -604,8 +604,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from benchmarks.runner.environment import environment
-    from benchmarks.runner.execution import prepare_process
-    from benchmarks.runner.resources import pick_device
+    from benchmarks.runner.machine import pick_device
+    from benchmarks.runner.process_settings import prepare_process
     from benchmarks.runner.settings import SettingsError
 
     methods = _split(args.methods, trained_methods() if args.methods == "all" else ())

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.reporting.tables import score_tables, settings_of
 from benchmarks.run import main
-from benchmarks.runner import execution
+from benchmarks.runner import embeddings
 from benchmarks.store.files import ResultStore
 from benchmarks.store.frame import load_results
 from methods.parts.feature_cache import process_cache
@@ -58,7 +58,7 @@ def run(folder: Path, out: Path) -> dict[str, dict[str, float]]:
 def test_each_setup_of_a_checkpoint_keeps_its_own_scores(
     name: str, tiny: None, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution, "LARGE", 0)  # embeddings lie in files
+    monkeypatch.setattr(embeddings, "LARGE", 0)  # embeddings lie in files
     monkeypatch.setenv("UCDR_BENCH_CACHE", str(tmp_path / "cache"))
     folder, out = shutil.copytree(tiny_folder, tmp_path / "a" / "clip"), tmp_path / "out"
     first = run(folder, out)

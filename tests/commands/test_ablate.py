@@ -18,7 +18,7 @@ from benchmarks.console import duration
 from benchmarks.reporting.ablation_tables import ablation_tables
 from benchmarks.reporting.plot_collector import PlannedPlots
 from benchmarks.reporting.tables import settings_of
-from benchmarks.runner.ablation_plan import Ablation, ablation
+from benchmarks.runner.ablation_plan import AblationPlan, plan_ablation
 from benchmarks.runner.estimate import PastCosts, estimate
 from benchmarks.runner.plan import plan, search_inputs, search_key
 from benchmarks.runner.presets import PRESETS, Preset
@@ -124,7 +124,9 @@ def test_a_wrong_factor_is_one_line(
 @pytest.mark.parametrize("preset", ["quick", "standard", "full"])
 def test_every_table_of_every_method_makes_configs(preset: str) -> None:
     """Each factor of the shipped methods changes something under each preset, and by default runs where it should."""
-    made: Ablation = ablation(resolve({"methods": ",".join(METHOD_NAMES), "preset": preset}), own_protocols=True)
+    made: AblationPlan = plan_ablation(
+        resolve({"methods": ",".join(METHOD_NAMES), "preset": preset}), own_protocols=True
+    )
     for name in METHOD_NAMES:
         table = getattr(METHODS.get(name), "ablations", {})
         assert [arm.name for arm in made.arms[name]] == (["", *table] if table else [])
@@ -135,14 +137,14 @@ def test_every_table_of_every_method_makes_configs(preset: str) -> None:
     assert "uda" in protocols["ad_clip"]
     assert protocols["sre_clip"] & {"ucdr", "uda", "dazsl"} == {"dazsl"}
     with pytest.raises(SettingsError, match="no method of this run"):
-        ablation(resolve({"methods": "pros"}), ["no_gcn"])
+        plan_ablation(resolve({"methods": "pros"}), ["no_gcn"])
 
 
 def test_a_grid_holds_lists_words_and_the_rate_that_a_search_would_pick() -> None:
     settings = resolve({"methods": "coop,sre_clip", "preset": "standard"})
     usual = METHODS.get("coop").Config().learning_rate
     grid = [f"coop.learning_rate={usual}", "eval_attention=self,reference", 'template="{context}, {name}","{name}"']
-    arms = ablation(settings, ["none"], grid).arms
+    arms = plan_ablation(settings, ["none"], grid).arms
     assert [arm.name for arm in arms["coop"]] == [
         "", f"learning_rate={usual}", "template={context}, {name}", "template={name}"
     ]  # fmt: skip
@@ -152,7 +154,7 @@ def test_a_grid_holds_lists_words_and_the_rate_that_a_search_would_pick() -> Non
 def test_a_method_that_cannot_be_imported_costs_no_other_its_ablations() -> None:
     METHODS.add("gone", "nowhere:Gone")
     try:
-        made = ablation(resolve({"methods": "gone,learner"}))
+        made = plan_ablation(resolve({"methods": "gone,learner"}))
     finally:
         METHODS.remove("gone")
     assert [arm.name for arm in made.arms["learner"]] == ["", "still", "centred"]

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +14,7 @@ import benchmarks
 from benchmarks import cli, data, report, run
 from benchmarks.protocols.dazsl import Dazsl
 from benchmarks.reporting.plot_collector import PlannedPlots, draw_setting
-from benchmarks.runner.settings import Settings, SettingsError, config_changes, parse_set, resolve, spread
-from methods.floors import RandomConfig
-from methods.registry import METHODS, UnknownNameError
-from methods.zero_shot import ZeroShotConfig
+from methods.registry import METHODS
 
 Command = Callable[..., int]
 DRAW = draw_setting
@@ -277,95 +273,6 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
     assert not (tmp_path / "results").exists()
 
 
-def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
-    file = tmp_path / "run.toml"
-    file.write_text(
-        'methods = ["zero_shot"]\nseeds = [0, 1]\npreset = "standard"\nfail-fast = true\nlimit = 5\n'
-        '[set.zero_shot]\ntemplate = "a {}"\n[set.random]\nwidth = 8\n'
-    )
-    settings = resolve({"seeds": "7", "set": parse_set(["random.width=9"])}, file)
-    assert (settings.methods, settings.seeds, settings.preset, settings.limit) == (("zero_shot",), (7,), "standard", 5)
-    assert settings.fail_fast
-    assert settings.select == "val"
-    assert dict(settings.set) == {"zero_shot.template": "a {}", "random.width": 9}, "--set wins setting by setting"
-    assert dict(resolve({}, file).set) == {"zero_shot.template": "a {}", "random.width": 8}
-    assert resolve({}) == resolve({"methods": "all", "datasets": "picto_domains"})
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("sedes = [1]", "unknown setting 'sedes'; did you mean seeds"),
-        ("seeds = [", "is not TOML"),
-        ('fail_fast = "yes"', "fail_fast is true or false"),
-        ("set = 3", "must be a table"),
-    ],
-)
-def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
-    file = tmp_path / "run.toml"
-    file.write_text(text)
-    with pytest.raises(SettingsError, match=message):
-        resolve({}, file)
-
-
-def test_set_values_keep_their_types() -> None:
-    assert parse_set(["a=1", "b=0.5", "c=true", "d=[1, 2]", "e=word", 'f="1"', "g=a=b", "h="]) == (
-        ("a", 1),
-        ("b", 0.5),
-        ("c", True),
-        ("d", [1, 2]),
-        ("e", "word"),
-        ("f", "1"),
-        ("g", "a=b"),
-        ("h", ""),
-    )
-    configs = {"random": RandomConfig, "zero_shot": ZeroShotConfig}
-    changes = config_changes(Settings(set=(("width", 8), ("zero_shot.template", "{}"))), configs)
-    assert changes == {"random": {"width": 8}, "zero_shot": {"template": "{}"}}
-    with pytest.raises(SettingsError, match="takes int"):
-        config_changes(Settings(set=(("width", True),)), configs)
-    with pytest.raises(SettingsError, match="is a text"):
-        config_changes(Settings(set=(("template", 3),)), configs)
-
-
-def test_seed_zero_is_a_seed_and_all_means_all() -> None:
-    settings = resolve({"seeds": "0", "methods": "all", "protocols": "all"})
-    assert settings.seeds == (0,)
-    assert settings.methods == tuple(METHODS.defaults())
-    assert {"ucdr", "uccdr", "udcdr"} <= set(settings.protocols)
-    assert resolve({"seeds": "2,0,2"}).seeds == (2, 0)
-
-
-def test_jobs_and_threads_share_the_machine_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def shared(asked: Settings | None = None, **facts: float) -> tuple[int, int]:
-        made = spread(asked or Settings(), **facts)
-        return made.jobs, made.threads
-
-    monkeypatch.setattr("benchmarks.runner.settings.cores", lambda: 8)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=64 * 2**30))
-    monkeypatch.setenv("OMP_NUM_THREADS", "")
-    assert shared() == (8, 1)
-    assert shared(Settings(jobs=2)) == (2, 4)
-    assert shared(Settings(jobs=16)) == (16, 1)
-    assert shared(Settings(threads=4)) == (2, 4)
-    assert shared(weights_mib=600) == (8, 1)
-    assert shared(weights_mib=1700) == (4, 2), "48 GiB for workers of 11 GiB"
-    assert shared(weights_mib=10**6) == (1, 8)
-    assert shared(gpus=1) == (1, 8)
-    assert shared(gpus=4) == (4, 2)
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert shared() == (2, 3)
-    assert shared(Settings(jobs=1)) == (1, 3)
-    assert shared(Settings(jobs=1, threads=5)) == (1, 5)
-
-
-def test_shards_are_read_or_refused() -> None:
-    assert resolve({"shard": "2/4"}).shard == (2, 4)
-    for wrong in ("0/4", "5/4", "2", "a/b", "2/"):
-        with pytest.raises(SettingsError, match=r"--shard: cannot read .*; write I/N"):
-            resolve({"shard": wrong})
-
-
 def test_set_reaches_the_method(command: Command, tmp_path: Path) -> None:
     assert command("--methods", "random", "--protocols", "ucdr", "--set", "random.width=5") == 0
     frame = benchmarks.load_results(tmp_path / "results")
@@ -447,11 +354,6 @@ def test_command_dispatch(command: Command, capsys: pytest.CaptureFixture, tmp_p
         cli.main(["run", "--help"])
     assert caught.value.code == 0
     assert "usage: ucdr-bench run" in capsys.readouterr().out
-
-
-def test_unknown_names_come_with_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match="did you mean raw_pixel"):
-        resolve({"methods": "raw_pixels"})
 
 
 def test_retrieve_gives_the_nearest_images(tiny_backbone: Any) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from benchmarks.datasets.build import perceptual, picto_build
+from benchmarks.datasets.build import perceptual, picto_build, picto_drawings
 from benchmarks.datasets.build.picto_sources import DOMAIN_COLLECTIONS, OPEN_LICENCES
 from benchmarks.datasets.wordnet import offer_to_nltk
 
@@ -116,8 +116,8 @@ def test_no_drawing_stands_twice(table: pd.DataFrame) -> None:
 
 
 def test_designs_drawn_in_several_styles_never_face_their_twin_in_the_gallery(table: pd.DataFrame) -> None:
-    families = table["collection"].map(picto_build.FAMILIES)
-    names = [picto_build.design_name(name) for name in table["name"]]
+    families = table["collection"].map(picto_drawings.FAMILIES)
+    names = [picto_drawings.design_name(name) for name in table["name"]]
     twins = table.assign(family=families, design=names).dropna(subset=["family"])
     for _, group in twins.groupby(["family", "design", "class"]):
         assert "flat" not in set(group["domain"]) or group["domain"].nunique() == 1

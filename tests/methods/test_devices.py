@@ -22,8 +22,10 @@ from benchmarks.evaluation.search import search
 from benchmarks.protocols.training import training_data
 from benchmarks.run import main
 from benchmarks.runner.environment import environment
-from benchmarks.runner.execution import Runner, prepare_process
-from benchmarks.runner.resources import Resources, pick_device
+from benchmarks.runner.fit_group import GroupRunner
+from benchmarks.runner.machine import pick_device
+from benchmarks.runner.process_settings import prepare_process
+from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import SettingsError, resolve
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record
@@ -249,7 +251,7 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(name: str) -> None:
 
 
 def test_peak_memory_is_that_of_the_gpu_in_use(tiny_folder: Path, tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = Runner(bench(tiny_folder, "cpu"), Silent(), lambda record, values: None)
+    runner = GroupRunner(bench(tiny_folder, "cpu"), Silent(), lambda record, values: None)
     runner.resources.device = "cuda:3"
     asked: list[tuple[str, Any]] = []
 

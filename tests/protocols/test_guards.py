@@ -26,13 +26,16 @@ from torch import Tensor
 
 from benchmarks.datasets.base import Dataset
 from benchmarks.datasets.picto_domains import PictoDomains, pack_path
-from benchmarks.datasets.pixels import PixelCache
+from benchmarks.datasets.pixels import PixelCache, unit_range
 from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.protocols.task import Classification, Retrieval, Task
 from benchmarks.protocols.training import Question, training_data
-from benchmarks.runner.execution import EncodedImages, Outcome, execute, score_classification, score_retrieval
+from benchmarks.runner.embeddings import EncodedImages
+from benchmarks.runner.executors import Outcome
 from benchmarks.runner.plan import plan
 from benchmarks.runner.resources import Resources
+from benchmarks.runner.run_plan import execute
+from benchmarks.runner.scoring import score_classification, score_retrieval
 from benchmarks.runner.settings import Settings
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record
@@ -447,7 +450,7 @@ def test_these_tests_catch_a_method_that_breaks_in(protocol: str, tiny_backbone:
             report: FitReport = super().fit(data, seed=seed, log=log)
             cells = [cell.cell_contents for cell in data.images._decode.__closure__]  # type: ignore[attr-defined]
             cache = next(content for content in cells if isinstance(content, PixelCache))
-            self.loot = cache[np.arange(len(cache.dataset.table))].mean(dim=0, keepdim=True)
+            self.loot = unit_range(cache[np.arange(len(cache.dataset.table))]).mean(dim=0, keepdim=True)
             self.backbone.encode_texts([f"a photo of a {class_text(name)}" for name in cache.dataset.classes()])
             return report
 

@@ -22,10 +22,11 @@ from benchmarks.protocols import dazsl, uccdr, ucdr, uda, udcdr
 from benchmarks.protocols.task import Classification, Retrieval, answerable, own_gallery
 from benchmarks.reporting.data import ReportData
 from benchmarks.reporting.markdown import leaderboard_markdown
-from benchmarks.runner.execution import execute, search_notes
 from benchmarks.runner.plan import plan, validation_notes
 from benchmarks.runner.presets import PRESETS, Preset
+from benchmarks.runner.records import search_notes
 from benchmarks.runner.resources import Resources
+from benchmarks.runner.run_plan import execute
 from benchmarks.runner.settings import Settings
 from benchmarks.store.files import ResultStore
 from benchmarks.store.frame import load_results

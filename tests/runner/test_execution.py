@@ -20,14 +20,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.datasets.base import ReleasedListing
-from benchmarks.datasets.pixels import DatasetImages, PixelCache
-from benchmarks.protocols.task import Classification
-from benchmarks.runner import execution
-from benchmarks.runner.execution import EncodedImages, Outcome, execute
+from benchmarks.datasets.pixels import DatasetImages, PixelCache, unit_range
+from benchmarks.protocols.task import Classification, limited
+from benchmarks.runner import embeddings, scoring
+from benchmarks.runner.embeddings import EncodedImages
+from benchmarks.runner.executors import Outcome
 from benchmarks.runner.plan import Plan, plan
 from benchmarks.runner.presets import PRESETS, Preset
-from benchmarks.runner.resources import Resources, limited
-from benchmarks.runner.settings import Settings, SettingsError, resolve
+from benchmarks.runner.resources import Resources
+from benchmarks.runner.run_plan import execute
+from benchmarks.runner.settings import Settings, SettingsError
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import CellId, Record
 from methods.interface import FitReport, Log, Method, MethodCard, NotApplicableError, TrainingData
@@ -173,7 +175,7 @@ def test_each_image_is_encoded_once_a_model(settings: Settings) -> None:
                 rows |= {*one.query.tolist(), *one.gallery.tolist()}
         needed += len(rows)
     assert watcher.encoded == needed
-    assert set(Probe.batches) == {execution.BATCH}
+    assert set(Probe.batches) == {embeddings.BATCH}
 
 
 def test_an_untrained_method_encodes_each_image_once_in_all(settings: Settings) -> None:
@@ -190,7 +192,8 @@ def test_an_untrained_method_encodes_each_image_once_in_all(settings: Settings) 
 def test_an_embedding_depends_neither_on_its_batch_nor_on_threads(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution, "BATCH", 16)
+    monkeypatch.setattr(embeddings, "BATCH", 16)
+    monkeypatch.setattr(scoring, "BATCH", 16)
     resources = Resources(settings)
     method = ZeroShot(resources.backbone)
     cache = resources.pixels("tiny")
@@ -207,7 +210,7 @@ def test_an_embedding_depends_neither_on_its_batch_nor_on_threads(
             for piece in np.array_split(np.random.default_rng(0).permutation(rows), 7):
                 assert torch.equal(parts[piece], whole[piece]), threads
             assert torch.get_num_threads() == threads
-            assert encoded.count == -(-len(rows) // execution.BATCH) * execution.BATCH
+            assert encoded.count == -(-len(rows) // embeddings.BATCH) * embeddings.BATCH
             assert encoded.seconds > 0
     finally:
         torch.set_num_threads(before)
@@ -217,7 +220,8 @@ def test_an_embedding_depends_neither_on_its_batch_nor_on_threads(
 def test_embeddings_are_computed_by_several_threads_each_with_one(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution, "BATCH", 8)
+    monkeypatch.setattr(embeddings, "BATCH", 8)
+    monkeypatch.setattr(scoring, "BATCH", 8)
     resources = Resources(settings)
     cache = resources.pixels("tiny")
     seen: list[tuple[int, int, bool]] = []
@@ -230,7 +234,7 @@ def test_embeddings_are_computed_by_several_threads_each_with_one(
         return pixels.mean(dim=(2, 3))
 
     rows = np.arange(len(cache.dataset.table))
-    assert len(rows) > 4 * execution.BATCH
+    assert len(rows) > 4 * embeddings.BATCH
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -267,11 +271,11 @@ def test_logits_in_blocks_give_the_same_answers(
         encoded = EncodedImages(method.encode_images, pixels, lambda n: None)
         for rules, seen in (("clean", None), ("clean", classes[:3]), ("official", classes[:3])):
             question = Classification("all", np.arange(len(pixels.dataset.table)), classes, seen)
-            whole = execution.score_classification(method, encoded, question, rules, top=4)
+            whole = scoring.score_classification(method, encoded, question, rules, top=4)
             with monkeypatch.context() as patch:
-                patch.setattr(execution, "LOGITS", held)
-                assert rules != "clean" or len(list(execution.class_logits(method, encoded, question, rules))) > 2
-                parts = execution.score_classification(method, encoded, question, rules, top=4)
+                patch.setattr(scoring, "LOGITS", held)
+                assert rules != "clean" or len(list(scoring.class_logits(method, encoded, question, rules))) > 2
+                parts = scoring.score_classification(method, encoded, question, rules, top=4)
             np.testing.assert_array_equal(parts.scores.credit, whole.scores.credit)
             assert parts.scores.means() == whole.scores.means()
             if isinstance(method, Points):
@@ -289,14 +293,14 @@ def test_logits_of_a_wrong_shape_are_refused(settings: Settings, tiny_dataset: A
     encoded = EncodedImages(lambda pixels: pixels.mean(dim=(2, 3)), resources.pixels("tiny"), lambda n: None)
     question = Classification("all", np.arange(9), tiny_dataset().classes())
     with pytest.raises(ValueError, match=r"logits of 9 images have shape \(9, 13\), not \[9, 12\]"):
-        execution.score_classification(Wide(resources.backbone), encoded, question, "clean")
+        scoring.score_classification(Wide(resources.backbone), encoded, question, "clean")
 
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Every data set counts as large, two batches a write; the cache folder."""
-    monkeypatch.setattr(execution, "LARGE", 0)
-    monkeypatch.setattr(execution, "CHUNK", 2 * execution.BATCH)
+    monkeypatch.setattr(embeddings, "LARGE", 0)
+    monkeypatch.setattr(embeddings, "CHUNK", 2 * embeddings.BATCH)
     monkeypatch.setattr(row_files, "SPARE", 0)
     monkeypatch.setenv("UCDR_BENCH_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
@@ -318,7 +322,7 @@ def test_a_killed_encoding_goes_on_where_it_stopped(settings: Settings, large: P
     expected = EncodedImages(method.encode_images, pixels, lambda n: None)[rows]
     again = EncodedImages(method.encode_images, pixels, lambda n: None, large / "x")
     assert torch.equal(again[rows], expected)
-    assert again.count == -(-(len(rows) - 2 * execution.BATCH) // execution.BATCH) * execution.BATCH
+    assert again.count == -(-(len(rows) - 2 * embeddings.BATCH) // embeddings.BATCH) * embeddings.BATCH
     last = EncodedImages(dies, pixels, lambda n: None, large / "x")
     assert torch.equal(last[rows[::-3].copy()], expected[rows[::-3].copy()])
     last.discard()
@@ -565,7 +569,7 @@ def test_official_rules_rank_raw_features_by_distance(settings: Settings) -> Non
     resources = Resources(settings)
     method, cache = ZeroShot(resources.backbone), resources.pixels("tiny")
     task = resources.task("tiny", "ucdr", "line").retrievals[0]
-    query, gallery = (method.encode_raw(cache[rows]) for rows in (task.query, task.gallery))
+    query, gallery = (method.encode_raw(unit_range(cache[rows])) for rows in (task.query, task.gallery))
     assert float((query.norm(dim=1) - 1).abs().max()) > 0.05, "raw features are not of unit length"
     nearest = torch.cdist(query, gallery).argsort(dim=1)[:, 0]
     frame = store.per_query(record)
@@ -728,15 +732,15 @@ def test_classification_is_scored_and_kept_image_by_image(settings: Settings) ->
     assert frame["credit"].mean() == pytest.approx(target.metrics["accuracy[image]"])
     method, pixels = ZeroShot(resources.backbone), resources.pixels("tiny")
     question = resources.task("tiny", "uda", "flat to glyph").classifications[0]
-    slow = method.classify(pixels[question.rows], closed.uda_classes)
+    slow = method.classify(unit_range(pixels[question.rows]), closed.uda_classes)
     encoded = EncodedImages(method.encode_images, pixels, lambda count: None)
-    fast = torch.cat(list(execution.class_logits(method, encoded, question, "clean")))
+    fast = torch.cat(list(scoring.class_logits(method, encoded, question, "clean")))
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
-    asked = torch.cat(list(execution.class_logits(method, encoded, question, "official")))
+    asked = torch.cat(list(scoring.class_logits(method, encoded, question, "official")))
     torch.testing.assert_close(asked, slow, rtol=1e-5, atol=1e-5)
     long = LongEmbeddings(resources.backbone)
     encoded = EncodedImages(long.encode_images, pixels, lambda count: None)
-    scaled = torch.cat(list(execution.class_logits(long, encoded, question, "clean")))
+    scaled = torch.cat(list(scoring.class_logits(long, encoded, question, "clean")))
     torch.testing.assert_close(scaled, slow, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(long.classify(pixels[question.rows], closed.uda_classes), slow, rtol=1e-5, atol=1e-4)
     best = slow.argmax(dim=1)
@@ -795,13 +799,6 @@ def test_the_official_rules_invert_the_domains_that_the_released_code_inverts(
     assert np.array_equal(contents[0] != contents[1], negative), "no feature of one is taken for the other's"
     notes = {f"{domain} images are inverted" for domain in ("sketch", "line")}
     assert (notes <= set(resources.task("tiny", "ucdr", "line").notes)) == (rules == "official")
-
-
-def test_smoke_is_small() -> None:
-    settings = resolve({"preset": "smoke"})
-    assert settings.limit == PRESETS["smoke"].limit
-    assert resolve({"preset": "smoke", "limit": 7}).limit == 7
-    assert PRESETS["smoke"].splits == 1
 
 
 # --- what a key holds -------------------------------------------------------------------------------------------------
@@ -887,13 +884,13 @@ def test_sre_clip_reads_wordnet_and_word_vectors(tmp_path: Path) -> None:
 
 
 def test_equal_devices_share_embeddings(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "LARGE", 1)
-    monkeypatch.setattr(execution, "cache_folder", lambda: Path("cache"))
+    monkeypatch.setattr(embeddings, "LARGE", 1)
+    monkeypatch.setattr(embeddings, "cache_folder", lambda: Path("cache"))
     resources = Resources(settings)
     group, pixels = plan(settings, resources).groups[0], resources.pixels("tiny")
     method = Probe(resources.backbone)
     places = []
     for device in ("cpu", "cuda:0", "cuda:1"):
         method.device = torch.device(device)
-        places.append(execution.embedding_folder(group, method, pixels))
+        places.append(embeddings.embedding_folder(group, method, pixels))
     assert places[1] == places[2] != places[0]

@@ -12,10 +12,12 @@ import pytest
 
 from benchmarks.reporting.csv_text import leaderboard_csv
 from benchmarks.reporting.data import ReportData
-from benchmarks.runner.execution import Outcome, execute
+from benchmarks.runner.executors import Outcome
 from benchmarks.runner.plan import Plan, plan, search_key, shard
 from benchmarks.runner.presets import PRESETS, Preset
-from benchmarks.runner.resources import Resources, unnamed
+from benchmarks.runner.registered_names import unnamed
+from benchmarks.runner.resources import Resources
+from benchmarks.runner.run_plan import execute
 from benchmarks.runner.settings import Settings
 from benchmarks.store.files import ResultStore
 from benchmarks.store.frame import load_results
@@ -140,7 +142,7 @@ def test_shards_are_parts_of_the_plan_that_keep_models_together(settings: Settin
 def test_names_that_live_here_alone_keep_a_run_in_one_process(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.runner.settings.cores", lambda: 8)
+    monkeypatch.setattr("benchmarks.runner.machine.cores", lambda: 8)
     settings = dataclasses.replace(settings, jobs=0)
     assert unnamed(settings) == []
     assert Resources(settings).spread().jobs == 8
@@ -195,7 +197,7 @@ def test_an_executor_of_another_package_is_found_and_checked(settings: Settings,
     import sys
 
     (tmp_path / "acme_grid.py").write_text(
-        "from benchmarks.runner.execution import Outcome\n"
+        "from benchmarks.runner.executors import Outcome\n"
         "def execute(plan, resources, store, progress):\n"
         "    return Outcome({'ok': len(plan.cells)})\n"
         "def wrong(plan, resources, store, progress):\n"
@@ -226,7 +228,7 @@ def test_an_executor_of_another_package_is_found_and_checked(settings: Settings,
     assert codes == ["grid 0", "wrong 2", "gone 2", "gird 2"], done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("benchmarks.run:")]
     assert len(lines) == 3
-    assert "--executor wrong: it gave int, not benchmarks.runner.execution.Outcome" in lines[0]
+    assert "--executor wrong: it returned int, not benchmarks.runner.executors.Outcome" in lines[0]
     assert "--executor gone:" in lines[1]
     assert "acme-grid" in lines[1]
     assert "--executor 'gird' is unknown; did you mean grid?" in lines[2]

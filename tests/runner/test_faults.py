@@ -202,7 +202,7 @@ def test_an_unreadable_record(command: Command, tmp_path: Path, capsys: pytest.C
     for number, path in enumerate(cells):
         split = path.name.split("-")[1]
         (line,) = (line for line in printed.err.splitlines() if str(path) in line)
-        assert "run the command of its sweep again" in line
+        assert "run its command again" in line
         assert f"failed: learner on tiny/ucdr/{split}, seed 0: {line}" in printed.out, number
         for table in ("leaderboard.md", "index.html"):
             assert path.name in (page / table).read_text(), table

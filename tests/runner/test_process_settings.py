@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import run
-from benchmarks.runner.execution import prepared_process
+from benchmarks.runner.process_settings import prepared_process
 from methods.floors import RandomEmbedding
 
 

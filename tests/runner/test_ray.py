@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from benchmarks import run as command
-from benchmarks.runner.execution import execute
 from benchmarks.runner.plan import plan
 from benchmarks.runner.resources import Resources
+from benchmarks.runner.run_plan import execute
 from benchmarks.runner.settings import Settings, SettingsError
 from benchmarks.store.files import ResultStore
 from tests.runner.test_executors import per_query_files, run, score_tables

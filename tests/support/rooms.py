@@ -220,7 +220,7 @@ def first_equation(paper: str, root: Path = ROOT) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Measure:
-    """Figures of one tree, with rooms as :func:`natural_room` has them."""
+    """Figures of one tree."""
 
     rooms: list[str]
     arrows: dict[tuple[str, str], list[Import]]
@@ -254,13 +254,18 @@ class Measure:
         return max(heights(edges).values(), default=0)
 
 
-def measure(root: Path = ROOT, packages: Iterable[str] = PACKAGES) -> Measure:
-    """Rooms and arrows of a tree; the public API (``benchmarks/__init__.py``) is no room."""
+def measure(
+    root: Path = ROOT, packages: Iterable[str] = PACKAGES, table: list[tuple[str, ...]] | None = None
+) -> Measure:
+    """Rooms and arrows of a tree; the public API (``benchmarks/__init__.py``) is no room.
+
+    Rooms are the entries of a ``table`` of layers, or without one what :func:`natural_room` says.
+    """
     known = modules(root)
     kept = tuple(packages)
 
     def room(module: str) -> str:
-        name = natural_room(module, known)
+        name = place(module, table)[1] if table else natural_room(module, known)
         return "" if name == "benchmarks" or name.split(".")[0] not in kept else name
 
     arrows: dict[tuple[str, str], list[Import]] = {}
@@ -271,9 +276,9 @@ def measure(root: Path = ROOT, packages: Iterable[str] = PACKAGES) -> Measure:
     return Measure(sorted({room(module) for module in known} - {""}), arrows)
 
 
-def upward(root: Path = ROOT) -> list[Import]:
-    """Imports that lead to a higher layer of docs/architecture.md."""
-    table = layers(root / "docs" / "architecture.md")
+def upward(root: Path = ROOT, page: Path | None = None) -> list[Import]:
+    """Imports that lead to a higher layer of the table on a page (default: the tree's docs/architecture.md)."""
+    table = layers(page or root / "docs" / "architecture.md")
     return [entry for entry in imports(root) if place(entry.target, table)[0] > place(entry.source, table)[0]]
 
 
@@ -295,7 +300,11 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"circles of modules: {[' + '.join(group) for group in files] or 'none'}")
     if "<!-- layers -->" in (root / "docs" / "architecture.md").read_text(encoding="utf-8"):
         found = upward(root)
-        print(f"layers in docs/architecture.md: {len(layers(root / 'docs' / 'architecture.md'))}")
+        table = layers(root / "docs" / "architecture.md")
+        figures = measure(root, table=table)
+        print(f"by the table of docs/architecture.md: {len(table)} layers", end=", ")
+        print(f"{len(figures.rooms)} rooms, {len(figures.arrows)} arrows, {figures.floors} floors")
+        print(f"  circles of rooms: {[' + '.join(group) for group in figures.room_circles] or 'none'}")
         print(f"imports that lead upward: {len(found)}", *(f"  {entry}" for entry in found), sep="\n")
     for paper in PAPERS:
         lines, line = first_equation(paper, root)

@@ -45,7 +45,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.datasets.build import perceptual, picto_documents, picto_sources
-from benchmarks.datasets.build.picto_sources import DOMAIN_COLLECTIONS, Drawing
+from benchmarks.datasets.build.picto_drawings import RENDERINGS, ClassEntry, LabelledDrawing
+from benchmarks.datasets.build.picto_sources import DOMAIN_COLLECTIONS
 
 VERSION = "2"
 SIDE = 96
@@ -68,45 +69,14 @@ ASSETS = Path(__file__).resolve().parents[2] / "assets" / "picto_domains"
 PARQUET = f"pictodomains-v{VERSION}.parquet"
 SPLITS = f"splits-v{VERSION}.json"
 
-#: Words of an icon's name that name a rendering of a design.
-RENDERINGS = frozenset(
-    {"outline", "outlined", "outlines", "fill", "filled", "solid", "bold", "sharp", "duo", "flat", "line", "linear"}
-    | {"negative", "24px", "duotone", "regular", "color", "rounded"}
-)
 #: Last words of an icon's name that name a rendering or a variant, not another thing.
 STYLE_SUFFIXES = RENDERINGS | frozenset({"remix", "alt", "alternate", "one", "two", "three", "four", "five", "six"})
-#: Last words that name the drawing's size in a collection.
-SIZES = {"maki": ("11", "15")}
-#: Collections that draw the same designs in several renderings.
-FAMILIES: dict[str, str] = {
-    "fluent-emoji": "fluent",
-    "fluent-emoji-flat": "fluent",
-    "fluent-emoji-high-contrast": "fluent",
-    "icon-park": "icon-park",
-    "icon-park-outline": "icon-park",
-    "icon-park-solid": "icon-park",
-    "streamline-ultimate": "streamline-ultimate",
-    "streamline-ultimate-color": "streamline-ultimate",
-    "streamline-freehand": "streamline-freehand",
-    "streamline-freehand-color": "streamline-freehand",
-}
 DOMAINS = tuple(DOMAIN_COLLECTIONS)
 #: Domain in which a design or drawing found in several domains is kept: fewest images first.
 RARITY = ("freehand", "pixel", "clipart", "shaded", "multicolour", "flat", "glyph", "line")
 
 
 # --- curation ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ClassEntry:
-    """One class: its WordNet 3.0 noun synset and the phrases that name it."""
-
-    name: str
-    synset: str
-    offset: int
-    kind: str
-    phrases: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -171,17 +141,6 @@ def base_name(name: str) -> str:
     return "-".join(words)
 
 
-def design_name(name: str, collection: str = "") -> str:
-    """The name without the words for a rendering or size; numbers stay (another number is another drawing).
-
-    ``beer-stein-02-outline`` -> ``beer-stein-02``.
-    """
-    first, *words = name.lower().split("-")
-    if words and words[-1] in SIZES.get(collection, ()):
-        words.pop()
-    return "-".join([first, *(word for word in words if word not in RENDERINGS)])
-
-
 def singular(word: str) -> str:
     """The English singular by rule (``cherries`` -> ``cherry``, ``boxes`` -> ``box``, ``glass`` stays)."""
     if word.endswith("ies") and len(word) > 4:
@@ -206,37 +165,6 @@ def candidate_phrases(name: str, category_prefixes: frozenset[str]) -> list[str]
 
 
 # --- matching and drawing ---------------------------------------------------------------------------------------------
-
-
-@dataclass
-class LabelledDrawing:
-    """A drawing in its class and domain, with its pixels once drawn (uint8 ``[96, 96, 3]``)."""
-
-    drawing: Drawing
-    label: str
-    domain: str
-    pixels: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 3), dtype=np.uint8))
-    signature: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
-    split: str = ""
-    held_back: bool = False
-
-    @property
-    def key(self) -> str:
-        """``collection:name``."""
-        return self.drawing.key
-
-    @property
-    def id(self) -> str:
-        """``domain/class/collection:name``, stable over builds."""
-        return f"{self.domain}/{self.label.replace(' ', '-')}/{self.key}"
-
-    @property
-    def design(self) -> tuple[str, str]:
-        """Family of collections and name of the design; equal for two renderings of one design."""
-        family = FAMILIES.get(self.drawing.collection, self.drawing.collection)
-        return family, self.drawing.name if family == "openclipart" else design_name(
-            self.drawing.name, self.drawing.collection
-        )
 
 
 def match(iconify: Path, openclipart: Path, curation: Curation) -> list[LabelledDrawing]:

@@ -6,15 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.datasets.build.perceptual import SAME_DRAWING
+from benchmarks.datasets.build.picto_drawings import ClassEntry, LabelledDrawing
 from benchmarks.datasets.build.picto_sources import DOMAIN_COLLECTIONS, ICONIFY_VERSION, CollectionInfo
-
-if TYPE_CHECKING:
-    from benchmarks.datasets.build.picto_build import ClassEntry, LabelledDrawing
 
 DOMAINS = tuple(DOMAIN_COLLECTIONS)
 _SPLITS = ("train", "val", "test")

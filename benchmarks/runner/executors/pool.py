@@ -1,4 +1,4 @@
-"""What executors with several workers share: who has which group, and what happens when a worker is lost."""
+"""What executors with several workers share: which worker has which group, and what follows when one is lost."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from benchmarks.runner.execution import Progress
 from benchmarks.runner.executors.schedule import Schedule, Unit
+from benchmarks.runner.outcome import Progress
 from benchmarks.runner.plan import FitGroup
 from benchmarks.store.records import Search
 
 
 @dataclass(eq=False)
 class Worker:
-    """A worker and what it has in hand; ``kept`` are the keys of its group's cells that are stored."""
+    """A worker and its current work; ``kept`` are the keys of its group's cells that are stored."""
 
     number: int
     progress: Progress
@@ -51,10 +51,10 @@ class Pool(ABC, Generic[W]):
 
     @abstractmethod
     def collect(self) -> None:
-        """Wait until something happens and take it in."""
+        """Wait for the next messages and handle them with :meth:`take_in`."""
 
     def run(self) -> None:
-        """Hand out and collect until nothing is left."""
+        """Hand out groups and collect results until nothing is left."""
         while True:
             self._hand_out()
             if all(worker.group is None for worker in self.workers):
@@ -65,7 +65,7 @@ class Pool(ABC, Generic[W]):
             self.schedule.lost(cells, "there is no machine left to run on; the same command goes on when there is one")
 
     def stop(self) -> None:
-        """End all workers at once; what they have in hand is lost, what is stored is whole."""
+        """End all workers at once; their current work is lost, what is stored is whole."""
         while self.workers:
             self.end(self.workers.pop())
 
@@ -88,7 +88,7 @@ class Pool(ABC, Generic[W]):
     def _new(self) -> W:
         taken = {worker.number for worker in self.workers}
         number = next(n for n in range(len(taken) + 1) if n not in taken)
-        view = getattr(self.schedule.progress, "worker", None)  # a watcher may keep a line for each worker
+        view = getattr(self.schedule.progress, "worker", None)  # a display may have a line for each worker
         worker = self.start(number, view(number) if view else self.schedule.progress)
         self.workers.append(worker)
         return worker
@@ -119,13 +119,13 @@ class Pool(ABC, Generic[W]):
             getattr(worker.progress, kind)(*values)
 
     def gone(self, worker: W, reason: str) -> None:
-        """A worker has died: its cells have a row each, the rest of its unit waits for another worker."""
+        """A worker has ended: its cells get a record each, the rest of its unit waits for another worker."""
         self.dismiss(worker)
         if worker.group is not None:
             self._lose(worker, reason)
 
     def dismiss(self, worker: W) -> None:
-        """Forget a worker."""
+        """Remove a worker."""
         self.workers.remove(worker)
         self.end(worker)
         if worker.unit is not None:

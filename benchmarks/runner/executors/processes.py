@@ -1,8 +1,8 @@
 """``--jobs N``: worker processes on this machine, each with its own models, images and threads.
 
 Workers are started afresh (spawn), fit and score, and send every record to this process, which alone writes to the
-store. A worker that dies costs the cells it was working on; it is replaced and the sweep goes on. When this process
-dies, its workers end within moments.
+store. A worker that ends early costs the cells it was working on; it is replaced and the sweep goes on. When this
+process ends, its workers end within moments.
 """
 
 from __future__ import annotations
@@ -24,21 +24,16 @@ from typing import Any
 import pandas as pd
 import torch
 
-from benchmarks.runner.execution import (
-    OUT_OF_MEMORY,
-    FailFast,
-    Outcome,
-    Progress,
-    Runner,
-    explain,
-    prepare_process,
-    prepared_process,
-)
 from benchmarks.runner.executors import serial
 from benchmarks.runner.executors.pool import Pool, Worker
 from benchmarks.runner.executors.schedule import Schedule
+from benchmarks.runner.failures import OUT_OF_MEMORY, explain
+from benchmarks.runner.fit_group import GroupRunner
+from benchmarks.runner.outcome import FailFast, Outcome, Progress
 from benchmarks.runner.plan import FitGroup, Plan
-from benchmarks.runner.resources import Resources, named, register_missing
+from benchmarks.runner.process_settings import prepare_process, prepared_process
+from benchmarks.runner.registered_names import named, register_missing
+from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import Settings
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import CellId, Record, Search
@@ -53,7 +48,7 @@ class _Process(Worker):
     connection: Connection = field(kw_only=True)
 
 
-def execute(plan: Plan, resources: Resources, store: ResultStore, progress: Progress) -> Outcome:
+def run_in_processes(plan: Plan, resources: Resources, store: ResultStore, progress: Progress) -> Outcome:
     """Run the plan in up to ``settings.jobs`` processes."""
     schedule = Schedule(plan, resources, store, progress)
     pool = _Pool(schedule)
@@ -61,7 +56,7 @@ def execute(plan: Plan, resources: Resources, store: ResultStore, progress: Prog
         schedule.begin()
         if schedule.waiting > 1:
             pool.run()
-        else:  # nothing to share out: spare the start of a process
+        elif schedule.waiting:  # a single unit: no further process is started
             with prepared_process(resources.settings.threads):
                 serial.work(schedule, resources, progress)
     except FailFast:
@@ -104,7 +99,7 @@ class _Pool(Pool[_Process]):
         worker.process.join()
 
     def collect(self) -> None:
-        """Messages that are there, or that the line is cut."""
+        """Read the messages that have arrived; a closed connection means that the worker has ended."""
         by_connection = {worker.connection: worker for worker in self.workers}
         for ready in wait(list(by_connection)):
             worker = by_connection[ready]  # type: ignore[index]
@@ -151,7 +146,7 @@ def _threads(threads: int) -> Iterator[None]:
 
 
 class _Sending(Progress):
-    """A worker's progress, sent to the parent; what comes faster than a person reads is left out."""
+    """A worker's progress, sent to the parent at most every :data:`EVERY` seconds."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -159,20 +154,20 @@ class _Sending(Progress):
         self._images = 0
 
     def cell(self, cell: CellId, status: str, reason: str = "") -> None:
-        """Never called: the parent learns of cells from their records."""
+        """Never called: the parent counts cells by their records."""
 
     def fitting(self, group: FitGroup) -> None:
-        """Say which model is being fitted."""
+        """Send which model is being fitted."""
         self._connection.send(("fitting", dataclasses.replace(group, cells=group.cells[:1])))
 
     def log(self, **numbers: Any) -> None:
-        """Say where training stands."""
+        """Send the current numbers of training."""
         if self._due():
             plain = {key: value for key, value in numbers.items() if isinstance(value, str | int | float)}
             self._connection.send(("log", plain))
 
     def images(self, count: int) -> None:
-        """Say how many images were encoded."""
+        """Send how many images were encoded."""
         self._images += count
         if self._due():
             self._connection.send(("images", self._images))
@@ -187,8 +182,8 @@ class _Sending(Progress):
 
 
 def _work(connection: Connection, settings: Settings, registered: Sequence[tuple[str, str, str]]) -> None:
-    """A worker's life: groups in, records out, until the parent closes the line or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group of processes; the parent ends us
+    """A worker process: groups in, records out, until the parent closes the connection or ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     prepare_process(settings.threads)
     register_missing(registered)
@@ -200,7 +195,7 @@ def _work(connection: Connection, settings: Settings, registered: Sequence[tuple
     def keep_search(group: FitGroup, search: Search) -> None:
         connection.send(("search", group, search))
 
-    runner = Runner(resources, _Sending(connection), keep, keep_search)
+    runner = GroupRunner(resources, _Sending(connection), keep, keep_search)
     while True:
         try:
             group, search = connection.recv()

@@ -17,17 +17,21 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.runner.execution import OUT_OF_MEMORY, FailFast, Outcome, Progress, Runner, explain, prepare_process
 from benchmarks.runner.executors.pool import Pool, Worker
 from benchmarks.runner.executors.schedule import Schedule
+from benchmarks.runner.failures import OUT_OF_MEMORY, explain
+from benchmarks.runner.fit_group import GroupRunner
+from benchmarks.runner.outcome import FailFast, Outcome, Progress, SilentProgress
 from benchmarks.runner.plan import FitGroup, Plan
-from benchmarks.runner.resources import Resources, named, register_missing
+from benchmarks.runner.process_settings import prepare_process
+from benchmarks.runner.registered_names import named, register_missing
+from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import Settings, SettingsError
 from benchmarks.store.files import ResultStore
-from benchmarks.store.records import CellId, Record, Search
+from benchmarks.store.records import Record, Search
 
 
-def execute(plan: Plan, resources: Resources, store: ResultStore, progress: Progress) -> Outcome:
+def run_on_ray(plan: Plan, resources: Resources, store: ResultStore, progress: Progress) -> Outcome:
     """Run the plan on a Ray cluster, with ``settings.jobs`` workers or, for 0, as many as the cluster has room for.
 
     Raises :class:`~benchmarks.runner.settings.SettingsError` if Ray is not installed or has no room for one worker.
@@ -85,7 +89,7 @@ class _RayPool(Pool[_Actor]):
         self._class = ray.remote(_Remote)
 
     def limit(self) -> int:
-        """As many as the living machines have room for, at most ``--jobs``."""
+        """As many as the machines of the cluster have room for, at most ``--jobs``."""
         room = 0
         for node in self.ray.nodes():
             if node["Alive"]:
@@ -100,7 +104,7 @@ class _RayPool(Pool[_Actor]):
         return _Actor(number, progress, handle=handle)
 
     def send(self, worker: _Actor, group: FitGroup, search: Search | None) -> bool:
-        """Ask the actor; the answer comes as a whole."""
+        """Start the group on the actor; all its messages come back at the end."""
         worker.progress.fitting(group)
         worker.answer = worker.handle.group.remote(group, search)
         return True
@@ -110,7 +114,7 @@ class _RayPool(Pool[_Actor]):
         self.ray.kill(worker.handle, no_restart=True)
 
     def collect(self) -> None:
-        """The next answer, or that an actor is lost."""
+        """Read the next result; an error of Ray means that the actor is lost."""
         busy = {worker.answer: worker for worker in self.workers if worker.group is not None}
         (ready, *_), _ = self.ray.wait(list(busy))
         worker = busy[ready]
@@ -124,10 +128,10 @@ class _RayPool(Pool[_Actor]):
 
 
 def _lost(error: Exception) -> str:
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return (
-        f"the Ray worker was lost ({said}); it may have run out of memory ({OUT_OF_MEMORY}), or its machine lacks"
-        " this version of ucdr-bench; the same command tries these cells again"
+        f"the Ray worker was lost ({message}); it may have run out of memory ({OUT_OF_MEMORY}), or its machine has"
+        " another version of ucdr-bench; the same command tries these cells again"
     )
 
 
@@ -138,7 +142,7 @@ class _Remote:
         prepare_process(settings.threads)
         register_missing(registered)
         self._messages: list[tuple[Any, ...]] = []
-        self._runner = Runner(Resources(settings), _Quiet(), self._keep, self._keep_search)
+        self._runner = GroupRunner(Resources(settings), SilentProgress(), self._keep, self._keep_search)
 
     def group(self, group: FitGroup, search: Search | None) -> list[tuple[Any, ...]]:
         """Records, the search if one was made, and how it ended."""
@@ -156,19 +160,3 @@ class _Remote:
 
     def _keep_search(self, group: FitGroup, search: Search) -> None:
         self._messages.append(("search", group, search))
-
-
-class _Quiet:
-    """Nobody watches inside an actor."""
-
-    def cell(self, cell: CellId, status: str, reason: str = "") -> None:
-        """Nothing."""
-
-    def fitting(self, group: FitGroup) -> None:
-        """Nothing."""
-
-    def log(self, **numbers: Any) -> None:
-        """Nothing."""
-
-    def images(self, count: int) -> None:
-        """Nothing."""

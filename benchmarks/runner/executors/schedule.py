@@ -1,4 +1,4 @@
-"""The books of a sweep: what is left to do, who may start what, and every result on its way into the store."""
+"""What of a sweep is left to do, which part may start now, and the way of every result into the store."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from benchmarks.runner.execution import FailFast, Outcome, Progress, make_record
+from benchmarks.runner.outcome import FailFast, Outcome, Progress
 from benchmarks.runner.plan import Cell, FitGroup, Plan, search_inputs, search_key, unit_key
+from benchmarks.runner.records import make_record
 from benchmarks.runner.resources import Resources
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record, Search
@@ -44,7 +45,7 @@ class Schedule:
         self._searching: set[str] = set()
 
     def begin(self) -> None:
-        """Put down what could not be planned and what is finished already; line up the rest."""
+        """Store what could not be planned, count what is finished already, and queue the rest."""
         for broken in self.plan.broken:
             values = {"reason": broken.reason, "traceback": broken.traceback}
             self.keep(make_record(self.resources, broken.cell, "failed", **values))
@@ -68,7 +69,7 @@ class Schedule:
 
     @property
     def waiting(self) -> int:
-        """Units that nobody has taken."""
+        """Number of units that no worker has taken."""
         return len(self._waiting)
 
     def take(self) -> Unit | None:
@@ -81,7 +82,7 @@ class Schedule:
         return None
 
     def give_back(self, unit: Unit) -> None:
-        """A unit is done, or its worker is gone: what is left of it goes to the front of the line."""
+        """A unit is done, or its worker is gone: what is left of it goes to the front of the queue."""
         if unit.search is not None:
             self._searching.discard(unit.search)
         if unit.groups:
@@ -104,7 +105,7 @@ class Schedule:
         assert key is not None
         self._searches[key] = search
         self._searching.discard(key)
-        with contextlib.suppress(OSError):  # disk full: the records will say so
+        with contextlib.suppress(OSError):  # disk full: the failed records name it
             self.store.write_search(group.dataset, group.method, key, search_inputs(group), search)
 
     def keep(self, record: Record, per_query: pd.DataFrame | None = None) -> None:
@@ -123,6 +124,6 @@ class Schedule:
             raise FailFast
 
     def lost(self, cells: list[Cell], reason: str, trace: str = "") -> None:
-        """Cells whose worker is gone: a row each."""
+        """Cells whose worker is gone: a failed record each."""
         for cell in cells:
             self.keep(make_record(self.resources, cell, "failed", reason=reason, traceback=trace))

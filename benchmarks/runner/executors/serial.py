@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from benchmarks.runner.execution import FailFast, Outcome, Progress, Runner, prepared_process
 from benchmarks.runner.executors.schedule import Schedule
+from benchmarks.runner.fit_group import GroupRunner
+from benchmarks.runner.outcome import FailFast, Outcome, Progress
 from benchmarks.runner.plan import Plan
+from benchmarks.runner.process_settings import prepared_process
 from benchmarks.runner.resources import Resources
 from benchmarks.store.files import ResultStore
 
 
-def execute(plan: Plan, resources: Resources, store: ResultStore, progress: Progress) -> Outcome:
-    """Run the plan here; Ctrl-C passes through, whatever is stored by then is whole.
+def run_serially(plan: Plan, resources: Resources, store: ResultStore, progress: Progress) -> Outcome:
+    """Run the plan here; Ctrl-C passes through, and whatever is stored by then is whole.
 
     The process's threads, arithmetic and generators are put back at the end.
     """
@@ -25,8 +27,8 @@ def execute(plan: Plan, resources: Resources, store: ResultStore, progress: Prog
 
 
 def work(schedule: Schedule, resources: Resources, progress: Progress) -> None:
-    """Do everything that is lined up."""
-    runner = Runner(resources, progress, schedule.keep, schedule.keep_search)
+    """Carry out everything that is waiting."""
+    runner = GroupRunner(resources, progress, schedule.keep, schedule.keep_search)
     while (unit := schedule.take()) is not None:
         while unit.groups:
             group = unit.groups.popleft()

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from benchmarks.datasets.build import picto_build
-from benchmarks.datasets.build.picto_build import Curation, LabelledDrawing
+from benchmarks.datasets.build import picto_build, picto_drawings
+from benchmarks.datasets.build.picto_build import Curation
+from benchmarks.datasets.build.picto_drawings import LabelledDrawing
 from benchmarks.datasets.build.picto_sources import DOMAIN_COLLECTIONS, Drawing
 
 PREFIXES = frozenset({"pet-animals", "food-drink", "food"})
@@ -43,7 +44,7 @@ def test_base_name_drops_style_and_number(name: str, base: str) -> None:
     ],
 )
 def test_design_name_keeps_numbers_that_name_another_drawing(name: str, collection: str, design: str) -> None:
-    assert picto_build.design_name(name, collection) == design
+    assert picto_drawings.design_name(name, collection) == design
 
 
 @pytest.mark.parametrize(
@@ -289,7 +290,8 @@ def test_held_back_is_a_part_of_train_and_leaves_training_images() -> None:
 
 def test_splits_do_not_depend_on_the_order_of_classes(curation: Curation) -> None:
     entries = [
-        picto_build.ClassEntry(f"thing {i}", f"thing{i}.n.01", i, "food" if i % 3 else "animal", ()) for i in range(60)
+        picto_drawings.ClassEntry(f"thing {i}", f"thing{i}.n.01", i, "food" if i % 3 else "animal", ())
+        for i in range(60)
     ]
     forward = picto_build.draw_splits({entry.name: entry for entry in entries})
     backward = picto_build.draw_splits({entry.name: entry for entry in reversed(entries)})

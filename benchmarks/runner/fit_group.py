@@ -1,0 +1,381 @@
+"""Carry out one fit group in this process: fit, encode each image once, rank and classify, hand over the records.
+
+Whatever goes wrong in a cell becomes that cell's record (status, reason, traceback); the sweep goes on. Which group
+runs where and when is decided by an executor (:mod:`benchmarks.runner.executors`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.datasets.pixels import PixelCache
+from benchmarks.evaluation.ranking import RetrievalScores
+from benchmarks.protocols.task import Classification, Retrieval, Task
+from benchmarks.protocols.training import Question, Score, training_data
+from benchmarks.runner.embeddings import EncodedImages, embedding_folder, encode_as
+from benchmarks.runner.environment import PeakMemory
+from benchmarks.runner.failures import describe, explain, release_memory
+from benchmarks.runner.outcome import Progress
+from benchmarks.runner.plan import SEARCH_SEED, Cell, FitGroup
+from benchmarks.runner.process_settings import seed_everything
+from benchmarks.runner.records import make_record
+from benchmarks.runner.resources import Resources
+from benchmarks.runner.scoring import ClassAnswers, score_classification, score_retrieval
+from benchmarks.store.records import Cost, Fit, GalleryScores, Record, Search, Status, content_key
+from methods.interface import FitReport, Method, NotApplicableError, TrainingData
+from methods.parts.parallel import fail_together
+from methods.registry import METHODS
+from methods.training.loop import check_processes
+
+#: Gallery images, or classes, kept for each query: those with the highest scores.
+TOP = 10
+
+
+@dataclass(frozen=True)
+class _Trained:
+    method: Method
+    report: FitReport
+    seconds: float
+    logged: list[dict[str, Any]]
+
+
+@dataclass
+class _Fitted:
+    method: Method
+    report: FitReport
+    logged: list[dict[str, Any]]
+    search: Search
+    encoded: EncodedImages
+    seconds: float
+    peak_mib: float
+    peak_gpu_mib: float | None
+
+
+class ValidatedWeights:
+    """Validation scores of one training by the weights that had them, so that the weights kept need no second pass.
+
+    A method's learned tensors and facts are all that a checkpoint holds: with equal ones the score is equal to the bit.
+    """
+
+    def __init__(self) -> None:
+        self._scores: dict[str, float] = {}
+
+    def clear(self) -> None:
+        """Forget the scores of the training before."""
+        self._scores.clear()
+
+    def recorded(self, score: Score) -> Score:
+        """``score``, with every result noted under the method's current weights."""
+
+        def score_and_note(method: Method, question: Question) -> float:
+            weights = weights_digest(method)
+            self._scores[weights] = score(method, question)
+            return self._scores[weights]
+
+        return score_and_note
+
+    def score(self, method: Method) -> float | None:
+        """The score of a method's current weights; None if they were not validated."""
+        return self._scores.get(weights_digest(method)) if self._scores else None
+
+
+def weights_digest(method: Method) -> str:
+    """sha256 of a method's learned tensors and of the facts stored with them."""
+    digest = hashlib.sha256(content_key({"facts": dict(method.facts())}).encode())
+    for name, tensor in sorted(method.tensors().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+#: Takes a cell's record and its per-query values (None where there are no scores).
+KeepRecord = Callable[[Record, "pd.DataFrame | None"], None]
+
+#: Takes the outcome of a learning-rate search that a group needed.
+KeepSearch = Callable[[FitGroup, Search], None]
+
+
+class GroupRunner:
+    """Carries out fit groups in this process; records go to ``keep``, searches to ``keep_search``."""
+
+    def __init__(
+        self, resources: Resources, progress: Progress, keep: KeepRecord, keep_search: KeepSearch = lambda *_: None
+    ) -> None:
+        self.resources = resources
+        self.settings = resources.settings
+        self.progress = progress
+        self.keep = keep
+        self.keep_search = keep_search
+        self.memory = PeakMemory()
+        self._shared: tuple[tuple[Any, ...], EncodedImages] | None = None
+
+    def group(self, group: FitGroup, search: Search | None = None) -> None:
+        """Fit and score every cell of a group; ``search`` is the outcome of its learning-rate search if it was done."""
+        try:
+            fitted = self._fit(group, self._task(group.cells[0]), search)
+        except Exception as error:
+            for cell in group.cells:
+                self._failed(cell, error)
+            release_memory(error)
+            return
+        for cell in group.cells:
+            try:
+                record, per_query = self._score(cell, fitted)
+            except Exception as error:
+                self._failed(cell, error, fitted)
+                release_memory(error)
+                continue
+            self.keep(record, per_query)
+        if fitted.method.trained:
+            fitted.encoded.discard()
+
+    def _task(self, cell: Cell) -> Task:
+        return self.resources.task(cell.id.dataset, cell.id.protocol, cell.id.split)
+
+    def _fit(self, group: FitGroup, task: Task, known: Search | None) -> _Fitted:
+        self.progress.fitting(group)
+        logged: list[dict[str, Any]] = []
+
+        def log(**numbers: Any) -> None:
+            logged.append(numbers)
+            self.progress.log(**numbers)
+
+        cache = self.resources.pixels(group.dataset)
+        rules = self.settings.rules
+
+        def validation_score(method: Method, question: Question) -> float:
+            encoded = EncodedImages(encode_as(method, rules), cache, lambda count: None, device=method.device)
+            if isinstance(question, Classification):
+                scores = score_classification(method, encoded, question, rules).scores
+                return scores.means()["accuracy[image]" if question.seen is None else "h[image]"]
+            return score_retrieval(method, encoded, question, rules, ks=()).means()["map@all"]
+
+        validated = ValidatedWeights()
+        searching = known is None and len(group.learning_rates) > 1
+        score = validated.recorded(validation_score) if searching else validation_score
+        data = training_data(task, cache, score, select=self.settings.select)
+
+        def train(config: Any, seed: int) -> _Trained:
+            seed_everything(seed)
+            logged.clear()
+            validated.clear()
+            method = METHODS.get(group.method)(self.resources.backbone, config, self.resources.device)
+            if method.trained:
+                check_processes(method)
+            begun = time.perf_counter()
+            with fail_together():
+                report = method.fit(data, seed=seed, log=log)
+            return _Trained(method, report, time.perf_counter() - begun, list(logged))
+
+        search, trained = Search(), None
+        with self._measured() as peak:
+            if known is not None:
+                search = known
+            elif searching:
+                search, trained = self._search(group, data, train, validated)
+            elif group.learning_rates:
+                search = Search(learning_rate=group.learning_rates[0])
+            config = group.config
+            if search.learning_rate is not None:
+                config = dataclasses.replace(config, learning_rate=search.learning_rate)
+            trained = trained or train(config, group.seed)
+        encoded = self._encoded(group, trained.method, cache)
+        return _Fitted(
+            trained.method,
+            trained.report,
+            trained.logged,
+            search,
+            encoded,
+            trained.seconds,
+            peak["mib"] or 0.0,
+            peak["gpu_mib"],
+        )
+
+    def _search(
+        self,
+        group: FitGroup,
+        data: TrainingData,
+        train: Callable[[Any, int], _Trained],
+        validated: ValidatedWeights,
+    ) -> tuple[Search, _Trained | None]:
+        """The learning rate that validation picks from the grid, and the training with it if its seed is the group's.
+
+        Each rate is trained with :data:`SEARCH_SEED` and the whole budget; the best validation score wins, the first if
+        equal. A rate that fails (the loss runs away) is noted and loses; if all fail, the last error is raised. Where
+        some were trained but none has a score that is a number, the configured rate is taken. The result is stored with
+        the records, so the other seeds, and a resumed sweep, need no second search.
+        """
+        best: _Trained | None = None
+        best_score, best_rate, error = -math.inf, None, None
+        unscored = False
+        trials: list[dict[str, Any]] = []
+        for rate in group.learning_rates:
+            try:
+                trained = train(dataclasses.replace(group.config, learning_rate=rate), SEARCH_SEED)
+                score = validated.score(trained.method)
+                if score is None:
+                    score = data.validate(trained.method)
+            except Exception as failure:
+                trials.append({"learning_rate": rate, "validation": None, "reason": describe(failure)})
+                error = failure
+                continue
+            trial = {"learning_rate": rate, "validation": score, "seconds": trained.seconds}
+            if not math.isfinite(score):
+                trials.append({**trial, "validation": None, "reason": f"the validation score is {score}"})
+                unscored = True
+                continue
+            trials.append(trial)
+            if best is None or score > best_score:
+                best, best_score, best_rate = trained, score, rate
+        if best is None and not unscored:
+            assert error is not None
+            raise error
+        if best is None:
+            best_rate = float(group.config.learning_rate)
+        search = Search(trials, best_rate)
+        self.keep_search(group, search)
+        return search, best if group.seed == SEARCH_SEED else None
+
+    def _encoded(self, group: FitGroup, method: Method, cache: PixelCache) -> EncodedImages:
+        """Images encoded by this model; models whose image embedding needs no training share them."""
+        folder = None if self.settings.force else embedding_folder(group, method, cache)
+        encode, report = encode_as(method, self.settings.rules), self.progress.images
+        fresh = EncodedImages(encode, cache, report, folder, device=method.device)
+        if method.trained:
+            self._shared = None
+            return fresh
+        key = (group.dataset, group.method, group.config, group.seed)
+        if self._shared is None or self._shared[0] != key:
+            self._shared = (key, fresh)
+        return self._shared[1]
+
+    def _score(self, cell: Cell, fitted: _Fitted) -> tuple[Record, pd.DataFrame]:
+        task = self._task(cell)
+        encoded = fitted.encoded
+        card = self.resources.dataset(cell.id.dataset).card
+        cuts = tuple(sorted({100, 200, *(k for k in (card.headline.map_at, card.headline.precision_at) if k)}))
+        scores: dict[str, GalleryScores] = {}
+        frames: list[pd.DataFrame] = []
+        clock = time.perf_counter
+        with self._measured() as peak:
+            started = clock()
+            for retrieval in task.retrievals:
+                encoded.encode(np.concatenate([retrieval.query, retrieval.gallery]))
+            encoded_at = clock()
+            for retrieval in task.retrievals:
+                result = score_retrieval(fitted.method, encoded, retrieval, self.settings.rules, ks=cuts, top=TOP)
+                scores[retrieval.name] = GalleryScores(
+                    metrics=result.means(),
+                    n_queries=result.n_queries,
+                    gallery_size=result.gallery_size,
+                    similarity=result.similarity,
+                    n_without_relevant=result.n_without_relevant,
+                    without_relevant=result.without_relevant,
+                )
+                frames.append(self._per_query(cell, retrieval, result))
+            ranked_at = clock()
+            for question in task.classifications:
+                answers = score_classification(fitted.method, encoded, question, self.settings.rules, top=TOP)
+                means = answers.scores.means()
+                scores[question.name] = GalleryScores(means, len(question.rows), len(question.class_names), "logits")
+                frames.append(self._per_image(cell, question, answers))
+            classified_at = clock()
+        seconds = {"encode": encoded_at - started, "rank": ranked_at - encoded_at}
+        if task.classifications:
+            seconds["classify"] = classified_at - ranked_at
+        rate = encoded.count / encoded.seconds if encoded.seconds else None
+        cost = self._fit_cost(fitted, peak)
+        cost = dataclasses.replace(
+            cost,
+            seconds={**cost.seconds, **seconds},
+            pictures_per_second=rate,
+        )
+        fit = self._fit_facts(cell, fitted)
+        record = make_record(self.resources, cell, "ok", scores=scores, fit=fit, cost=cost)
+        return record, pd.concat(frames, ignore_index=True)
+
+    def _per_query(self, cell: Cell, retrieval: Retrieval, result: RetrievalScores) -> pd.DataFrame:
+        """One row a query: key, class, domain, gallery, n_relevant, every per-query value, top gallery keys, scores."""
+        values = result.per_query().drop(columns=["top_ids", "top_scores"])
+        values = self._about(cell, retrieval.query, retrieval.name, values)
+        keys = self.resources.dataset(cell.id.dataset).table["key"].to_numpy()[retrieval.gallery]
+        assert result.top_ids is not None and result.top_scores is not None
+        values["top_keys"] = [keys[ids].tolist() for ids in result.top_ids]
+        values["top_scores"] = [np.round(row, 4).tolist() for row in result.top_scores]
+        return values
+
+    def _per_image(self, cell: Cell, question: Classification, answers: ClassAnswers) -> pd.DataFrame:
+        """One row an image: key, class, domain, question, credit, the classes with the highest logits, and these."""
+        values = answers.scores.per_image().drop(columns="label")
+        values = self._about(cell, question.rows, question.name, values)
+        names = np.array(question.class_names, dtype=object)
+        values["top_keys"] = [names[ids].tolist() for ids in answers.best_classes.numpy()]
+        values["top_scores"] = [np.round(row, 4).tolist() for row in answers.best_logits.double().numpy()]
+        return values
+
+    def _about(self, cell: Cell, rows: np.ndarray, name: str, values: pd.DataFrame) -> pd.DataFrame:
+        asked = self.resources.dataset(cell.id.dataset).table.iloc[rows]
+        about = {column: asked[column].to_numpy() for column in ("key", "class", "domain")}
+        return pd.concat([pd.DataFrame(about).assign(gallery=name), values.reset_index(drop=True)], axis=1).rename(
+            columns={"key": "query"}
+        )
+
+    def _fit_facts(self, cell: Cell, fitted: _Fitted) -> Fit:
+        report = fitted.report
+        losses: list[dict[str, Any]] = list(report.losses) or fitted.logged
+        return Fit(
+            fit_id=cell.fit_id,
+            steps=report.steps,
+            selected_step=report.selected_step,
+            losses=losses,
+            validation=list(report.validation),
+            trials=fitted.search.trials,
+            learning_rate=fitted.search.learning_rate,
+        )
+
+    def _fit_cost(self, fitted: _Fitted, peak: dict[str, float | None] | None = None) -> Cost:
+        searched = sum(trial.get("seconds", 0.0) for trial in fitted.search.trials)
+        peaks = [fitted.peak_mib, *([peak["mib"]] if peak and peak["mib"] else [])]
+        gpu = [value for value in (fitted.peak_gpu_mib, peak["gpu_mib"] if peak else None) if value is not None]
+        return Cost(
+            seconds={"fit": fitted.seconds, **({"search": searched} if fitted.search.trials else {})},
+            peak_memory_mib=max(peaks),
+            peak_gpu_memory_mib=max(gpu) if gpu else None,
+            trainable_parameters=fitted.report.trainable_parameters,
+            total_parameters=fitted.method.total_parameters(),
+        )
+
+    @contextmanager
+    def _measured(self) -> Iterator[dict[str, float | None]]:
+        """Peak memory of a block: ``mib`` and, on a GPU, ``gpu_mib``: of the GPU that this process works on."""
+        device = torch.device(self.resources.device)
+        gpu = device.type == "cuda"
+        peak: dict[str, float | None] = {"mib": None, "gpu_mib": None}
+        self.memory.restart()
+        if gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak["mib"] = self.memory.mib()
+        if gpu:
+            torch.cuda.synchronize(device)
+            peak["gpu_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
+
+    def _failed(self, cell: Cell, error: Exception, fitted: _Fitted | None = None) -> None:
+        status: Status = "not_applicable" if isinstance(error, NotApplicableError) else "failed"
+        extra: dict[str, Any] = {}
+        if fitted is not None:
+            extra = {"fit": self._fit_facts(cell, fitted), "cost": self._fit_cost(fitted)}
+        trace = "".join(traceback.format_exception(error)) if status == "failed" else ""
+        self.keep(make_record(self.resources, cell, status, reason=explain(error), traceback=trace, **extra), None)

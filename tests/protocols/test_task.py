@@ -1,0 +1,41 @@
+"""Tasks: what every clean task promises is checked, and a breach is named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.datasets.base import DatasetError
+from benchmarks.protocols import ucdr
+from benchmarks.protocols.task import Retrieval, Task
+from tests.support.tiny_dataset import TinyShapes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("trained query", "test image 'line/.* is also trained on"),
+        ("trained gallery", "test image 'flat/.* is also trained on"),
+        ("query in gallery", "a query stands in the gallery"),
+        ("empty", "no query images"),
+        ("withheld class", "trains on classes whose names are withheld"),
+    ],
+)
+def test_a_leaking_task_is_refused(change: str, message: str) -> None:
+    dataset = TinyShapes()
+    good = ucdr.PROTOCOL.task(dataset, "line")
+    one, train, names = good.retrievals[0], good.train, good.class_names
+    query, gallery = one.query, one.gallery
+    if change == "trained query":
+        train = np.union1d(train, query[:1])
+    elif change == "trained gallery":
+        train = np.union1d(train, gallery[:1])
+    elif change == "query in gallery":
+        gallery = np.union1d(gallery, query[:1])
+    elif change == "empty":
+        query = query[:0]
+    else:
+        names = names[1:]
+    bad = Task("ucdr", "tiny", "clean", "line", train, names, (Retrieval("unseen", query, gallery),))
+    with pytest.raises(DatasetError, match=message):
+        bad.check(dataset)
