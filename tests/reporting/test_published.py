@@ -521,5 +521,5 @@ def test_a_report_has_the_figures_of_its_data_sets(store: ResultStore, tmp_path:
     text = (tmp_path / "report" / "published.md").read_text()
     assert "| 64.6 | 61.0 | -3.6 |" in text and "ucdr, domainnet" in text
     assert "AD-CLIP" not in text, "of other data sets"
-    write_report(frame.assign(dataset="mine"), tmp_path / "other", store=store, resamples=20)
+    write_report(ReportData(frame.assign(dataset="mine"), store=store, resamples=20), tmp_path / "other")
     assert not (tmp_path / "other" / "published.md").exists()

@@ -21,7 +21,7 @@ import pytest
 from benchmarks import report, run
 from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.registry import DATASETS
-from benchmarks.reporting import write
+from benchmarks.reporting import files as report_files
 from benchmarks.reporting.csv_text import leaderboard_csv
 from benchmarks.reporting.data import ReportData
 from benchmarks.reporting.plot_collector import PlannedPlots
@@ -178,7 +178,7 @@ def test_a_disk_with_room_for_nothing(
         assert f"--out {tmp_path}/results: cannot be written (No space left on device)" in capsys.readouterr().err
         patch.setattr(ResultStore, "write_resolved", lambda self, settings: self.root.mkdir())
         patch.setattr(ResultStore, "write_card", lambda *_: None)
-        patch.setattr(write, "write_atomically", full)
+        patch.setattr(report_files, "write_atomically", full)
         assert command(*arguments) == 1
     printed = capsys.readouterr()
     assert "cells: 3 failed" in printed.out
