@@ -24,8 +24,6 @@ SHARED = {"console"}
 
 #: Imports that still break a rule, each with the reason why it may for now: "source -> target".
 STILL_UPWARD: dict[str, str] = {
-    "methods.parts.released -> methods.interface": "moves to methods/training or methods/official",
-    "methods.parts.training -> methods.interface": "moves to methods/training or methods/official",
     "benchmarks.reporting.published -> benchmarks.runner.settings": "to be moved",
     "benchmarks.runner.execution -> benchmarks.runner.executors": "a registry of names that moves below",
     "benchmarks.runner.settings -> benchmarks.runner.executors": "a registry of names that moves below",
