@@ -105,12 +105,13 @@ def comments(config: type) -> dict[str, str]:
         for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
             if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
                 continue
-            lines, number = [], node.end_lineno or node.lineno
-            while number in found and (not lines or found[number].line.lstrip().startswith("#")):
-                lines.append(found[number].string.lstrip("#: ").rstrip())
-                number += 1
+            below = (node.end_lineno or node.lineno) + 1
+            lines = [found[number] for number in range(node.lineno, below) if number in found]
+            while lines and below in found and found[below].line.lstrip().startswith("#"):
+                lines.append(found[below])
+                below += 1
             if lines:
-                texts[node.target.id] = " ".join(lines)
+                texts[node.target.id] = " ".join(line.string.lstrip("#: ").rstrip() for line in lines)
     return texts
 
 

@@ -140,9 +140,9 @@ def test_save_and_load_give_equal_features(name: str, tiny_backbone: Backbone, t
 def test_refuses_a_checkpoint_that_does_not_fit(name: str, tiny_backbone: Backbone, tmp_path: Path) -> None:
     method = make(name, tiny_backbone)
     method.fit(task(), seed=0, log=quiet)
-    stranger = {**method.tensors(), "stranger": torch.zeros(2)}
+    changed = {**method.tensors(), "unknown": torch.zeros(2)}
     with pytest.raises(ValueError, match=f"{name}: the checkpoint's tensors do not fit"):
-        make(name, tiny_backbone).load_tensors(stranger, method.facts())
+        make(name, tiny_backbone).load_tensors(changed, method.facts())
 
 
 @each
@@ -231,19 +231,19 @@ def test_an_embedding_does_not_depend_on_its_batch(name: str, tiny_backbone: Bac
 
 @each
 def test_normalises_by_its_settings(name: str, tiny_backbone: Backbone) -> None:
-    told, done = task(), task()
-    done.images.all = tiny_backbone.normalize(done.images.all, "imagenet")
+    raw, normalised = task(), task()
+    normalised.images.all = tiny_backbone.normalize(normalised.images.all, "imagenet")
     learned = []
-    for data, statistics in ((told, "imagenet"), (done, "none"), (told, "clip")):
+    for data, statistics in ((raw, "imagenet"), (normalised, "none"), (raw, "clip")):
         method = make(name, tiny_backbone, augment=False, train_statistics=statistics, test_statistics="clip")
         method.fit(data, seed=0, log=quiet)
         learned.append(method)
     same, other = learned[1].tensors(), learned[2].tensors()
     assert all(torch.equal(value, same[key]) for key, value in learned[0].tensors().items())
     assert not all(torch.equal(value, other[key]) for key, value in learned[0].tensors().items())
-    pixels = told.images.pixels(torch.arange(3))
+    pixels = raw.images.pixels(torch.arange(3))
     method = make(name, tiny_backbone, augment=False, train_statistics="imagenet", test_statistics="none")
-    method.fit(told, seed=0, log=quiet)
+    method.fit(raw, seed=0, log=quiet)
     expected = learned[0].encode_images(pixels)
     assert torch.equal(method.encode_images(tiny_backbone.normalize(pixels)), expected)
     assert not torch.allclose(method.encode_images(pixels), expected, atol=1e-3)

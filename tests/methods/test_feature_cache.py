@@ -178,7 +178,7 @@ def test_a_killed_computation_goes_on_where_it_stopped(
 ) -> None:
     class Dies(Album):
         def pixels(self, index: Tensor) -> Tensor:
-            if self.asked > 5:  # one image that tells the size, four of the first write, killed in the third
+            if self.asked > 5:  # one image that gives the size, four of the first write, killed in the third
                 raise KeyboardInterrupt
             return super().pixels(index)
 
@@ -245,7 +245,7 @@ def test_a_disk_that_fills_up_costs_nothing_that_is_stored(
     with pytest.warns(RuntimeWarning, match="No space left on device"):
         found = image_features(tiny_backbone, images, cache=on_disk(), batch_size=4)
     assert torch.equal(found, expected)
-    assert images.asked == 1 + 10 + 2, "one tells the size, and only the two that were not stored are asked for again"
+    assert images.asked == 1 + 10 + 2, "one gives the size, and only the two that were not stored are computed again"
 
 
 def test_a_deletion_that_was_killed_leaves_nothing_that_counts_as_filled(
@@ -305,7 +305,7 @@ assert found.shape == (1 << 17, 128) and all(torch.equal(found[i], torch.full((1
 print(max(*peak, anonymous()) - before)
 """
     if not Path("/proc/self/status").exists():
-        pytest.skip("/proc tells the memory")
+        pytest.skip("/proc is needed to read the memory")
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) / 1024 < 32, f"{int(done.stdout) / 1024:.0f} MiB more than before"

@@ -87,7 +87,7 @@ def test_where_a_text_ends_is_part_of_the_config() -> None:
 
 
 def test_every_setting_that_clip_reads_is_known() -> None:
-    """Fails when ``transformers`` begins to read a setting: say then whether it changes an output."""
+    """Fails when ``transformers`` begins to read a setting: decide then whether it changes an output."""
     source = inspect.getsource(modeling_clip)
     read = set(re.findall(r"config\.(\w+)", source))
     harmless = {

@@ -201,7 +201,7 @@ def test_golden_prompts_per_image(shared_prefix: bool) -> None:
     tokens = {
         name: torch.from_numpy(arrays[name]) for name in arrays if name.endswith(("domain_tokens", "image_tokens"))
     }
-    places = int((ids[0] == ids[0, 1]).sum())  # the word X stands for each learned token
+    places = int((ids[0] == ids[0, 1]).sum())  # the word X is in the place of each learned token
     for side in ("source", "target"):
         domains = torch.cat([tokens["source_domain_tokens"], tokens["target_domain_tokens"]], dim=1)
         image = tokens[f"{side}_image_tokens"].expand(-1, places - domains.shape[1], -1)  # all the same, stored once
