@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.backbones import sources
-from benchmarks.backbones.facts import BackboneFacts, backbone_facts
 from benchmarks.datasets.base import Dataset, dataset_root
 from benchmarks.datasets.contents import tree_hash
 from benchmarks.datasets.image_cache import cache_folder
@@ -19,6 +18,7 @@ from benchmarks.datasets.pixels import CACHE_SHARE, PixelCache
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.protocols.task import Task, limited, without_unanswerable_validation
+from benchmarks.runner.backbone_facts import BackboneFacts, backbone_facts
 from benchmarks.runner.machine import pick_device
 from benchmarks.runner.settings import Settings, SettingsError
 from benchmarks.store.records import content_key
