@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -135,7 +135,10 @@ class TwoStageMethod(Method):
             stream = domain_batches(data, stage.batch_size, generator, config.sampler, round_size=config.batch_size)
 
             def loss(
-                step: int, number: int = number, stream=stream, batch_loss: Callable[[Batch], Tensor] = batch_loss
+                step: int,
+                number: int = number,
+                stream: Iterator[Tensor] = stream,
+                batch_loss: Callable[[Batch], Tensor] = batch_loss,
             ) -> Tensor:
                 whole = next(stream)
                 index = share(whole)
