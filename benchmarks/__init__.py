@@ -60,8 +60,8 @@ def retrieve(
             raise ValueError(f"{name} must be a whole number of at least 1, not {number!r}")
     with torch.no_grad():
         encoded = [
-            torch.cat([method.encode_images(_unit(part)).float().cpu() for part in one.split(batch_size)])
-            for one in images
+            torch.cat([method.encode_images(_unit(part)).float().cpu() for part in batch.split(batch_size)])
+            for batch in images
         ]
     found = search(encoded[0], encoded[1], k, similarity=method.card.similarity)
     return found.ids, found.scores

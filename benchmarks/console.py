@@ -1,6 +1,6 @@
 """What the commands share: one-line errors of options, UTF-8 whatever the locale, consoles, progress in lines.
 
-No command imports another; what two of them need is here (the console) or in a folder of its own.
+No command imports another; what two of them need is here or in a package.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 def command(main: Callable[..., int]) -> Callable[..., int]:
     """Decorate a command's ``main(argv=None, ...)``.
 
-    * Started by a person (no ``argv``) under a locale that is not UTF-8, Python is started anew in its UTF-8 mode:
+    * Started from a shell (no ``argv``) under a locale that is not UTF-8, Python is started again in its UTF-8 mode:
       file names, files and arguments are then read as the bytes they are.
-    * A terminal that cannot show a letter gets its code instead of an error.
-    * A reader that is gone (``| head``) ends the command with exit code 1 and no traceback.
+    * A character that the terminal cannot show is printed as its code instead of raising an error.
+    * A closed pipe (``| head``) ends the command with exit code 1 and no traceback.
     """
 
     @functools.wraps(main)
     def run(argv: Any = None, *more: Any, **named: Any) -> int:
         if argv is None and not is_utf8():
-            start_anew()
-        with _shown():
+            restart_in_utf8()
+        with _printable_streams():
             try:
                 try:
                     return main(argv, *more, **named)
@@ -46,8 +46,8 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
 
 
 @contextmanager
-def _shown() -> Iterator[None]:
-    """Letters that a stream cannot show become their codes; the streams are put back at the end."""
+def _printable_streams() -> Iterator[None]:
+    """Characters that a stream cannot show become their codes; the streams are restored at the end."""
     changed = []
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and (stream.encoding or "").lower().replace("-", "") != "utf8":
@@ -67,10 +67,10 @@ def is_utf8() -> bool:
     return bool(sys.flags.utf8_mode) or names == "utf8"
 
 
-def start_anew() -> None:
+def restart_in_utf8() -> None:
     """Replace this process by the same command in Python's UTF-8 mode."""
     os.environ["PYTHONUTF8"] = "1"
-    arguments = [one for one in sys.orig_argv[1:] if one != "utf8=0"]
+    arguments = [argument for argument in sys.orig_argv[1:] if argument != "utf8=0"]
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *arguments])
 
 
@@ -99,15 +99,15 @@ class Lines:
 
     def __init__(self, total: int, what: str) -> None:
         self._total, self._what, self._done = total, what, 0
-        self._started = self._said = time.monotonic()
+        self._started = self._printed = time.monotonic()
 
     def advance(self, count: int) -> None:
-        """Count what was done; speak if that is due."""
+        """Count what was done; print a line if one is due."""
         self._done += count
         now = time.monotonic()
-        if now - self._said < EVERY or not self._done:
+        if now - self._printed < EVERY or not self._done:
             return
-        self._said, gone = now, now - self._started
+        self._printed, gone = now, now - self._started
         rest = gone / self._done * max(0, self._total - self._done)
         left = f", about {duration(rest)} left" if rest else ""
         line = f"{self._done} of {self._total} {self._what} after {duration(gone)}{left}"

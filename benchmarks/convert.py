@@ -39,13 +39,13 @@ def build_parser(prog: str = "benchmarks.convert") -> argparse.ArgumentParser:
         "--activation",
         metavar="NAME",
         choices=ACTIVATIONS,
-        help="where no config says it: gelu (open_clip) or quick_gelu (OpenAI); OpenAI's own archives need no option",
+        help="without a config: gelu (open_clip) or quick_gelu (OpenAI); OpenAI's own archives need no option",
     )
     parser.add_argument(
         "--head-width",
         metavar="N",
         type=_width,
-        help="where no config says it: width of the vision heads (64; 80 for ViT-H, 88 for ViT-g, 104 for ViT-bigG)",
+        help="without a config: width of the vision heads (64; 80 for ViT-H, 88 for ViT-g, 104 for ViT-bigG)",
     )
     return parser
 
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.convert") ->
         )
         backbone = Backbone.load(folder)
     except (CheckpointError, BackboneError, OSError) as error:
-        if folder is not None:  # converted, and of no use: it was new or empty before
+        if folder is not None:  # converted, but it cannot be loaded; the folder was new or empty before
             shutil.rmtree(folder, ignore_errors=True)
         print(f"{prog}: {error}", file=sys.stderr)
         return 2

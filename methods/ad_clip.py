@@ -292,9 +292,7 @@ class AdClipConfig:
     smn_input: Literal["target", "source"] = "target"  # images whose style f_smn learns from; official: source
     smn_detach: bool = False  # True keeps the gradient of the smn term from P_v
     test_tokens: Literal["mapped", "own"] = "mapped"  # source tokens at test: f_smn(x), or P_v(x); official: own
-    pairing: Literal["mean", "item"] = (
-        "mean"  # halves of a batch meet by batch means, or image by image; official: item
-    )
+    pairing: Literal["mean", "item"] = "mean"  # a batch's halves meet by their means, or image by image (official)
     entropy: Literal["posterior", "batch_normalised"] = "posterior"  # entropy of posteriors; official: batch_normalised
     shared_mix: bool = False  # True makes the J image tokens equal; official: True
     domain_input: Literal["concat", "average"] = "concat"  # P_v reads [mu ; sigma], or (mu + sigma) / 2 (official)
@@ -419,12 +417,12 @@ class AdClip(Method):
         )
 
     def learning_rate(self, step: int, steps: int) -> float:
-        """Warm-up, then a cosine; its time advances once an epoch (``epochs`` in ``steps``) or once an iteration."""
+        """Warm-up, then a cosine in the epochs (``epochs`` in ``steps``) or iterations that have passed."""
         config = self.config
-        tick = step if config.schedule == "iteration" else step * config.epochs // steps
-        if tick < config.warmup_epochs:
+        passed = step if config.schedule == "iteration" else step * config.epochs // steps
+        if passed < config.warmup_epochs:
             return config.warmup_rate
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (tick - config.warmup_epochs) / config.epochs))
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (passed - config.warmup_epochs) / config.epochs))
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
         """Train on labelled images and target images, or other training domains where there are none (10)."""
@@ -545,7 +543,8 @@ class AdClip(Method):
         """Prompts of the class names, and room for the checkpoint's anchors."""
         self._training_prompts = None
         self._training_prompts = self.prompts(self.class_names)
-        if self._anchors is None or len(self._anchors) != len(tensors["anchors.features"]):
-            names = ("features", "mu", "sigma")
-            shapes = [tensors[f"anchors.{name}"].shape for name in names]
-            self._anchors = VisionFeatures(*(torch.empty(shape, device=self.device) for shape in shapes))
+        count, layers = len(tensors.get("anchors.features", ())), self.projectors.layers
+        if self._anchors is None or len(self._anchors) != count:
+            features = torch.empty(count, self.backbone.embed_dim, device=self.device)
+            mu, sigma = torch.empty(2, count, layers, self.backbone.vision_width, device=self.device)
+            self._anchors = VisionFeatures(features, mu, sigma)

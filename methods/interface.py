@@ -90,7 +90,7 @@ class TrainingData:
     * ``class_names``: the class names the method may know. In DAZSL they include classes without labelled images.
     * ``unseen_names``: those of them without labelled images, where the protocol shows any.
     * ``synsets``: WordNet synset names of class names, where they are known; ``synsets_published``: whether they come
-      with the data set (True) or were chosen for this suite (False), so that released code did not have them.
+      with the data set (True) or were chosen for this suite (False), so that the official code did not have them.
     * ``target``: unlabelled target-domain images, where the protocol shows any.
     * ``validate(method)``: the protocol's validation score of the method with its current weights (higher is better).
       It uses nothing that the protocol withholds, unless the run selects by ``oracle``.
@@ -215,7 +215,7 @@ class Method(ABC):
     trained: ClassVar[bool] = True
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    one_process: ClassVar[str] = "it does not say that its loss is a mean over the images of a batch"
+    one_process: ClassVar[str] = "it does not declare that its loss is a mean over the images of a batch"
     reads_synsets: ClassVar[bool] = False
     version: ClassVar[int] = 1
     #: Attributes that ``fit`` sets beside the tensors (numbers, texts, tuples of texts), stored as JSON by their names.
@@ -237,7 +237,7 @@ class Method(ABC):
         Override it for what no setting names (a database that a library finds). A file need not exist; nothing is
         raised.
         """
-        values = {one.name: getattr(config, one.name) for one in dataclasses.fields(config)}
+        values = {known.name: getattr(config, known.name) for known in dataclasses.fields(config)}
         return {name: Path(value).expanduser() for name, value in values.items() if _is_path(value)}
 
     @abstractmethod
@@ -269,7 +269,7 @@ class Method(ABC):
         return self.logit_scale() * images @ unit_length(self.encode_classes(names)).T
 
     def logit_scale(self) -> float:
-        """Factor from cosine to logit; the backbone's own unless a method says otherwise."""
+        """Factor from cosine to logit; the backbone's, unless a method overrides it."""
         return float(self.backbone.logit_scale)
 
     def total_parameters(self) -> int:
@@ -355,18 +355,18 @@ class Method(ABC):
         return method
 
 
-def restore(method: Method, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Copy a checkpoint's tensors into the method's ``own`` ones.
+def restore(method: Method, current: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy a checkpoint's tensors into the method's ``current`` ones.
 
     Raises ``ValueError`` if names or shapes differ.
     """
-    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in tensors.items()}:
+    if {name: value.shape for name, value in current.items()} != {name: value.shape for name, value in tensors.items()}:
         raise ValueError(
             f"{method.card.name}: the checkpoint's tensors do not fit this config and backbone; load it with those it"
             " was trained with"
         )
     with torch.no_grad():
-        for name, value in own.items():
+        for name, value in current.items():
             value.copy_(tensors[name])
 
 

@@ -17,7 +17,7 @@ Loss of both stages: cross-entropy over cos(f, g_c) / tau, (3) f the image featu
 and g_c the text feature of training class c, ``a photo of {c} from X_1 ... X_m domain.`` with learned context X.
 
 Trained: stage 1 the units, the text context and the text projection; stage 2 the simulator, the templates, the text
-context, both projections and the class token. CLIP's blocks stay frozen. Where the released code differs:
+context, both projections and the class token. CLIP's blocks stay frozen. Where the official code differs:
 methods/cards/pros.toml and methods/official/pros.py.
 
 Shapes: B images, C training classes, D training domains, L prompt tokens of a unit, K prompt tokens in a sequence, P
@@ -175,7 +175,7 @@ class ProSModel(nn.Module):
 
 @dataclass(frozen=True)
 class ProSConfig:
-    """Settings of ProS; the defaults are the paper's. :meth:`official` gives those of the released code."""
+    """Settings of ProS; the defaults are the paper's. :meth:`official` gives those of the official code."""
 
     # the method
     context_tokens: int = 16  # m, learned text context vectors, shared by all classes
@@ -189,12 +189,12 @@ class ProSConfig:
     temperature: float = TEMPERATURE  # tau of the loss
     dropout: float = 0.5  # share of the values of the whole stage-1 image sequence that is set to zero
 
-    # where paper and released code differ
-    read_out: ReadOut = "class_token"  # the token that becomes the image feature, or ``first_prompt`` (released)
+    # where paper and official code differ
+    read_out: ReadOut = "class_token"  # the token that becomes the image feature, or ``first_prompt`` (official)
     simulator_output: Literal["template", "index_1"] = "template"  # the simulator tokens that become the prompts.
-    # ``template`` (paper): those at the templates. ``index_1`` (released): with one template only, the ones that
+    # ``template`` (paper): those at the templates. ``index_1`` (official): with one template only, the ones that
     # follow it: prompt unit 0, or the first patch.
-    train_statistics: Statistics = "clip"  # pixel normalisation: ``clip``, ``imagenet`` (released) or ``none``
+    train_statistics: Statistics = "clip"  # pixel normalisation: ``clip``, ``imagenet`` (official) or ``none``
     test_statistics: Statistics = "clip"  # the same at inference
     sampler: Sampler = "reshuffled"  # batches, or ``released``: one order for all seeds and epochs
 
@@ -222,7 +222,7 @@ class ProSConfig:
 
     @classmethod
     def official(cls) -> ProSConfig:
-        """Every switch as in the released code."""
+        """Every switch as in the official code."""
         return cls(**SETTINGS)
 
     @property
@@ -309,7 +309,7 @@ class ProS(TwoStageMethod):
 
     @torch.no_grad()
     def encode_raw(self, pixels: Tensor) -> Tensor:
-        """Image features ``[B, E]`` before normalisation, which the released evaluation ranks."""
+        """Image features ``[B, E]`` before normalisation, which the official evaluation ranks."""
         normalized = self.backbone.normalize(pixels.to(self.device), self.config.test_statistics)
         with self.backbone.autocast():
             return self.model.inference_features(normalized)

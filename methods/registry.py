@@ -33,7 +33,7 @@ class DuplicateNameError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered name: ``target`` is ``"module:attribute"`` or the object; ``origin`` says who registered it.
+    """A registered name: ``target`` is ``"module:attribute"`` or the object; ``origin``: where it was registered.
 
     ``by_default`` False keeps it out of ``all``; it is then chosen by name only.
     """
@@ -91,7 +91,7 @@ class Registry(Generic[T]):
         return list(self._entries)
 
     def defaults(self) -> list[str]:
-        """The names that ``all`` stands for."""
+        """The names that ``all`` means."""
         return [entry.name for entry in self.entries() if entry.by_default]
 
     def entries(self) -> Iterator[Entry]:
@@ -100,7 +100,7 @@ class Registry(Generic[T]):
         return iter(list(self._entries.values()))
 
     def check(self, name: str) -> None:
-        """Raise :class:`UnknownNameError` with the nearest names if nobody registered ``name``; imports nothing."""
+        """Raise :class:`UnknownNameError` with the nearest names if ``name`` is not registered; imports nothing."""
         self._scan()
         if name not in self._entries:
             near = difflib.get_close_matches(name, self._entries, n=3, cutoff=0.6)
@@ -128,13 +128,13 @@ class Registry(Generic[T]):
             self.add(point.name, point.value, origin=f"entry point of {package}")
 
 
-def _same_class(one: Any, other: Any) -> bool:
+def _same_class(first: Any, second: Any) -> bool:
     """True when the two targets are one class, e.g. registered lazily by us and again by its own decorator."""
 
     def path(target: Any) -> str:
         return target if isinstance(target, str) else f"{target.__module__}:{getattr(target, '__qualname__', '')}"
 
-    return path(one) == path(other)
+    return path(first) == path(second)
 
 
 def _resolve(entry: Entry, kind: str) -> Any:
@@ -142,12 +142,12 @@ def _resolve(entry: Entry, kind: str) -> Any:
         return entry.target
     module, _, attribute = entry.target.partition(":")
     try:
-        found: Any = importlib.import_module(module)
+        target: Any = importlib.import_module(module)
         for part in attribute.split(".") if attribute else ():
-            found = getattr(found, part)
+            target = getattr(target, part)
     except (ImportError, AttributeError) as error:
         raise ImportError(f"{kind} {entry.name!r} ({entry.origin}): cannot load {entry.target}: {error}") from error
-    return found
+    return target
 
 
 def _caller() -> str:

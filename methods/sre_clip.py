@@ -336,16 +336,16 @@ class SreClipConfig:
 
     width: int = 1024  # d, of the adapter and the prototypes
     attention: Literal["batch", "patches", "none"] = "batch"  # what the adapter attends to (patches: the image's own)
-    eval_attention: Literal["reference", "self", "batch"] = "reference"  # and after training; official: batch
+    eval_attention: Literal["reference", "self", "batch"] = "reference"  # what it attends to in use; official: batch
     reference_size: int = 256  # R, training images stored for ``eval_attention`` ``reference``
     unit_features: bool = True  # features are L2-normalised before the adapter; official: False
 
-    gcn: bool = True  # the graph network, part of the prototype branch
-    residual: bool = True  # the residual projection R, the other part; official: False
+    gcn: bool = True  # the prototype branch has the graph network
+    residual: bool = True  # and the residual projection R; official: False
     residual_init: Literal["values", "random"] = "values"  # ``values``: R starts as a copy of V (our choice), near CLIP
     graph: GraphSource = "wordnet"  # the edges: ``wordnet``, ``none``, or ``random`` (drawn from the run's seed)
     synonyms: bool = True  # False: a node has the text of its first name alone; official: False
-    class_vectors: Literal["text", "words"] = "text"  # of the nodes: text embeddings; official: word vectors
+    class_vectors: Literal["text", "words"] = "text"  # X: text embeddings; official: word vectors (``words``)
     word_vectors: str = ""  # text file of word vectors (a line: word, numbers); none: the mean CLIP token embedding
     senses: SenseChoice = "context"  # of names without a stated synset: nearest to the other classes'; official: first
     dropout: float = 0.5  # on the input of both graph layers
@@ -371,14 +371,14 @@ class SreClipConfig:
     srs_class: Literal["label", "predicted"] = "label"  # y of L_srs on source images; official: predicted
     memory_surplus: bool = False  # the store may grow beyond its capacity; official: True
 
-    learning_rate: float = 1e-3  # of SGD for the adapter
-    gcn_rate: float = 5.0  # times this for the prototype branch
+    learning_rate: float = 1e-3  # of SGD, for the adapter
+    gcn_rate: float = 5.0  # the prototype branch learns at ``learning_rate`` times this
     momentum: float = 0.9  # of SGD (Nesterov)
     weight_decay: float = 1e-4  # of SGD
     warmup_share: float = 0.2  # share of the steps without target losses (paper: 600 of 3000)
-    decay: float = 1e-3  # of the rate after it: (1 + decay * t)^-0.75, t in 3000ths of the budget
+    decay: float = 1e-3  # after warm-up, the rate is times (1 + decay * t)^-0.75, t in 3000ths of the budget
     batch_size: int = 256  # source images in a step, and as many target images
-    epochs: int = 0  # over the source; 0: ``steps`` decides
+    epochs: int = 0  # passes over the source images; 0: ``steps`` decides
     steps: int = 0  # optimiser steps; 0: those of ``epochs``, and without ``epochs`` the paper's 3000
     validate_every: int = 0  # steps between validations; 0: once an epoch, at most 30 times
     patience: int = 0  # validations without gain before training stops; 0: never

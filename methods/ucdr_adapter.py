@@ -15,7 +15,7 @@ Idea (docs/methods.md, UCDR-Adapter):
 3. **Inference.** As phase 2 with nothing masked; labels and texts are not needed.
 
 Trained: phase 1 the text context, class and domain prompts; phase 2 W_img, W_prm, W_o, its LayerNorm, the class token
-and the vision projection. CLIP's blocks and the text tower stay frozen. Where the released code differs:
+and the vision projection. CLIP's blocks and the text tower stay frozen. Where the official code differs:
 methods/cards/ucdr_adapter.toml and methods/official/ucdr_adapter.py. That code carries no licence: this file is written
 from docs/methods.md and the golden numbers.
 
@@ -266,7 +266,7 @@ class UCDRAdapterModel:
 
 @dataclass(frozen=True)
 class UCDRAdapterConfig:
-    """Settings of UCDR-Adapter; the defaults are the paper's on DomainNet. :meth:`official`: the released code's."""
+    """Settings of UCDR-Adapter; the defaults are the paper's on DomainNet. :meth:`official`: the official code's."""
 
     # the method
     context_tokens: int = 16  # m of LTST (paper: 8 on Sketchy and TU-Berlin). 0 is "no LTST": ``a photo of a {class}``
@@ -282,19 +282,19 @@ class UCDRAdapterConfig:
     momentum: float = 0.999  # share of itself that the momentum copy keeps at a step; 0 is "no momentum" (the branch)
     queue_size: int = 20  # momentum features that are kept of each class
 
-    # where paper and released code differ
+    # where paper and official code differ
     mask: bool = True  # in phase 2 own prompts become zero rows before W_prm (never the only domain or class there is)
-    read_out: ReadOut = "class_token"  # the token that becomes the image feature, or ``first_prompt`` (released)
+    read_out: ReadOut = "class_token"  # the token that becomes the image feature, or ``first_prompt`` (official)
     attention_query: Literal["class_token", "corner_patch"] = "class_token"  # what attends to the prompts.
-    # ``class_token`` (paper): frozen CLIP's. ``corner_patch`` (released): the output at the first patch of a sequence
+    # ``class_token`` (paper): frozen CLIP's. ``corner_patch`` (official): the output at the first patch of a sequence
     # without class token. Both before the projection.
     momentum_start: Literal["online", "own"] = "online"  # the momentum copy starts equal to the ``online`` branch
-    # (paper), or from its ``own`` random values (released).
-    momentum_in_phase2: bool = False  # momentum pass and queues go on in phase 2, where no loss reads them (released)
-    triplet: Literal["random", "hardest"] = "random"  # pairs, or the ``hardest`` (released, unused)
-    train_statistics: Statistics = "clip"  # pixel normalisation: ``clip``, ``imagenet`` (released) or ``none``
+    # (paper), or from its ``own`` random values (official).
+    momentum_in_phase2: bool = False  # momentum pass and queues go on in phase 2, where no loss reads them (official)
+    triplet: Literal["random", "hardest"] = "random"  # pairs, or the ``hardest`` (official, unused)
+    train_statistics: Statistics = "clip"  # pixel normalisation: ``clip``, ``imagenet`` (official) or ``none``
     test_statistics: Statistics = "clip"  # the same at inference
-    stage1_learning_rate: float = 0.0  # phase 1's own, whatever ``learning_rate`` is (released); 0: the same
+    stage1_learning_rate: float = 0.0  # phase 1's own, whatever ``learning_rate`` is (official); 0: the same
     sampler: Sampler = "reshuffled"  # batches, or ``released``: one order for all seeds and epochs
 
     # training
@@ -320,7 +320,7 @@ class UCDRAdapterConfig:
 
     @classmethod
     def official(cls) -> UCDRAdapterConfig:
-        """Every switch as in the released code."""
+        """Every switch as in the official code."""
         return cls(**SETTINGS)
 
     @property
@@ -434,7 +434,7 @@ class UCDRAdapter(TwoStageMethod):
 
     @torch.no_grad()
     def encode_raw(self, pixels: Tensor) -> Tensor:
-        """Image features [B, E] before normalisation, which the released evaluation ranks."""
+        """Image features [B, E] before normalisation, which the official evaluation ranks."""
         pixels = self.backbone.normalize(pixels.to(self.device), self.config.test_statistics)
         with self.backbone.autocast():
             return self.model.inference_features(pixels)

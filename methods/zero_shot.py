@@ -30,7 +30,7 @@ class ZeroShotConfig:
 
 
 class ZeroShot(Method):
-    """CLIP as it is."""
+    """CLIP without any training."""
 
     card = read_card("zero_shot")
     Config = ZeroShotConfig

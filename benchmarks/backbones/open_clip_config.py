@@ -1,6 +1,6 @@
-"""What a CLIP checkpoint's weights do not say, its activation and heads: read from ``open_clip_config.json``.
+"""What a CLIP checkpoint's weights do not contain, its activation and heads: read from ``open_clip_config.json``.
 
-open_clip stores weights under OpenAI's names, but its models have plain GELU unless their config says ``quick_gelu``,
+open_clip stores weights under OpenAI's names, but its models have plain GELU unless their config has ``quick_gelu``,
 and the heads of its larger ones are 80, 88 or 104 wide.
 """
 
@@ -16,24 +16,24 @@ NAME = "open_clip_config.json"
 
 ACTIVATIONS = ("quick_gelu", "gelu")
 
-#: Keys of open_clip's configs that change nothing of a trained model's output.
+#: Keys of open_clip's configs that do not change a trained model's output.
 _HARMLESS = {
     "": ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "cast_dtype", "output_dict"),
     "vision_cfg": ("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout"),
     "text_cfg": ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"),
 }
 
-#: Values that other keys may have, since they are what every CLIP does.
+#: Values that other keys may have, since they are the same in every CLIP.
 _USUAL = {"pool_type": ("tok", "argmax"), "pos_embed_type": ("learnable",), "pad_id": (0,), "proj_type": ("linear",)}
 
 
 class ConfigError(ValueError):
-    """A config that cannot be followed; one line without the file's name."""
+    """A config that cannot be used; one line without the file's name."""
 
 
 @dataclass(frozen=True)
-class Told:
-    """What the weights alone do not say. ``None``: nobody said it.
+class CheckpointFacts:
+    """Settings of a model that its weights do not contain; ``None``: not known.
 
     ``activation``: "quick_gelu" or "gelu"; ``head_width`` of the vision tower and ``text_heads``; ``expected``: sizes
     that the weights must have, by the config's names; ``preprocess``: image processor settings.
@@ -57,10 +57,10 @@ def beside(checkpoint: Path) -> Path | None:
     return file if file.is_file() else None
 
 
-def read(file: Path) -> Told:
-    """What open_clip's config says: the file beside its weights, or one of its ``model_configs``.
+def read(file: Path) -> CheckpointFacts:
+    """The settings in open_clip's config: the file beside its weights, or one of its ``model_configs``.
 
-    Raises :class:`ConfigError` if it cannot be read, or asks for what ``transformers.CLIPModel`` does not do.
+    Raises :class:`ConfigError` if it cannot be read, or has settings that ``transformers.CLIPModel`` does not support.
     """
     try:
         whole = json.loads(file.read_text(encoding="utf-8"))
@@ -77,10 +77,10 @@ def read(file: Path) -> Told:
     head_width, heads = vision.get("head_width", 64), text.get("heads", 8)
     for key, value in (("vision_cfg.head_width", head_width), ("text_cfg.heads", heads)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{key} {value!r} is no number of 1 or more")
+            raise ConfigError(f"{key} {value!r} must be a whole number of 1 or more")
     if not isinstance(model.get("quick_gelu", False), bool):
-        raise ConfigError(f"quick_gelu {model['quick_gelu']!r} is neither true nor false")
-    return Told(
+        raise ConfigError(f"quick_gelu {model['quick_gelu']!r} must be true or false")
+    return CheckpointFacts(
         activation="quick_gelu" if model.get("quick_gelu", False) else "gelu",
         head_width=head_width,
         text_heads=heads,
@@ -108,7 +108,7 @@ def _refuse_unknown(where: str, part: Mapping[str, Any]) -> None:
         if key in _HARMLESS[where] or value in (None, False, "", {}) or value in _USUAL.get(key, ()):
             continue
         name = f"{where}.{key}" if where else key
-        raise ConfigError(f"{name} {value!r} is not what a transformers.CLIPModel does: it cannot be converted")
+        raise ConfigError(f"{name} {value!r} is not supported by transformers.CLIPModel: it cannot be converted")
 
 
 def _one_side(value: Any) -> Any:
@@ -119,7 +119,7 @@ def _one_side(value: Any) -> Any:
 def _preprocess(given: Any) -> dict[str, Any]:
     """open_clip's ``preprocess_cfg`` as settings of a ``CLIPImageProcessor``, without the model's own sizes."""
     if not isinstance(given, Mapping):
-        raise ConfigError(f"preprocess_cfg {given!r} is no dictionary of settings")
+        raise ConfigError(f"preprocess_cfg {given!r} must be a dictionary of settings")
     mode, resample = given.get("resize_mode", "shortest"), given.get("interpolation", "bicubic")
     if mode not in ("shortest", "squash") or resample not in ("bicubic", "bilinear"):
         raise ConfigError(
@@ -138,5 +138,5 @@ def _three(key: str, value: Any) -> list[float]:
     numbers = [value] * 3 if isinstance(value, int | float) else value
     sound = isinstance(numbers, list) and len(numbers) == 3
     if not sound or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers):
-        raise ConfigError(f"preprocess_cfg.{key} {value!r}: give three numbers")
+        raise ConfigError(f"preprocess_cfg.{key} {value!r} must be three numbers")
     return numbers

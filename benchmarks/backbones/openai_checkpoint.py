@@ -1,7 +1,7 @@
 """OpenAI's CLIP files (``ViT-B-32.pt``) as checkpoint folders of ``transformers.CLIPModel``; nothing in them is run.
 
 OpenAI publishes TorchScript archives: zip files whose ``data.pkl`` lists the modules and whose ``data/N`` hold the raw
-tensors. :func:`read_archive` reads that list with an interpreter of its own, which knows numbers, texts, containers and
+tensors. :func:`read_archive` reads that list with its own interpreter, which supports numbers, texts, containers and
 tensors and calls nothing; the code in the archive is never run, only searched for its activation. Everything else
 ``torch.save`` wrote, state dicts in the same naming or ``pytorch_model.bin`` of a Hugging Face folder, goes through
 ``torch.load(weights_only=True)``.
@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.backbones import open_clip_config
-from benchmarks.backbones.open_clip_config import Told
-from methods.parts.backbone import hub_silence
+from benchmarks.backbones.open_clip_config import CheckpointFacts
+from methods.parts.backbone import hub_unreachable
 from methods.parts.preprocessing import CLIP_MEAN, CLIP_STD
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 #: Where OpenAI's byte-pair vocabulary comes from unless another is given: every CLIP of OpenAI has the same one.
 TOKENIZER = "openai/clip-vit-base-patch32"
 
-#: Buffers of the archives that are no weights.
+#: Buffers of the archives that are not weights.
 NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 
 #: Where training code keeps the state dict in what it saves.
@@ -61,12 +61,12 @@ _DTYPES: Mapping[str, torch.dtype] = {
     "LongStorage": torch.int64,
 }
 
-#: The list of modules of a ViT-L/14 has 100 kB; a list of this size is no CLIP.
+#: The list of modules of a ViT-L/14 has 100 kB; a list of this size is not a CLIP.
 _LONGEST_LIST = 2 << 20
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read safely or is no CLIP of OpenAI; one line that names the file and the mend."""
+    """A checkpoint that cannot be read safely or is not a CLIP of OpenAI; one line that names the file and the fix."""
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ class CheckpointError(ValueError):
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint file by name: a TorchScript archive, or a state dict that ``torch.save`` wrote.
 
-    Nothing in the file is executed. Raises :class:`CheckpointError` if it is missing, broken or holds more than data.
+    Nothing in the file is executed. Raises :class:`CheckpointError` if it is missing, broken or has more than data.
     """
     if not path.is_file():
         raise CheckpointError(
@@ -89,13 +89,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     _check_stored(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols; what is wrong is an error
+            warnings.simplefilter("ignore")  # warnings about pickle protocols; real problems raise
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle.UnpicklingError, RuntimeError, EOFError, ... : whatever is wrong with the file
         wanted = re.search(r"GLOBAL (\S+)|class (\S+)|(?:Unsupported|Trying to load unsupported) \S+ (\S+)", str(error))
         what = f" ({next(name for name in wanted.groups() if name)})" if wanted else ""
         raise CheckpointError(
-            f"checkpoint {path} is broken, or holds more than tensors{what}: refused, nothing of it was run"
+            f"checkpoint {path} is broken, or contains more than tensors{what}: refused, nothing of it was run"
         ) from error
     while isinstance(loaded, Mapping):
         inner = next((loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
@@ -103,11 +103,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             break
         loaded = inner
     if not isinstance(loaded, Mapping) or not any(isinstance(value, Tensor) for value in loaded.values()):
-        raise CheckpointError(f"checkpoint {path} holds no state dict (names and tensors)")
+        raise CheckpointError(f"checkpoint {path} has no state dict (names and tensors)")
     weights = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
     for name, value in weights.items():
         if value.layout != torch.strided or value.device.type != "cpu" or value.is_complex():
-            raise CheckpointError(f"checkpoint {path}: {name} is no plain tensor of real numbers")
+            raise CheckpointError(f"checkpoint {path}: {name} is not a plain tensor of real numbers")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise CheckpointError(f"checkpoint {path} is broken (tensor {name} reaches beyond its data)")
     return weights
@@ -124,11 +124,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def recognise(path: Path, weights: Mapping[str, Tensor]) -> Told:
-    """What a checkpoint file shows of its activation and heads by itself.
+def recognise(path: Path, weights: Mapping[str, Tensor]) -> CheckpointFacts:
+    """The activation and heads that a checkpoint file itself shows.
 
-    OpenAI's own are known by their form: a TorchScript archive with ``quick_gelu`` and a vision tower no wider than
-    OpenAI's, or a state dict that holds the archive's three numbers. Nothing else shows it: open_clip uses the
+    OpenAI's own files have a typical form: a TorchScript archive with ``quick_gelu`` and a vision tower no wider than
+    OpenAI's, or a state dict with the archive's three numbers. No other file shows it: open_clip uses the
     same names for models with another activation and other heads.
     """
     activation = None
@@ -137,8 +137,8 @@ def recognise(path: Path, weights: Mapping[str, Tensor]) -> Told:
     if _is_archive(path):
         activation = _activation_of_code(path)
     width = weights["visual.conv1.weight"].shape[0]
-    own = activation == "quick_gelu" and width <= _OPENAI_WIDEST and width % 64 == 0
-    return Told(activation=activation, head_width=64 if own else None)
+    is_openai = activation == "quick_gelu" and width <= _OPENAI_WIDEST and width % 64 == 0
+    return CheckpointFacts(activation=activation, head_width=64 if is_openai else None)
 
 
 def _activation_of_code(path: Path) -> str | None:
@@ -152,7 +152,7 @@ def _activation_of_code(path: Path) -> str | None:
 def read_archive(path: Path) -> dict[str, Tensor]:
     """The tensors of a TorchScript archive by their place in the module tree (``visual.conv1.weight``).
 
-    Raises :class:`CheckpointError` if the archive is broken, or its list of modules asks for anything but data.
+    Raises :class:`CheckpointError` if the archive is broken, or its list of modules contains more than data.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -177,7 +177,7 @@ def _check_stored(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
     except zipfile.BadZipFile:
-        return  # the older format of torch.save, or broken: reading it tells
+        return  # the older format of torch.save, or broken: reading it raises
     if packed:
         raise CheckpointError(f"checkpoint {path} is compressed ({packed[0]}), which torch never does: refused")
 
@@ -217,10 +217,10 @@ class _Storages:
         """The flat tensor of ``("storage", type, key, location, count)``."""
         kind, dtype, key, _, count = description
         if kind != "storage" or not isinstance(dtype, _Global) or not re.fullmatch(r"\w+", str(key)):
-            raise CheckpointError("names a storage that is none")
+            raise CheckpointError("has an invalid storage entry")
         known = _DTYPES.get(dtype.name.removeprefix("torch."))
         if known is None or not isinstance(count, int):
-            raise CheckpointError(f"holds tensors of the unknown type {dtype.name}")
+            raise CheckpointError(f"has tensors of the unknown type {dtype.name}")
         if key not in self._read:
             entry = self._archive.getinfo(f"{self._root}data/{key}")
             size = torch.empty(0, dtype=known).element_size() * count
@@ -232,10 +232,10 @@ class _Storages:
 
 
 class _Interpreter:
-    """Runs the few pickle instructions that describe tensors, modules and containers; knows no other and calls nothing.
+    """Runs the few pickle instructions that describe tensors, modules and containers; refuses others and calls nothing.
 
-    ``REDUCE`` understands three names: the tensor builder, the ordered dictionary and TorchScript's typed lists. Every
-    other one ends the reading.
+    ``REDUCE`` accepts three names: the tensor builder, the ordered dictionary and TorchScript's typed lists. Any
+    other name raises :class:`CheckpointError`.
     """
 
     def __init__(self, storages: _Storages) -> None:
@@ -245,7 +245,7 @@ class _Interpreter:
         self._memo: dict[int, Any] = {}
 
     def run(self, data: bytes) -> Any:
-        """What the instructions describe."""
+        """The object that the instructions describe."""
         constants = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
         values = ("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINFLOAT")
         for code, given, _ in pickletools.genops(data):
@@ -322,7 +322,7 @@ class _Interpreter:
 
     def _of(self, kind: type) -> Any:
         if not isinstance(self._stack[-1], kind):
-            raise CheckpointError("is broken (its list of modules makes no sense)")
+            raise CheckpointError("is broken (its list of modules is invalid)")
         return self._stack[-1]
 
     def _newobj(self, _: Any) -> None:
@@ -334,7 +334,7 @@ class _Interpreter:
     def _build(self, _: Any) -> None:
         state = self._stack.pop()
         if not isinstance(state, dict) or not isinstance(self._stack[-1], _Object):
-            raise CheckpointError("is broken (its list of modules makes no sense)")
+            raise CheckpointError("is broken (its list of modules is invalid)")
         self._stack[-1].state.update(state)
 
     def _binpersid(self, _: Any) -> None:
@@ -357,7 +357,7 @@ class _Interpreter:
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
     numbers = (offset, *size, *stride)
     if not isinstance(storage, Tensor) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise CheckpointError("is broken (a tensor makes no sense)")
+        raise CheckpointError("is broken (a tensor is invalid)")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and (last >= len(storage) or math.prod(size) > len(storage)):
         raise CheckpointError("is broken (a tensor reaches beyond its data)")
@@ -383,12 +383,12 @@ def clip_config(
     *,
     start_id: int | None = None,
     end_id: int | None = None,
-    told: Told = Told("quick_gelu", 64),  # noqa: B008 (frozen)
+    facts: CheckpointFacts = CheckpointFacts("quick_gelu", 64),  # noqa: B008 (frozen)
 ) -> CLIPConfig:
     """The architecture that weights in OpenAI's naming imply.
 
-    ``start_id`` and ``end_id``: the tokenizer's; by default the last two of the vocabulary, OpenAI's. ``told``: what
-    weights do not show, by default OpenAI's.
+    ``start_id`` and ``end_id``: the tokenizer's; by default the last two of the vocabulary, OpenAI's. ``facts``: what
+    the weights do not contain, by default OpenAI's.
     Raises :class:`CheckpointError` if this is not a CLIP of OpenAI with a vision transformer.
     """
     from transformers import CLIPConfig
@@ -401,7 +401,7 @@ def clip_config(
         context = weights["positional_embedding"].shape[0]
         projection = weights["text_projection"].shape[1]
     except KeyError as error:
-        raise CheckpointError(f"lacks {error.args[0]}: it is not a CLIP in OpenAI's naming") from None
+        raise CheckpointError(f"has no {error.args[0]}: it is not a CLIP in OpenAI's naming") from None
     width, _, _, patch = patches.shape
     vision_hidden = _hidden(weights, "visual.", width)
     text_hidden = _hidden(weights, "", text_width)
@@ -411,20 +411,20 @@ def clip_config(
             "hidden_size": width,
             "intermediate_size": vision_hidden,
             "num_hidden_layers": _blocks(weights, "visual."),
-            "num_attention_heads": max(1, width // (told.head_width or 64)),
+            "num_attention_heads": max(1, width // (facts.head_width or 64)),
             "patch_size": patch,
             "image_size": patch * math.isqrt(vision_positions.shape[0] - 1),
-            "hidden_act": told.activation or "quick_gelu",
+            "hidden_act": facts.activation or "quick_gelu",
             "projection_dim": projection,
         },
         text_config={
             "hidden_size": text_width,
             "intermediate_size": text_hidden,
             "num_hidden_layers": _blocks(weights, ""),
-            "num_attention_heads": told.text_heads or max(1, text_width // 64),
+            "num_attention_heads": facts.text_heads or max(1, text_width // 64),
             "max_position_embeddings": context,
             "vocab_size": vocabulary,
-            "hidden_act": told.activation or "quick_gelu",
+            "hidden_act": facts.activation or "quick_gelu",
             "projection_dim": projection,
             "bos_token_id": vocabulary - 2 if start_id is None else start_id,
             "eos_token_id": vocabulary - 1 if end_id is None else end_id,
@@ -442,7 +442,7 @@ def _blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
     found = [re.match(rf"{re.escape(prefix)}transformer\.resblocks\.(\d+)\.", name) for name in weights]
     numbers = {int(match[1]) for match in found if match}
     if numbers != set(range(len(numbers))):
-        raise CheckpointError(f"lacks some of {prefix}transformer.resblocks: it is broken, fetch it again")
+        raise CheckpointError(f"is missing some of {prefix}transformer.resblocks: it is broken, fetch it again")
     return len(numbers)
 
 
@@ -474,7 +474,7 @@ _IN_BLOCK: Mapping[str, str] = {
 def clip_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """OpenAI's weights under ``CLIPModel``'s names, float32: projections transposed, packed q, k, v split.
 
-    Raises :class:`CheckpointError` naming the first weight that has no place.
+    Raises :class:`CheckpointError` naming the first weight that is not part of a CLIP.
     """
     converted: dict[str, Tensor] = {}
     for name, value in weights.items():
@@ -494,9 +494,9 @@ def clip_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             elif part in _IN_BLOCK:
                 converted[f"{layer}.{_IN_BLOCK[part]}.{kind}"] = tensor.clone()
             else:
-                raise CheckpointError(f"holds {name}, which no CLIP of OpenAI has")
+                raise CheckpointError(f"has the weight {name}, which no CLIP of OpenAI has")
         else:
-            raise CheckpointError(f"holds {name}, which no CLIP of OpenAI has")
+            raise CheckpointError(f"has the weight {name}, which no CLIP of OpenAI has")
     return converted
 
 
@@ -517,7 +517,7 @@ def load_tokenizer(source: str = TOKENIZER) -> Any:
             return CLIPTokenizer(**_vocabulary(path))
         if path.is_dir():
             return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-        silence = hub_silence(source)
+        silence = hub_unreachable(source)
         return AutoTokenizer.from_pretrained(source, local_files_only=bool(silence))
     except Exception as error:  # OSError, ValueError, KeyError, ...: missing, no network, not a tokenizer
         reason = silence or " ".join(str(error).split()) or type(error).__name__
@@ -529,7 +529,7 @@ def load_tokenizer(source: str = TOKENIZER) -> Any:
 
 
 def _vocabulary(path: Path) -> dict[str, Any]:
-    """Vocabulary and merges of OpenAI's file: a header line, then merges, of which the first 48,894 count."""
+    """Vocabulary and merges of OpenAI's file: a header line, then merges, of which the first 48,894 are used."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         merges = [tuple(line.split()) for line in lines.read().split("\n")[1 : 49152 - 256 - 2 + 1]]
     merges = [merge for merge in merges if merge]
@@ -538,11 +538,11 @@ def _vocabulary(path: Path) -> dict[str, Any]:
     from tokenizers.pre_tokenizers import ByteLevel
 
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # OpenAI's order: printable bytes first
-    own = [chr(byte) for byte in printable]
-    own += [chr(256 + number) for number in range(256 - len(printable))]
-    if set(own) != set(ByteLevel.alphabet()):
+    letters = [chr(byte) for byte in printable]
+    letters += [chr(256 + number) for number in range(256 - len(printable))]
+    if set(letters) != set(ByteLevel.alphabet()):
         raise ValueError("the tokenizers package has another byte alphabet")
-    words = [*own, *(f"{byte}</w>" for byte in own), *("".join(merge) for merge in merges)]
+    words = [*letters, *(f"{byte}</w>" for byte in letters), *("".join(merge) for merge in merges)]
     words += ["<|startoftext|>", "<|endoftext|>"]
     return {"vocab": {word: number for number, word in enumerate(words)}, "merges": merges}
 
@@ -561,10 +561,10 @@ def convert(
     ``source``: OpenAI's ``.pt`` file (TorchScript archive or state dict), open_clip's weights (file or folder), or
     a Hugging Face folder whose weights are pickled (``pytorch_model.bin``). The folder appears whole or not at all.
     ``config``: open_clip's ``open_clip_config.json`` (by default the one beside ``source``); ``activation`` and
-    ``head_width`` of the vision tower say the same without one.
+    ``head_width`` of the vision tower replace it.
 
-    Raises :class:`CheckpointError` if ``out`` is in use, the checkpoint or tokenizer cannot be used, or nothing says
-    what the weights do not show.
+    Raises :class:`CheckpointError` if ``out`` is in use, the checkpoint or tokenizer cannot be used, or the activation
+    and heads are not known.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists already: give a new folder, or remove it first")
@@ -573,11 +573,13 @@ def convert(
         work.mkdir(parents=True)
         if source.is_dir() and (source / "config.json").is_file():
             if config or activation or head_width:
-                raise CheckpointError(f"folder {source} has a config.json, which says all: leave the other options out")
+                raise CheckpointError(
+                    f"folder {source} has a config.json with all settings: leave the other options out"
+                )
             _convert_folder(source, work)
         else:
-            told = _told(source, config, activation, head_width)
-            _convert_openai(_open_clip_weights(source) if source.is_dir() else source, work, tokenizer, told)
+            facts = _facts_from_config(source, config, activation, head_width)
+            _convert_openai(_open_clip_weights(source) if source.is_dir() else source, work, tokenizer, facts)
         if out.is_dir():
             out.rmdir()
         work.rename(out)
@@ -594,17 +596,19 @@ def _open_clip_weights(folder: Path) -> Path:
             if file.is_file():
                 return file
     raise CheckpointError(
-        f"folder {folder} lacks config.json and pytorch_model.bin (or open_clip's {open_clip_config.NAME} and"
-        f" {found[1].name}): there is nothing to convert"
+        f"folder {folder} has neither config.json and pytorch_model.bin nor open_clip's {open_clip_config.NAME} and"
+        f" {found[1].name}: there is nothing to convert"
     )
 
 
-def _told(source: Path, config: Path | None, activation: str | None, head_width: int | None) -> Told:
-    """What a config file or the options say."""
-    by_options = Told(activation, head_width)
-    if config is not None and by_options != Told():
-        raise CheckpointError("--config says all: leave --activation and --head-width out")
-    file = config or (open_clip_config.beside(source) if by_options == Told() else None)
+def _facts_from_config(
+    source: Path, config: Path | None, activation: str | None, head_width: int | None
+) -> CheckpointFacts:
+    """The settings from a config file or the options."""
+    by_options = CheckpointFacts(activation, head_width)
+    if config is not None and by_options != CheckpointFacts():
+        raise CheckpointError("--config has all settings: leave --activation and --head-width out")
+    file = config or (open_clip_config.beside(source) if by_options == CheckpointFacts() else None)
     if file is None:
         return by_options
     try:
@@ -613,28 +617,28 @@ def _told(source: Path, config: Path | None, activation: str | None, head_width:
         raise CheckpointError(f"config {file}: {error}") from error
 
 
-def _complete(source: Path, weights: Mapping[str, Tensor], told: Told) -> Told:
-    """``told``, completed and checked by what the file shows itself; raises :class:`CheckpointError` if it is open."""
+def _complete(source: Path, weights: Mapping[str, Tensor], facts: CheckpointFacts) -> CheckpointFacts:
+    """``facts``, completed and checked with the file; raises :class:`CheckpointError` if some are missing."""
     shown = recognise(source, weights)
-    if told.activation and _is_archive(source) and shown.activation not in (None, told.activation):
+    if facts.activation and _is_archive(source) and shown.activation not in (None, facts.activation):
         raise CheckpointError(
-            f"checkpoint {source} computes {shown.activation}, not {told.activation}:"
+            f"checkpoint {source} computes {shown.activation}, not {facts.activation}:"
             " correct the config or --activation"
         )
-    if not told.complete:
-        told = dataclasses.replace(
-            told, activation=told.activation or shown.activation, head_width=told.head_width or shown.head_width
+    if not facts.complete:
+        facts = dataclasses.replace(
+            facts, activation=facts.activation or shown.activation, head_width=facts.head_width or shown.head_width
         )
     width, text_width = weights["visual.conv1.weight"].shape[0], weights["token_embedding.weight"].shape[1]
-    if not told.complete:
+    if not facts.complete:
         missing = " and ".join(
             option
             for option, value in (
                 (
                     "--activation (gelu for open_clip's, quick_gelu for OpenAI's and for those named quickgelu)",
-                    told.activation,
+                    facts.activation,
                 ),
-                ("--head-width (64; 80 for ViT-H, 88 for ViT-g, 104 for ViT-bigG)", told.head_width),
+                ("--head-width (64; 80 for ViT-H, 88 for ViT-g, 104 for ViT-bigG)", facts.head_width),
             )
             if value is None
         )
@@ -642,18 +646,18 @@ def _complete(source: Path, weights: Mapping[str, Tensor], told: Told) -> Told:
             f"checkpoint {source} does not show how it computes (OpenAI's and open_clip's have the same names): put its"
             f" {open_clip_config.NAME} beside it, or give --config FILE, or give {missing}"
         )
-    assert told.head_width is not None
-    if width % told.head_width or text_width % (told.text_heads or max(1, text_width // 64)):
+    assert facts.head_width is not None
+    if width % facts.head_width or text_width % (facts.text_heads or max(1, text_width // 64)):
         raise CheckpointError(
             f"checkpoint {source}: widths {width} (vision) and {text_width} (text) do not divide into heads of"
-            f" {told.head_width} and {told.text_heads or text_width // 64} heads: correct the config or --head-width"
+            f" {facts.head_width} and {facts.text_heads or text_width // 64} heads: correct the config or --head-width"
         )
-    return told
+    return facts
 
 
-def _check_sizes(source: Path, config: CLIPConfig, told: Told) -> None:
+def _check_sizes(source: Path, config: CLIPConfig, facts: CheckpointFacts) -> None:
     vision, text = config.vision_config, config.text_config
-    own = {
+    sizes = {
         "embed_dim": config.projection_dim,
         "vision_cfg.width": vision.hidden_size,
         "vision_cfg.layers": vision.num_hidden_layers,
@@ -664,22 +668,21 @@ def _check_sizes(source: Path, config: CLIPConfig, told: Told) -> None:
         "text_cfg.context_length": text.max_position_embeddings,
         "text_cfg.vocab_size": text.vocab_size,
     }
-    for name, value in told.expected.items():
-        if own[name] != value:
+    for name, value in facts.expected.items():
+        if sizes[name] != value:
             raise CheckpointError(
-                f"checkpoint {source} has {own[name]}, where its config says {name} {value}:"
-                " they do not belong together"
+                f"checkpoint {source} has {name} {sizes[name]}, but its config has {value}: they do not belong together"
             )
 
 
-def _convert_openai(source: Path, out: Path, tokenizer: str, told: Told) -> None:
+def _convert_openai(source: Path, out: Path, tokenizer: str, facts: CheckpointFacts) -> None:
     weights = {_PREFIXES.sub("", name): value for name, value in read_weights(source).items()}
     try:
         clip_config(weights)
         values = clip_weights(weights)
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint {source} {error}") from None
-    except Exception as error:  # shapes that no CLIP has, in one way or another
+    except Exception as error:  # shapes that no CLIP has
         reason = " ".join(str(error).split())
         raise CheckpointError(f"checkpoint {source} has weights of shapes that no CLIP has ({reason})") from error
     vocabulary = load_tokenizer(tokenizer)
@@ -690,21 +693,21 @@ def _convert_openai(source: Path, out: Path, tokenizer: str, told: Told) -> None
             " belong together"
         )
     ends = {"start_id": vocabulary.bos_token_id, "end_id": vocabulary.eos_token_id}
-    one_head = Told("gelu", weights["visual.conv1.weight"].shape[0], 1)  # shapes do not depend on heads
-    _check_shapes(clip_config(weights, **ends, told=one_head), values, source)
-    told = _complete(source, weights, told)
-    config = clip_config(weights, **ends, told=told)
-    _check_sizes(source, config, told)
+    one_head = CheckpointFacts("gelu", weights["visual.conv1.weight"].shape[0], 1)  # shapes do not depend on heads
+    _check_shapes(clip_config(weights, **ends, facts=one_head), values, source)
+    facts = _complete(source, weights, facts)
+    config = clip_config(weights, **ends, facts=facts)
+    _check_sizes(source, config, facts)
     _save(config, values, out, source)
     vocabulary.save_pretrained(out)
     size = config.vision_config.image_size
     square = {"height": size, "width": size}
-    squash = told.preprocess.get("squash", False)
+    squash = facts.preprocess.get("squash", False)
     processor = {
         "image_processor_type": "CLIPImageProcessor",
-        "image_mean": told.preprocess.get("image_mean", CLIP_MEAN),
-        "image_std": told.preprocess.get("image_std", CLIP_STD),
-        "resample": told.preprocess.get("resample", 3),
+        "image_mean": facts.preprocess.get("image_mean", CLIP_MEAN),
+        "image_std": facts.preprocess.get("image_std", CLIP_STD),
+        "resample": facts.preprocess.get("resample", 3),
         "size": square if squash else {"shortest_edge": size},
         "crop_size": square,
         "do_resize": True,
@@ -719,14 +722,14 @@ def _convert_folder(source: Path, out: Path) -> None:
     from transformers import CLIPConfig
 
     if not (source / "config.json").is_file() or not (source / "pytorch_model.bin").is_file():
-        raise CheckpointError(f"folder {source} lacks config.json or pytorch_model.bin: there is nothing to convert")
+        raise CheckpointError(f"folder {source} has no config.json or pytorch_model.bin: there is nothing to convert")
     values = read_weights(source / "pytorch_model.bin")
     positions = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")  # of older versions
     try:
         config = CLIPConfig.from_pretrained(source, local_files_only=True)
     except Exception as error:  # OSError, ValueError, TypeError, ... of transformers
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{source / 'config.json'} is no configuration of a CLIP ({reason})") from error
+        raise CheckpointError(f"{source / 'config.json'} is not the configuration of a CLIP ({reason})") from error
     _save(config, {name: value for name, value in values.items() if name not in positions}, out, source)
     for file in sorted(source.iterdir()):
         if file.suffix in (".json", ".txt") and file.name != "config.json":
@@ -739,19 +742,19 @@ def _check_shapes(config: CLIPConfig, values: Mapping[str, Tensor], source: Path
 
     with torch.device("meta"):  # shapes without memory: a checkpoint's sizes may be absurd
         model = CLIPModel(config)
-    own = {name: value.shape for name, value in model.state_dict().items() if not name.endswith("position_ids")}
-    for name in sorted({*own, *values}):
-        if name not in own or name not in values or own[name] != values[name].shape:
+    expected = {name: value.shape for name, value in model.state_dict().items() if not name.endswith("position_ids")}
+    for name in sorted({*expected, *values}):
+        if name not in expected or name not in values or expected[name] != values[name].shape:
             there = tuple(values[name].shape) if name in values else "missing"
-            wanted = tuple(own[name]) if name in own else "not part of a CLIP"
+            wanted = tuple(expected[name]) if name in expected else "not part of a CLIP"
             raise CheckpointError(f"checkpoint {source}: weight {name} is {there}, expected {wanted}")
     return model
 
 
 def _save(config: CLIPConfig, values: Mapping[str, Tensor], out: Path, source: Path) -> None:
     model = _check_shapes(config, values, source)
-    own_values = {name: value.float().contiguous() for name, value in values.items()}
-    model.load_state_dict(own_values, strict=False, assign=True)
+    float_values = {name: value.float().contiguous() for name, value in values.items()}
+    model.load_state_dict(float_values, strict=False, assign=True)
     model.save_pretrained(out, max_shard_size="50GB")
     mode = (out / "config.json").stat().st_mode
-    (out / "model.safetensors").chmod(mode)  # safetensors writes for its owner alone
+    (out / "model.safetensors").chmod(mode)  # safetensors files are readable by their owner only

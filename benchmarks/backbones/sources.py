@@ -1,7 +1,7 @@
 """Backbones by name: ``picto-clip`` is the default shipped version; every other name goes to ``Backbone.load``.
 
-Any CLIP will do: a Hub name (``openai/clip-vit-base-patch32``) or a folder. OpenAI's ``.pt`` files become folders with
-``python -m benchmarks.convert``. Every score names the version (``picto-clip-v2``), never the bare name.
+Any CLIP can be used: a Hub name (``openai/clip-vit-base-patch32``) or a folder. OpenAI's ``.pt`` files become folders
+with ``python -m benchmarks.convert``. Every score names the version (``picto-clip-v2``), never just ``picto-clip``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SHIPPED = Path(__file__).parents[1] / "assets" / "picto_clip"
 #: What ``picto-clip`` means: the version the committed reference was made with (where it is missing, the newest).
 DEFAULT = "picto-clip-v2"
 
-#: Further names of shipped versions, for what they are.
+#: Other names of shipped versions, which describe them.
 ALIASES = {"picto-clip-invariant": "picto-clip-v2"}
 
 #: OpenAI's names of the CLIPs with a vision transformer, and where the Hub has them.
@@ -39,7 +39,7 @@ def shipped_versions() -> dict[str, Path]:
 def resolve(name_or_folder: str) -> tuple[str, str]:
     """``(name for the records, what Backbone.load takes)``; raises ``ValueError`` if no version of picto-clip is there.
 
-    Names that are not ours pass through unchanged; ``Backbone.load`` says what is wrong with them.
+    Other names are returned unchanged; ``Backbone.load`` raises if they are wrong.
     """
     versions = shipped_versions()
     name_or_folder = ALIASES.get(name_or_folder, name_or_folder)
@@ -74,8 +74,8 @@ def resolve(name_or_folder: str) -> tuple[str, str]:
 def load(name_or_folder: str, *, device: str, precision: Literal["float32", "bf16"]) -> Backbone:
     """The backbone, with ``name`` set to the shipped version's name or what :meth:`Backbone.load` makes of it.
 
-    Raises ``ValueError`` (``BackboneError`` is one) that says what is wrong and, for a missing checkpoint of the Hub,
-    which command fetches it.
+    Raises ``ValueError`` (``BackboneError`` is one) that names the problem and, for a missing checkpoint of the Hub,
+    the command that fetches it.
     """
     from methods.parts.backbone import Backbone, BackboneError
 

@@ -4,17 +4,17 @@ Every figure names how it averages: ``[image]`` is the share of images classifie
 the classes present of the share within each class. The zero-shot figures:
 
 ===========  =========================================================================================================
-``seen``     images of seen ("known") classes, all classes allowed as answers
-``unseen``   images of unseen ("unknown") classes, all classes allowed as answers
-``all``      all images, all classes allowed as answers
+``seen``     images of seen ("known") classes, predicted among all classes
+``unseen``   images of unseen ("unknown") classes, predicted among all classes
+``all``      all images, predicted among all classes
 ``h``        harmonic mean of ``seen`` and ``unseen``; 0 if either is 0
-``zsl``      images of unseen classes, only unseen classes allowed as answers
+``zsl``      images of unseen classes, predicted among the unseen classes
 ===========  =========================================================================================================
 
 The SRE-CLIP release reports ``h[image]``, the harmonic mean of the two per-image accuracies.
 
-Ties: classes whose score lies within `TIE` (relative to the largest magnitude among the allowed ones) of the best
-share the answer, so that a model that cannot tell t classes apart earns 1/t whatever the order of the classes.
+Ties: classes whose score is within `TIE` (relative to the largest magnitude among the allowed ones) of the best
+share the prediction, so that a model that gives t classes equal scores gets 1/t whatever their order.
 
 Images are scored one by one, so memory follows the blocks that are given, not the number of images.
 """
@@ -45,8 +45,8 @@ class ClassificationScores:
 
     Attributes:
         labels: int64 [B], true class of each image (column of the scores).
-        credit: float64 [B], 1 for a right answer, 0 for a wrong one, 1/t for one of t tied answers.
-        zsl_credit: the same with unseen classes only as answers, NaN for images of seen classes; None without a
+        credit: float64 [B], 1 for a correct prediction, 0 for a wrong one, 1/t for one of t tied classes.
+        zsl_credit: the same among unseen classes only, NaN for images of seen classes; None without a
             split into seen and unseen.
         unseen: bool [C], which classes are unseen; None without such a split.
     """
@@ -109,7 +109,7 @@ def classify_zero_shot(scores: Scores, labels: Any, seen: Any) -> Classification
         seen: ids of the seen classes, or a boolean mask [C].
 
     Raises:
-        ValueError: as `classify`, or when images of seen or of unseen classes are lacking.
+        ValueError: as `classify`, or if there are no images of seen or of unseen classes.
     """
     return _classify(scores, labels, seen)
 
@@ -126,7 +126,7 @@ def _both(name: str, credit: NDArray[np.float64], labels: NDArray[np.int64]) -> 
 
 
 def _credit(scores: NDArray[np.float64], labels: NDArray[np.int64], allowed: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Share of the answer that falls on the true class, when classes tied for the best share it; [B]."""
+    """Share of the prediction on the true class, when tied classes share it; [B]."""
     considered = np.where(allowed, scores, -np.inf)
     best = considered.max(axis=1, keepdims=True)
     width = TIE * np.abs(np.where(allowed, scores, 0.0)).max(axis=1, keepdims=True)

@@ -21,9 +21,9 @@ Ties
 ----
 Every figure is the *expected value over all orders of tied items*, in closed form, so the order of files never matters
 and a method that maps all images to one point scores about the class prior. Two items tie when their scores are
-equal to the last bit. To make that a property of the two embeddings alone, and not of where a matrix product happens
-to round, directions are first rounded to a fixed-point grid (a unit vector becomes integers of length 2**26). All
-partial sums of a scalar product are then integers below 2**53, so float64 arithmetic commits no rounding error at all:
+equal to the last bit. To make that a property of the two embeddings alone, and not of where a matrix product
+rounds, directions are first rounded to a fixed-point grid (a unit vector becomes integers of length 2**26). All
+partial sums of a scalar product are then integers below 2**53, so float64 arithmetic has no rounding error at all:
 the ranking is identical to the last bit for any order of gallery and queries, any chunk size, any number of threads
 and any BLAS. The grid resolves cosines to 1e-8, several times finer than a float32 product. Squared Euclidean distances
 take a second, 2**20 times finer part of the directions along (two further products, each of integers below 2**53), so
@@ -34,7 +34,7 @@ Speed
 No ranking is sorted. The figures only need, for each relevant item, how many gallery items score higher and how many
 score the same: one counting pass over buckets between the lowest and the highest relevant score settles nearly all of
 the gallery, and only the few items that share a bucket with a relevant one are sorted.
-``python -m benchmarks.speed.ranking`` measures the cost as a multiple of the bare matrix product.
+``python -m benchmarks.speed.ranking`` measures the cost as a multiple of the matrix product alone.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ RULES: Mapping[str, dict[str, Any]] = {
     "clean": {"similarity": "cosine", "without_relevant": "exclude"},
     "official": {"similarity": "sqeuclidean", "without_relevant": "zero"},
 }
-"""Arguments of `rank` for ``--rules clean`` (ours) and ``--rules official`` (what the released UCDR code does)."""
+"""Arguments of `rank` for ``--rules clean`` (ours) and ``--rules official`` (as the released UCDR code)."""
 
 FIXED_POINT = 2.0**26
 """Length, in grid steps, of a unit vector after rounding: the product of two stays below 2**53."""
@@ -86,7 +86,7 @@ class RetrievalScores:
         without_relevant: ``exclude`` or ``zero``, the rule the values follow.
         similarity: ``cosine``, ``sqeuclidean``, or ``given`` for `rank_scores`.
         top_ids: int64 [Q, min(top, N)], gallery positions of the best items, best first; equal scores are shown in
-            gallery order (this order serves images only, no figure depends on it). None unless asked for.
+            gallery order (this order is only for display, no figure depends on it). None unless requested.
         top_scores: float64, same shape: cosine, or minus the squared Euclidean distance.
     """
 
@@ -100,7 +100,7 @@ class RetrievalScores:
 
     @property
     def n_queries(self) -> int:
-        """Number of queries asked, with or without a relevant item."""
+        """Number of queries, with or without a relevant item."""
         return len(self.n_relevant)
 
     @property
@@ -226,7 +226,7 @@ def rank_scores(
 def check_embeddings(
     query: torch.Tensor | NDArray[Any], gallery: torch.Tensor | NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Both embeddings as finite floating numpy matrices of one width, or a ValueError that says what is wrong."""
+    """Both embeddings as finite floating numpy matrices of one width, or a ValueError."""
     q, g = _as_array(query, "query"), _as_array(gallery, "gallery")
     if q.shape[1] != g.shape[1]:
         raise ValueError(
@@ -342,10 +342,10 @@ class _Counter:
 
     def __call__(self, row: Float64, columns: Int64) -> tuple[Int64, Int64]:
         """How many entries of ``row`` [N] are greater than, and equal to, each of ``row[columns]``, best first."""
-        own = row[columns]
-        order = own.argsort()
-        own, columns = own[order], columns[order]
-        low, span = float(own[0]), float(own[-1] - own[0])
+        relevant = row[columns]
+        order = relevant.argsort()
+        relevant, columns = relevant[order], columns[order]
+        low, span = float(relevant[0]), float(relevant[-1] - relevant[0])
         scale = (_BUCKETS - 3) / span if span > 0 else math.inf
         offset = 1 - low * scale
         if not (math.isfinite(scale) and math.isfinite(offset)):  # one distinct score, or too close for buckets
@@ -357,19 +357,19 @@ class _Counter:
             np.add(self.value, offset, out=self.value)
             self.value.clip(0, _BUCKETS - 1, out=self.value)
             np.copyto(self.bucket, self.value, casting="unsafe")
-            mine = self.bucket[columns]
-            self.flagged[mine] = True
+            buckets = self.bucket[columns]
+            self.flagged[buckets] = True
             self.flagged.take(self.bucket, out=self.near, mode="clip")
-            self.flagged[mine] = False
+            self.flagged[buckets] = False
             near = row.take(self.near.nonzero()[0])
             near.sort()
             histogram = np.bincount(self.bucket, minlength=_BUCKETS)
-            histogram[mine] = 0  # these items are counted one by one
-            between = np.add.reduceat(histogram, mine)  # from this relevant item's bucket up to the next one's
+            histogram[buckets] = 0  # these items are counted one by one
+            between = np.add.reduceat(histogram, buckets)  # from this relevant item's bucket up to the next one's
             above = between[::-1].cumsum()[::-1]
-        right = near.searchsorted(own, "right")
+        right = near.searchsorted(relevant, "right")
         greater = (above + (near.size - right))[::-1]
-        return greater, (right - near.searchsorted(own, "left"))[::-1]
+        return greater, (right - near.searchsorted(relevant, "left"))[::-1]
 
 
 def _best(row: Float64, top: int, unit: float) -> tuple[Int64, Float64]:
@@ -496,7 +496,7 @@ def _figures(
 ) -> dict[str, Float64]:
     """Expected figures of queries that have relevant items.
 
-    The relevant items of all queries stand one after another ([T], best first within a query): ``greater`` gallery
+    The relevant items of all queries are concatenated ([T], best first within a query): ``greater`` gallery
     items score higher than the item, ``equal`` score the same (itself included). In a group of e tied items, m of
     them relevant, that starts after g items, f of them relevant, position g + p (p = 1..e) holds a relevant item with
     probability m / e, and then (p - 1)(m - 1)/(e - 1) further ones of the group are expected before it. So the group
@@ -529,11 +529,11 @@ def _figures(
         out[f"p@{k}"] = hits / k
         retrieved = np.divide(total, hits, out=np.zeros_like(total), where=hits > 0)
         before = np.add.reduceat(np.where(inside == equal, part, 0.0), starts)
-        for i in np.flatnonzero((inside > 0) & (inside < equal) & new):  # at most one group of a query lies on the cut
+        for i in np.flatnonzero((inside > 0) & (inside < equal) & new):  # at most one group of a query is on the cut
             query = int(np.searchsorted(starts, i, "right")) - 1
             shape = (int(f[i]), int(greater[i]), int(equal[i]), int(m[i]), int(inside[i]))
-            inverse, own = _straddling(*shape)
-            retrieved[query] = before[query] * inverse + own
+            inverse, within = _straddling(*shape)
+            retrieved[query] = before[query] * inverse + within
         out[f"ap@{k}[retrieved]"] = retrieved
     for k in recall_ks:
         inside = np.clip(k - greater[starts], 0, equal[starts])
@@ -561,9 +561,9 @@ def _straddling(f: int, g: int, e: int, m: int, t: int) -> tuple[float, float]:
     probability /= probability.sum()
     h = float((1.0 / np.arange(g + 1, g + t + 1)).sum())
     slope = (j - 1) / (t - 1) if t > 1 else np.zeros_like(j)
-    own = j / t * ((f + 1) * h + slope * (t - (g + 1) * h))
+    within = j / t * ((f + 1) * h + slope * (t - (g + 1) * h))
     weight = np.divide(probability, f + j, out=np.zeros_like(j), where=f + j > 0)
-    return float(weight.sum()), float((weight * own).sum())
+    return float(weight.sum()), float((weight * within).sum())
 
 
 @lru_cache(maxsize=65536)
@@ -602,7 +602,7 @@ def _check_finite(x: NDArray[Any], name: str) -> None:
         raise ValueError(f"{name} has NaN or infinite values in {len(bad)} of {len(x)} rows ({shown})")
 
 
-#: Embeddings whose largest value lies outside these have squared distances that float64 cannot hold.
+#: Embeddings whose largest value is outside these have squared distances that float64 cannot represent.
 _SMALLEST, _LARGEST = 1e-140, 1e140
 
 

@@ -1,7 +1,7 @@
 """Exact search for the k best gallery items of each query, through faiss, for galleries too large to rank in full.
 
 For the cosine, faiss scans the gallery (``IndexFlatIP``, no approximation) in float32. A few more candidates than
-asked for are then scored again in float64 and put in order: the same scores and the same order as
+requested are then scored again in float64 and put in order: the same scores and the same order as
 `benchmarks.evaluation.ranking.rank` with ``top=k``, equal scores by gallery position. Where float32 rounding could have
 left out an item (more ties at the k-th place than candidates), the query is ranked against the whole gallery instead.
 The figures of a ranking come from `rank`; this is for neighbours, example images and everything that never looks below

@@ -1,12 +1,12 @@
-"""What scores can carry: intervals over seeds, paired tests on per-query values, corrections, groups and mean ranks.
+"""Statistical tests of scores: intervals over seeds, paired tests on per-query values, corrections, mean ranks.
 
-What varies
------------
-Queries of one class are not independent: they share the class's images, its gallery items and whatever a method
-knows of it. So the unit of every paired test and interval here is the *class*, over all its queries and all the splits
-that are averaged. Conclusions are about other classes of the same kind. They are not about other training runs: those
-are the business of the interval over seeds, and where a method was run with several seeds its per-query values are
-averaged over the seeds before anything is tested.
+Unit of the tests
+-----------------
+Queries of one class are not independent: they share the class's images, its gallery items and what a method has learned
+about it. So the unit of every paired test and interval here is the *class*, over all its queries and all the splits
+that are averaged. Conclusions are about other classes of the same kind. They are not about other training runs: for
+those there is the interval over seeds, and where a method was run with several seeds its per-query values are averaged
+over the seeds before anything is tested.
 
 Tests
 -----
@@ -17,8 +17,8 @@ contributions. With few classes all swaps are enumerated and p is exact; otherwi
 one of the random ones, so that p is never 0. Fisher (1935); for retrieval Smucker, Allan and Carterette (CIKM 2007);
 the count of one: Phipson and Smyth (2010).
 
-*Bootstrap.* Whole classes are drawn with replacement, the same for both methods, and the interval holds the middle 95 %
-of the differences (percentile method). With few classes it is somewhat too narrow; the test is the one to trust.
+*Bootstrap.* Whole classes are drawn with replacement, the same for both methods, and the interval is the middle 95 %
+of the differences (percentile method). With few classes it is somewhat too narrow; the test is more reliable.
 
 *Several comparisons.* p values are corrected by Holm's step-down method (1979). Which method is best is read off the
 same data, so the family of a "not separable from the best" group is every pair of methods, not only the pairs with the
@@ -160,7 +160,7 @@ def class_totals(
     absent = np.isnan(averaged)
     partly = absent.any(0) & ~absent.all(0)
     if partly.any():
-        without = [name for name, lacks in zip(values, absent[:, partly], strict=True) if lacks.any()]
+        without = [name for name, missing in zip(values, absent[:, partly], strict=True) if missing.any()]
         raise ValueError(f"{partly.sum()} of {n} queries have no value under {', '.join(without)} but under others")
     kept = ~absent[0]
     names, cluster = np.unique(of_class[kept], return_inverse=True)
@@ -266,7 +266,7 @@ def resamples_for(tests: int, alpha: float = ALPHA) -> int:
 def holm(p: ArrayLike) -> Float64:
     """Holm's step-down adjusted p values [N]: the i-th smallest of n times n - i + 1, made monotone, at most 1.
 
-    NaN stands for a test that was not made: it stays NaN and does not count.
+    NaN is a test that was not made: it stays NaN and is not counted.
 
     Raises:
         ValueError: values outside [0, 1].
@@ -284,7 +284,7 @@ def holm(p: ArrayLike) -> Float64:
 
 @dataclass(frozen=True)
 class BestGroup:
-    """The best method and everything that cannot be told from it.
+    """The best method and all methods that do not differ significantly from it.
 
     ``members`` holds the best itself; ``p`` has the corrected p value against the best of every other method.
     """
@@ -466,7 +466,7 @@ def _random_signs(n: int, resamples: int, seed: int) -> Iterator[Float64]:
 def _bootstrap(totals: ClassTotals, pairs: Int64, draws: int, confidence: float, seed: int) -> tuple[Float64, Float64]:
     """Percentile interval [P] of each pair's difference over draws of whole classes.
 
-    Classes are drawn within their groups (seen among seen), so that no draw lacks one. Draws that miss every class of
+    Classes are drawn within their groups (seen among seen), so that every draw has both. Draws that miss every class of
     some split, possible only where classes are very few, are left out.
     """
     m, j, g, c = totals.totals.shape
@@ -532,4 +532,4 @@ def _numbered(labels: ArrayLike | None, kept: NDArray[np.bool_], name: str) -> t
 
 def _check_share(value: float, name: str) -> None:
     if not 0 < value < 1:
-        raise ValueError(f"{name}={value} must lie between 0 and 1")
+        raise ValueError(f"{name}={value} must be between 0 and 1")

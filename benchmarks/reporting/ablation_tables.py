@@ -3,44 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pandas as pd
 
 from benchmarks.reporting.tables import is_ablated, score_tables
-from benchmarks.reporting.types import STATUS_TEXT, Score, ScoreTable, Setting
-
-#: Name of a method's default among its arms.
-DEFAULT = "default"
-
-
-@dataclass(frozen=True)
-class AblationTable:
-    """A method's arms in one setting, the default first; ``scores`` has one entry a question for each arm.
-
-    ``method`` is the name, with what distinguishes its defaults where arms belong to several; ``owner`` the bare name.
-    """
-
-    method: str
-    questions: tuple[str, ...]
-    scores: dict[str, dict[str, Score]]
-    owner: str = ""
-
-    def difference(self, arm: str, question: str) -> float | None:
-        """Score of an arm minus the default's with the same seeds; None where the default lacks one of them."""
-        score, default = self.scores[arm].get(question), self.scores.get(DEFAULT, {}).get(question)
-        if score is None or default is None or not score.by_seed or not score.by_seed.keys() <= default.by_seed.keys():
-            return None
-        differences = (value - default.by_seed[seed] for seed, value in score.by_seed.items())
-        return math.fsum(differences) / len(score.by_seed)
-
-    def seeds(self, arm: str) -> str:
-        """Over how many seeds an arm's scores are means."""
-        numbers = sorted({score.seeds for score in self.scores[arm].values() if score.value is not None})
-        return ", ".join(map(str, numbers)) or STATUS_TEXT["missing"]
+from benchmarks.reporting.types import DEFAULT, AblationTable, Score, ScoreTable, Setting
 
 
 def ablation_tables(frame: pd.DataFrame, setting: Setting) -> Iterator[AblationTable]:

@@ -4,41 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from benchmarks.reporting.tables import METHOD_COLUMNS
+from benchmarks.reporting.types import MethodCost
 from benchmarks.store.records import Record
 
 #: Phases of training, and of answering a cell's questions.
 TRAINING, ANSWERING = ("fit", "search"), ("encode", "rank", "classify")
-
-
-@dataclass(frozen=True)
-class MethodCost:
-    """What a method cost in one setting; seconds are means: of a fit, of a search, of a cell's other phases.
-
-    ``memory`` and ``gpu_memory`` are the largest peaks in MiB, ``images_per_second`` is a median.
-    """
-
-    label: str
-    method: str
-    floor: bool
-    trainable: int | None
-    total: int | None
-    seconds: Mapping[str, float]
-    images_per_second: float | None
-    memory: float | None
-    gpu_memory: float | None
-    fits: int
-    cells: int
-
-    @property
-    def training_seconds(self) -> float:
-        """Seconds of a search and a fit; 0 for methods that train nothing."""
-        return self.seconds.get("fit", 0.0) + self.seconds.get("search", 0.0) if self.trainable else 0.0
 
 
 def method_costs(rows: pd.DataFrame, labels: Mapping[Any, str], records: Mapping[str, Record]) -> list[MethodCost]:

@@ -13,11 +13,10 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from benchmarks.reporting import costs, error_analysis, method_comparison, published, tables
-from benchmarks.reporting.ablation_tables import AblationTable, ablation_tables
-from benchmarks.reporting.costs import MethodCost
+from benchmarks.reporting.ablation_tables import ablation_tables
 from benchmarks.reporting.error_analysis import ErrorAnalysis, WordNet
 from benchmarks.reporting.method_comparison import MethodComparison, SettingComparison
-from benchmarks.reporting.types import ScoreTable, Setting
+from benchmarks.reporting.types import AblationTable, MethodCost, ScoreTable, Setting
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record
 

@@ -21,52 +21,9 @@ import pandas as pd
 
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.reporting.tables import METHOD_COLUMNS
-from benchmarks.reporting.types import ScoreTable, protocol_title
+from benchmarks.reporting.types import Curve, MethodErrors, QuestionErrors, ScoreTable
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record, RecordError
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Precision and recall after each of the first ranks [K], and at the cuts that the store has beyond them."""
-
-    precision: np.ndarray
-    recall: np.ndarray
-    cuts: Mapping[int, tuple[float, float]]
-    queries: int
-
-
-@dataclass(frozen=True)
-class MethodErrors:
-    """First answers of one method: how many queries, and how often (true class, answered class) where they differ."""
-
-    label: str
-    method: str
-    queries: int
-    confused: Counter[tuple[str, str]]
-    per_class: Counter[str]
-    curve: Curve | None = None
-
-    @property
-    def wrong(self) -> int:
-        """Queries whose first answer is of another class."""
-        return self.confused.total()
-
-
-@dataclass(frozen=True)
-class QuestionErrors:
-    """All methods' first answers to one question (lowest seed, all query domains together)."""
-
-    protocol: str
-    gallery: str
-    retrieval: bool
-    methods: tuple[MethodErrors, ...] = ()
-    problem: str = ""
-
-    @property
-    def title(self) -> str:
-        """Protocol and gallery."""
-        return f"{protocol_title(self.protocol)}, {self.gallery}"
 
 
 @dataclass

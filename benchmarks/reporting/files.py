@@ -14,7 +14,7 @@ from benchmarks.reporting.latex import leaderboard_latex
 from benchmarks.reporting.markdown import leaderboard_markdown, published_markdown
 from benchmarks.reporting.page import render
 from benchmarks.reporting.plot_collector import PlotPool
-from benchmarks.reporting.types import EmbeddingMap, Galleries, Plot, SettingPlots
+from benchmarks.reporting.types import Galleries, Plot, SettingPlots
 from benchmarks.store.files import write_atomically
 
 #: Name of the page among the files of a report.
@@ -72,10 +72,9 @@ def _write(
             files += data.attempt("the gallery sheet", lambda: _gallery_sheet(gallery, folder / "plots")) or []
         if data.settings:
             first = data.settings[0].setting
-            plot = _embedding_plot(data, folder / "plots", images)
-            if plot is not None:
-                drawn[first] = SettingPlots((*drawn[first].plots, plot), drawn[first].notes)
-                files += plot.files
+            plot = embedding_plot(data, folder / "plots", images)
+            drawn[first] = SettingPlots((*drawn[first].plots, plot), drawn[first].notes)
+            files += plot.files
     page = data.attempt("the page", lambda: render(data, drawn, gallery))
     if page is not None:
         write_atomically(folder / PAGE, page.encode())
@@ -104,15 +103,14 @@ def _gallery_sheet(gallery: Galleries | None, folder: Path) -> list[Path]:
     return [] if gallery is None else plots.gallery_sheet(gallery, folder)
 
 
-def _embedding_plot(data: ReportData, folder: Path, images: Mapping[str, Any]) -> Plot | None:
+def embedding_plot(data: ReportData, folder: Path, images: Mapping[str, Any]) -> Plot:
     """The map of embeddings of the first setting; a failed plot where data set or backbone are not there."""
     title = "Embeddings of the frozen backbone"
     plot = Plot(title, "Colour: class; shape: domain.", "embeddings")
     try:
-        embeddings: EmbeddingMap | None = galleries.embedding_map(data.settings[0].setting, **images)
-        files = [] if embeddings is None else plots.embedding_points(embeddings, folder)
+        files = plots.embedding_points(galleries.embedding_map(data.settings[0].setting, **images), folder)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         data.warn(f"plot of {title} left out: {reason}")
         return Plot(plot.title, plot.caption, plot.kind, failed=reason)
-    return Plot(plot.title, plot.caption, plot.kind, files=tuple(files)) if files else None
+    return Plot(plot.title, plot.caption, plot.kind, files=tuple(files))

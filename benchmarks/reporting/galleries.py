@@ -227,7 +227,7 @@ def embedding_map(setting: Setting, *, data_root: str | None = None, classes: in
     backbone = sources.load(setting.backbone, device="cpu", precision="float32")
     if backbone.weights_hash != setting.weights_hash:
         raise ValueError(f"backbone {setting.backbone} has other weights now than these results")
-    processing = backbone.processing.released() if setting.rules == "official" else backbone.processing
+    processing = backbone.processing.official() if setting.rules == "official" else backbone.processing
     identity = backbone_identity({**backbone.identity, "preprocessing": processing.record()})
     if setting.identity not in ("", identity):
         raise ValueError(f"backbone {setting.backbone} has another config, tokenizer or image processor now")

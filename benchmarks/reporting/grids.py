@@ -18,20 +18,22 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.reporting import tables
-from benchmarks.reporting.ablation_tables import DEFAULT, AblationTable
-from benchmarks.reporting.costs import MethodCost
-from benchmarks.reporting.error_analysis import QuestionErrors, WordNet, distances
+from benchmarks.reporting.error_analysis import WordNet, distances
 from benchmarks.reporting.method_comparison import SettingComparison, TestedScore
 from benchmarks.reporting.types import (
     ALL,
     BEST,
+    DEFAULT,
     EXTENSION,
     GROUP,
     STATUS_TEXT,
+    AblationTable,
     Grid,
     GridCell,
     GridRow,
+    MethodCost,
     MethodScores,
+    QuestionErrors,
     Score,
     ScoreTable,
     is_transfer,

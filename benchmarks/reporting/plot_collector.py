@@ -26,14 +26,6 @@ from benchmarks.reporting.types import Plot, ScoreTable, SettingPlots, is_transf
 from benchmarks.store.records import Record
 
 
-def draw_plot(function: str, arguments: tuple[Any, ...], folder: Path) -> tuple[list[Path], str]:
-    """Draw one plot into a folder: its files (none: there was nothing to draw), and why it failed or ""."""
-    try:
-        return list(getattr(plots, function)(*arguments, folder)), ""
-    except Exception as error:
-        return [], f"{type(error).__name__}: {error}"
-
-
 class PlotPool:
     """Draws plots in ``workers`` other processes; with 0 in this one, when a plot is asked for.
 
@@ -50,12 +42,12 @@ class PlotPool:
             if self._pool is None:
                 self._pool = ProcessPoolExecutor(self._workers, mp_context=get_context("spawn"))
             try:
-                future: Future[tuple[list[Path], str]] = self._pool.submit(draw_plot, function, arguments, folder)
+                future: Future[tuple[list[Path], str]] = self._pool.submit(plots.draw_plot, function, arguments, folder)
             except (BrokenProcessPool, OSError):
                 self._workers = 0
             else:
                 return lambda: self._result(future, function, arguments, folder)
-        result = draw_plot(function, arguments, folder)
+        result = plots.draw_plot(function, arguments, folder)
         return lambda: result
 
     def _result(
@@ -64,7 +56,7 @@ class PlotPool:
         try:
             return future.result()
         except (BrokenProcessPool, OSError):
-            return draw_plot(function, arguments, folder)
+            return plots.draw_plot(function, arguments, folder)
 
     def close(self) -> None:
         """End the processes."""

@@ -16,10 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.reporting.ablation_tables import DEFAULT, AblationTable
-from benchmarks.reporting.costs import MethodCost
-from benchmarks.reporting.error_analysis import QuestionErrors
-from benchmarks.reporting.types import EmbeddingMap, Galleries, GalleryQuery, ScoreTable, protocol_title
+from benchmarks.reporting.types import (
+    DEFAULT,
+    AblationTable,
+    EmbeddingMap,
+    Galleries,
+    GalleryQuery,
+    MethodCost,
+    QuestionErrors,
+    ScoreTable,
+    protocol_title,
+)
 from benchmarks.store.files import safe_name
 
 if TYPE_CHECKING:
@@ -141,6 +148,17 @@ def _legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
 def _marks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and shape of each method; the same labels get the same marks."""
     return {label: MARKS[place % len(MARKS)] for place, label in enumerate(sorted(labels))}
+
+
+def draw_plot(function: str, arguments: tuple[Any, ...], folder: Path) -> tuple[list[Path], str]:
+    """Draw one plot into a folder by the name of a function of this module.
+
+    Returns its files (none: there was nothing to draw), and why it failed or "".
+    """
+    try:
+        return list(globals()[function](*arguments, folder)), ""
+    except Exception as error:
+        return [], f"{type(error).__name__}: {error}"
 
 
 def bars(table: ScoreTable, folder: Path) -> list[Path]:

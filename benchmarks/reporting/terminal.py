@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from benchmarks.reporting import grids
-from benchmarks.reporting.ablation_tables import DEFAULT
 from benchmarks.reporting.data import ReportData
 from benchmarks.reporting.tables import failure_lines, settings_of
-from benchmarks.reporting.types import EXTENSION, Grid, Score
+from benchmarks.reporting.types import DEFAULT, EXTENSION, Grid, Score
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,12 +67,16 @@ def print_ablations(console: Console, data: ReportData) -> None:
 
 
 def print_grid(console: Console, title: str, grid: Grid) -> None:
+    """Print a table ready to be written."""
+    print_lines(console, title, *grid.plain())
+
+
+def print_lines(console: Console, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table in blocks of columns that fit the console; no number is broken over two lines."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    head, rows = grid.plain()
     console.print()
     console.print(_line(title), markup=False, highlight=False, soft_wrap=True)
     for columns in blocks(head, rows, console.width):

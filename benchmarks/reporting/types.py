@@ -6,6 +6,7 @@ Nothing here computes a score or knows a file format, and nothing here imports a
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,6 +166,109 @@ class ScoreTable:
     def question(self) -> str:
         """Protocol and gallery."""
         return f"{protocol_title(self.protocol)} {self.gallery}"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Ablations, costs, errors
+# --------------------------------------------------------------------------------------------------------------------
+
+
+#: Name of a method's default among its arms.
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class AblationTable:
+    """A method's arms in one setting, the default first; ``scores`` has one entry a question for each arm.
+
+    ``method`` is the name, with what distinguishes its defaults where arms belong to several; ``owner`` the bare name.
+    """
+
+    method: str
+    questions: tuple[str, ...]
+    scores: dict[str, dict[str, Score]]
+    owner: str = ""
+
+    def difference(self, arm: str, question: str) -> float | None:
+        """Score of an arm minus the default's with the same seeds; None where the default lacks one of them."""
+        score, default = self.scores[arm].get(question), self.scores.get(DEFAULT, {}).get(question)
+        if score is None or default is None or not score.by_seed or not score.by_seed.keys() <= default.by_seed.keys():
+            return None
+        differences = (value - default.by_seed[seed] for seed, value in score.by_seed.items())
+        return math.fsum(differences) / len(score.by_seed)
+
+    def seeds(self, arm: str) -> str:
+        """Over how many seeds an arm's scores are means."""
+        numbers = sorted({score.seeds for score in self.scores[arm].values() if score.value is not None})
+        return ", ".join(map(str, numbers)) or STATUS_TEXT["missing"]
+
+
+@dataclass(frozen=True)
+class MethodCost:
+    """What a method cost in one setting; seconds are means: of a fit, of a search, of a cell's other phases.
+
+    ``memory`` and ``gpu_memory`` are the largest peaks in MiB, ``images_per_second`` is a median.
+    """
+
+    label: str
+    method: str
+    floor: bool
+    trainable: int | None
+    total: int | None
+    seconds: Mapping[str, float]
+    images_per_second: float | None
+    memory: float | None
+    gpu_memory: float | None
+    fits: int
+    cells: int
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of a search and a fit; 0 for methods that train nothing."""
+        return self.seconds.get("fit", 0.0) + self.seconds.get("search", 0.0) if self.trainable else 0.0
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Precision and recall after each of the first ranks [K], and at the cuts that the store has beyond them."""
+
+    precision: np.ndarray
+    recall: np.ndarray
+    cuts: Mapping[int, tuple[float, float]]
+    queries: int
+
+
+@dataclass(frozen=True)
+class MethodErrors:
+    """First answers of one method: how many queries, and how often (true class, answered class) where they differ."""
+
+    label: str
+    method: str
+    queries: int
+    confused: Counter[tuple[str, str]]
+    per_class: Counter[str]
+    curve: Curve | None = None
+
+    @property
+    def wrong(self) -> int:
+        """Queries whose first answer is of another class."""
+        return self.confused.total()
+
+
+@dataclass(frozen=True)
+class QuestionErrors:
+    """All methods' first answers to one question (lowest seed, all query domains together)."""
+
+    protocol: str
+    gallery: str
+    retrieval: bool
+    methods: tuple[MethodErrors, ...] = ()
+    problem: str = ""
+
+    @property
+    def title(self) -> str:
+        """Protocol and gallery."""
+        return f"{protocol_title(self.protocol)}, {self.gallery}"
 
 
 # --------------------------------------------------------------------------------------------------------------------

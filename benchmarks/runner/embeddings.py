@@ -120,7 +120,7 @@ class EncodedImages:
 
     def _keep(self, rows: np.ndarray, embeddings: Tensor) -> None:
         total, width = len(self._known), embeddings.shape[1]
-        if self._kept is None and self._files is not None and (self._files.begun or 4 * total * width > LARGE):
+        if self._kept is None and self._files is not None and (self._files.started or 4 * total * width > LARGE):
             try:
                 self._files.write(rows, {"embedding": embeddings})
                 return
@@ -129,7 +129,7 @@ class EncodedImages:
                 warnings.warn(f"{what}: they are held in memory", RuntimeWarning, stacklevel=4)
         if self._kept is None:
             self._kept = torch.empty(total, width)  # the system gives memory to the rows that are used
-            if self._files is not None and self._files.begun:
+            if self._files is not None and self._files.started:
                 known = torch.from_numpy(np.flatnonzero(self._known))
                 self._kept[known] = self._files.tensors()["embedding"][known]
         self._kept[torch.from_numpy(rows)] = embeddings

@@ -51,7 +51,7 @@ class LazyBackbone:
         except ValueError as error:  # BackboneError is one
             raise SettingsError(f"--backbone: {error}") from error
         if self._settings.rules == "official":
-            facts = dataclasses.replace(facts, preprocessing=facts.processing.released().record())
+            facts = dataclasses.replace(facts, preprocessing=facts.processing.official().record())
         return facts
 
     @cached_property
@@ -61,7 +61,7 @@ class LazyBackbone:
         if "facts" in vars(self) and backbone.identity != self.facts.identity:
             raise SettingsError(f"--backbone {self._settings.backbone}: its files have changed; run again")
         if self._settings.rules == "official":
-            backbone.preprocessing = backbone.processing.released().record()
+            backbone.preprocessing = backbone.processing.official().record()
         return backbone
 
     @cached_property

@@ -1,21 +1,22 @@
-"""The store: one JSON record a cell, its per-query values beside it as Parquet; everything reported is read from here.
+"""The result store: one JSON record a cell, its per-query values beside it as Parquet; all reports read from it.
 
 ::
 
     RESULTS/cells/<dataset>/<protocol>/<method>-<split>-s<seed>-<key>.json      the record
     RESULTS/cells/<dataset>/<protocol>/<method>-<split>-s<seed>-<key>.parquet   one row a query and gallery
-    RESULTS/searches/<dataset>/<method>-<key>.json                              which learning rate validation picked
+    RESULTS/searches/<dataset>/<method>-<key>.json                              the learning rate that validation picked
     RESULTS/cards/methods/<method>.json, RESULTS/cards/datasets/<dataset>.json  cards of what was run
     RESULTS/resolved.json                                                       the last run's settings
 
-``<key>`` is a hash over everything that determines the score (:func:`content_key`), so a record is looked up by what
-it measured: change one input and the cell is another cell. Files are written to a temporary name, flushed to the disk
+``<key>`` is a hash over everything that determines the score (:func:`~benchmarks.store.records.content_key`),
+so a record is found by what
+it measured: a change of any input gives another key. Files are written to a temporary name, flushed to the disk
 and renamed, the per-query file first: a reader never sees half a record, whenever the writer is killed. A record that
-cannot be read is reported in one line and stands among the failures of every report; a run that plans its cell keeps
-the file aside as ``*.unreadable`` and measures the cell again.
+cannot be read is reported in one line and is listed among the failures of every report; a run that plans its cell
+renames the file to ``*.unreadable`` and measures the cell again.
 
 A folder may also hold a pack (:mod:`benchmarks.store.packed`): many records in few files, for committing. Loose and
-packed records are read alike; where both have a cell, the loose record counts.
+packed records are read alike; where both have a cell, the loose record is used.
 """
 
 from __future__ import annotations
@@ -74,12 +75,12 @@ class ResultStore:
         self._parsed_records: dict[str, Record | None] = {}
 
     def path(self, cell: CellId, key: str) -> Path:
-        """Where the record of a cell lies."""
+        """The path of a cell's record."""
         folder = self.root / "cells" / safe_name(cell.dataset) / safe_name(cell.protocol)
         return folder / f"{safe_name(cell.method)}-{safe_name(cell.split)}-s{cell.seed}-{key}.json"
 
     def name(self, cell: CellId, key: str) -> str:
-        """:meth:`path` below this folder, with forward slashes: what a pack calls the record."""
+        """:meth:`path` below this folder, with forward slashes: the record's name in a pack."""
         return self.path(cell, key).relative_to(self.root).as_posix()
 
     def pack(self) -> Pack | None:
@@ -98,7 +99,7 @@ class ResultStore:
     def read(self, cell: CellId, key: str, *, set_aside: bool = True) -> Record | None:
         """The record of a cell, or None; an unreadable one is reported and counts as absent.
 
-        With ``set_aside`` the unreadable file is renamed to ``*.unreadable``, so that its place is free.
+        With ``set_aside`` the unreadable file is renamed to ``*.unreadable``, so that a new record can be written.
         """
         path = self.path(cell, key)
         if path.exists():
@@ -163,7 +164,7 @@ class ResultStore:
         try:
             record = json.loads(path.read_text(encoding="utf-8") if packed is None else packed)
             if not isinstance(record, dict) or content_key(record["inputs"]) != key:
-                raise RecordError("the key does not belong to the inputs")
+                raise RecordError("the key is not the hash of the inputs")
             search: Search = parse_value(Search, record["search"], "search")
         except FileNotFoundError:
             return None
@@ -204,12 +205,12 @@ class ResultStore:
     def clean(self) -> int:
         """Remove temporary files whose writer was killed; returns how many there were.
 
-        Those of a living process of this machine stay, and those of another machine that are not an hour old.
+        Files of a running process of this machine stay, and those of another machine that are less than an hour old.
         """
         removed = 0
         for path in [path for path in self.root.rglob(".*.tmp") if _WRITER.search(path.name)]:
             with contextlib.suppress(OSError):
-                if _left_behind(path):
+                if _writer_ended(path):
                     path.unlink()
                     removed += 1
         return removed
@@ -219,7 +220,7 @@ class ResultStore:
         return sorted(path for path in (self.root / "cells").rglob("*.json") if not path.name.startswith("."))
 
     def records(self) -> Iterator[Record]:
-        """All valid records in a fixed order; others are reported and skipped, and stay where they are."""
+        """All valid records in a fixed order; others are reported and skipped, and not moved."""
         for entry in self.entries():
             if isinstance(entry, Record):
                 yield entry
@@ -227,7 +228,7 @@ class ResultStore:
                 self._report_once(entry.reason)
 
     def entries(self) -> Iterator[Record | Unreadable]:
-        """All records in a fixed order, and what cannot be read in its record's place."""
+        """All records in a fixed order, with an :class:`Unreadable` for each that cannot be read."""
         try:
             pack = open_pack(self.root)
         except PackError as error:
@@ -245,10 +246,10 @@ class ResultStore:
             packed = self._packed(name)
             if packed is None:
                 problem = problem or f"{self.root}: the packed record {name!r} cannot be read"
-                yield Unreadable(name, f"{problem}; run the command of its sweep again, or delete the file")
+                yield Unreadable(name, f"{problem}; run its command again, or delete the file")
             else:
                 if problem:
-                    self._report(f"{problem}; its packed copy counts")
+                    self._report(f"{problem}; its packed copy is used")
                 yield packed
 
     def per_query(self, record: Record) -> pd.DataFrame:
@@ -320,7 +321,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not every system lets one flush a folder
+    with contextlib.suppress(OSError):  # not every system can flush a folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -334,12 +335,12 @@ _WRITER = re.compile(r"\.([0-9a-f]{8})-(\d+)-\d+\.tmp$")
 
 @functools.cache
 def _machine() -> str:
-    """Eight digits that tell this machine from others writing to the same folder; its name stays private."""
+    """Eight digits that identify this machine among those writing to the same folder, without its name."""
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
-def _left_behind(path: Path) -> bool:
-    """Whether a temporary file's writer is gone."""
+def _writer_ended(path: Path) -> bool:
+    """Whether the process that wrote a temporary file has ended."""
     import psutil
 
     found = _WRITER.search(path.name)
@@ -348,7 +349,7 @@ def _left_behind(path: Path) -> bool:
     if found[1] != _machine():
         return time.time() - written > 3600
     try:
-        return bool(psutil.Process(int(found[2])).create_time() > written + 1)  # a later process has its number
+        return bool(psutil.Process(int(found[2])).create_time() > written + 1)  # a later process has the same id
     except psutil.NoSuchProcess:
         return True
 
@@ -360,7 +361,7 @@ def _parquet(frame: pd.DataFrame) -> bytes:
 
     table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
     place = table.schema.get_field_index("top_scores")
-    if place >= 0:  # these serve images: four bytes are enough
+    if place >= 0:  # only displayed beside images: four bytes are enough
         scores = table.column(place).cast(pa.list_(pa.float32()))
         table = table.set_column(place, "top_scores", scores)
     buffer = io.BytesIO()

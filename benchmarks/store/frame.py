@@ -17,7 +17,7 @@ from benchmarks.store.records import CellId, Record, Unreadable, backbone_identi
 if TYPE_CHECKING:
     import pandas as pd
 
-#: What a frame without a single record has beside the cell's columns, so that readers find them empty, not missing.
+#: Columns of a frame without records, beside the cell's, so that readers find empty columns, not missing ones.
 _MORE_COLUMNS = (
     *("gallery", "metric", "value", "status", "reason", "title", "floor", "headline", "notes", "key", "fit_id"),
     *("dataset_version", "gallery_domain", "data_hash", "weights_hash", "identity", "precision", "scoring", "created"),
@@ -30,13 +30,13 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
     """All records under a results folder as a frame: one row a cell, gallery and metric.
 
     Cells without scores (failed, skipped, not applicable) have one row a gallery with ``metric`` None and ``value``
-    NaN; ``status`` and ``reason`` say why. Columns: the cell (``method``, ``variant``, ``config`` as JSON,
+    NaN; ``status`` and ``reason`` give the cause. Columns: the cell (``method``, ``variant``, ``config`` as JSON,
     ``backbone``, ``dataset``, ``protocol``, ``rules``, ``split``, ``select``, ``seed``, ``limit``), ``gallery``,
     ``metric``, ``value`` (a fraction), ``status``, ``reason``, counts, cost, ``floor``, ``extension`` (what the
-    method's paper does not define, empty where it does), ``headline``, ``notes`` (a tuple), hashes, ``key``,
+    method's paper does not define, else empty), ``headline``, ``notes`` (a tuple), hashes, ``key``,
     ``created``.
 
-    A record that cannot be read is a failed row that knows no more than the file's name says (no ``data_hash``);
+    A record that cannot be read is a failed row with only what its file name contains (no ``data_hash``);
     ``report`` gets one line for each (default: a warning). Raises ``FileNotFoundError`` if there is no such folder.
     """
     return frame_and_records(path, report or (lambda line: warnings.warn(line, stacklevel=2)))[0]
@@ -99,7 +99,7 @@ def frame_and_records(path: Path | str, report: Callable[[str], None]) -> tuple[
 
 
 def _unreadable_row(entry: Unreadable) -> dict[str, Any]:
-    """A failed row of :func:`load_results`: what a file's name says of its cell, and why it has no score."""
+    """A failed row of :func:`load_results`: what a file's name says about its cell, and why it has no score."""
     parts = PurePosixPath(entry.name).parts
     found = _FILE.fullmatch(parts[-1])
     cell = CellId(

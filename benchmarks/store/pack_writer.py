@@ -39,7 +39,7 @@ TOP = 40
 #: Per-query columns that a lean pack keeps whatever metrics lead the tables, where a record has them.
 KEPT = ("ap@all", "recall@1", "credit")
 
-#: The lists of best gallery images (or first answers) of a query.
+#: The lists of best gallery images (or best classes) of a query.
 LISTS = ("top_keys", "top_scores")
 
 
@@ -47,15 +47,13 @@ def write_pack(store: ResultStore, out: Path, *, form: str = "lean", top: int = 
     """Write everything readable in ``store`` as a pack into the folder ``out``; the same records give the same bytes.
 
     Each file is replaced whole, the manifest last; a pack that was there is replaced. Raises :class:`PackError` if
-    there is no record, if ``out`` is the store's own folder or holds loose records (they would hide the pack), or if
-    the store is itself a lean pack that lacks what is asked for.
+    there is no record, if ``out`` is the store's own folder or has loose records (they would hide the pack), or if
+    the store is itself a lean pack without the values that are requested.
     """
     _check(store, out, form, top)
     records = {store.name(record.cell, record.key): record for record in store.records()}
     if not records:
-        raise PackError(
-            f"{store.root} holds no readable record; run `python -m benchmarks.run --out {store.root}` first"
-        )
+        raise PackError(f"{store.root} has no readable record; run `python -m benchmarks.run --out {store.root}` first")
     searches = dict(store.searches())
     shown = _lowest_seeds(records) if form == "lean" else {}
     columns: dict[str, str] = {}
@@ -123,13 +121,15 @@ def _check(store: ResultStore, out: Path, form: str, top: int) -> None:
         raise PackError(f"{out}: a folder cannot be packed into itself; name another with --out")
     for kind in ("cells", "searches"):
         if (out / kind).exists():
-            raise PackError(f"{out}: holds loose records in {kind}/, which would hide the pack; name another folder")
+            raise PackError(f"{out}: has loose records in {kind}/, which would hide the pack; name another folder")
     source = open_pack(store.root)
     if source is not None and source.manifest.form == "lean":
         if form == "full":
             raise PackError(f"{store.root} is a lean pack, its values are rounded; pack the run's own records for full")
         if top > (source.manifest.top or 0):
-            raise PackError(f"{store.root} is a lean pack with --top {source.manifest.top}; it cannot give --top {top}")
+            raise PackError(
+                f"{store.root} is a lean pack with --top {source.manifest.top}; --top {top} needs the run's own records"
+            )
 
 
 def _lowest_seeds(records: dict[str, Record]) -> dict[str, bool]:
@@ -145,7 +145,7 @@ def _lowest_seeds(records: dict[str, Record]) -> dict[str, bool]:
 
 
 def _lean(table: pa.Table, record: Record, top: int) -> pa.Table:
-    """What a lean pack keeps of a record's table, values not yet rounded."""
+    """The part of a record's table that a lean pack keeps, not yet rounded."""
     import numpy as np
     import pyarrow as pa
 
@@ -172,7 +172,7 @@ def _lean(table: pa.Table, record: Record, top: int) -> pa.Table:
 
 
 def _known_types(table: pa.Table, name: str) -> tuple[pa.Table, str]:
-    """A record's table with columns of types that a pack knows, and these as JSON: name and type, in order."""
+    """A record's table with columns of the types that a pack supports, and these as JSON: name and type, in order."""
     import pyarrow as pa
 
     found, fields = [], []
@@ -190,7 +190,7 @@ def _known_types(table: pa.Table, name: str) -> tuple[pa.Table, str]:
 
 
 class _Blocks:
-    """Tables of records that ask the same queries in the same order, together."""
+    """Groups the tables of records that have the same queries in the same order."""
 
     def __init__(self) -> None:
         self._blocks: dict[tuple[str, ...], list[tuple[pa.Table, list[str], list[pa.Table]]]] = {}
@@ -198,16 +198,16 @@ class _Blocks:
     def add(self, place: tuple[str, ...], name: str, table: pa.Table) -> None:
         import pyarrow as pa
 
-        asked = table.select(
+        queries = table.select(
             [f.name for f in table.schema if not (pa.types.is_floating(f.type) or pa.types.is_nested(f.type))]
         )
         blocks = self._blocks.setdefault(place, [])
         for known, names, tables in blocks:
-            if known.equals(asked):
+            if known.equals(queries):
                 names.append(name)
                 tables.append(table)
                 return
-        blocks.append((asked, [name], [table]))
+        blocks.append((queries, [name], [table]))
 
     def table(self) -> pa.Table:
         """All rows: blocks in order, in a block the first row of each record, the second of each, and so on."""
@@ -220,10 +220,10 @@ class _Blocks:
         names: list[str] = []
         codes: list[np.ndarray] = []
         parts: list[pa.Table] = []
-        for asked, members, tables in every:
-            turns = np.arange(len(members) * len(asked)).reshape(len(members), len(asked)).T.ravel()
+        for queries, members, tables in every:
+            turns = np.arange(len(members) * len(queries)).reshape(len(members), len(queries)).T.ravel()
             parts.append(pa.concat_tables(tables, promote_options="permissive").take(pa.array(turns)))
-            codes.append(np.tile(np.arange(len(members), dtype=np.int32) + len(names), len(asked)))
+            codes.append(np.tile(np.arange(len(members), dtype=np.int32) + len(names), len(queries)))
             names += members
         try:
             table = pa.concat_tables(parts, promote_options="permissive").combine_chunks()
@@ -291,12 +291,12 @@ def _parquet(table: pa.Table, note: dict[str, Any]) -> bytes:
 
 
 def _copy_cards(source: Path, out: Path) -> None:
-    """Cards and ``resolved.json`` as they are; those of a former pack that are no longer there go."""
-    own = {file.relative_to(source) for file in [*(source / "cards").rglob("*.json"), source / "resolved.json"]}
-    own = {name for name in own if (source / name).is_file()}
-    for name in sorted(own):
+    """Copy cards and ``resolved.json``; remove those of a former pack that no longer exist."""
+    current = {file.relative_to(source) for file in [*(source / "cards").rglob("*.json"), source / "resolved.json"]}
+    current = {name for name in current if (source / name).is_file()}
+    for name in sorted(current):
         write_atomically(out / name, (source / name).read_bytes())
     for file in [*(out / "cards").rglob("*.json"), out / "resolved.json"]:
-        if file.relative_to(out) not in own:
+        if file.relative_to(out) not in current:
             with contextlib.suppress(FileNotFoundError):
                 file.unlink()

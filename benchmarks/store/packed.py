@@ -20,8 +20,8 @@ A pack has one of two forms, which the manifest and the metadata of both Parquet
   queries under every method, spread over classes (:func:`benchmarks.store.pack_writer.sample`); elsewhere they are
   missing. The records are untouched: their means are those of the exact values.
 
-Rows of one record stand in their own order but not together: the records of a split alternate query by query, so that
-what they share repeats and compresses well.
+Rows of one record are in their original order but not together: the records of a split alternate query by query, so
+that what they share repeats and compresses well.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PER_QUERY = "per_query.parquet"
 
 FORMS = ("lean", "full")
 
-#: Whole numbers of 1 / SCALE stand for the rounded values of a lean pack.
+#: Whole numbers of 1 / SCALE are the rounded values of a lean pack.
 SCALE = 10_000
 
 #: A lean pack's column ``NAME`` in whole numbers is called ``NAME [1e-4]``.
@@ -55,12 +55,12 @@ SCALED = " [1e-4]"
 
 
 class PackError(ValueError):
-    """A pack that cannot be read or made; one line that names the file and the mend."""
+    """A pack that cannot be read or made; one line that names the file and says how to fix it."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``pack.json`` says: ``top`` is None in a full pack, ``rounding`` 0; ``rows`` are per-query rows."""
+    """The content of ``pack.json``: ``top`` is None in a full pack, ``rounding`` 0; ``rows`` are per-query rows."""
 
     form: str
     top: int | None
@@ -104,11 +104,11 @@ class Pack:
             return None
         with _readable(self.root / PER_QUERY):
             table, places = self._values
-            mine = table.take(pa.array(places[path]))
+            rows = table.take(pa.array(places[path]))
             arrays, fields = [], []
             for name, kind in json.loads(self._columns[path]):
-                column = mine[name] if name in mine.column_names else unscaled(mine[name + SCALED])
-                empty = kind.endswith("null")  # nothing but missing values and empty lists: no cast leads there
+                column = rows[name] if name in rows.column_names else unscaled(rows[name + SCALED])
+                empty = kind.endswith("null")  # only missing values and empty lists cannot be cast
                 arrays.append(pa.array(column.to_pylist(), type_of(kind)) if empty else column.cast(type_of(kind)))
                 fields.append(pa.field(name, type_of(kind)))
             return pa.table(arrays, schema=pa.schema(fields))
@@ -132,7 +132,7 @@ class Pack:
         except OSError as error:
             raise PackError(f"{self.root / name}: cannot be read ({error.strerror or error})") from error
         if hashlib.sha256(data).hexdigest() != self.manifest.files.get(name):
-            raise PackError(f"{self.root / name}: altered, cut, or of another pack than {MANIFEST}")
+            raise PackError(f"{self.root / name}: changed, cut off, or of another pack than {MANIFEST}: pack again")
         return data
 
 
@@ -165,7 +165,7 @@ def open_pack(root: Path) -> Pack | None:
 
 
 def type_name(kind: pa.DataType) -> str:
-    """An Arrow type as it stands in ``columns`` of ``records.parquet``: ``double``, ``string``, ``list of float``."""
+    """An Arrow type as written in ``columns`` of ``records.parquet``: ``double``, ``string``, ``list of float``."""
     return f"list of {kind.value_type}" if hasattr(kind, "value_type") and str(kind).startswith("list<") else str(kind)
 
 

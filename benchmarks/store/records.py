@@ -26,12 +26,12 @@ FINISHED = ("ok", "not_applicable")
 
 
 class RecordError(ValueError):
-    """A file that is not a valid record; one line that names the place."""
+    """A file that is not a valid record; one line that names the wrong field."""
 
 
 @dataclass(frozen=True)
 class CellId:
-    """Which cell of the sweep a record is, in words; ``ablation`` names the switched factor of an ablation's row."""
+    """The cell of the plan that a record belongs to; ``ablation`` names the factor switched in an ablation."""
 
     method: str
     variant: str
@@ -49,10 +49,10 @@ class CellId:
 
 @dataclass(frozen=True)
 class GalleryScores:
-    """Scores of one question: a gallery searched, or class names chosen from.
+    """Scores of one search in a gallery, or of one classification among class names.
 
-    ``metrics`` are fractions in [0, 1] by name; the name says the convention. For a classification ``n_queries`` are
-    the images, ``gallery_size`` the classes, and ``similarity`` is ``logits``.
+    ``metrics`` are fractions in [0, 1] by name; the name includes the convention. For a classification ``n_queries``
+    are the images, ``gallery_size`` the classes, and ``similarity`` is ``logits``.
     """
 
     metrics: dict[str, float]
@@ -90,7 +90,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a cell cost.
+    """The cost of a cell in seconds and memory.
 
     ``seconds`` by phase: ``fit`` (once for all cells of a fitted model, and the same number in each of their records),
     ``search`` (training with every learning rate of the grid, once for all seeds; with the search's seed the kept fit
@@ -136,10 +136,10 @@ class PerQuery:
 class Record:
     """One cell's record.
 
-    ``inputs`` is what ``key`` hashes. ``method`` and ``dataset`` hold what tables need of the cards: title, ``floor``
-    and, by question, the ``extensions`` beyond the paper (method); title, version and gallery domain (dataset).
-    ``galleries`` are the task's questions, scored or not, each with the metrics that lead its tables; ``scores`` has
-    one entry each where ``status`` is ``ok``.
+    ``inputs`` is what ``key`` hashes. ``method`` and ``dataset`` are what tables need of the cards: title, ``floor``
+    and, by gallery, the ``extensions`` beyond the paper (method); title, version and gallery domain (dataset).
+    ``galleries`` are the galleries and classifications of the task, scored or not, each with the metrics that lead
+    its tables; ``scores`` has one entry each where ``status`` is ``ok``.
     """
 
     key: str
@@ -179,7 +179,7 @@ class Record:
             )
         record: Record = parse_value(cls, data, "record")
         if record.key != content_key(record.inputs):
-            raise RecordError("the key does not belong to the inputs")
+            raise RecordError("the key is not the hash of the inputs")
         if record.status == "ok":
             if set(record.scores) != set(record.galleries):
                 raise RecordError("status is ok, but not every gallery has scores")
@@ -191,14 +191,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What stands in a record's place: its name below the folder, and one line that names file and mend."""
+    """A record that cannot be read: its name below the folder, and one line that names file and fix."""
 
     name: str
     reason: str
 
 
 def content_key(inputs: Mapping[str, Any]) -> str:
-    """32 hexadecimal digits that name these inputs."""
+    """The record key of these inputs: 32 hexadecimal digits of a sha256."""
     text = json.dumps(json_value(inputs), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -237,13 +237,13 @@ def parse_value(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise RecordError(f"{where} must be an object")
         types_of = _type_hints(typing.cast(Hashable, kind))
-        made = {}
-        for one in dataclasses.fields(kind):
-            if one.name in value:
-                made[one.name] = parse_value(types_of[one.name], value[one.name], f"{where}.{one.name}")
-            elif one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
-                raise RecordError(f"{where}.{one.name} is missing")
-        return kind(**made)  # type: ignore[operator]
+        values = {}
+        for item in dataclasses.fields(kind):
+            if item.name in value:
+                values[item.name] = parse_value(types_of[item.name], value[item.name], f"{where}.{item.name}")
+            elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+                raise RecordError(f"{where}.{item.name} is missing")
+        return kind(**values)  # type: ignore[operator]
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None

@@ -1,4 +1,4 @@
-"""Method cards: what a method is, where it comes from, and where its released code differs from the paper.
+"""Method cards: what a method is, where it comes from, and where its official code differs from the paper.
 
 A card is data, ``methods/cards/NAME.toml``, checked when it is read; a method's class writes ``card =
 read_card("coop")``. The keys are the fields of :class:`MethodCard`, with ``[extensions]`` as a table and one
@@ -30,7 +30,7 @@ class CardError(ValueError):
 
 @dataclass(frozen=True)
 class Deviation:
-    """One place where the released code does something else than the paper.
+    """One place where the official (released) code does something else than the paper.
 
     ``switch`` names the config field that chooses (empty if the item is not switchable, with the reason in ``ours``).
     """
@@ -44,9 +44,9 @@ class Deviation:
 
 @dataclass(frozen=True)
 class MethodCard:
-    """What a method is and where it comes from; ``floor`` marks a row that shows where a score begins.
+    """What a method is and where it comes from; ``floor`` marks a baseline that knows nothing.
 
-    ``extensions``: answers that the paper does not define and this suite decided, by protocol (``"ucdr"``) or by
+    ``extensions``: results that the paper does not define and this suite does, by protocol (``"ucdr"``) or by
     protocol and kind of question (``"uda/retrieval"``, ``"uda/classification"``), each with what is done. Results carry
     them.
     """
@@ -67,7 +67,7 @@ class MethodCard:
     extensions: Mapping[str, str] = field(default_factory=dict)
 
     def extension(self, protocol: str, kind: Literal["retrieval", "classification"]) -> str:
-        """What this suite decided where the paper defines nothing, or "" where the paper does.
+        """What this suite does where the paper defines nothing, or "" where the paper does.
 
         A protocol's variants (``uda_inductive``) take its entry.
         """

@@ -1,6 +1,6 @@
-"""What the code released with ProS does in all its methods: one sampler, one schedule of the learning rate.
+"""What the official code of ProS does in all its methods: one sampler, one schedule of the learning rate.
 
-UCDR-Adapter's released code and the CoOp, VPT and CLIP-Full baselines of the ProS release are built on it.
+UCDR-Adapter's official code and the CoOp, VPT and CLIP-Full baselines of the ProS release are built on it.
 
 N labelled images in D domains.
 """

@@ -1,4 +1,4 @@
-"""What the code released with UCDR-Adapter does differently from the paper; methods/cards/ucdr_adapter.toml has all.
+"""What the official code of UCDR-Adapter does differently from the paper; methods/cards/ucdr_adapter.toml has all.
 
 Shapes: B images, E embedding width.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from methods.parts.losses import without_rounding
 from methods.parts.queues import ClassQueues
 
-#: Changes to the paper's settings: every switch as in the released code.
+#: Changes to the paper's settings: every switch as in the official code.
 SETTINGS: dict[str, Any] = {
     "mask": False,
     "read_out": "first_prompt",
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def hardest_triplet_loss(anchors: Tensor, queues: ClassQueues, labels: Tensor, margin: float) -> Tensor:
-    """The triplet loss with each image's farthest positive and nearest negative: in the released code, but unused.
+    """The triplet loss with each image's farthest positive and nearest negative: in the official code, but unused.
 
     ``anchors`` [B, E] and the queues are L2-normalised. Images without a positive or a negative do not count.
     """

@@ -1,4 +1,4 @@
-"""Training augmentation of the released code: random resized crop, horizontal flip, colour jitter (through kornia).
+"""Training augmentation of the official code: random resized crop, horizontal flip, colour jitter (through kornia).
 
 Seeded by the generator that is passed in, never by global state.
 """
@@ -17,9 +17,9 @@ from methods.parts import parallel
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Defaults are those of the ProS and UCDR-Adapter releases: crop scale 0.8 to 1, flip, jitter 0.4 (all four).
+    """Defaults: the official code of ProS and UCDR-Adapter, crop scale 0.8 to 1, flip, jitter 0.4 (all four).
 
-    ``crop`` = 1 and ``jitter`` = 0 and ``flip`` = False leave the images as they are.
+    ``crop`` = 1 and ``jitter`` = 0 and ``flip`` = False leave the images unchanged.
     """
 
     crop: float = 0.8
@@ -39,7 +39,7 @@ PLAIN = Augmentation(crop=1.0, flip=False, jitter=0.0)
 def augment(pixels: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
     """Augmented copies of images ``[B, 3, H, W]`` in [0, 1], one draw an image; same shape and range.
 
-    Processes that train together draw each for itself.
+    Each of several processes that train together draws its own.
     """
     if not augmentation.active:
         return pixels

@@ -1,8 +1,8 @@
-"""CLIP as prompt methods need it (docs/architecture.md, "Backbone").
+"""CLIP for methods that change its tokens, prompts or weights (docs/architecture.md, "Backbone").
 
 :class:`Backbone` wraps any ``transformers.CLIPModel`` checkpoint and lets a method run the vision tower on its own
 tokens, read any token or every block's state, and run the text tower on given embeddings. All sizes come from the
-checkpoint's config. The weights are frozen; a method that trains a part of CLIP trains its own copy of it and hands
+checkpoint's config. The weights are frozen; a method that trains a part of CLIP trains its own copy of it and passes
 that copy in (``class_token=``, ``projection=``), or trains a :meth:`Backbone.clone`. The shared backbone never changes.
 
 Shapes: B images, C texts, P patches (grid x grid), w vision width, v text width, E embedding width, L context length.
@@ -42,13 +42,13 @@ Precision = Literal["float32", "bf16"]
 Statistics = Literal["clip", "imagenet", "none"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-#: Configs older than transformers 4.31 say 2 whatever the tokenizer; the text is then read at its largest id.
+#: Configs older than transformers 4.31 have 2, whatever the tokenizer; the text is then read at its largest id.
 _LEGACY_EOS = 2
 _HUB_SECONDS = 5.0
 
 
 class BackboneError(ValueError):
-    """A checkpoint, text or image that the backbone cannot use; the message is one line and names the mend."""
+    """A checkpoint, text or image that the backbone cannot use; the message is one line and names the fix."""
 
 
 def _square(value: Any, what: str) -> int:
@@ -69,7 +69,7 @@ def token_statistics(hidden_per_layer: Sequence[Tensor], eps: float = 2.3e-8) ->
     """Each layer's style: mean and (biased) standard deviation over its tokens (docs/methods.md, AD-CLIP).
 
     ``hidden_per_layer``: n tensors [B, T, w]. Returns mu and sigma, both [n, B, w], with
-    ``sigma = sqrt((sum over tokens of (t - mu)^2 + eps) / T)``; the released code adds its eps to the sum as here.
+    ``sigma = sqrt((sum over tokens of (t - mu)^2 + eps) / T)``; the official code adds its eps to the sum, as here.
     """
     hidden = torch.stack(list(hidden_per_layer)).float()
     mu = hidden.mean(dim=2)
@@ -200,7 +200,7 @@ class TextTower(nn.Module):
     def eot_positions(self, ids: Tensor) -> Tensor:
         """Where each row of ids [C, T] is read, [C]: the first end-of-text token.
 
-        The rule of ``transformers``: the first ``config.eos_token_id``; a config that says 2 is an old one whose number
+        The rule of ``transformers``: the first ``config.eos_token_id``; a config that has 2 is an old one whose number
         means nothing, and the row is read at its largest id (OpenAI's rule, the same place for OpenAI's vocabulary).
 
         Raises:
@@ -326,7 +326,7 @@ class Backbone:
         ):
             raise BackboneError(f"backbone folder {text} does not exist: give a folder with config.json, or a Hub name")
         else:
-            unreached = hub_silence(text)
+            unreached = hub_unreachable(text)
         local = folder.is_dir() or bool(unreached)
         part = "config.json"
         try:
@@ -416,7 +416,7 @@ class Backbone:
             )
         if len(self.tokenizer) <= len(set(self.tokenizer.all_special_ids)):
             raise BackboneError(
-                f"backbone {self.name}: its tokenizer knows no words: put the checkpoint's tokenizer.json, or"
+                f"backbone {self.name}: its tokenizer has no words: put the checkpoint's tokenizer.json, or"
                 " vocab.json and merges.txt, beside its config.json"
             )
         if self.text.end_ids == [_LEGACY_EOS] and end != max(self.tokenizer.get_vocab().values()):
@@ -427,12 +427,12 @@ class Backbone:
         if self.text.end_ids != [_LEGACY_EOS] and end not in self.text.end_ids:
             raise BackboneError(
                 f"backbone {self.name}: the tokenizer ends a text with id {end}, config.json's text_config.eos_token_id"
-                f" says {self.text.end_ids}: make them agree"
+                f" is {self.text.end_ids}: make them agree"
             )
         largest = max(self.tokenizer.get_vocab().values())
         if max(len(self.tokenizer), largest + 1) > self.vocabulary_size:
             raise BackboneError(
-                f"backbone {self.name}: the tokenizer knows {len(self.tokenizer)} tokens (largest id {largest}), the"
+                f"backbone {self.name}: the tokenizer has {len(self.tokenizer)} tokens (largest id {largest}), the"
                 f" model {self.vocabulary_size}: tokenizer and weights do not belong together"
             )
         if dropout := _tokenizers_description(self.tokenizer)[1].get("dropout"):
@@ -661,7 +661,7 @@ class Backbone:
         ids = [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
         if self.tokenizer.eos_token_id in ids:
             raise BackboneError(
-                f"the text {text!r} holds the end-of-text token, or a character that the tokenizer lacks: remove it"
+                f"the text {text!r} holds the end-of-text token, or a character unknown to the tokenizer: remove it"
             )
         return ids
 
@@ -734,7 +734,7 @@ class Backbone:
 
 
 def _tokenizers_description(tokenizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What ``tokenizer.json`` would say of a tokenizer of the ``tokenizers`` library, and its ``model``; else empty."""
+    """A ``tokenizers`` tokenizer as its ``tokenizer.json`` would describe it, and its ``model``; else empty."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     whole: dict[str, Any] = {} if backend is None else json.loads(backend.to_str())
     return whole, whole.get("model") or {}
@@ -781,11 +781,11 @@ def _quiet_loading(local: bool) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def hub_silence(name: str) -> str:
-    """Why the Hugging Face Hub cannot be asked for a checkpoint now; empty if it has it.
+def hub_unreachable(name: str) -> str:
+    """Why the Hugging Face Hub cannot be reached for a checkpoint now; empty if it has the checkpoint.
 
     One request of a few seconds: ``transformers`` itself would try for half a minute for each file, although the file
-    may lie in the local cache.
+    may be in the local cache.
 
     Raises:
         BackboneError: there is no such checkpoint.
@@ -797,10 +797,10 @@ def hub_silence(name: str) -> str:
         HfApi().model_info(name, timeout=_HUB_SECONDS)
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise BackboneError(
-            f"backbone {name} cannot be loaded (the Hub has no such checkpoint, or shows it to its members only): check"
+            f"backbone {name} cannot be loaded (the Hub has no such checkpoint, or restricts it to its members): check"
             " the name, or `hf auth login`"
         ) from error
-    except Exception as error:  # no network, a proxy's refusal, HF_HUB_OFFLINE, a broken answer, ...
+    except Exception as error:  # no network, a proxy's refusal, HF_HUB_OFFLINE, a broken response, ...
         return " ".join(str(error).split())[:200] or type(error).__name__
     return ""
 
@@ -816,7 +816,9 @@ def _check_weights(text: str, model: CLIPModel, report: Mapping[str, Any]) -> No
         )
     missing = sorted(report["missing_keys"])
     if missing:
-        raise BackboneError(f"backbone {text} lacks {len(missing)} weights, such as {missing[0]}: not a full CLIP")
+        raise BackboneError(
+            f"backbone {text}: {len(missing)} weights are missing, such as {missing[0]}: use the files of a full CLIP"
+        )
     towers = ("vision_model.", "text_model.", "visual_projection.", "text_projection.")
     surplus = sorted(name for name in report["unexpected_keys"] if name.startswith(towers))
     if surplus:
@@ -852,7 +854,7 @@ def _preprocessing(text: str, local: bool, size: int) -> dict[str, Any]:
 
 
 def _check_folder(folder: Path) -> None:
-    """The files that a checkpoint folder needs, with the mend for what is missing."""
+    """The files that a checkpoint folder needs, with the fix for what is missing."""
     if not (folder / "config.json").is_file():
         raise BackboneError(f"backbone folder {folder} has no config.json: it is not a Hugging Face CLIP checkpoint")
     if not (folder / "model.safetensors").is_file() and not (folder / "model.safetensors.index.json").is_file():

@@ -1,7 +1,7 @@
 """Which values a method's settings may take: one check for every ``Config``, made before anything is trained.
 
 A number is bounded by its name where methods share it (:data:`BOUNDS`), else by its default: a number whose default is
-above 0 (a whole number: at least 0) cannot be negative. A ``Config`` that means it otherwise says so::
+above 0 (a whole number: at least 0) cannot be negative. A ``Config`` declares other bounds so::
 
     bounds: ClassVar[Mapping[str, Bound]] = {"shift": Bound()}
 
@@ -33,7 +33,7 @@ class Bound:
     below: float = math.inf
 
     def holds(self, value: float) -> bool:
-        """Whether the value lies inside (NaN never does)."""
+        """Whether the value is inside (NaN never is)."""
         return self.low <= value <= self.high and self.above < value < self.below
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ def _fault(config: Any, field: dataclasses.Field[Any], value: Any, hint: Any) ->
 
 
 def bound_of(config: Any, field: dataclasses.Field[Any]) -> Bound:
-    """The interval of a numeric field: what the ``Config`` says, else by name, else by default."""
+    """The interval of a numeric field: what the ``Config`` declares, else by name, else by default."""
     own = getattr(type(config), "bounds", {})
     if field.name in own:
         bound: Bound = own[field.name]
@@ -104,7 +104,7 @@ def bound_of(config: Any, field: dataclasses.Field[Any]) -> Bound:
 def template_fault(template: str, context_tokens: int | None = None) -> str:
     """What is wrong with a prompt template, or "".
 
-    The class name's place is ``{}`` or ``{name}``, once; ``{context}`` stands once for learned context tokens where
+    The class name's place is ``{}`` or ``{name}``, once; ``{context}`` is that of learned context tokens, once, where
     there are any. No other braces.
     """
     rest = template.replace("{}", NAME)

@@ -1,16 +1,16 @@
 """Frozen features, computed once an image (docs/methods.md, "Exact speed", 3).
 
-What a frozen tower says about an image depends on the backbone (weights, config, tokenizer), the preprocessing, the
-precision and the image, and on nothing else; those make the key. Values are kept in memory, those of large sets in
+What a frozen tower computes of an image depends on the backbone (weights, config, tokenizer), the preprocessing, the
+precision and the image, and on nothing else; these are the key. Values are kept in memory, those of large sets in
 memory-mapped files.
 
 Images are always computed in batches of one fixed size (the last one is filled up). On a CPU each batch is computed
-by one thread, and several threads compute batches side by side, because products that are shared out over threads are
-rounded otherwise at another place of the batch. An image's features on one machine are therefore equal to the bit
+by one thread, and several threads compute batches side by side, because a product that several threads share is
+rounded differently at another place of the batch. An image's features on one machine are therefore equal to the bit
 whatever the number of threads, whichever other images were asked for, and whatever was in the cache already. On a GPU
-they are so if its kernels round each row alike, which nobody promises: there, and between machines, expect float32
-features to agree to about 1e-5 of their length. Text features are computed one node at a time with all threads: equal
-to the bit for one number of threads, and to about 1e-6 between numbers of threads.
+they are so if its kernels round each row in the same way, which is not guaranteed: there, and between machines,
+expect float32 features to agree to about 1e-5 of their length. Text features are computed one node at a time with all
+threads: equal to the bit for one number of threads, and to about 1e-6 between numbers of threads.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from methods.parts.backbone import Backbone, Statistics, token_statistics
 from methods.parts.row_files import RowFiles
 
 #: Images computed between two writes to files, all that a killed process loses: a multiple of every batch size in
-#: use, so that batches are the same as without files.
+#: use, so that the batches are those without files.
 CHUNK = 4096
 
 #: Batches computed side by side on a CPU, at most: each needs the memory of its activations.
@@ -95,7 +95,7 @@ class FeatureCache:
 
     With a ``folder``, values of a set of images that take more than a quarter of ``limit`` go to memory-mapped files
     there (:class:`~methods.parts.row_files.RowFiles`), :data:`CHUNK` images at a time: they are then never held in
-    memory as a whole, and a process that was killed goes on where it stopped. Without room on that disk they are kept
+    memory as a whole, and a killed process continues where it stopped. Without room on that disk they are kept
     in memory, with a warning.
     """
 
@@ -112,12 +112,12 @@ class FeatureCache:
     ) -> dict[str, Tensor]:
         """Values of N images by their content hashes, each tensor [N, ...] on the CPU (large ones over a file).
 
-        ``compute`` gets the positions [M] (in ``content``) of images that are not known, at most :data:`CHUNK` at a
+        ``compute`` gets the positions [M] (in ``content``) of images that are not cached, at most :data:`CHUNK` at a
         time, and returns tensors [M, ...]; in memory each distinct image is computed once.
         """
         if self.folder is not None and len(content) > CHUNK:
             files = self._files(scope, content)
-            if files.begun or self._large(compute(torch.zeros(1, dtype=torch.long)), len(content)):
+            if files.started or self._large(compute(torch.zeros(1, dtype=torch.long)), len(content)):
                 found = self._from_files(files, compute)
                 if found is not None:
                     return found
@@ -161,7 +161,7 @@ class FeatureCache:
             self._bytes -= _size(self._rows.pop(next(iter(self._rows))))
 
     def _from_files(self, files: RowFiles, compute: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor] | None:
-        """Compute what the files lack; None if they cannot be written."""
+        """Compute what is missing in the files; None if they cannot be written."""
         missing = np.flatnonzero(~files.filled)
         self.hits += files.count - len(missing)
         self.misses += len(missing)
@@ -249,16 +249,16 @@ def frozen_values(
     cache: FeatureCache | None = None,
     batch_size: int = 64,
 ) -> dict[str, Tensor]:
-    """What ``compute`` makes of all N images, each tensor [N, ...] on the CPU (large ones over a file).
+    """The result of ``compute`` for all N images, each tensor [N, ...] on the CPU (large ones over a file).
 
     ``compute`` gets pixels [batch_size, 3, H, W] in [0, 1] on the backbone's device, on a CPU in several threads at a
-    time, so it must change nothing; ``quantity`` names what it
-    computes, together with every setting that it depends on beside the backbone and ``statistics``.
+    time, so it must change nothing; ``quantity`` names what it computes, together with every setting that it depends on
+    beside the backbone and ``statistics``.
     """
 
     def batch(part: Tensor) -> Tensor:
         pixels = images.pixels(part).to(backbone.device)
-        if len(pixels) < batch_size:  # a fixed batch size keeps the last bits the same in any company
+        if len(pixels) < batch_size:  # with a fixed batch size the last bits do not depend on the other images
             filler = pixels.new_zeros(batch_size - len(pixels), *pixels.shape[1:])
             pixels = torch.cat([pixels, filler])
         return pixels
@@ -282,7 +282,7 @@ def frozen_values(
 
 @contextlib.contextmanager
 def one_thread_a_batch(device: torch.device) -> Iterator[int]:
-    """On a CPU one thread for each operation meanwhile; yields how many batches to compute side by side."""
+    """On a CPU, one thread for each operation inside this context; yields how many batches to compute side by side."""
     if device.type != "cpu":
         yield 1
         return
@@ -312,7 +312,7 @@ def _read_or_compute(
     files: RowFiles, compute: Callable[[Tensor], dict[str, Tensor]], index: Tensor
 ) -> dict[str, Tensor]:
     """Values of images at index [B], as ``compute`` gives them; those that the files hold are read."""
-    if not files.begun:
+    if not files.started:
         return compute(index)
     values = {name: value[index] for name, value in files.tensors().items()}
     missing = ~torch.from_numpy(files.filled)[index]

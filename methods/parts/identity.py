@@ -39,7 +39,7 @@ TOKENIZER_PARTS = ("normalizer", "pre_tokenizer", "post_processor", "model", "ad
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 _SETTINGS = ("model_max_length", "padding_side", "truncation_side")
 
-#: Descriptions are long (a vocabulary), so each tokenizer's is hashed once; its length says that nothing was added.
+#: Descriptions are long (a vocabulary), so each tokenizer's is hashed once; its length shows that nothing was added.
 _described: weakref.WeakKeyDictionary[Any, tuple[int, str]] = weakref.WeakKeyDictionary()
 
 
@@ -49,7 +49,7 @@ def digest(facts: Any) -> str:
 
 
 def config_facts(config: CLIPConfig) -> dict[str, Any]:
-    """What of a CLIP's config determines its output, defaults filled in: ``projection_dim``, ``vision``, ``text``."""
+    """What determines the output in a CLIP's config, defaults filled in: ``projection_dim``, ``vision``, ``text``."""
     towers: dict[str, dict[str, Any]] = {}
     for name, fields in (("vision", VISION_FIELDS), ("text", TEXT_FIELDS)):
         tower = getattr(config, f"{name}_config")

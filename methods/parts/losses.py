@@ -1,4 +1,4 @@
-"""Loss terms that several methods share. What only one paper has stands in that paper's file.
+"""Loss terms that several methods share. A term of one paper only is in that paper's file.
 
 Shapes: B images, C classes, E embedding width.
 """
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TEMPERATURE = 0.07  # tau of docs/methods.md, where a method says nothing else
+TEMPERATURE = 0.07  # tau of docs/methods.md, unless a method sets another
 
 #: Unit vectors nearer than this are equal: float32 features of one image, computed twice, differ by about 1e-7.
 SAME_VECTOR = 1e-5

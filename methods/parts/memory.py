@@ -1,7 +1,8 @@
-"""Where tensors are in memory: weights read from a file are copied to aligned memory of their own.
+"""Memory alignment: weights read from a file are copied to aligned memory.
 
 A tensor of a safetensors file starts wherever its bytes are in the file. Matrix products on several threads round such
-a tensor otherwise than an aligned one, so a method would answer with other last bits after it was saved and loaded.
+a tensor differently from an aligned one, so a method's features would differ in their last bits after saving and
+loading.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ def aligned(tensor: Tensor) -> Tensor:
 
 
 def align_parameters(module: nn.Module) -> None:
-    """Move every parameter and buffer of a module that is not aligned to memory of its own, in place."""
+    """Move every parameter and buffer of a module that is not aligned to new memory, in place."""
     for values in (module.parameters(), module.buffers()):
         for value in values:
             value.data = aligned(value.data)

@@ -1,15 +1,15 @@
 """Data-parallel training: each process takes its share of every batch, and the gradients are averaged.
 
 ``accelerate launch -m benchmarks.run ...`` starts one process a GPU (extra ``multigpu``). All of them hold the same
-weights and walk through the same batches; process r of n works on rows r, r + n, ... of each. As long as a loss is a
+weights and iterate over the same batches; process r of n works on rows r, r + n, ... of each. As long as a loss is a
 mean over the images of a batch, the average of the n gradients is the gradient of the whole batch. Where a method
-couples the images of a batch, it gathers what they share (UCDR-Adapter's queues) or refuses
-(:attr:`methods.interface.Method.one_process`). Augmentation and dropout are drawn by each process for itself: the same
+couples the images of a batch, it gathers what they share (UCDR-Adapter's queues) or allows one process only
+(:attr:`methods.interface.Method.one_process`). Each process draws its own augmentation and dropout: the same
 distribution, other draws than one process makes.
 
-Before every exchange the processes tell each other how they are. A training inside :func:`fail_together` that fails in
-one process, for a broken image or a full GPU, fails in all; without it the others would wait for that process, and then
-average the gradients of its next training into theirs. A process that ends takes the others with it.
+Before every exchange the processes exchange their state. A training inside :func:`fail_together` that fails in one
+process, for a broken image or a full GPU, fails in all; otherwise the others would wait for that process, and then
+average the gradients of its next training into theirs. When one process ends, the others end too.
 
 In one process every function here leaves its argument as it is.
 """
@@ -30,18 +30,18 @@ from torch import Tensor, distributed, nn
 PATIENCE = datetime.timedelta(hours=2)
 
 
-#: How a process is, when the others meet it.
-_WELL, _FAILED, _ENDED = 0, 1, 2
-#: Bytes of its reason that a process in which a training failed tells the others.
+#: The state of a process.
+_RUNNING, _FAILED, _ENDED = 0, 1, 2
+#: Bytes of the reason that a process with a failed training sends to the others.
 _REASON = 512
 
 
 class ParallelError(RuntimeError):
-    """Training cannot be spread over these processes; one line with the mend."""
+    """Training cannot be spread over these processes; one line with the fix."""
 
 
 class OtherFailedError(ParallelError):
-    """Another process failed in the training that this one takes part in."""
+    """The training that this process takes part in failed in another process."""
 
 
 def launched() -> int:
@@ -61,7 +61,7 @@ def start(*, cpu: bool) -> None:
             error
         )
     PartialState(cpu=cpu, timeout=PATIENCE)
-    atexit.register(_end)  # a launcher ends all processes when one ends with a failure: none does before the last
+    atexit.register(_end)  # a launcher ends all processes when one ends with a failure: none ends before the last
 
 
 def processes() -> int:
@@ -95,34 +95,34 @@ def fail_together() -> Iterator[None]:
 
 
 def _meet(failure: Exception | None = None) -> None:
-    """Wait for all processes, and learn how they are."""
-    states = _states(_WELL if failure is None else _FAILED)
+    """Wait for all processes and read their states."""
+    states = _states(_RUNNING if failure is None else _FAILED)
     if _ENDED in states:
         raise SystemExit(f"process {states.index(_ENDED)} of {len(states)} has ended: process {rank()} ends too")
     if _FAILED not in states:
         return
     reason = "" if failure is None else " ".join(f"{type(failure).__name__}: {failure}".split())
-    said = torch.frombuffer(bytearray(reason.encode()[:_REASON].ljust(_REASON)), dtype=torch.uint8)
-    lines = [bytes(line.tolist()).decode(errors="ignore").strip() for line in _all(said)]
+    message = torch.frombuffer(bytearray(reason.encode()[:_REASON].ljust(_REASON)), dtype=torch.uint8)
+    lines = [bytes(line.tolist()).decode(errors="ignore").strip() for line in _all(message)]
     if failure is None:
         raise OtherFailedError(f"process {states.index(_FAILED)} failed: {lines[states.index(_FAILED)]}")
 
 
-def _states(own: int) -> list[int]:
-    return [int(state) for state in _all(torch.tensor(own))]
+def _states(state: int) -> list[int]:
+    return [int(value) for value in _all(torch.tensor(state))]
 
 
 def _all(value: Tensor) -> list[Tensor]:
     """A tensor of each process, on the CPU."""
-    own = value.to("cuda" if distributed.get_backend() == "nccl" else "cpu")
-    everyone = [torch.empty_like(own) for _ in range(processes())]
-    distributed.all_gather(everyone, own)
-    return [one.cpu() for one in everyone]
+    local = value.to("cuda" if distributed.get_backend() == "nccl" else "cpu")
+    everyone = [torch.empty_like(local) for _ in range(processes())]
+    distributed.all_gather(everyone, local)
+    return [part.cpu() for part in everyone]
 
 
 def _end() -> None:
     """Wait until all processes end."""
-    sys.stdout.flush()  # a launcher may kill this one before it comes to that
+    sys.stdout.flush()  # a launcher may kill this process before Python does
     with contextlib.suppress(RuntimeError):  # one was killed
         while processes() > 1 and set(_states(_ENDED)) != {_ENDED}:
             pass
@@ -131,13 +131,13 @@ def _end() -> None:
 def share(batch: Tensor) -> Tensor:
     """This process's rows of a batch ``[B, ...]``: ``[B / n, ...]``.
 
-    Raises :class:`ParallelError` if the rows cannot be shared out evenly: the average of the gradients would then not
+    Raises :class:`ParallelError` if the rows cannot be divided evenly: the average of the gradients would then not
     be the gradient of the batch.
     """
     count = processes()
     if len(batch) % count:
         raise ParallelError(
-            f"a batch of {len(batch)} images cannot be shared out evenly over {count} processes; choose another with"
+            f"a batch of {len(batch)} images cannot be divided evenly over {count} processes; choose another with"
             " --set batch_size=N (and stage1_batch_size, where there is one)"
         )
     return batch[rank() :: count]
@@ -164,7 +164,7 @@ def average(number: float, device: torch.device) -> float:
 
 
 def agree(number: float, device: torch.device) -> float:
-    """The first process's number, for all: their last digits may differ, their decisions must not."""
+    """The first process's number, for all processes: last digits may differ between them, decisions must not."""
     if processes() == 1:
         return number
     _meet()

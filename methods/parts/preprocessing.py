@@ -1,7 +1,7 @@
-"""How an image becomes the square of pixels that a CLIP sees: resizing, cropping, resampling, mean and deviation.
+"""How an image becomes the square of pixels that a CLIP takes: resizing, cropping, resampling, mean and deviation.
 
 :class:`ImageProcessing` is read from a checkpoint's image processor (``preprocessor_config.json``) and follows it as
-``transformers`` does with Pillow. The backbone carries it, caches of pixels are keyed by it and records state it. This
+``transformers`` does with Pillow. It is part of the backbone, of the keys of cached pixels and of the records. This
 module imports neither torch nor transformers.
 """
 
@@ -65,7 +65,7 @@ _WHOLE = 1 << 25
 
 
 class ProcessingError(ValueError):
-    """An image processor that cannot be followed; one line that names the key, its value and what to write."""
+    """An image processor that is not supported; one line that names the key, its value and what to write."""
 
 
 @dataclass(frozen=True)
@@ -94,17 +94,17 @@ class ImageProcessing:
 
     @classmethod
     def clip(cls, size: int) -> Self:
-        """OpenAI's own: the shorter edge to ``size``, the central square of it, bicubic."""
+        """OpenAI's: the shorter edge to ``size``, the central square of it, bicubic."""
         return cls(size, "shortest_edge", (size,), (size, size))
 
     @classmethod
     def at(cls, how: int | ImageProcessing) -> ImageProcessing:
-        """The processing itself; that of a backbone for its :class:`ImageSize`, OpenAI's own for any other size."""
+        """The processing itself; that of a backbone for its :class:`ImageSize`, OpenAI's for any other size."""
         if isinstance(how, ImageSize):
             return how.processing
         return cls.clip(how) if isinstance(how, int) else how
 
-    def released(self) -> Self:
+    def official(self) -> Self:
         """What ``--rules official`` uses: the central square, bicubic, as stored; mean and deviation are kept."""
         return replace(
             self, resize="fit", to=(self.size, self.size), crop=None, resample="bicubic", orientation="as stored"
@@ -132,8 +132,8 @@ class ImageProcessing:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any], size: int) -> Self:
-        """Read :meth:`record` again; what is missing is CLIP's own at ``size``."""
-        own = cls.clip(size)
+        """Read :meth:`record` again; what is missing is CLIP's at ``size``."""
+        default = cls.clip(size)
         changes: dict[str, Any] = {
             name: record[name] for name in ("size", "resample", "orientation") if record.get(name) is not None
         }
@@ -144,7 +144,7 @@ class ImageProcessing:
         for name in ("mean", "std"):
             if record.get(name):
                 changes[name] = tuple(float(value) for value in record[name])
-        return replace(own, **changes)
+        return replace(default, **changes)
 
     # --- images -------------------------------------------------------------------------------------------------------
 
@@ -182,8 +182,8 @@ class ImageProcessing:
         height, width = self._resized(image.height, image.width)
         rows, columns = self.crop or (height, width)
         top, left = (height - rows) // 2, (width - columns) // 2
-        shown = (max(0, left), max(0, top), min(width, left + columns), min(height, top + rows))
-        pixels = np.asarray(_resized_part(image, (width, height), shown, method))
+        part = (max(0, left), max(0, top), min(width, left + columns), min(height, top + rows))
+        pixels = np.asarray(_resized_part(image, (width, height), part, method))
         if pixels.shape[:2] != (rows, columns):
             canvas = np.zeros((rows, columns, 3), dtype=np.uint8)
             canvas[max(0, -top) : max(0, -top) + pixels.shape[0], max(0, -left) : max(0, -left) + pixels.shape[1]] = (
@@ -219,10 +219,10 @@ def _resized_part(
 def read_processor(config: Mapping[str, Any], image_size: int) -> ImageProcessing:
     """The processing that an image processor's config asks for, for a model of ``image_size`` pixels.
 
-    A key that is missing is what ``transformers`` takes for it; a switch that is null is off, as there.
+    A missing key has the default of ``transformers``; a switch that is null is off, as there.
 
     Raises:
-        ProcessingError: a key that cannot be followed, or a result that is not the model's square.
+        ProcessingError: a key that is not supported, or a result that is not the model's square.
     """
     defaults = _defaults(config)
     values = {**defaults, **config}
@@ -322,7 +322,7 @@ def _check_result(
     if crop is not None:
         if crop != (side, side):
             raise ProcessingError(
-                f"crop_size {_said(config, 'crop_size', crop)}, but {wanted} (vision_config.image_size)"
+                f"crop_size {_sides_of(config, 'crop_size', crop)}, but {wanted} (vision_config.image_size)"
             )
     elif resize == "none":
         raise ProcessingError(
@@ -335,10 +335,10 @@ def _check_result(
             f" {{'height': {side}, 'width': {side}}}"
         )
     elif to != (side, side):
-        raise ProcessingError(f"size {_said(config, 'size', to)}, but {wanted} (vision_config.image_size)")
+        raise ProcessingError(f"size {_sides_of(config, 'size', to)}, but {wanted} (vision_config.image_size)")
 
 
-def _said(config: Mapping[str, Any], key: str, sides: tuple[int, ...]) -> str:
+def _sides_of(config: Mapping[str, Any], key: str, sides: tuple[int, ...]) -> str:
     shown = " x ".join(map(str, sides))
     return shown if key in config else f"missing, which means {shown}"
 

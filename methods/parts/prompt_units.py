@@ -22,7 +22,7 @@ TEXT_TEMPLATE = "a photo of {name} from {context} domain."
 CONTEXT_STD = 0.02
 
 #: Which token of the image sequence becomes the image feature. ``class_token``: the papers' choice. ``first_prompt``:
-#: index 1, as in the released code of both papers (the first domain prompt token, where there is one).
+#: index 1, as in the official code of both papers (the first domain prompt token, where there is one).
 ReadOut = Literal["class_token", "first_prompt"]
 _READ_INDEX: dict[ReadOut, int] = {"class_token": 0, "first_prompt": 1}
 

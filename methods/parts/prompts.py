@@ -1,11 +1,11 @@
 """Text prompts with learned context, and the text tower that computes their common prefix once.
 
-A prompt is ``[start] words and context slots [end]``. Prompts of different classes begin alike: CoOp and AD-CLIP with
-the start token and the whole learned context, ProS and UCDR-Adapter with ``a photo of``. The text tower is causal, so
-the states of that common prefix do not depend on the class: :func:`encode_prompts` computes its keys and values once
-(or once per image, where the context depends on the image) and lets every class's suffix attend to them. It also
-runs classes of like length together and cuts each such part at its longest end (docs/methods.md, "Exact speed", 1
-and 2). ``shared_prefix=False`` is the plain path with the same numbers.
+A prompt is ``[start] words and context slots [end]``. Prompts of different classes begin with the same tokens: in CoOp
+and AD-CLIP the start token and the whole learned context, in ProS and UCDR-Adapter ``a photo of``. The text tower is
+causal, so the states of that common prefix do not depend on the class: :func:`encode_prompts` computes its keys and
+values once (or once per image, where the context depends on the image) and lets every class's suffix attend to them.
+It also runs classes of equal length together and cuts each such part at its longest end (docs/methods.md, "Exact
+speed", 1 and 2). ``shared_prefix=False`` is the plain path with the same numbers.
 
 Shapes: C classes, L context length, m context slots, v text width, B images, E embedding width.
 """
@@ -38,7 +38,7 @@ class PromptTemplate:
     slots: [C, m], the positions of the context vectors in each prompt, increasing.
     eot: [C], the position of the end of text, where a prompt is read.
     prefix_length: number of leading positions that are the same in all C prompts (at least the start token).
-    prefix_slots: how many of the m slots lie in that prefix.
+    prefix_slots: how many of the m slots are in that prefix.
     longest: the largest eot.
     """
 
@@ -53,7 +53,7 @@ class PromptTemplate:
     def build(cls, backbone: Backbone, names: Sequence[str], template: str, context: int = 0) -> Self:
         """Write ``template`` for every class.
 
-        ``template`` holds ``{name}`` and, for learned context, ``{context}``, which stands for ``context`` slots set
+        ``template`` holds ``{name}`` and, for learned context, ``{context}``, the place of ``context`` slots, set
         off by spaces: ``"{context} {name}."``, ``"a photo of {name} from {context} domain."``.
 
         Raises:
@@ -90,7 +90,7 @@ class PromptTemplate:
         slots = slots.long().to(backbone.device)
         eot = backbone.eot_positions(ids)
         if slots.shape[1] and bool((slots.amax(dim=1) >= eot).any()):
-            raise BackboneError("a context slot lies behind the end of text: check the prompt's slots")
+            raise BackboneError("a context slot is behind the end of text: check the prompt's slots")
         marked = ids.scatter(1, slots, -1)
         same = (marked == marked[:1]).all(dim=0).long()
         common = int(same.cumprod(dim=0).sum())
@@ -107,9 +107,9 @@ class PromptTemplate:
 
     @cached_property
     def by_length(self) -> list[tuple[Tensor, "PromptTemplate"]]:
-        """The classes, shortest prompts first, in parts of like length: each part's class indices and prompts.
+        """The classes, shortest prompts first, in parts of equal length: each part's class indices and prompts.
 
-        A part is cut at its own longest prompt, so that one long class name does not make all classes as long.
+        A part is cut at its longest prompt, so that one long class name does not make all classes as long.
         """
         order = self.eot.cpu().argsort(stable=True)
         lengths = self.eot.cpu()[order].tolist()
@@ -191,7 +191,7 @@ def encode_prompts(
 
 
 def _read_plain(backbone: Backbone, prompts: PromptTemplate, context: Tensor, *, cut: bool) -> Tensor:
-    """Every prompt on its own, context [S, m, v] -> [S, C, v]."""
+    """Every prompt by itself, context [S, m, v] -> [S, C, v]."""
     embedded = _with_context(backbone.embed_tokens(prompts.ids), prompts.slots, context)
     with backbone.autocast():
         read = backbone.text.run(embedded.flatten(0, 1), prompts.eot.repeat(context.shape[0]), cut=cut)

@@ -9,7 +9,7 @@ __all__ = ["Linear", "Propagation"]
 
 
 class Propagation(MessagePassing):
-    """Ahat H: every node receives the weighted sum of its neighbours and of itself."""
+    """Ahat H: the output of a node is the weighted sum over its neighbours and itself."""
 
     def __init__(self) -> None:
         super().__init__(aggr="add")
@@ -20,5 +20,5 @@ class Propagation(MessagePassing):
         return received
 
     def message(self, x_j: Tensor, weights: Tensor) -> Tensor:
-        """What a neighbour sends."""
+        """The weighted features of the senders [M, F]."""
         return weights.unsqueeze(-1) * x_j

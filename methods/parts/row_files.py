@@ -1,9 +1,9 @@
-"""Tensors with one row an image, in memory-mapped files that are filled bit by bit and survive the process.
+"""Tensors with one row an image, in memory-mapped files that are filled in parts and outlive the process.
 
 For values of so many images that they should not be held in memory: the system keeps in memory what is in use, and
-whoever is killed goes on with the rows that are not filled yet. ``FOLDER/about.json`` says names, shapes and types,
-``NAME.bin`` holds the rows one after the other, ``filled.bin`` a mark and a CRC-32 of its values for each row, written
-after the values have reached the disk. A row whose values do not fit its checksum counts as not filled; each row is
+after an interruption the rows that are not filled yet are computed. ``FOLDER/about.json`` holds names, shapes and
+types, ``NAME.bin`` the rows one after the other, ``filled.bin`` a mark and a CRC-32 of its values for each row, written
+after the values have reached the disk. A row whose values do not match its checksum counts as not filled; each row is
 checked once by each :class:`RowFiles`, when :attr:`RowFiles.filled` is asked for. Several processes may fill the same
 files if they write the same values.
 """
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Room on the disk that these files leave alone, in bytes.
+#: Bytes that these files leave free on the disk.
 SPARE = 1 << 30
 
 #: What ``filled.bin`` holds for a row.
@@ -49,14 +49,14 @@ class RowFiles:
                 self.remove()
 
     @property
-    def begun(self) -> bool:
-        """Whether there are files to go on with."""
+    def started(self) -> bool:
+        """Whether there are files to continue."""
         return bool(self._kinds)
 
     @property
     def filled(self) -> np.ndarray:
-        """Which rows are there, and whole: bool ``[count]``."""
-        if not self.begun:
+        """Which rows are filled and undamaged: bool ``[count]``."""
+        if not self.started:
             return np.zeros(self.count, dtype=bool)
         marks = np.fromfile(self._marks, dtype=MARK)
         there: np.ndarray = marks["filled"] == 1
@@ -71,8 +71,8 @@ class RowFiles:
 
         Raises ``OSError`` (no space left) before anything is written if the files would fill the disk.
         """
-        if not self.begun:
-            self._begin({name: (value.dtype, tuple(value.shape[1:])) for name, value in values.items()})
+        if not self.started:
+            self._create({name: (value.dtype, tuple(value.shape[1:])) for name, value in values.items()})
         if values.keys() != self._kinds.keys():
             raise ValueError(f"{self.folder} holds {sorted(self._kinds)}, not {sorted(values)}: delete it")
         runs = np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1)
@@ -101,7 +101,7 @@ class RowFiles:
         for name, (dtype, shape) in self._kinds.items():
             raw = self._raw(name)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch wishes arrays to be writable
+                warnings.simplefilter("ignore")  # torch expects writable arrays
                 found[name] = torch.from_numpy(raw).view(dtype).view(self.count, *shape)
         return found
 
@@ -135,13 +135,13 @@ class RowFiles:
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.bin"
 
-    def _begin(self, kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+    def _create(self, kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         needed = self.count * sum(row_bytes(*kind) for kind in kinds.values())
         if shutil.disk_usage(self.folder).free < needed + SPARE:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} for {needed / 2**30:.1f} GiB", str(self.folder))
         for name, kind in kinds.items():
-            with self._file(name).open("ab") as file:  # another process may have begun them: nothing is cut off
+            with self._file(name).open("ab") as file:  # another process may have created them: nothing is cut off
                 file.truncate(self.count * row_bytes(*kind))
         with self._marks.open("ab") as file:
             file.truncate(self.count * MARK.itemsize)

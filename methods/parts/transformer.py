@@ -123,7 +123,7 @@ def run_block_after_prefix(block: Block, hidden: Tensor, prefix: KeysValues, ind
     values = _split_heads(attention.v_proj(normed), attention.num_heads)
     tokens = torch.arange(hidden.shape[-2], device=hidden.device)
     if index is None:
-        hidden_after = (tokens > tokens[:, None])[None, None, None]  # [1, 1, 1, T, T]: True where the future lies
+        hidden_after = (tokens > tokens[:, None])[None, None, None]  # [1, 1, 1, T, T]: True for later tokens
     else:
         hidden_after = (tokens > index[:, None])[None, :, None, None]  # [1, C, 1, 1, T]
         hidden, normed = take_token(hidden, index), take_token(normed, index)

@@ -1,10 +1,10 @@
-"""Class graphs from WordNet: synonyms, ancestors, edges, what a graph network sees of them (docs/methods.md, SRE-CLIP).
+"""Class graphs from WordNet for a graph network: synonyms, ancestors, edges, node vectors (docs/methods.md, SRE-CLIP).
 
 Nodes are the classes, in the order given, then all their ancestors by synset name. Edges are WordNet's hypernymy;
 :func:`row_normalised` makes propagation weights of them: both directions, a self loop a node, rows summing to one.
 A class that WordNet does not know is a node without edges. The same names always give the same graph.
 
-C classes, N nodes, K edges.
+Shapes: C classes, N nodes, K edges, M messages of the graph network, E embedding width of CLIP.
 """
 
 import functools
@@ -32,27 +32,28 @@ def wordnet_path() -> Path:
     Raises:
         WordNetError: as :func:`wordnet` does.
     """
-    place = wordnet()._root
-    return Path(place.zipfile.filename if hasattr(place, "zipfile") else str(place))
+    root = wordnet()._root
+    return Path(root.zipfile.filename if hasattr(root, "zipfile") else str(root))
 
 
 def find_synset(name: str, synset: str = "") -> Any | None:
-    """The noun synset of a class: the one named, else the commonest sense of the class name, else None.
+    """The noun synset of a class: ``synset`` if given, else the commonest sense of the class name, else None.
 
-    Underscores, spaces and hyphens of ``name`` may stand for each other, or for nothing.
+    Underscores, spaces and hyphens of ``name`` may replace each other, or be left out.
 
     Raises:
-        WordNetError: WordNet is missing, or it has no synset of the name given.
+        WordNetError: WordNet is missing, or it has no synset of that name.
     """
     return named_synset(name, synset) if synset else next(iter(senses(name, strict=True)), None)
 
 
 def synsets_of(names: Sequence[str], given: Mapping[str, str], choice: SenseChoice) -> list[Any | None]:
-    """The synset of each class, None for a class without one: the one given, else by ``choice``, ``first`` the
-    commonest sense of the name, ``context`` the one nearest to the other classes.
+    """The synset of each class, None for a class without one: that in ``given``, else by ``choice``.
+
+    ``first``: the commonest sense of the name; ``context``: the sense nearest to the other classes'.
 
     Raises:
-        WordNetError: WordNet is missing, or it has no synset of a name given.
+        WordNetError: WordNet is missing, or it has no synset of a given name.
     """
     if choice == "context":
         chosen = choose_senses(names, given)
@@ -66,26 +67,26 @@ def _parents(synset: Any) -> list[Any]:
 
 
 def _ancestors(synsets: Iterable[Any]) -> dict[str, Any]:
-    """Everything above the given synsets, by name."""
-    above: dict[str, Any] = {}
-    waiting = list(synsets)
-    while waiting:
-        for parent in _parents(waiting.pop()):
-            if parent.name() not in above:
-                above[parent.name()] = parent
-                waiting.append(parent)
-    return above
+    """All hypernyms of the given synsets, direct and indirect, by name."""
+    ancestors: dict[str, Any] = {}
+    queue = list(synsets)
+    while queue:
+        for parent in _parents(queue.pop()):
+            if parent.name() not in ancestors:
+                ancestors[parent.name()] = parent
+                queue.append(parent)
+    return ancestors
 
 
 def _words(name: str, synset: Any | None) -> tuple[str, ...]:
     """The class name (if any), then the synset's lemmas; spaces for underscores, each word once whatever its case."""
     words = [name] if name else []
     words += [] if synset is None else synset.lemma_names()
-    once: dict[str, str] = {}
+    distinct: dict[str, str] = {}
     for word in words:
         spaced = word.replace("_", " ").strip()
-        once.setdefault(spaced.lower(), spaced)
-    return tuple(once.values())
+        distinct.setdefault(spaced.lower(), spaced)
+    return tuple(distinct.values())
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ class WordGraph:
     """Classes and their ancestors.
 
     ``classes`` C; ``synsets`` N synset names ("" for a class without one); ``words`` N tuples of synonyms, the class
-    name first; ``edges`` [K, 2] int64 (parent, child), sorted, each once; ``source`` and ``seed`` as given to
-    :func:`build_graph`, ``choice`` too.
+    name first; ``edges`` [K, 2] int64 (parent, child), sorted, each once; ``source``, ``seed`` and
+    ``choice`` as given to :func:`build_graph`.
     """
 
     classes: int
@@ -119,26 +120,32 @@ def build_graph(
     seed: int = 0,
     choice: SenseChoice = "context",
 ) -> WordGraph:
-    """The graph of C class names; ``synsets`` names the synset of a class where its name alone might mislead, and
-    ``choice`` says how the others' are found (:func:`synsets_of`).
+    """The graph of C class names.
 
-    ``source``: "wordnet"; "random", the same nodes with every edge's parent drawn anew (from ``seed``); "none", the
-    classes alone, without edges. Of two classes with one synset both get its parents, the first gets its children.
+    * ``synsets``: the synset name of a class where the class name alone might mislead; ``choice``: how the synsets of
+      the other classes are found (:func:`synsets_of`).
+    * ``source``: "wordnet"; "random", the same nodes with every edge's parent drawn anew (from ``seed``); "none", the
+      classes alone, without edges.
+
+    Of two classes with one synset both get its parents, the first gets its children.
+
+    Raises:
+        WordNetError: WordNet is missing, or it has no synset of a given name.
     """
-    found = synsets_of(names, synsets or {}, choice)
+    of_class = synsets_of(names, synsets or {}, choice)
     node: dict[str, int] = {}
-    for row, synset in enumerate(found):
+    for row, synset in enumerate(of_class):
         if synset is not None:
             node.setdefault(synset.name(), row)
-    above = {} if source == "none" else _ancestors(synset for synset in found if synset is not None)
-    fresh = [above[key] for key in sorted(above.keys() - node.keys())]
-    node.update({synset.name(): len(names) + row for row, synset in enumerate(fresh)})
-    everyone = [*found, *fresh]
-    edges = [] if source == "none" else _edges(enumerate(everyone), node)
+    ancestors = {} if source == "none" else _ancestors(synset for synset in of_class if synset is not None)
+    added = [ancestors[key] for key in sorted(ancestors.keys() - node.keys())]
+    node.update({synset.name(): len(names) + row for row, synset in enumerate(added)})
+    of_node = [*of_class, *added]
+    edges = [] if source == "none" else _edges(enumerate(of_node), node)
     graph = WordGraph(
         classes=len(names),
-        synsets=tuple("" if synset is None else synset.name() for synset in everyone),
-        words=tuple(_words(name, synset) for name, synset in zip([*names, *[""] * len(fresh)], everyone, strict=True)),
+        synsets=tuple("" if synset is None else synset.name() for synset in of_node),
+        words=tuple(_words(name, synset) for name, synset in zip([*names, *[""] * len(added)], of_node, strict=True)),
         edges=torch.tensor(edges, dtype=torch.int64).view(-1, 2),
         source=source,
         seed=seed,
@@ -148,37 +155,40 @@ def build_graph(
 
 
 def extend_graph(graph: WordGraph, name: str, synset: str = "") -> tuple[WordGraph, int]:
-    """The graph with one more class -> (graph, the class's node): as if it had been built with that name, too, but
-    for the synsets of the classes that were there, which stay.
+    """The graph with one more class -> (graph, the class's node).
 
-    The nodes that were there keep their places; the class and those of its ancestors that are new follow. A class that
-    was an ancestor already stays where it was and becomes a named class. A "random" graph keeps its edges, and the new
-    ones start at random old nodes, drawn from the seed and the name.
+    It is the graph that :func:`build_graph` gives with that name too, except that the synsets of the other classes do
+    not change. Old nodes keep their numbers; the class and those of its ancestors that are new follow. A class that
+    was an ancestor already keeps its node, which becomes a named class. A "random" graph keeps its edges; the new edges
+    start at random old nodes, drawn from the seed and the name.
+
+    Raises:
+        WordNetError: WordNet is missing, or it has no synset of that name.
     """
     if synset or graph.choice == "first":
-        found = find_synset(name, synset)
+        sense = find_synset(name, synset)
     else:
-        found = nearest_sense(name, graph.synsets[: graph.classes])
-    key = "" if found is None else found.name()
+        sense = nearest_sense(name, graph.synsets[: graph.classes])
+    key = "" if sense is None else sense.name()
     if key in graph.synsets[graph.classes :] and key:
         row = graph.synsets.index(key, graph.classes)
-        words = (*graph.words[:row], _words(name, found), *graph.words[row + 1 :])
+        words = (*graph.words[:row], _words(name, sense), *graph.words[row + 1 :])
         return replace(graph, words=words), row
     row = graph.nodes
     node = {key: number for number, key in reversed(list(enumerate(graph.synsets))) if key}
-    above = {} if found is None or graph.source == "none" else _ancestors([found])
-    fresh = [above[key] for key in sorted(above.keys() - node.keys())]
-    node.update({synset.name(): row + 1 + number for number, synset in enumerate(fresh)})
-    added = torch.tensor(_edges(enumerate([found, *fresh], start=row), node) if above else [], dtype=torch.int64)
-    added = added.view(-1, 2)
+    ancestors = {} if sense is None or graph.source == "none" else _ancestors([sense])
+    added = [ancestors[key] for key in sorted(ancestors.keys() - node.keys())]
+    node.update({synset.name(): row + 1 + number for number, synset in enumerate(added)})
+    new_edges = _edges(enumerate([sense, *added], start=row), node) if ancestors else []
+    edges = torch.tensor(new_edges, dtype=torch.int64).view(-1, 2)
     if graph.source == "random":
         digest = hashlib.sha256(f"{graph.seed}:{name}".encode()).digest()
-        added = _rewire(added, graph.nodes, int.from_bytes(digest[:7], "little"))
+        edges = _rewire(edges, graph.nodes, int.from_bytes(digest[:7], "little"))
     extended = replace(
         graph,
-        synsets=(*graph.synsets, key, *(synset.name() for synset in fresh)),
-        words=(*graph.words, _words(name, found), *(_words("", synset) for synset in fresh)),
-        edges=torch.cat([graph.edges, added]),
+        synsets=(*graph.synsets, key, *(synset.name() for synset in added)),
+        words=(*graph.words, _words(name, sense), *(_words("", synset) for synset in added)),
+        edges=torch.cat([graph.edges, edges]),
     )
     return extended, row
 
@@ -219,10 +229,10 @@ def row_normalised(edges: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Field:
-    """What a graph network of L layers computes at some nodes depends on this part of the graph and on nothing else.
+    """The receptive field of some nodes: the part of the graph that a graph network of L layers reads for them.
 
-    ``nodes`` [n]: graph nodes, the asked-for ones first, then by distance and number; ``sizes`` (s_0, ..., s_L): how
-    many of them lie within 0, 1, ..., L steps; ``messages`` [2, M] and ``weights`` [M] between positions in ``nodes``,
+    ``nodes`` [n]: graph nodes, the nodes in question first, then by distance and number; ``sizes`` (s_0, ..., s_L): how
+    many of them are within 0, 1, ..., L steps; ``messages`` [2, M] and ``weights`` [M] between positions in ``nodes``,
     into the s_{L-1} nearest ones, sorted by receiver. Layer l of L turns s_{L-l+1} rows into s_{L-l}.
     """
 
@@ -237,14 +247,14 @@ class Field:
         return tuple(int((self.messages[1] < size).sum()) for size in self.sizes[:-1])
 
     def to(self, device: torch.device) -> "Field":
-        """The same on another device."""
+        """The field with messages and weights on another device."""
         moved = replace(self, messages=self.messages.to(device), weights=self.weights.to(device))
         _ = moved.counts  # read once, so that no training step has to wait for the device
         return moved
 
 
 def receptive_field(edges: Tensor, nodes: int, rows: Sequence[int], layers: int = 2) -> Field:
-    """The part of a graph (edges [K, 2] over N nodes) that ``layers`` rounds of propagation carry to ``rows``."""
+    """The field of the nodes ``rows`` in a graph (edges [K, 2] over N nodes) for ``layers`` rounds of propagation."""
     (sender, receiver), weights = row_normalised(edges, nodes)
     order = torch.tensor(list(rows), dtype=torch.int64)
     known = torch.zeros(nodes, dtype=torch.bool)
@@ -271,7 +281,7 @@ def receptive_field(edges: Tensor, nodes: int, rows: Sequence[int], layers: int 
 def text_vectors(backbone: Backbone, words: Sequence[tuple[str, ...]], template: str) -> Tensor:
     """Mean CLIP text embedding of each of n nodes' words in the ``template`` -> [n, E], L2-normalised.
 
-    A node is encoded by itself, so that the last bits do not depend on its neighbours, and once in a process.
+    Each node is encoded in a batch of its own, so that the last bits do not depend on the others, and once a process.
     """
     texts = [tuple(template.format(word) for word in node) for node in words]
 

@@ -80,7 +80,7 @@ class ImageTextMethod(Method):
     one_process = ""
     #: Names the training in logs and curves.
     stage: ClassVar[str]
-    #: The lowest learning rate of the released schedule.
+    #: The lowest learning rate of the official schedule (``schedule`` "released").
     lowest_rate: ClassVar[float] = RATE_FLOOR
     #: Numbers that, with the run's seed, seed the batches and the augmentation.
     seed_parts: ClassVar[tuple[int, int]] = (1, 2)
@@ -144,7 +144,7 @@ class ImageTextMethod(Method):
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
         """Train on the labelled images."""
-        config, begun = self.config, time.perf_counter()
+        config, start = self.config, time.perf_counter()
         sampler: Sampler = getattr(config, "sampler", "reshuffled")
         batch_part, augment_part = self.seed_parts
         self.parameters = self.build(seed)
@@ -184,7 +184,7 @@ class ImageTextMethod(Method):
             images=epoch_images(data, sampler, config.batch_size),
             rate=rate if getattr(config, "schedule", "constant") == "released" else None,
         )
-        report.seconds = time.perf_counter() - begun
+        report.seconds = time.perf_counter() - start
         return report
 
     # --- inference ---

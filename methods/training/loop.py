@@ -135,7 +135,7 @@ def run_stage(
     best_score, best_step, waited = -math.inf, 0, 0
     best: dict[str, Tensor] = {}
     every = max(1, steps // CURVE_POINTS)
-    begun = report.steps
+    first = report.steps
     for step in range(steps):
         if learning_rate is not None:
             for optimizer in optimizers:
@@ -161,7 +161,7 @@ def run_stage(
             after_step(step)
         report.steps += 1
         if step % every == 0 or step == steps - 1:
-            report.losses.append({"stage": stage, "step": begun + step, "loss": round(number, 6)})
+            report.losses.append({"stage": stage, "step": first + step, "loss": round(number, 6)})
         log(stage=stage, step=step + 1, steps=steps, loss=number)
         last = step == steps - 1
         if select and ((step + 1) % validate_every == 0 or last):

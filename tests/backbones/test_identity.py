@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.reporting.leaderboard import settings_of, tables
 
 from benchmarks.datasets.registry import DATASETS
+from benchmarks.reporting.tables import score_tables, settings_of
 from benchmarks.run import main
 from benchmarks.runner import embeddings
 from benchmarks.store.files import ResultStore
@@ -74,10 +74,10 @@ def test_each_setup_of_a_checkpoint_keeps_its_own_scores(
     assert {path: path.stat().st_mtime_ns for path in out.rglob("cells/**/*.json")} == stamps
     found = load_results(out)
     shown = {
-        setting.identity: {row.label: row.mean.value for row in tables(found, setting)[0].rows}
+        setting.identity: {row.label: row.mean.value for row in score_tables(found, setting)[0].rows}
         for setting in settings_of(found)
     }
     assert len(shown) == 2
     truth = load_results(tmp_path / "fresh")
     setting = settings_of(truth)[0]
-    assert shown[setting.identity] == {row.label: row.mean.value for row in tables(truth, setting)[0].rows}
+    assert shown[setting.identity] == {row.label: row.mean.value for row in score_tables(truth, setting)[0].rows}

@@ -15,8 +15,9 @@ import pytest
 import benchmarks
 from benchmarks import ablate, cli, run
 from benchmarks.console import duration
-from benchmarks.reporting import ablation_tables, leaderboard
-from benchmarks.reporting.page import Drawn
+from benchmarks.reporting.ablation_tables import ablation_tables
+from benchmarks.reporting.plot_collector import PlannedPlots
+from benchmarks.reporting.tables import settings_of
 from benchmarks.runner.ablation_plan import AblationPlan, plan_ablation
 from benchmarks.runner.estimate import PastCosts, estimate
 from benchmarks.runner.plan import plan, search_inputs, search_key
@@ -41,7 +42,9 @@ def _registered() -> Iterator[None]:
 
 @pytest.fixture
 def options(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr("benchmarks.reporting.figures.draw", lambda *_: Drawn())
+    monkeypatch.setattr(
+        "benchmarks.reporting.plot_collector.draw_setting", lambda _, collector: PlannedPlots(collector)
+    )
     fixed = ["--backbone", str(tiny_folder), "--datasets", "tiny", "--preset", "full", "--jobs", "1", "--threads", "1"]
     return [*fixed, "--out", str(tmp_path / "results")]
 
@@ -92,7 +95,7 @@ def test_a_failed_arm_is_shown_and_never_averaged(
     monkeypatch.setattr(Learner, "fit", failing)
     assert ablate.main([*options, "--methods", "learner", "--protocols", "ucdr"]) == 1
     frame = benchmarks.load_results(tmp_path / "results")
-    (table,) = ablation_tables.ablations(frame, leaderboard.settings_of(frame)[0])
+    (table,) = ablation_tables(frame, settings_of(frame)[0])
     assert list(table.scores) == ["default", "centred", "still"]
     first = table.questions[0]
     assert table.difference("still", first) is not None
@@ -171,7 +174,7 @@ def test_arms_hang_from_the_default_they_were_switched_in(tmp_path: Path) -> Non
         values[factor, steps, seed, split] = table["ap@all"].mean()
     add(store, "learner", "line", retrieval_table(np.ones(36)), config={"steps": 3, "still": True}, ablation="still")
     frame = benchmarks.load_results(tmp_path)
-    few, many = ablation_tables.ablations(frame, leaderboard.settings_of(frame)[0])
+    few, many = ablation_tables(frame, settings_of(frame)[0])
     assert (few.method, many.method, few.owner) == ("learner (steps=3)", "learner (steps=9)", "learner")
     question = few.questions[0]
     mean = {

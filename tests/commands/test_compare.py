@@ -251,7 +251,7 @@ def test_a_damaged_record_is_reported_and_left_out(
     new.path(written.cell, written.key).with_suffix(".parquet").write_bytes(b"cut")
     code, out, err = run(capsys, old.root, new.root)
     assert code == 1
-    assert "was altered or cut; run the command of its sweep again, or delete the file" in err
+    assert "was altered or cut; run its command again, or delete the file" in err
     assert "LOST, only in OLD: pros on tiny/ucdr/glyph" in out
     assert "1 cells compared" in out
 

@@ -257,13 +257,13 @@ def test_open_clips_config_is_followed(clip: OpenAIClip, vocabulary: Path, tmp_p
         expected = clip.visual(pixels)
     torch.testing.assert_close(backbone.encode_images(pixels), expected, rtol=1e-4, atol=1e-4)
     for changes, reason in (
-        ({"vision_cfg": {"width": 256}}, "has 128, where its config says vision_cfg.width 256"),
-        ({"vision_cfg": {"timm_model_name": "vit"}}, "timm_model_name 'vit' is not what"),
-        ({"custom_text": True}, "custom_text True is not what"),
+        ({"vision_cfg": {"width": 256}}, "has vision_cfg.width 128, but its config has 256"),
+        ({"vision_cfg": {"timm_model_name": "vit"}}, "timm_model_name 'vit' is not supported"),
+        ({"custom_text": True}, "custom_text True is not supported"),
         ({"vision_cfg": {"head_width": 48}}, "do not divide into heads of 48"),
-        ({"vision_cfg": {"image_size": [224, 224]}}, "has 32, where its config says vision_cfg.image_size 224"),
-        ({"preprocess_cfg": ["squash"]}, "preprocess_cfg .* is no dictionary"),
-        ({"preprocess_cfg": {"mean": [0.5]}}, r"preprocess_cfg.mean \[0.5\]: give three numbers"),
+        ({"vision_cfg": {"image_size": [224, 224]}}, "has vision_cfg.image_size 32, but its config has 224"),
+        ({"preprocess_cfg": ["squash"]}, "preprocess_cfg .* must be a dictionary"),
+        ({"preprocess_cfg": {"mean": [0.5]}}, r"preprocess_cfg.mean \[0.5\] must be three numbers"),
     ):
         open_clip_config(tmp_path, **changes)
         with pytest.raises(CheckpointError, match=reason) as caught:
@@ -364,7 +364,7 @@ def test_a_malicious_archive_is_refused(
             b"\x80\x02(X\x07\x00\x00\x00storagectorch\nObjectStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x02tQ.",
             "type",
         ),
-        (b"\x80\x02X\x01\x00\x00\x00aK\x01b.", "makes no sense"),
+        (b"\x80\x02X\x01\x00\x00\x00aK\x01b.", "is invalid"),
         (b"", "broken"),
         (b"\xff\xfe", "broken"),
     ],
@@ -449,8 +449,8 @@ def test_what_swells_is_refused(clip: OpenAIClip, tmp_path: Path) -> None:
         read_weights(packed)
     for value, reason in (
         (torch.zeros(1).expand(1 << 40), "reaches beyond its data"),
-        (torch.zeros(2, device="meta"), "no plain tensor"),
-        (torch.zeros(2, 2).to_sparse(), "no plain tensor"),
+        (torch.zeros(2, device="meta"), "not a plain tensor"),
+        (torch.zeros(2, 2).to_sparse(), "not a plain tensor"),
     ):
         with pytest.raises(CheckpointError, match=f"visual.proj.*{reason}|{reason}") as caught:
             read_weights(state_dict_file(clip, tmp_path / "odd.pt", **{"visual.proj": value}))
@@ -484,12 +484,13 @@ def test_files_that_are_no_clip(clip: OpenAIClip, vocabulary: Path, archive: Pat
     assert "broken" in error(tmp_path / "cut.pt")
     other = tmp_path / "other.pt"
     torch.save({"weight": torch.zeros(2)}, other)
-    assert "lacks visual.conv1.weight: it is not a CLIP in OpenAI's naming" in error(other)
+    assert "has no visual.conv1.weight: it is not a CLIP in OpenAI's naming" in error(other)
     torch.save({"visual.layer1.0.conv1.weight": torch.zeros(2)}, other)
     assert "ResNet" in error(other)
     torch.save([1, 2], other)
     assert "no state dict" in error(other)
-    assert "holds visual.more, which no CLIP" in error(state_dict_file(clip, other, **{"visual.more": torch.zeros(2)}))
+    more = state_dict_file(clip, other, **{"visual.more": torch.zeros(2)})
+    assert "has the weight visual.more, which no CLIP" in error(more)
     lacking = clip.state_dict()
     del lacking["ln_final.bias"]
     torch.save(lacking, other)
@@ -501,7 +502,7 @@ def test_files_that_are_no_clip(clip: OpenAIClip, vocabulary: Path, archive: Pat
         state_dict_file(clip, other, **{"visual.conv1.weight": torch.zeros(3)})
     )
     far = state_dict_file(clip, other, **{"transformer.resblocks.999999999.ln_1.bias": torch.zeros(64)})
-    assert "lacks some of transformer.resblocks" in error(far)
+    assert "is missing some of transformer.resblocks" in error(far)
     assert "expected (" in error(state_dict_file(clip, other, text_projection=torch.zeros(0, 1 << 40)))
     assert "it is not a CLIP" in error(other_names(other), tokenizer="no/tokenizer"), "the file comes first"
     empty = tmp_path / "empty"

@@ -374,7 +374,7 @@ def test_what_cannot_be_packed_is_refused_in_one_line(
     assert "no readable record" in refused(str(tmp_path / "empty"), "--out", str(tmp_path / "x"))
     assert "into itself" in refused(str(loose.root), "--out", str(loose.root))
     shutil.copytree(loose.root, tmp_path / "other")
-    assert "holds loose records" in refused(str(loose.root), "--out", str(tmp_path / "other"))
+    assert "has loose records" in refused(str(loose.root), "--out", str(tmp_path / "other"))
     assert "rounded" in refused(lean, "--out", str(tmp_path / "x"), "--per-query", "full")
     assert "cannot give --top 3" in refused(lean, "--out", str(tmp_path / "x"), "--top", "3")
     assert "--top takes" in refused(str(loose.root), "--out", str(tmp_path / "x"), "--top", "-1")

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.reporting.figures import draw
 
 import benchmarks
 from benchmarks import cli, data, report, run
 from benchmarks.protocols.dazsl import Dazsl
-from benchmarks.reporting.page import Drawn
+from benchmarks.reporting.plot_collector import PlannedPlots, draw_setting
 from methods.registry import METHODS
 
 Command = Callable[..., int]
-DRAW = draw
+DRAW = draw_setting
 
 
 @pytest.fixture
@@ -27,7 +26,9 @@ def command(tiny_dataset: type, tiny_folder: Path, tmp_path: Path, monkeypatch: 
 
     Plots, the slowest part, are left out unless a test asks for the fixture ``plots`` as well.
     """
-    monkeypatch.setattr("benchmarks.reporting.figures.draw", lambda *_: Drawn())
+    monkeypatch.setattr(
+        "benchmarks.reporting.plot_collector.draw_setting", lambda _, collector: PlannedPlots(collector)
+    )
 
     def call(*arguments: str) -> int:
         fixed = [
@@ -50,7 +51,7 @@ def command(tiny_dataset: type, tiny_folder: Path, tmp_path: Path, monkeypatch: 
 @pytest.fixture
 def plots(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     """Draw plots after all."""
-    monkeypatch.setattr("benchmarks.reporting.figures.draw", DRAW)
+    monkeypatch.setattr("benchmarks.reporting.plot_collector.draw_setting", DRAW)
 
 
 def test_one_command_gives_records_and_a_leaderboard(

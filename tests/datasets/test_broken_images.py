@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import data, run
 from benchmarks.datasets.own_folder import OwnFolder
-from benchmarks.reporting.page import Drawn
+from benchmarks.reporting.plot_collector import PlannedPlots
 from benchmarks.store.files import ResultStore
 from tests.datasets.trees import own_tree
 from tests.support.learners import learners
@@ -18,7 +18,9 @@ def test_it_is_one_failed_row_with_the_mend_and_never_replaced(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UCDR_BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("benchmarks.reporting.figures.draw", lambda *_: Drawn())
+    monkeypatch.setattr(
+        "benchmarks.reporting.plot_collector.draw_setting", lambda _, collector: PlannedPlots(collector)
+    )
     root, results = tmp_path / "my data" / "folder", tmp_path / "results"
     own_tree(root, domains=("drawing", "glyph", "photo"))
     name = OwnFolder(root).classes("test")[0]

@@ -58,8 +58,8 @@ def test_images_are_turned_upright(kind: str, orientation: int) -> None:
     assert np.abs(np.asarray(image).astype(int) - np.asarray(UPRIGHT)).max() <= (12 if kind == "JPEG" else 0)
     if kind != "TIFF":  # Pillow turns it itself
         assert decoding.upright(data, turn=False)[0].size == stored.size
-        as_stored = decode(data, ImageProcessing.clip(8).released())
-        assert np.array_equal(as_stored, ImageProcessing.clip(8).released().apply(Image.open(io.BytesIO(data))))
+        as_stored = decode(data, ImageProcessing.clip(8).official())
+        assert np.array_equal(as_stored, ImageProcessing.clip(8).official().apply(Image.open(io.BytesIO(data))))
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
@@ -186,7 +186,7 @@ def test_pixels_of_the_shipped_images_do_not_depend_on_how_a_square_is_named() -
     square = {"height": 64, "width": 64}
     for config in ({"size": square, "do_center_crop": False}, {"size": 64, "crop_size": 64}):
         assert (dataset.processed(rows, read_processor(config, 64)) == plain).all()
-    assert (dataset.processed(rows, ImageProcessing.clip(64).released()) == plain).all()
+    assert (dataset.processed(rows, ImageProcessing.clip(64).official()) == plain).all()
     cropped = dataset.processed(rows, read_processor({"size": 80, "crop_size": 64}, 64))
     assert cropped.shape == plain.shape
     inner = dataset.pixels(rows, 80)[:, :, 8:72, 8:72].mul(255)
@@ -204,9 +204,9 @@ def test_a_processing_has_its_own_cache(tmp_path: Path) -> None:
 
     clip = ImageProcessing.clip(8)
     squash = read_processor({"size": [8, 8], "do_center_crop": False}, 8)
-    folders = {store(how).folder for how in (clip, squash, clip.released())}
+    folders = {store(how).folder for how in (clip, squash, clip.official())}
     assert len(folders) == 3
-    for how in (clip, squash, clip.released()):
+    for how in (clip, squash, clip.official()):
         assert np.array_equal(store(how).pixels(np.array([0]))[0], how.apply(UPRIGHT))
 
 

@@ -616,7 +616,7 @@ def test_a_method_learns_and_is_scored_on_a_generated_tree(
     from benchmarks import load_results
     from benchmarks.run import main
 
-    monkeypatch.setattr("benchmarks.reporting.write.write_report", lambda *_, **__: [tmp_path, tmp_path])
+    monkeypatch.setattr("benchmarks.reporting.files.write_report", lambda *_, **__: [tmp_path, tmp_path])
     arguments = ["--methods", "zero_shot,coop", "--datasets", "i2awa,visda", "--data-root", str(trees)]
     arguments += ["--protocols", "uda,dazsl", "--preset", "smoke", "--backbone", str(tiny_folder), "--jobs", "1"]
     code = main([*arguments, "--out", str(tmp_path / "out")])

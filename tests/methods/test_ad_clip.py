@@ -18,32 +18,16 @@ from transformers import CLIPConfig
 
 import methods.ad_clip as ad_clip
 from methods.ad_clip import AdClip, AdClipConfig, VisionFeatures
-from methods.interface import FitReport, Images, TrainingData, WithheldError
+from methods.interface import FitReport, TrainingData, WithheldError
 from methods.official import ad_clip as official
 from methods.parts.backbone import Backbone, BackboneError
 from methods.parts.prompts import PromptTemplate, class_text, encode_prompts
+from tests.support.images import InMemoryImages
 
 CLASSES = ("cat", "hot_air_balloon", "dog", "sea_turtle")
 DOMAINS = ("clipart", "sketch", "icon")
 UNSEEN = ("horse", "alarm_clock")
 QUICK: dict[str, Any] = {"steps": 3, "batch_size": 4, "crop": 1.0, "flip": False, "anchors": 5}
-
-
-class Memory(Images):
-    """Images in memory."""
-
-    def __init__(self, pixels: Tensor) -> None:
-        self.values = pixels
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def pixels(self, index: Tensor) -> Tensor:
-        return self.values[index]
-
-    @property
-    def content(self) -> Sequence[str]:
-        return [str(image.double().sum().item()) for image in self.values]
 
 
 def drawn(cells: Sequence[tuple[int, int]], seed: int) -> Tensor:
@@ -60,12 +44,12 @@ def task(*, domains: int = 3, each: int = 2, target: bool = False, **extra: Any)
     return TrainingData(
         **{
             "protocol": "test",
-            "images": Memory(drawn(cells, 1)),
+            "images": InMemoryImages(drawn(cells, 1)),
             "labels": torch.tensor([c for _, c in cells]),
             "domains": torch.tensor([d for d, _ in cells]),
             "class_names": CLASSES,
             "domain_names": DOMAINS[:domains],
-            "target": Memory(drawn([(3, c) for c in range(4) for _ in range(2)], 2)) if target else None,
+            "target": InMemoryImages(drawn([(3, c) for c in range(4) for _ in range(2)], 2)) if target else None,
             **extra,
         }
     )
@@ -388,7 +372,7 @@ def test_target_images_are_the_second_half(tiny_backbone: Backbone, pairing: Lit
     source, target = next(method._pairs(data, 0))
     assert (len(source), len(target)) == ((10, 8) if pairing == "mean" else (8, 8))
     other = task(domains=1, target=True, each=3)
-    other._target = Memory(1 - other.target.pixels(torch.arange(8)))
+    other._target = InMemoryImages(1 - other.target.pixels(torch.arange(8)))
     one, two = (fitted(tiny_backbone, d, steps=2, pairing=pairing) for d in (data, other))
     assert not torch.allclose(one.encode_images(images(2)), two.encode_images(images(2)))
 

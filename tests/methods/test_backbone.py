@@ -339,7 +339,7 @@ def test_load_refuses_other_models_and_incomplete_or_foreign_parts(tmp_path: Pat
 
     more_layers = {**config["vision_config"], "num_hidden_layers": 3}
     (folder / "config.json").write_text(json.dumps({**config, "vision_config": more_layers}))
-    with pytest.raises(BackboneError, match=r"lacks \d+ weights, such as vision_model.encoder.layers.2"):
+    with pytest.raises(BackboneError, match=r"\d+ weights are missing, such as vision_model.encoder.layers.2"):
         Backbone.load(folder)
 
     other_end = {**config["text_config"], "eos_token_id": 7}
@@ -393,7 +393,7 @@ def changed_weight(name: str, value: float) -> Callable[[Path], None]:
         ),
         (changed_json("config.json", vision_config={"num_attention_heads": 5}), r"config.json .*heads \(5\)"),
         (changed_weight("text_projection.weight", float("nan")), "weight text_projection.weight is not finite"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer knows no words: put the .* tokenizer.json"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer has no words: put the .* tokenizer.json"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "put the checkpoint.s own tokenizer.json"),
         (
             lambda folder: (folder / "model.safetensors").rename(folder / "other.safetensors"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,25 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.floors import ConstantEmbedding, RandomConfig, RandomEmbedding, RawPixel, RawPixelConfig
-from methods.interface import Images, Method, NotApplicableError, TrainingData
+from methods.interface import Method, NotApplicableError, TrainingData
 from methods.parts.backbone import Backbone
+from tests.support.images import InMemoryImages
 
 FLOORS = (RandomEmbedding, ConstantEmbedding, RawPixel)
-
-
-class Given(Images):
-    def __init__(self, pixels: Tensor) -> None:
-        self._pixels = pixels
-
-    def __len__(self) -> int:
-        return len(self._pixels)
-
-    def pixels(self, index: Tensor) -> Tensor:
-        return self._pixels[index]
-
-    @property
-    def content(self) -> Sequence[str]:
-        return [str(i) for i in range(len(self))]
 
 
 def images(count: int, seed: int = 0) -> Tensor:
@@ -41,7 +26,7 @@ def data(count: int = 700) -> TrainingData:
     """Images of three of four classes (``ghost`` has none)."""
     return TrainingData(
         protocol="ucdr",
-        images=Given(images(count)),
+        images=InMemoryImages(images(count)),
         labels=torch.arange(count) % 3,
         domains=torch.zeros(count, dtype=torch.int64),
         class_names=["cat", "dog", "sea turtle", "ghost"],

@@ -141,7 +141,7 @@ def test_what_cannot_be_shared_is_refused_in_one_line(monkeypatch: pytest.Monkey
     monkeypatch.setattr(parallel, "processes", lambda: 4)
     monkeypatch.setattr(parallel, "rank", lambda: 1)
     assert parallel.share(torch.arange(8)).tolist() == [1, 5]
-    with pytest.raises(parallel.ParallelError, match=r"^a batch of 10 images cannot be shared out evenly over 4 pro"):
+    with pytest.raises(parallel.ParallelError, match=r"^a batch of 10 images cannot be divided evenly over 4 pro"):
         parallel.share(torch.arange(10))
     method = AdClip(tiny_backbone)
     with pytest.raises(parallel.ParallelError, match=r"^ad_clip trains in one process: its loss takes means over the "):

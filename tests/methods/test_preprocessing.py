@@ -107,12 +107,12 @@ def test_a_missing_crop_size_is_named_as_missing() -> None:
     assert read_processor({}, 224) == ImageProcessing.clip(224)
 
 
-def test_the_released_rules_take_the_central_square_as_stored() -> None:
+def test_the_official_rules_take_the_central_square_as_stored() -> None:
     how = read_processor({**CONFIGS["squash"], "resample": 0, "image_mean": [0.1, 0.2, 0.3]}, SIDE)
-    released = how.released()
-    assert (released.resize, released.crop, released.resample) == ("fit", None, "bicubic")
-    assert (released.orientation, released.mean) == ("as stored", how.mean)
-    assert how.geometry() != released.geometry()
+    official = how.official()
+    assert (official.resize, official.crop, official.resample) == ("fit", None, "bicubic")
+    assert (official.orientation, official.mean) == ("as stored", how.mean)
+    assert how.geometry() != official.geometry()
 
 
 def test_a_backbone_carries_its_processing(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from methods.parts.prompt_units import new_context, new_units
 from methods.parts.prompts import PromptTemplate
 from methods.pros import ProS, ProSConfig, ProSModel
 from methods.training.loop import seeded
+from tests.support.images import InMemoryImages
 
 CLASSES = ("cat", "hot_air_balloon", "dog", "sea_turtle")
 DOMAINS = ("clipart", "sketch", "icon")
@@ -27,23 +28,6 @@ BOTH: tuple[Literal[1, 2], ...] = (1, 2)
 QUICK: dict[str, Any] = {
     "steps": 6, "batch_size": 6, "stage1_batch_size": 6, "stage1_share": 0.5, "jitter": 0.0, "crop": 1.0, "flip": False,
 }  # fmt: skip
-
-
-class Blobs(Images):
-    """Images in memory."""
-
-    def __init__(self, pixels: Tensor) -> None:
-        self.values = pixels
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def pixels(self, index: Tensor) -> Tensor:
-        return self.values[index]
-
-    @property
-    def content(self) -> Sequence[str]:
-        return [str(float(image.sum())) for image in self.values]
 
 
 class Untouchable(Images):
@@ -70,7 +54,7 @@ def task(*, domains: int = 3, per_cell: int = 2, size: int = 32, classes: int = 
     return TrainingData(
         **{
             "protocol": "test",
-            "images": Blobs(pixels),
+            "images": InMemoryImages(pixels),
             "labels": torch.tensor([c for _, c in cells]),
             "domains": torch.tensor([d for d, _ in cells]),
             "class_names": CLASSES,
@@ -494,7 +478,7 @@ def test_classes_and_domains_are_numbered_anew(tiny_backbone: Backbone) -> None:
     keep = torch.isin(data.labels, torch.tensor([1, 3])) & torch.isin(data.domains, torch.tensor([0, 2]))
     some = TrainingData(
         protocol="test",
-        images=Blobs(data.images.pixels(torch.arange(len(data.images)))[keep]),
+        images=InMemoryImages(data.images.pixels(torch.arange(len(data.images)))[keep]),
         labels=data.labels[keep],
         domains=data.domains[keep],
         class_names=CLASSES,

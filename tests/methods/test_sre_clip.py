@@ -1,7 +1,6 @@
-"""SRE-CLIP: its equations against loops written here, and that it trains, saves and answers as promised."""
+"""SRE-CLIP: its equations against loops written here; training, checkpoints, embeddings of images and classes."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import benchmarks  # noqa: F401 (brings WordNet's nouns)
-from methods.interface import FitReport, Images, TrainingData
+from methods.interface import FitReport, TrainingData
 from methods.official import sre_clip as official
 from methods.parts.backbone import Backbone
 from methods.parts.senses import WordNetError
@@ -30,6 +29,7 @@ from methods.sre_clip import (
     pair_loss,
 )
 from methods.training.loop import seeded
+from tests.support.images import InMemoryImages
 
 CLASSES = ("cat", "hot_air_balloon", "dog", "sea_turtle", "qwertyuiop", "horse")
 SYNSETS = {"sea_turtle": "sea_turtle.n.01", "hot_air_balloon": "hot-air_balloon.n.01"}
@@ -37,29 +37,12 @@ SEEN = 4  # classes with labelled images
 QUICK = SreClipConfig(width=32, steps=6, batch_size=8, reference_size=8, memory=16)
 
 
-class Drawings(Images):
-    """Images in memory."""
-
-    def __init__(self, pixels: Tensor) -> None:
-        self.values = pixels
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def pixels(self, index: Tensor) -> Tensor:
-        return self.values[index]
-
-    @property
-    def content(self) -> Sequence[str]:
-        return [image.numpy().tobytes().hex()[:64] for image in self.values]
-
-
-def drawings(labels: list[int], tint: float) -> Drawings:
+def made_up_images(labels: list[int], tint: float) -> InMemoryImages:
     """A pattern for each class and some noise, in 32 x 32 pixels."""
     draw = torch.Generator().manual_seed(5)
     patterns = torch.rand(len(CLASSES), 3, 32, 32, generator=draw)
     noise = torch.rand(len(labels), 3, 32, 32, generator=torch.Generator().manual_seed(int(100 * tint)))
-    return Drawings((0.7 * patterns[labels] + 0.3 * noise + tint).clamp(0, 1))
+    return InMemoryImages((0.7 * patterns[labels] + 0.3 * noise + tint).clamp(0, 1))
 
 
 def task(*, target: bool = True, per_class: int = 5, seen: int = SEEN, **extra: Any) -> TrainingData:
@@ -69,12 +52,12 @@ def task(*, target: bool = True, per_class: int = 5, seen: int = SEEN, **extra: 
     return TrainingData(
         **{
             "protocol": "test",
-            "images": drawings(labels, 0.1),
+            "images": made_up_images(labels, 0.1),
             "labels": torch.tensor(labels),
             "domains": torch.arange(len(labels)) % 2,
             "class_names": CLASSES,
             "domain_names": ("sketch", "icon"),
-            "target": drawings(everyone, 0.2) if target else None,
+            "target": made_up_images(everyone, 0.2) if target else None,
             "synsets": SYNSETS,
             **extra,
         }
@@ -359,8 +342,8 @@ def test_same_seed_same_bits(tiny_backbone: Backbone) -> None:
     assert not torch.equal(runs[0]["adapter.q.weight"], runs[2]["adapter.q.weight"])
 
 
-def test_clip_is_left_alone_in_training(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No image and no text passes CLIP once training has begun."""
+def test_clip_does_not_run_in_training(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No image and no text passes CLIP after the first step of training."""
     method, steps, calls = SreClip(tiny_backbone, QUICK), 0, 0
 
     def log(**entry: Any) -> None:
@@ -398,7 +381,7 @@ def test_target_losses_wait_for_the_warm_up(tiny_backbone: Backbone) -> None:
     assert same == [True] * 5 + [False] * 5
 
 
-def test_target_images_are_not_asked_for_where_there_are_none(tiny_backbone: Backbone) -> None:
+def test_without_target_images_none_are_requested(tiny_backbone: Backbone) -> None:
     data = task(target=False)
     assert not data.has_target
     report = SreClip(tiny_backbone, QUICK).fit(data, seed=0, log=quiet)
@@ -460,11 +443,11 @@ def test_impossible_settings_are_refused(change: dict[str, Any], message: str) -
         replace(QUICK, **change)
 
 
-# --- answers ---------------------------------------------------------------------------------------------------------
+# --- embeddings ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("eval_attention", ["reference", "self", "batch"])
-def test_a_image_and_its_batch(tiny_backbone: Backbone, eval_attention: Any) -> None:
+def test_an_image_and_its_batch(tiny_backbone: Backbone, eval_attention: Any) -> None:
     method, _ = fitted(tiny_backbone, replace(QUICK, eval_attention=eval_attention))
     pixels = task().images.pixels(torch.arange(7))
     together = method.encode_images(pixels)
@@ -488,7 +471,7 @@ def test_reference_images(tiny_backbone: Backbone) -> None:
 
 
 def test_new_class_names(tiny_backbone: Backbone) -> None:
-    """A name that training did not know: the same whatever else is asked, and the known ones stay."""
+    """A name that training did not know: its embedding depends on no other name; those of known names stay."""
     method, _ = fitted(tiny_backbone)
     known = method.encode_classes(CLASSES)
     mixed = method.encode_classes(["zebra", "cat", "violin", "animal", "asdfgh"])
@@ -510,8 +493,8 @@ def test_new_names_get_what_training_with_them_would_have_given(tiny_backbone: B
     torch.testing.assert_close(other.encode_classes(["zebra"])[0], extended, rtol=0, atol=1e-5)
 
 
-def test_class_embeddings_follow_training(tiny_backbone: Backbone) -> None:
-    """What validation asks for in the middle of training is not what is answered afterwards."""
+def test_class_embeddings_are_those_of_the_current_weights(tiny_backbone: Backbone) -> None:
+    """Class embeddings that validation computes during training are not kept for later calls."""
     seen: list[Tensor] = []
 
     def validate(method: Any) -> float:

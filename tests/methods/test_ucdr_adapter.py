@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods import ucdr_adapter
-from methods.interface import FitReport, Images, Method, TrainingData
+from methods.interface import FitReport, Method, TrainingData
 from methods.official.ucdr_adapter import SETTINGS as OFFICIAL
 from methods.official.ucdr_adapter import hardest_triplet_loss
 from methods.parts.backbone import Backbone, BackboneError
@@ -24,27 +23,11 @@ from methods.parts.feature_cache import process_cache
 from methods.parts.queues import ClassQueues
 from methods.plain import ucdr_adapter as plain
 from methods.ucdr_adapter import Own, UCDRAdapter, UCDRAdapterConfig, UCDRAdapterModel, ema_update, triplet_loss
+from tests.support.images import InMemoryImages
 
 CLASSES, DOMAINS = ("cat", "aircraft_carrier", "sea_turtle"), ("clipart", "photo")
 #: Small and quick, else the paper's.
 SMALL: dict[str, Any] = {"context_tokens": 4, "batch_size": 6, "stage1_batch_size": 12, "steps": 4, "stage1_share": 0.5}
-
-
-class Memory(Images):
-    """Images in memory."""
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def pixels(self, index: Tensor) -> Tensor:
-        return self.values[index]
-
-    @property
-    def content(self) -> Sequence[str]:
-        return [hashlib.sha256(value.numpy().tobytes()).hexdigest() for value in self.values]
 
 
 def task(*, domains: int = 2, images: int = 4, validate: Any = None, names: Sequence[str] = CLASSES) -> TrainingData:
@@ -57,7 +40,7 @@ def task(*, domains: int = 2, images: int = 4, validate: Any = None, names: Sequ
     values = (patterns[labels] * (0.5 + 0.4 * of_domain[:, None, None, None]) + noise).clamp(0, 1)
     return TrainingData(
         protocol="test",
-        images=Memory(values),
+        images=InMemoryImages(values),
         labels=labels,
         domains=of_domain,
         class_names=names,

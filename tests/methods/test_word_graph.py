@@ -126,7 +126,7 @@ def test_unknown_synset_is_named() -> None:
         build_graph(["cat"], {"cat": "catt.n.01"})
 
 
-def test_missing_wordnet_names_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_wordnet_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nltk.data, "path", [])
     absent: Any = LazyCorpusLoader("wordnet", WordNetCorpusReader, None)
     monkeypatch.setattr(nltk.corpus, "wordnet", absent)
@@ -239,7 +239,7 @@ def chosen(names: list[str]) -> dict[str, str]:
     return {name: "" if one is None else one.name() for name, one in choose_senses(names).items()}
 
 
-def test_the_other_classes_tell_the_sense() -> None:
+def test_the_other_classes_decide_the_sense() -> None:
     office = ["mouse", "monitor", "computer keyboard", "printer", "laptop", "calculator", "webcam", "scanner"]
     found = chosen(office)
     assert (found["mouse"], found["monitor"]) == ("mouse.n.04", "monitor.n.04")
@@ -296,7 +296,7 @@ def test_many_names_take_seconds() -> None:
     assert time.perf_counter() - started < 10
 
 
-def test_a_name_asked_for_later_is_read_among_the_training_classes() -> None:
+def test_the_sense_of_a_later_name_is_chosen_among_the_training_classes() -> None:
     graph = build_graph(["laptop", "computer keyboard", "printer", "webcam"])
     extended, row = extend_graph(graph, "mouse")
     assert extended.synsets[row] == "mouse.n.04"

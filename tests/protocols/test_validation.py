@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from benchmarks.reporting.leaderboard import markdown
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,6 +20,8 @@ from torch import Tensor
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols import dazsl, uccdr, ucdr, uda, udcdr
 from benchmarks.protocols.task import Classification, Retrieval, answerable, own_gallery
+from benchmarks.reporting.data import ReportData
+from benchmarks.reporting.markdown import leaderboard_markdown
 from benchmarks.runner.plan import plan, validation_notes
 from benchmarks.runner.presets import PRESETS, Preset
 from benchmarks.runner.records import search_notes
@@ -199,7 +200,7 @@ def test_two_domains_are_searched_and_said(tiny_folder: Path, tmp_path: Path) ->
     assert validation_notes(plan(chosen, resources), chosen, resources) == [
         "two ucdr/sketch, udcdr/sketch: validated within flat: no other training domain has images of its classes"
     ]
-    assert "validated within flat" in markdown(load_results(chosen.out))
+    assert "validated within flat" in leaderboard_markdown(ReportData(load_results(chosen.out)))
 
 
 def test_where_nothing_validates_the_configured_rate_is_taken_and_said(tiny_folder: Path, tmp_path: Path) -> None:
@@ -213,7 +214,7 @@ def test_where_nothing_validates_the_configured_rate_is_taken_and_said(tiny_fold
         assert "search" not in record.cost.seconds
         assert any("no validation task: learning rate as configured" in note for note in record.notes)
     assert not list(Path(chosen.out).rglob("searches/**/*.json"))
-    report = markdown(load_results(chosen.out))
+    report = leaderboard_markdown(ReportData(load_results(chosen.out)))
     assert "no validation task: learning rate as configured" in report
     resources = Resources(chosen)
     (line,) = validation_notes(plan(chosen, resources), chosen, resources)

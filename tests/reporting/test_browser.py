@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.reporting.galleries import Galleries, Hit, Query, Ranked
-from benchmarks.reporting.write import write_report
+from benchmarks.reporting.data import ReportData
+from benchmarks.reporting.files import write_report
+from benchmarks.reporting.types import Galleries, GalleryQuery, Hit, Plot, RankedImages
 from benchmarks.store.files import ResultStore
 from benchmarks.store.frame import load_results
 
@@ -58,8 +59,8 @@ def made_up_galleries() -> Galleries:
     queries = []
     for domain in ("line", "pixel"):
         hits = tuple(Hit(f"flat/{name}/0", name, name == "cat") for name in ("dog", "cat", "car"))
-        rows = (Ranked("good", "good", 0.5, hits), Ranked("fair", "fair", 1 / 3, hits[::-1]))
-        queries.append(Query(f"{domain}/cat/0", "cat", domain, "UCDR unseen", 0.4, rows))
+        rows = (RankedImages("good", "good", 0.5, hits), RankedImages("fair", "fair", 1 / 3, hits[::-1]))
+        queries.append(GalleryQuery(f"{domain}/cat/0", "cat", domain, "UCDR unseen", 0.4, rows))
     keys = {query.key for query in queries} | {hit.key for hit in queries[0].rows[0].hits}
     return Galleries(tuple(queries), dict.fromkeys(sorted(keys), PIXEL))
 
@@ -70,8 +71,9 @@ def opened(filled: ResultStore, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("benchmarks.reporting.galleries.galleries", lambda *_, **__: made_up_galleries())
-        patch.setattr("benchmarks.reporting.galleries.embedding_map", lambda *_, **__: [])
-        files = write_report(load_results(filled.root), folder, store=filled, resamples=100, images={})
+        no_map = Plot("Embeddings of the frozen backbone", failed="not drawn")
+        patch.setattr("benchmarks.reporting.files.embedding_plot", lambda *_: no_map)
+        files = write_report(ReportData(load_results(filled.root), store=filled, resamples=100), folder, images={})
     text = files[-1].read_text(encoding="utf-8")
     text = text.replace("</title>", f"</title><script>{EARS}</script><script>{READER}</script>", 1)
     path = folder / "read.html"

@@ -6,20 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.reporting import errors, grids, leaderboard
-from benchmarks.reporting.errors import WordNet, question_errors
+from benchmarks.reporting.data import ReportData
+from benchmarks.reporting.error_analysis import WordNet
+from benchmarks.reporting.types import QuestionErrors
 from benchmarks.store.files import ResultStore
 from benchmarks.store.frame import load_results
 from tests.reporting.conftest import add, retrieval_table
 
 
-def asked(store: ResultStore) -> list[errors.QuestionErrors]:
-    frame = load_results(store.root)
-    setting = leaderboard.settings_of(frame)[0]
-    rows = grids.of_setting(leaderboard.usable(frame), setting)
-    records = {record.key: record for record in store.records()}
-    tables = leaderboard.tables(frame, setting)
-    return question_errors(store, tables, rows, leaderboard.row_labels(rows), records, print)
+def asked(store: ResultStore) -> tuple[QuestionErrors, ...]:
+    data = ReportData(load_results(store.root), store=store, report=print)
+    return data.settings[0].errors.questions
 
 
 def test_distances_are_nltks() -> None:

@@ -13,7 +13,11 @@ from PIL import Image
 
 from benchmarks.reporting import galleries as galleries_module
 from benchmarks.reporting import page, plots
+from benchmarks.reporting.data import ReportData
+from benchmarks.reporting.files import write_report
 from benchmarks.reporting.galleries import galleries
+from benchmarks.reporting.tables import settings_of
+from benchmarks.reporting.types import Galleries
 from benchmarks.store.files import ResultStore
 from benchmarks.store.frame import load_results
 from benchmarks.store.records import backbone_identity
@@ -56,9 +60,8 @@ def shown(store: ResultStore, tiny_dataset: type) -> ResultStore:
     return store
 
 
-def make(store: ResultStore, **options: int) -> galleries_module.Galleries:
-    frame = load_results(store.root)
-    return galleries(store, frame, {record.key: record for record in store.records()}, print, **options)
+def make(store: ResultStore, **options: int) -> Galleries:
+    return galleries(ReportData(load_results(store.root), store=store, report=print), **options)
 
 
 def test_the_hardest_queries_come_first_under_every_method(shown: ResultStore) -> None:
@@ -99,10 +102,8 @@ def test_what_does_not_fit_is_said(shown: ResultStore) -> None:
 
 
 def test_the_page_shows_right_and_wrong_by_border_and_sign(shown: ResultStore, tmp_path: Path) -> None:
-    frame = load_results(shown.root)
-    records = {record.key: record for record in shown.records()}
-    material = page.Material(shown, frame, frame, records, galleries=make(shown))
-    parsed = Page(page.render(material))
+    data = ReportData(load_results(shown.root), store=shown)
+    parsed = Page(page.render(data, galleries=make(shown)))
     assert parsed.crossed == []
     cells = [given["class"] for tag, given in parsed.tags if tag == "td" and given.get("class") in ("right", "wrong")]
     signs = [text for text in parsed.texts if text in ("✓", "✗")]
@@ -125,19 +126,16 @@ def test_the_sheet_shows_one_query_a_domain_without_floors(
     assert written.count("one_cross") == 2, "of each domain the query that methods disagree most on"
     assert "random" not in written
     assert (written.count("good"), written.count("fair"), written.count("✓")) == (2, 2, 4)
-    assert plots.gallery_sheet(galleries_module.Galleries((), {}), tmp_path / "none") == []
+    assert plots.gallery_sheet(Galleries((), {}), tmp_path / "none") == []
 
 
 def test_missing_data_cost_the_galleries_only(shown: ResultStore, tmp_path: Path) -> None:
-    from benchmarks.reporting.write import write_report
-
     add(shown, "good", table_of("line", {"one_cross": 0}), dataset="domainnet", protocol="ucdr", limit=3)
     lines: list[str] = []
     frame = load_results(shown.root)
     only = frame[frame["dataset"] == "domainnet"]
-    files = write_report(
-        only, tmp_path / "out", store=shown, report=lines.append, resamples=50, images={"data_root": str(tmp_path)}
-    )
+    data = ReportData(only, store=shown, report=lines.append, resamples=50)
+    files = write_report(data, tmp_path / "out", images={"data_root": str(tmp_path)})
     assert any(line.startswith("retrieval galleries left out: DatasetError") for line in lines), lines
     assert files[-1].name == "index.html"
 
@@ -147,13 +145,13 @@ def test_embedding_map_needs_the_very_backbone(shown: ResultStore, tiny_folder: 
 
     frame = load_results(shown.root).assign(backbone=str(tiny_folder))
     with pytest.raises(ValueError, match="other weights"):
-        galleries_module.embedding_map(frame, tmp_path)
+        galleries_module.embedding_map(settings_of(frame)[0])
     backbone = Backbone.load(tiny_folder)
     frame = frame.assign(weights_hash=backbone.weights_hash)
     with pytest.raises(ValueError, match="another config, tokenizer or image processor"):
-        galleries_module.embedding_map(frame.assign(identity="ab" * 16), tmp_path)
+        galleries_module.embedding_map(settings_of(frame.assign(identity="ab" * 16))[0])
     identity = backbone_identity({**backbone.identity, "preprocessing": backbone.preprocessing})
     frame = frame.assign(identity=identity)
-    svg, png = galleries_module.embedding_map(frame, tmp_path)
+    svg, png = plots.embedding_points(galleries_module.embedding_map(settings_of(frame)[0]), tmp_path)
     assert Image.open(png).width == 700
     assert svg.stat().st_size > 5000

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.reporting.latex import escape, latex
-from benchmarks.reporting.leaderboard import newest
-from benchmarks.reporting.method_comparison import compare_methods
+from benchmarks.reporting.data import ReportData
+from benchmarks.reporting.latex import escape, leaderboard_latex
 from benchmarks.store.files import ResultStore
 from benchmarks.store.frame import load_results
 from tests.reporting.conftest import add, retrieval_table
@@ -43,9 +42,9 @@ def test_no_text_is_a_command(text: str) -> None:
 
 
 def test_figures_are_those_of_the_page(filled: ResultStore) -> None:
-    frame = newest(load_results(filled.root))
-    frame = frame[frame["ablation"] == ""]
-    text = latex(frame, compare_methods(filled, frame, resamples=100), "python -m x_y")
+    text = leaderboard_latex(
+        ReportData(load_results(filled.root), store=filled, resamples=100, command="python -m x_y")
+    )
     table = text[text.index(r"\caption{UCDR, unseen: map@all in percent, by query domain}") :]
     row = next(line for line in table.splitlines() if line.startswith("good & "))
     assert row.endswith(r" \\")
@@ -65,8 +64,8 @@ def test_it_compiles_with_hostile_names(engine: str, store: ResultStore, tmp_pat
         pytest.skip(f"{engine} is not installed")
     add(store, HOSTILE, retrieval_table("line", 0.5, 0), split=HOSTILE, extension=HOSTILE)
     add(store, "other", None, split=HOSTILE)
-    frame = load_results(store.root)
-    (tmp_path / "a.tex").write_text(latex(frame, None, HOSTILE), encoding="utf-8")
+    data = ReportData(load_results(store.root), command=HOSTILE)
+    (tmp_path / "a.tex").write_text(leaderboard_latex(data), encoding="utf-8")
     options = ["-draftmode", "-halt-on-error", "-interaction=nonstopmode"] if engine == "pdflatex" else ["--untrusted"]
     done = subprocess.run([engine, *options, "a.tex"], cwd=tmp_path, capture_output=True, timeout=250)
     assert done.returncode == 0, done.stdout[-1500:].decode("utf-8", "replace")

@@ -14,9 +14,13 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks.evaluation.statistics import mean_over_seeds
-from benchmarks.reporting import leaderboard, plots
-from benchmarks.reporting.leaderboard import csv_text, settings_of, tables
-from benchmarks.reporting.write import write_report
+from benchmarks.reporting import grids, plots, terminal
+from benchmarks.reporting.csv_text import leaderboard_csv
+from benchmarks.reporting.data import ReportData
+from benchmarks.reporting.files import write_report
+from benchmarks.reporting.markdown import leaderboard_markdown
+from benchmarks.reporting.tables import score_tables, settings_of
+from benchmarks.reporting.types import Score, ScoreTable
 from benchmarks.store.files import ResultStore
 from benchmarks.store.frame import load_results
 from benchmarks.store.records import CellId, GalleryScores, Record, backbone_identity, content_key
@@ -83,8 +87,8 @@ GOLDEN = """\
 
 Made by `python -m benchmarks.run`.
 
-Percent. A column's metric stands in its table's head: the `[retrieved]` and `[trec]` conventions differ.
-`(floor)` marks methods that know nothing of the world. Means are taken over complete rows only.
+Percent. A table's head names its metric: the `[retrieved]` and `[trec]` conventions differ.
+`(floor)` marks baselines that know nothing. Means are taken over complete rows only.
 ±: half of the 95 % t interval over seeds; one seed (n = 1) has none.
 
 ## tiny v1 (abababab), picto-clip-v1 (cdcdcdcd)
@@ -156,12 +160,12 @@ def fill(store: ResultStore) -> None:
 
 def test_golden_table(store: ResultStore) -> None:
     fill(store)
-    assert leaderboard.markdown(frame_of(store), "python -m benchmarks.run") == GOLDEN
+    assert leaderboard_markdown(ReportData(frame_of(store), command="python -m benchmarks.run")) == GOLDEN
 
 
 def test_csv_holds_every_figure_and_status(store: ResultStore) -> None:
     fill(store)
-    rows = list(csv.DictReader(io.StringIO(leaderboard.csv_text(frame_of(store)))))
+    rows = list(csv.DictReader(io.StringIO(leaderboard_csv(ReportData(frame_of(store))))))
     assert len(rows) == 6 * 2 * 3
     of = {(r["method"], r["metric"], r["query_domain"]): (r["value"], r["status"]) for r in rows}
     assert of["good", "map@all", "mean"] == ("0.450000", "ok")
@@ -175,7 +179,7 @@ def test_csv_holds_every_figure_and_status(store: ResultStore) -> None:
 def test_terminal_table_shows_the_same_and_the_failures(store: ResultStore) -> None:
     fill(store)
     console = Console(width=140, record=True, file=io.StringIO())
-    leaderboard.print_tables(console, frame_of(store))
+    terminal.print_tables(console, ReportData(frame_of(store)))
     text = console.export_text()
     assert re.search(r"good +40\.0 +50\.0 +45\.0", text)
     assert re.search(r"crashed +90\.0 +failed +incomplete", text)
@@ -185,7 +189,7 @@ def test_terminal_table_shows_the_same_and_the_failures(store: ResultStore) -> N
 def test_transfers_are_called_transfers(store: ResultStore) -> None:
     add(store, "good", "line to flat", 0.5, protocol="uda")
     frame = frame_of(store)
-    table = leaderboard.tables(frame, leaderboard.settings_of(frame)[0])[0]
+    table = score_tables(frame, settings_of(frame)[0])[0]
     assert table.title() == "UDA, unseen: map@all in percent, by transfer"
 
 
@@ -195,26 +199,26 @@ def test_seeds_are_averaged_and_named(store: ResultStore) -> None:
         add(store, "shaky", "line", value if seed else None, seed=seed)
     add(store, "short", "line", 0.5)
     frame = frame_of(store)
-    table = leaderboard.tables(frame, leaderboard.settings_of(frame)[0], ["map@all"])[0]
+    table = score_tables(frame, settings_of(frame)[0], ["map@all"])[0]
     rows = {row.label: row for row in table.rows}
     expected = mean_over_seeds([0.1, 0.2, 0.6])
-    assert rows["good"].scores["line"] == leaderboard.Score(
+    assert rows["good"].scores["line"] == Score(
         pytest.approx(0.3), 3, "ok", pytest.approx(expected.low), pytest.approx(expected.high)
     )
     assert rows["good"].mean == rows["good"].scores["line"], "there is one query domain"
     assert rows["shaky"].scores["line"].value is None
     assert rows["shaky"].scores["line"].text() == "failed 1/3"
     assert rows["shaky"].mean.value is None
-    head, lines = leaderboard.grid(table)
+    head, lines = grids.by_protocol(table).plain()
     assert head[-1] == "seeds"
     assert {line[0]: line[1:] for line in lines} == {
         "good": ["30.0 ± 65.7", "30.0 ± 65.7", "n = 3"],
         "short": ["50.0", "50.0", "n = 1"],
         "shaky": ["failed 1/3", "failed 1/3", "-"],
     }
-    lines = [line for line in leaderboard.markdown(frame).splitlines() if line.startswith("| good")]
+    lines = [line for line in leaderboard_markdown(ReportData(frame)).splitlines() if line.startswith("| good")]
     assert lines[0] == "| good | 30.0 ± 65.7 | n = 3 |"
-    row = next(csv.DictReader(io.StringIO(leaderboard.csv_text(frame))))
+    row = next(csv.DictReader(io.StringIO(leaderboard_csv(ReportData(frame)))))
     assert [row[name] for name in ("value", "low", "high", "seeds")] == ["0.500000", "", "", "1"]
 
 
@@ -225,7 +229,7 @@ def test_a_seed_that_a_method_lacks_somewhere_is_missing_there(store: ResultStor
             if (split, seed) not in (("line", 1), ("line", 2)):
                 add(store, "holey", split, 0.9, seed=seed)
     frame = frame_of(store)
-    table = leaderboard.tables(frame, leaderboard.settings_of(frame)[0], ["map@all"])[0]
+    table = score_tables(frame, settings_of(frame)[0], ["map@all"])[0]
     rows = {row.label: row for row in table.rows}
     assert [rows["holey"].scores[split].text() for split in table.columns] == ["90.0", "missing 2/3"]
     assert rows["holey"].mean.text() == "incomplete"
@@ -241,13 +245,13 @@ def test_the_newest_record_of_a_cell_counts_and_none_is_averaged(store: ResultSt
     add(store, "good", "glyph", 0.3, code=1)
     frame = frame_of(store)
     assert frame["key"].nunique() == 4
-    table = leaderboard.tables(frame, leaderboard.settings_of(frame)[0], ["map@all"])[0]
+    table = score_tables(frame, settings_of(frame)[0], ["map@all"])[0]
     assert [row.mean.value for row in table.rows] == [pytest.approx(0.5)]
     assert table.rows[0].scores["line"].seeds == 1
-    files = write_report(frame, store.root / "page", store=store, resamples=50)
+    files = write_report(ReportData(frame, store=store, resamples=50), store.root / "page")
     text = next(path for path in files if path.name == "leaderboard.md").read_text()
     assert "| good | 30.0 | 70.0 | 50.0 | n = 1 |" in text
-    assert "boom" not in text, "the failure was mended"
+    assert "boom" not in text, "the failure was fixed"
 
 
 @pytest.mark.parametrize(
@@ -265,10 +269,10 @@ def test_what_is_not_comparable_never_shares_a_table(store: ResultStore, change:
     add(store, "good", "line", 0.5)
     add(store, "good", "line", 0.9, **change)
     frame = frame_of(store)
-    settings = leaderboard.settings_of(frame)
+    settings = settings_of(frame)
     assert len(settings) == 2
-    made = [leaderboard.tables(frame, setting, ["map@all"]) for setting in settings]
-    files = write_report(frame, store.root / "page", store=store, resamples=50)
+    made = [score_tables(frame, setting, ["map@all"]) for setting in settings]
+    files = write_report(ReportData(frame, store=store, resamples=50), store.root / "page")
     folders = {path.parent.name for path in files if path.suffix == ".png"}
     assert folders == {"setting-1", "setting-2"}
     assert sorted(tables[0].rows[0].scores["line"].value or 0 for tables in made) == [0.5, 0.9]
@@ -280,7 +284,7 @@ def test_oracle_rows_stand_in_no_order_of_merit(store: ResultStore) -> None:
         for method, value in (("a", 0.1), ("b", 0.9)):
             add(store, method, "line", value, select=select)
     frame = frame_of(store)
-    made = {s.select: leaderboard.tables(frame, s, ["map@all"])[0] for s in leaderboard.settings_of(frame)}
+    made = {s.select: score_tables(frame, s, ["map@all"])[0] for s in settings_of(frame)}
     assert [row.label for row in made["val"].rows] == ["b", "a"]
     assert [row.label for row in made["oracle"].rows] == ["a", "b"]
 
@@ -290,7 +294,7 @@ def test_configs_of_one_method_are_rows_that_say_what_differs(store: ResultStore
         add(store, "coop", "line", context / 100, config={"context": context, "steps": 60})
     add(store, "pros", "line", 0.3, variant="official", config={"mask": False})
     frame = frame_of(store)
-    table = leaderboard.tables(frame, leaderboard.settings_of(frame)[0], ["map@all"])[0]
+    table = score_tables(frame, settings_of(frame)[0], ["map@all"])[0]
     assert [row.label for row in table.rows] == ["pros (official)", "coop (context=16)", "coop (context=4)"]
 
 
@@ -299,19 +303,19 @@ def test_hostile_names_come_out_as_text(store: ResultStore, tmp_path: Path) -> N
     add(store, name, name, 0.5, protocol=name)
     add(store, "other", name, None, protocol=name, reason=name)
     frame = frame_of(store)
-    lines = leaderboard.markdown(frame).splitlines()
+    lines = leaderboard_markdown(ReportData(frame)).splitlines()
     for line in lines:
         if line.startswith("| "):
             assert len(re.findall(r"(?<!\\)\|", line)) in (4, 5, 8), line
     assert not any("<b>" in line.replace("\\<b\\>", "") for line in lines)
     console = Console(width=200, record=True, file=io.StringIO())
-    leaderboard.print_tables(console, frame)
+    terminal.print_tables(console, ReportData(frame))
     text = console.export_text()
     assert "[bold]`*" in text
     assert not any(line.startswith("[bold]`*") for line in text.splitlines()), "a name is one line"
-    assert next(csv.DictReader(io.StringIO(leaderboard.csv_text(frame))))["method"] == name
+    assert next(csv.DictReader(io.StringIO(leaderboard_csv(ReportData(frame)))))["method"] == name
     problems: list[str] = []
-    files = write_report(frame, tmp_path / "page", store=store, report=problems.append)
+    files = write_report(ReportData(frame, store=store, report=problems.append), tmp_path / "page")
     assert len(problems) == 1
     assert "no per-query values; not tested" in problems[0]
     assert "\n" not in problems[0]
@@ -321,7 +325,7 @@ def test_hostile_names_come_out_as_text(store: ResultStore, tmp_path: Path) -> N
 def test_plots_are_written_and_legible(store: ResultStore, tmp_path: Path) -> None:
     fill(store)
     frame = frame_of(store)
-    table = leaderboard.tables(frame, leaderboard.settings_of(frame)[0])[0]
+    table = score_tables(frame, settings_of(frame)[0])[0]
     svg, png = plots.bars(table, tmp_path)
     image = Image.open(png)
     assert image.width == round(plots.COLUMN * 200)
@@ -336,12 +340,12 @@ def test_plots_are_written_and_legible(store: ResultStore, tmp_path: Path) -> No
 def test_one_failing_plot_costs_no_table(store: ResultStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(store)
 
-    def broken(table: leaderboard.Table, folder: Path, intervals: object) -> list[Path]:
+    def broken(table: ScoreTable, folder: Path) -> list[Path]:
         raise RuntimeError("no fonts")
 
     monkeypatch.setattr(plots, "bars", broken)
     lines: list[str] = []
-    files = write_report(frame_of(store), tmp_path / "page", store=store, report=lines.append)
+    files = write_report(ReportData(frame_of(store), store=store, report=lines.append), tmp_path / "page")
     assert {"leaderboard.md", "leaderboard.csv", "leaderboard.tex", "index.html"} <= {path.name for path in files}
     assert [line for line in lines if "no fonts" in line] == [
         "plot of UCDR unseen: map@all left out: RuntimeError: no fonts"
@@ -352,8 +356,8 @@ def test_one_failing_plot_costs_no_table(store: ResultStore, tmp_path: Path, mon
 def test_an_empty_store_has_an_empty_leaderboard(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     frame = load_results(tmp_path / "results")
-    assert leaderboard.settings_of(frame) == []
-    assert "Leaderboard" in leaderboard.markdown(frame)
+    assert settings_of(frame) == []
+    assert "Leaderboard" in leaderboard_markdown(ReportData(frame))
 
 
 def test_extensions_are_marked_where_the_paper_is_silent(store: ResultStore) -> None:
@@ -362,13 +366,13 @@ def test_extensions_are_marked_where_the_paper_is_silent(store: ResultStore) -> 
         add(store, "guest", split, 0.4, extensions={"unseen": "source | only"})
         add(store, "guest", split, 0.3, protocol="uccdr")
     frame = frame_of(store)
-    text = leaderboard.markdown(frame)
+    text = leaderboard_markdown(ReportData(frame))
     assert "| guest | 40.0† | 30.0 | n = 1 |" in text, "the mark stands at the figure, by protocol"
     assert "| guest † | 40.0 | 40.0 | 40.0 | n = 1 |" in text
     assert "| guest | 30.0 | 30.0 | 30.0 |" in text
     assert "| native | 50.0 | 50.0 | 50.0 |" in text
     assert "| guest | UCDR | source \\| only |" in text
-    rows = list(csv.DictReader(io.StringIO(leaderboard.csv_text(frame))))
+    rows = list(csv.DictReader(io.StringIO(leaderboard_csv(ReportData(frame)))))
     assert {(row["method"], row["protocol"], row["extension"]) for row in rows} == {
         ("native", "ucdr", ""),
         ("guest", "ucdr", "source | only"),
@@ -402,13 +406,13 @@ def test_models_of_equal_weights_and_another_setup_do_not_share_a_table(
     add(store, "good", "flat", 0.5, created="2026-01-01", backbone_facts=CONFIG_A)
     add(store, "good", "flat", 0.2, created="2026-01-02", backbone_facts=other)
     frame = frame_of(store)
-    by_identity = {one.identity: tables(frame, one)[0].rows[0].mean.value for one in settings_of(frame)}
+    by_identity = {one.identity: score_tables(frame, one)[0].rows[0].mean.value for one in settings_of(frame)}
     own = [backbone_identity(facts) for facts in (CONFIG_A, other)]
     assert by_identity == {own[0]: 0.5, own[1]: 0.2}
     titles = [one.title() for one in settings_of(frame)]
     assert len(set(titles)) == 2
     assert all(re.search(r"\(cdcdcdcd, setup [0-9a-f]{8}\)", title) for title in titles)
-    text = csv_text(frame)
+    text = leaderboard_csv(ReportData(frame))
     assert "identity" in text.splitlines()[0].split(",")
     assert all(identity in text for identity in own)
 
@@ -418,11 +422,11 @@ def test_records_that_do_not_state_the_setup_share_a_table_and_come_last(store: 
     add(store, "good", "flat", 0.4, created="2026-01-02", code=2)
     add(store, "good", "line", 0.3, backbone_facts={"preprocessing": {"size": 64}})
     assert [one.identity for one in settings_of(frame_of(store))] == [""]
-    assert "identity" not in csv_text(frame_of(store)).splitlines()[0].split(",")
+    assert "identity" not in leaderboard_csv(ReportData(frame_of(store))).splitlines()[0].split(",")
     add(store, "good", "flat", 0.2, backbone_facts=CONFIG_A)
     frame = frame_of(store)
     assert [one.identity for one in settings_of(frame)] == [backbone_identity(CONFIG_A), ""]
-    assert tables(frame, settings_of(frame)[1])[0].rows[0].scores["flat"].value == 0.4
+    assert score_tables(frame, settings_of(frame)[1])[0].rows[0].scores["flat"].value == 0.4
 
 
 @pytest.mark.parametrize("width", [10, 40, 60, 200])
@@ -430,11 +434,11 @@ def test_no_figure_is_broken_over_two_lines(width: int) -> None:
     head = ["map@all", *(f"UCDR column {n}" for n in range(6))]
     rows = [["a method (floor)", *(f"{n}2.5 \u00b1 0.{n}" for n in range(6))], ["b", *("1.0" for _ in range(6))]]
     console = Console(file=io.StringIO(), width=width, record=True)
-    leaderboard._print(console, "title", head, rows)
+    terminal.print_lines(console, "title", head, rows)
     text = console.export_text()
     for figure in (*rows[0][1:], *head[1:]):
         assert any(figure in line for line in text.splitlines()), figure
-    made = leaderboard.blocks(head, rows, width)
+    made = terminal.blocks(head, rows, width)
     assert [place for block in made for place in block[1:]] == list(range(1, 7))
     assert all(block[0] == 0 for block in made)
     if width >= 40:

@@ -10,17 +10,17 @@ import pandas as pd
 import pytest
 
 from benchmarks.evaluation.statistics import class_totals, holm, mean_over_seeds, paired_tests
-from benchmarks.reporting.leaderboard import newest
 from benchmarks.reporting.method_comparison import (
     ALL,
     INFLATION_COLUMNS,
     PAIR_COLUMNS,
     RANK_COLUMNS,
     SCORE_COLUMNS,
-    Comparison,
+    MethodComparison,
     compare_methods,
     query_values,
 )
+from benchmarks.reporting.tables import newest
 from benchmarks.store.files import ResultStore
 from benchmarks.store.frame import load_results
 from tests.support.made_up_results import CLASSES, PER_CLASS, add, retrieval_table, zero_shot_table
@@ -113,7 +113,7 @@ def test_groups_hold_what_cannot_be_told_apart(store: ResultStore) -> None:
 def test_the_same_store_gives_the_same_frames(store: ResultStore) -> None:
     fill(store)
     first, second = (compare_methods(store, resamples=200) for _ in range(2))
-    for name in Comparison.__dataclass_fields__:
+    for name in MethodComparison.__dataclass_fields__:
         pd.testing.assert_frame_equal(getattr(first, name), getattr(second, name))
 
 
@@ -282,7 +282,7 @@ def test_filtered_results_are_what_is_compared(store: ResultStore) -> None:
     got = compare_methods(store, frame[frame["method"] != "same"], metrics=["map@all"], resamples=50)
     assert set(got.scores["label"]) == {"good", "bad"}
     empty = compare_methods(store, frame[:0])
-    assert all(getattr(empty, name).empty for name in Comparison.__dataclass_fields__)
+    assert all(getattr(empty, name).empty for name in MethodComparison.__dataclass_fields__)
 
 
 def test_hostile_names_are_names(store: ResultStore) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
-from benchmarks.reporting import figures, page, plots
-from benchmarks.reporting.write import write_report
+from benchmarks.reporting import plot_collector, plots
+from benchmarks.reporting.data import ReportData
+from benchmarks.reporting.files import write_report
+from benchmarks.reporting.plot_collector import PlannedPlots
 from benchmarks.store.files import ResultStore
 from benchmarks.store.frame import load_results
 from tests.reporting.conftest import add, retrieval_table
@@ -18,12 +20,12 @@ from tests.reporting.reading import Page
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}{% raw %}\n../../x|$a_1$\\end{document}"
 
 
-def written(store: ResultStore, folder: Path, **options: object) -> tuple[Page, str, list[str]]:
+def written(store: ResultStore, folder: Path, command: str = "") -> tuple[Page, str, list[str]]:
     """The parsed page, its text and what was reported."""
     problems: list[str] = []
-    files = write_report(
-        load_results(store.root, problems.append), folder, store=store, report=problems.append, resamples=200, **options
-    )  # type: ignore[arg-type]
+    frame = load_results(store.root, problems.append)
+    data = ReportData(frame, store=store, report=problems.append, resamples=200, command=command)
+    files = write_report(data, folder)
     text = files[-1].read_text(encoding="utf-8")
     return Page(text), text, problems
 
@@ -110,7 +112,7 @@ def test_ablations_stand_beside_their_default(read: tuple[Page, str, list[str]],
 
 def test_errors_name_the_confused_classes(read: tuple[Page, str, list[str]]) -> None:
     parsed, _, _ = read
-    far = parsed.tables["UCDR, unseen: how far the first image retrieved lies from the true class when it is wrong"]
+    far = parsed.tables["UCDR, unseen: how far the first image retrieved is from the true class when it is wrong"]
     wrong = {row[0].split(" ")[0]: float(row[2]) for row in far[1:]}
     assert wrong["good"] < wrong["fair"] < wrong["random"]
     title = next(name for name in parsed.tables if name.startswith("UCDR, unseen: most confused pairs"))
@@ -191,7 +193,7 @@ def test_limited_runs_draw_no_more_than_bars(store: ResultStore, tmp_path: Path)
 def test_the_command_prints_where_the_page_lies(
     filled: ResultStore, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "draw", lambda *_: page.Drawn())
+    monkeypatch.setattr(plot_collector, "draw_setting", lambda _, collector: PlannedPlots(collector))
     out = tmp_path / "out"
     assert report.main([str(filled.root), "--out", str(out), "--resamples", "50"]) == 0
     assert f"page: {out / 'index.html'}" in capsys.readouterr().out

@@ -14,7 +14,9 @@ import pytest
 
 from benchmarks.backbones.sources import OPENAI
 from benchmarks.reporting import published
-from benchmarks.reporting.write import write_report
+from benchmarks.reporting.data import ReportData
+from benchmarks.reporting.files import write_report
+from benchmarks.reporting.markdown import published_markdown
 from benchmarks.store.files import ResultStore
 from benchmarks.store.frame import load_results
 from benchmarks.store.records import CellId, GalleryScores, Record, content_key
@@ -507,7 +509,7 @@ def test_backbones_are_known_by_their_exact_names(name: str, kind: str) -> None:
 def test_markdown_shows_blanks_and_gaps(store: ResultStore) -> None:
     add(store, {"map@200[retrieved]": 0.61}, "unseen")
     table = published.beside(load_results(store.root))
-    text = published.markdown(table)
+    text = published_markdown(table)
     assert "| 64.6 | 61.0 | -3.6 |" in text
     assert "| 75.9 ± 0.1 | - | - |" in text
 
@@ -515,7 +517,7 @@ def test_markdown_shows_blanks_and_gaps(store: ResultStore) -> None:
 def test_a_report_has_the_figures_of_its_data_sets(store: ResultStore, tmp_path: Path) -> None:
     add(store, {"map@200[retrieved]": 0.61}, "unseen")
     frame = load_results(store.root)
-    write_report(frame, tmp_path / "report", store=store, resamples=20)
+    write_report(ReportData(frame, store=store, resamples=20), tmp_path / "report")
     text = (tmp_path / "report" / "published.md").read_text()
     assert "| 64.6 | 61.0 | -3.6 |" in text and "ucdr, domainnet" in text
     assert "AD-CLIP" not in text, "of other data sets"

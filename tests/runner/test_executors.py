@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.reporting.leaderboard import csv_text
 
+from benchmarks.reporting.csv_text import leaderboard_csv
+from benchmarks.reporting.data import ReportData
 from benchmarks.runner.executors import Outcome
 from benchmarks.runner.plan import Plan, plan, search_key, shard
 from benchmarks.runner.presets import PRESETS, Preset
@@ -59,7 +60,7 @@ def run(settings: Settings) -> tuple[Outcome, ResultStore]:
 
 
 def score_tables(folder: Path | str) -> bytes:
-    return csv_text(load_results(folder)).encode()
+    return leaderboard_csv(ReportData(load_results(folder))).encode()
 
 
 def per_query_files(folder: Path | str) -> dict[str, bytes]:

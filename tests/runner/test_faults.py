@@ -22,8 +22,9 @@ from benchmarks import report, run
 from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.reporting import write
-from benchmarks.reporting.leaderboard import csv_text
-from benchmarks.reporting.page import Drawn
+from benchmarks.reporting.csv_text import leaderboard_csv
+from benchmarks.reporting.data import ReportData
+from benchmarks.reporting.plot_collector import PlannedPlots
 from benchmarks.store import files
 from benchmarks.store.files import ResultStore, read_record
 from benchmarks.store.frame import load_results
@@ -46,7 +47,9 @@ def _registered() -> Iterator[None]:
 @pytest.fixture
 def command(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """``command("--methods", "learner")``: the run command in this process, results in ``tmp_path/results``."""
-    monkeypatch.setattr("benchmarks.reporting.figures.draw", lambda *_: Drawn())
+    monkeypatch.setattr(
+        "benchmarks.reporting.plot_collector.draw_setting", lambda _, collector: PlannedPlots(collector)
+    )
 
     def call(*arguments: str) -> int:
         fixed = ["--backbone", str(tiny_folder), "--protocols", "ucdr", "--preset", "full", "--threads", "1"]
@@ -111,7 +114,9 @@ def test_a_broken_image(
         tmp_path, capsys.readouterr(), *said, "put a whole file in its place", "benchmarks.data verify tiny"
     )
     monkeypatch.undo()
-    monkeypatch.setattr("benchmarks.reporting.figures.draw", lambda *_: Drawn())
+    monkeypatch.setattr(
+        "benchmarks.reporting.plot_collector.draw_setting", lambda _, collector: PlannedPlots(collector)
+    )
     assert command(*arguments) == 0
     assert "cells: 2 cached, 1 ok" in capsys.readouterr().out
 
@@ -184,7 +189,7 @@ def test_a_disk_with_room_for_nothing(
 def test_an_unreadable_record(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = ("--methods", "learner", "--datasets", "tiny")
     assert command(*arguments) == 0
-    expected = csv_text(load_results(tmp_path / "results"))
+    expected = leaderboard_csv(ReportData(load_results(tmp_path / "results")))
     cells = sorted((tmp_path / "results" / "cells").rglob("*.json"))
     cells[0].write_bytes(cells[0].read_bytes()[:100])
     cells[1].with_suffix(".parquet").write_bytes(b"")
@@ -197,7 +202,7 @@ def test_an_unreadable_record(command: Command, tmp_path: Path, capsys: pytest.C
     for number, path in enumerate(cells):
         split = path.name.split("-")[1]
         (line,) = (line for line in printed.err.splitlines() if str(path) in line)
-        assert "run the command of its sweep again" in line
+        assert "run its command again" in line
         assert f"failed: learner on tiny/ucdr/{split}, seed 0: {line}" in printed.out, number
         for table in ("leaderboard.md", "index.html"):
             assert path.name in (page / table).read_text(), table
@@ -210,7 +215,7 @@ def test_an_unreadable_record(command: Command, tmp_path: Path, capsys: pytest.C
     assert printed.err.count("kept as *.unreadable, its cell is measured again") == 3
     assert all(str(path) in printed.err for path in cells)
     assert report.main([str(tmp_path / "results"), "--out", str(page)]) == 0
-    assert csv_text(load_results(tmp_path / "results")) == expected
+    assert leaderboard_csv(ReportData(load_results(tmp_path / "results"))) == expected
 
 
 def test_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_run_puts_the_process_back(
     jobs: int,
     other: bool,
 ) -> None:
-    monkeypatch.setattr("benchmarks.reporting.write.write_report", lambda *_, **__: [tmp_path, tmp_path])
+    monkeypatch.setattr("benchmarks.reporting.files.write_report", lambda *_, **__: [tmp_path, tmp_path])
     seen: list[dict[str, Any]] = []
     real = RandomEmbedding.encode_images
 
@@ -106,7 +106,7 @@ def test_an_error_inside_puts_the_process_back(monkeypatch: pytest.MonkeyPatch) 
 def test_a_run_without_a_cache_leaves_the_environment(
     tiny_dataset: type, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("benchmarks.reporting.write.write_report", lambda *_, **__: [tmp_path, tmp_path])
+    monkeypatch.setattr("benchmarks.reporting.files.write_report", lambda *_, **__: [tmp_path, tmp_path])
     monkeypatch.setenv("UCDR_BENCH_CACHE", "~no_such_user_here/cache")
     before = state()
     assert call(tiny_folder, tmp_path / "out", 1) == 0

@@ -12,11 +12,12 @@ import pytest
 from benchmarks import run
 from benchmarks.datasets.i2webv import I2WebV
 from benchmarks.datasets.splits import SPLITS, class_lists
+from benchmarks.recipes import RECIPES, recipes
 from benchmarks.reporting import published
-from benchmarks.reporting.page import Drawn
+from benchmarks.reporting.plot_collector import PlannedPlots
 from benchmarks.runner.plan import Arm, Plan, plan
 from benchmarks.runner.resources import Resources
-from benchmarks.runner.settings import RECIPES, Settings, SettingsError, recipes, resolve
+from benchmarks.runner.settings import Settings, SettingsError, resolve
 from tests.datasets import transfer_trees, trees
 from tests.support.tiny_clip import tiny_clip_folder, tiny_config
 
@@ -59,7 +60,9 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(I2WebV, "sizes", (6, 8))
-    monkeypatch.setattr("benchmarks.reporting.figures.draw", lambda *_: Drawn())
+    monkeypatch.setattr(
+        "benchmarks.reporting.plot_collector.draw_setting", lambda _, collector: PlannedPlots(collector)
+    )
     monkeypatch.setenv("UCDR_BENCH_CACHE", str(tmp_path / "cache"))
 
 

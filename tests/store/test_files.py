@@ -136,7 +136,7 @@ def test_an_unreadable_record_counts_as_absent_and_is_kept(tmp_path: Path, damag
         "zero_shot", "tiny", "ucdr", "line", 0, written.key
     )  # fmt: skip
     assert row["reason"] == lines[-1]
-    assert "run the command of its sweep again" in row["reason"]
+    assert "run its command again" in row["reason"]
     assert store.finished(written.cell, written.key) is None
     assert not path.exists()
     assert path.with_suffix(".json.unreadable").exists()
