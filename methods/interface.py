@@ -177,7 +177,11 @@ def unit_length(embeddings: Tensor) -> Tensor:
 
 @dataclass
 class FitReport:
-    """What ``fit`` did: optimiser steps, the step kept, curves, and the number of parameters it trained."""
+    """What ``fit`` did: optimiser steps, the step kept, curves, and the number of parameters it trained.
+
+    ``validations_allowed``: how many validations the budget has room for (0: not known); ``out_of_patience``: whether
+    training ended before its budget because validation gained nothing more.
+    """
 
     steps: int = 0
     selected_step: int = 0
@@ -185,6 +189,8 @@ class FitReport:
     seconds: float = 0.0
     losses: list[dict[str, float | int | str]] = field(default_factory=list)
     validation: list[dict[str, float | int]] = field(default_factory=list)
+    validations_allowed: int = 0
+    out_of_patience: bool = False
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _arms(
     own_protocols: bool,
 ) -> Iterator[Arm]:
     """The default (with the ``given`` changes of ``--set``), then one arm a factor of the table."""
-    from benchmarks.runner.plan import Arm, make_config
+    from benchmarks.runner.plan import Arm, make_config, picks_rates
 
     protocols = None
     if own_protocols:
@@ -113,9 +113,8 @@ def _arms(
             config = make_config(method, settings, {**given, **changes})
         except ValueError as error:
             raise SettingsError(f"{name}, {factor}: {error}") from error
-        rates: tuple[float, ...] = ()
-        if has_field(method.Config, "learning_rate") and "learning_rate" not in {**given, **changes}:
-            rates = settings.budget.learning_rates  # a named rate is another arm than one that the preset picks
-        if (config, rates) not in seen:
-            seen.append((config, rates))
+        named = has_field(method.Config, "learning_rate") and "learning_rate" in {**given, **changes}
+        named &= picks_rates(settings)  # a named rate is another arm than one that the preset picks
+        if (config, named) not in seen:
+            seen.append((config, named))
             yield Arm(factor, changes, protocols)

@@ -68,18 +68,23 @@ class PastCosts:
         past = cls()
         for record in records:
             if record.status == "ok":
-                rates = record.inputs.get("method", {}).get("learning_rates") or ()
-                for kind in _kinds(record.cell, len(rates)):
+                for kind in _kinds(record.cell, _trials(record.inputs.get("method", {}))):
                     for phase, seconds in record.cost.seconds.items():
                         past._seconds[kind][phase].append(seconds)
         return past
 
     def seconds(self, cell: Cell) -> Mapping[str, float] | None:
         """Median seconds by phase of the records most like this cell; None if there is none."""
-        for kind in _kinds(cell.id, len(cell.inputs["method"]["learning_rates"])):
+        for kind in _kinds(cell.id, _trials(cell.inputs["method"])):
             if kind in self._seconds:
                 return {phase: statistics.median(values) for phase, values in self._seconds[kind].items()}
         return None
+
+
+def _trials(method: Mapping[str, Any]) -> int:
+    """How many learning rates a cell's inputs have tried or set."""
+    search = method.get("search")
+    return int(search["trials"]) if search else len(method.get("learning_rates") or ())
 
 
 def _kinds(cell: CellId, rates: int) -> list[tuple[Any, ...]]:

@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,14 +30,16 @@ from benchmarks.runner.failures import describe, explain, release_memory
 from benchmarks.runner.outcome import Progress
 from benchmarks.runner.plan import SEARCH_SEED, Cell, FitGroup
 from benchmarks.runner.process_settings import seed_everything
-from benchmarks.runner.records import make_record
+from benchmarks.runner.rates import RateChoice, Source, outcomes
+from benchmarks.runner.records import convergence, make_record
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.scoring import ClassAnswers, score_classification, score_retrieval
+from benchmarks.runner.search import edge, picked
 from benchmarks.store.records import Cost, Fit, GalleryScores, Record, Search, Status, content_key
-from methods.interface import FitReport, Method, NotApplicableError, TrainingData
+from methods.interface import FitReport, Method, NotApplicableError
 from methods.parts.parallel import fail_together
 from methods.registry import METHODS
-from methods.training.loop import check_processes
+from methods.training.loop import TrainingError, check_processes
 
 #: Gallery images, or classes, kept for each query: those with the highest scores.
 TOP = 10
@@ -57,10 +59,47 @@ class _Fitted:
     report: FitReport
     logged: list[dict[str, Any]]
     search: Search
+    rate_from: Source
     encoded: EncodedImages
     seconds: float
     peak_mib: float
     peak_gpu_mib: float | None
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """``train(config, seed)`` a method on one task; ``validation(trained)`` is the validation score of its weights."""
+
+    train: Callable[[Any, int], _Trained]
+    validation: Callable[[_Trained], float]
+
+
+def _tried(trainers: Sequence[_Trainer], config: Any) -> tuple[dict[str, Any], _Trained | None, Exception | None]:
+    """A trial of a config by all trainers: what is stored of it, the last trained model, and what went wrong."""
+    trial: dict[str, Any] = {"learning_rate": config.learning_rate, "validation": None}
+    scores: list[float] = []
+    seconds = 0.0
+    trained = None
+    try:
+        for trainer in trainers:
+            trained = trainer.train(config, SEARCH_SEED)
+            seconds += trained.seconds
+            scores.append(trainer.validation(trained))
+    except Exception as failure:
+        return {**trial, "reason": describe(failure)}, None, failure
+    score = math.fsum(scores) / len(scores)
+    trial["seconds"] = seconds
+    if not math.isfinite(score):
+        return {**trial, "reason": f"the validation score is {score}"}, None, None
+    return {**trial, "validation": score, **({"by_split": scores} if len(scores) > 1 else {})}, trained, None
+
+
+def chosen(choice: RateChoice) -> Search:
+    """A choice that needs no trial, as the search that a record states: a tuned rate with its trials, or a set one."""
+    if choice.tuned is not None:
+        tuned = choice.tuned
+        return Search(list(tuned.trials), tuned.learning_rate, list(tuned.rate_range), tuned.edge)
+    return Search(learning_rate=choice.rates[0] if choice.rates else None)
 
 
 class ValidatedWeights:
@@ -103,7 +142,7 @@ def weights_digest(method: Method) -> str:
 #: Takes a cell's record and its per-query values (None where there are no scores).
 KeepRecord = Callable[[Record, "pd.DataFrame | None"], None]
 
-#: Takes the outcome of a learning-rate search that a group needed.
+#: Takes what a learning-rate search that a group needs has found so far: without a rate until it is finished.
 KeepSearch = Callable[[FitGroup, Search], None]
 
 
@@ -122,7 +161,14 @@ class GroupRunner:
         self._shared: tuple[tuple[Any, ...], EncodedImages] | None = None
 
     def group(self, group: FitGroup, search: Search | None = None) -> None:
-        """Fit and score every cell of a group; ``search`` is the outcome of its learning-rate search if it was done."""
+        """Fit and score every cell of a group; ``search`` is what is known of its learning-rate search."""
+        if group.tuning:
+            try:
+                self._tune(group, search)
+            except Exception as error:
+                self._failed(group.cells[0], error)
+                release_memory(error)
+            return
         try:
             fitted = self._fit(group, self._task(group.cells[0]), search)
         except Exception as error:
@@ -145,6 +191,32 @@ class GroupRunner:
         return self.resources.task(cell.id.dataset, cell.id.protocol, cell.id.split)
 
     def _fit(self, group: FitGroup, task: Task, known: Search | None) -> _Fitted:
+        trainer = self._trainer(group, task)
+        search, trained = known, None
+        with self._measured() as peak:
+            if group.choice.searched and (known is None or known.learning_rate is None):
+                search, trained = self._search(group, [trainer], known)
+            if search is None:
+                search = chosen(group.choice)
+            config = group.config
+            if search.learning_rate is not None:
+                config = dataclasses.replace(config, learning_rate=search.learning_rate)
+            trained = trained or trainer.train(config, group.seed)
+        encoded = self._encoded(group, trained.method, self.resources.pixels(group.dataset))
+        return _Fitted(
+            trained.method,
+            trained.report,
+            trained.logged,
+            search,
+            group.choice.source,
+            encoded,
+            trained.seconds,
+            peak["mib"] or 0.0,
+            peak["gpu_mib"],
+        )
+
+    def _trainer(self, group: FitGroup, task: Task) -> _Trainer:
+        """Trains the group's method on a task with any learning rate."""
         self.progress.fitting(group)
         logged: list[dict[str, Any]] = []
 
@@ -163,8 +235,7 @@ class GroupRunner:
             return score_retrieval(method, encoded, question, rules, ks=()).means()["map@all"]
 
         validated = ValidatedWeights()
-        searching = known is None and len(group.learning_rates) > 1
-        score = validated.recorded(validation_score) if searching else validation_score
+        score = validated.recorded(validation_score) if group.choice.searched else validation_score
         data = training_data(task, cache, score, select=self.settings.select)
 
         def train(config: Any, seed: int) -> _Trained:
@@ -179,74 +250,56 @@ class GroupRunner:
                 report = method.fit(data, seed=seed, log=log)
             return _Trained(method, report, time.perf_counter() - begun, list(logged))
 
-        search, trained = Search(), None
-        with self._measured() as peak:
-            if known is not None:
-                search = known
-            elif searching:
-                search, trained = self._search(group, data, train, validated)
-            elif group.learning_rates:
-                search = Search(learning_rate=group.learning_rates[0])
-            config = group.config
-            if search.learning_rate is not None:
-                config = dataclasses.replace(config, learning_rate=search.learning_rate)
-            trained = trained or train(config, group.seed)
-        encoded = self._encoded(group, trained.method, cache)
-        return _Fitted(
-            trained.method,
-            trained.report,
-            trained.logged,
-            search,
-            encoded,
-            trained.seconds,
-            peak["mib"] or 0.0,
-            peak["gpu_mib"],
-        )
+        def validation(trained: _Trained) -> float:
+            known = validated.score(trained.method)
+            return data.validate(trained.method) if known is None else known
+
+        return _Trainer(train, validation)
 
     def _search(
-        self,
-        group: FitGroup,
-        data: TrainingData,
-        train: Callable[[Any, int], _Trained],
-        validated: ValidatedWeights,
+        self, group: FitGroup, trainers: Sequence[_Trainer], begun: Search | None = None
     ) -> tuple[Search, _Trained | None]:
-        """The learning rate that validation picks from the grid, and the training with it if its seed is the group's.
+        """The learning rate that validation picks, and its training (of the last trainer) if its seed is the group's.
 
-        Each rate is trained with :data:`SEARCH_SEED` and the whole budget; the best validation score wins, the first if
-        equal. A rate that fails (the loss runs away) is noted and loses; if all fail, the last error is raised. Where
-        some were trained but none has a score that is a number, the configured rate is taken. The result is stored with
-        the records, so the other seeds, and a resumed sweep, need no second search.
+        Each rate is trained with :data:`SEARCH_SEED` and the whole budget by every trainer; the best mean of their
+        validation scores wins, the first tried if equal. A rate that fails (the loss runs away) is noted and loses; if
+        all fail, the last error is raised. Where some were trained but none has a score that is a number, the
+        configured rate is taken. The search is stored with the records after each trial, so the other seeds, and a
+        resumed sweep, need no second one; ``begun`` is what was stored of one that was stopped.
         """
+        choice = group.choice
+        trials: list[dict[str, Any]] = list(begun.trials) if begun is not None else []
         best: _Trained | None = None
-        best_score, best_rate, error = -math.inf, None, None
-        unscored = False
-        trials: list[dict[str, Any]] = []
-        for rate in group.learning_rates:
-            try:
-                trained = train(dataclasses.replace(group.config, learning_rate=rate), SEARCH_SEED)
-                score = validated.score(trained.method)
-                if score is None:
-                    score = data.validate(trained.method)
-            except Exception as failure:
-                trials.append({"learning_rate": rate, "validation": None, "reason": describe(failure)})
-                error = failure
-                continue
-            trial = {"learning_rate": rate, "validation": score, "seconds": trained.seconds}
-            if not math.isfinite(score):
-                trials.append({**trial, "validation": None, "reason": f"the validation score is {score}"})
-                unscored = True
-                continue
+        best_score, error = -math.inf, None
+        for trial in trials:
+            if trial.get("validation") is not None:
+                best_score = max(best_score, trial["validation"])
+        while (rate := choice.next(trials)) is not None:
+            trial, trained, failure = _tried(trainers, dataclasses.replace(group.config, learning_rate=rate))
             trials.append(trial)
-            if best is None or score > best_score:
-                best, best_score, best_rate = trained, score, rate
-        if best is None and not unscored:
-            assert error is not None
-            raise error
-        if best is None:
-            best_rate = float(group.config.learning_rate)
-        search = Search(trials, best_rate)
+            error = failure or error
+            if trained is not None and trial["validation"] is not None and trial["validation"] > best_score:
+                best, best_score = trained, trial["validation"]
+            del trained
+            self.keep_search(group, Search(list(trials), rate_range=choice.rate_range()))
+        rate = picked(outcomes(trials))
+        if rate is None:
+            if all("seconds" not in trial for trial in trials):
+                raise (
+                    error
+                    if error is not None
+                    else TrainingError(f"every learning rate failed: {trials[-1]['reason']}; --force searches again")
+                )
+            rate, best = float(group.config.learning_rate), None
+        search = Search(trials, rate, choice.rate_range(), edge(outcomes(trials)))
         self.keep_search(group, search)
-        return search, best if group.seed == SEARCH_SEED else None
+        return search, best if group.seed == SEARCH_SEED and not group.partners else None
+
+    def _tune(self, group: FitGroup, known: Search | None) -> None:
+        """Only the search of a group, on its own task and its partners'; its outcome goes to ``keep_search``."""
+        if known is None or known.learning_rate is None:
+            tasks = [self._task(cell) for cell in (group.cells[0], *group.partners)]
+            self._search(group, [self._trainer(group, task) for task in tasks], known)
 
     def _encoded(self, group: FitGroup, method: Method, cache: PixelCache) -> EncodedImages:
         """Images encoded by this model; models whose image embedding needs no training share them."""
@@ -343,14 +396,19 @@ class GroupRunner:
             validation=list(report.validation),
             trials=fitted.search.trials,
             learning_rate=fitted.search.learning_rate,
+            rate_from=fitted.rate_from if fitted.method.trained else "",
+            rate_range=fitted.search.rate_range,
+            edge=fitted.search.edge,
+            convergence=convergence(report) if fitted.method.trained else "",
         )
 
     def _fit_cost(self, fitted: _Fitted, peak: dict[str, float | None] | None = None) -> Cost:
-        searched = sum(trial.get("seconds", 0.0) for trial in fitted.search.trials)
+        trials = [] if fitted.rate_from == "tuned" else fitted.search.trials  # those were made beforehand
+        searched = sum(trial.get("seconds", 0.0) for trial in trials)
         peaks = [fitted.peak_mib, *([peak["mib"]] if peak and peak["mib"] else [])]
         gpu = [value for value in (fitted.peak_gpu_mib, peak["gpu_mib"] if peak else None) if value is not None]
         return Cost(
-            seconds={"fit": fitted.seconds, **({"search": searched} if fitted.search.trials else {})},
+            seconds={"fit": fitted.seconds, **({"search": searched} if trials else {})},
             peak_memory_mib=max(peaks),
             peak_gpu_memory_mib=max(gpu) if gpu else None,
             trainable_parameters=fitted.report.trainable_parameters,

@@ -34,6 +34,11 @@ def build_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentP
     )
     how.add_argument("--variant", metavar="NAME", help="named settings of the methods that have them (default: paper)")
     how.add_argument("--select", metavar="NAME", help="which step's weights: last, val (default), or oracle (marked)")
+    how.add_argument(
+        "--search",
+        action="store_true",
+        help="search each fit's learning rate around its paper's on validation data (default: tuned beforehand)",
+    )
     how.add_argument("--set", metavar="KEY=VALUE", action="append", help="[method.]field=value; may be repeated")
     how.add_argument("--limit", metavar="N", type=int, help="at most N training, query and gallery images each")
     how.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda, cuda:1, ...")

@@ -22,8 +22,10 @@ from benchmarks.protocols.task import VALIDATED_WITHIN, Classification, Task
 from benchmarks.recipes import paper_config
 from benchmarks.runner.failures import describe
 from benchmarks.runner.presets import has_field
+from benchmarks.runner.rates import RateChoice, choose
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import Settings, SettingsError, config_changes, nearest
+from benchmarks.runner.tuned import TunedFileError, TunedRate, tuned_rates
 from benchmarks.store.records import SCORING, CellId, content_key
 from methods.interface import Method
 from methods.parts.bounds import faults
@@ -57,17 +59,25 @@ class Cell:
 class FitGroup:
     """Cells that one fitted model answers.
 
-    ``config`` is an instance of the method's ``Config``; with ``learning_rates`` the validation task picks one of them
-    in place of ``config.learning_rate`` (a single one is taken as it is).
+    ``config`` is an instance of the method's ``Config``; ``choice`` says what takes the place of
+    ``config.learning_rate``. A group of ``tuning`` is searched and not fitted: the validation score of a rate is its
+    mean over the group's task and those of the ``partners`` (cells on other splits).
     """
 
     method: str
     config: Any
-    learning_rates: tuple[float, ...]
+    choice: RateChoice
     dataset: str
     seed: int
     fit_id: str
     cells: tuple[Cell, ...]
+    tuning: bool = False
+    partners: tuple[Cell, ...] = ()
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """Fixed rates of the choice: several are tried, a single one is taken as it is."""
+        return self.choice.rates
 
 
 @dataclass(frozen=True)
@@ -139,8 +149,10 @@ def plan(settings: Settings, resources: Resources, arms: Mapping[str, Sequence[A
     runs = {dataset: _configured(settings, methods, changes, arms or {}, dataset) for dataset in datasets}
     broken: list[Broken] = []
     skipped: dict[str, str] = {}
-    groups: dict[tuple[str, int, int, str], list[Cell]] = {}
-    rates_of: dict[tuple[str, int, int, str], tuple[float, ...]] = {}
+    tuned = _tuned(settings, resources)
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    choices: dict[tuple[Any, ...], RateChoice] = {}
+    arm_of: dict[str, int] = {}
     for dataset in datasets:
         try:
             resources.dataset(dataset)
@@ -164,23 +176,28 @@ def plan(settings: Settings, resources: Resources, arms: Mapping[str, Sequence[A
                 continue
             if not tasks:
                 skipped[f"{dataset}/{protocol}"] = "the data set has no task of this protocol"
-            for number, (name, arm, config, rates) in enumerate(runs[dataset]):
+            for number, (name, arm, config, fixed) in enumerate(runs[dataset]):
                 if arm.protocols is not None and protocol not in arm.protocols:
                     continue
+                of_protocol = choose(
+                    settings, name, config, dataset=dataset, protocol=protocol, fixed=fixed, tuned=tuned
+                )
                 for seed in settings.seeds:
                     for task in tasks:
-                        tried = searchable(settings, task, config, rates)
+                        choice = searchable(settings, task, config, of_protocol)
                         cell = make_cell(
-                            settings, resources, methods[name], name, config, tried, dataset, task, seed, arm.name
+                            settings, resources, methods[name], name, config, choice, dataset, task, seed, arm.name
                         )
-                        group = (dataset, number, seed, cell.fit_id)
+                        if arm_of.setdefault(cell.key, number) != number:
+                            continue  # an arm that sets the very rate that another one has
+                        group = (dataset, number, seed, cell.fit_id, *choice.shared)
                         groups.setdefault(group, []).append(cell)
-                        rates_of[group] = tried  # cells of one fit share the validation task
+                        choices[group] = choice  # cells of one fit share the validation task
     fits = []
     for group, cells in sorted(groups.items(), key=lambda item: item[0][:3]):
-        dataset, number, seed, fit_id = group
+        dataset, number, seed, fit_id = group[:4]
         name, _, config, _ = runs[dataset][number]
-        fits.append(FitGroup(name, config, rates_of[group], dataset, seed, fit_id, tuple(cells)))
+        fits.append(FitGroup(name, config, choices[group], dataset, seed, fit_id, tuple(cells)))
     return Plan(tuple(fits), tuple(broken), skipped)
 
 
@@ -190,26 +207,44 @@ def _configured(
     changes: Mapping[str, Mapping[str, Any]],
     arms: Mapping[str, Sequence[Arm]],
     dataset: str,
-) -> list[tuple[str, Arm, Any, tuple[float, ...]]]:
-    """``(method, arm, config, learning rates)`` of all that runs on a data set; of equal arms the first."""
-    made: list[tuple[str, Arm, Any, tuple[float, ...]]] = []
+) -> list[tuple[str, Arm, Any, bool]]:
+    """``(method, arm, config, whether its learning rate is fixed)`` of all that runs on a data set; of equal arms the
+    first."""
+    made: list[tuple[str, Arm, Any, bool]] = []
     for name, method in methods.items():
         paper = paper_config(name, dataset) if settings.preset == "full" else {}
         for arm in arms.get(name, (Arm(),)):
             config = make_config(method, settings, {**changes[name], **arm.changes}, paper)
-            fixed = "learning_rate" in changes[name] or "learning_rate" in arm.changes
-            searched = has_field(method.Config, "learning_rate") and not fixed
-            rates = settings.budget.learning_rates if searched else ()
-            if (name, config, rates) not in [(other, *rest) for other, _, *rest in made]:
-                made.append((name, arm, config, rates))
+            fixed = (
+                not has_field(method.Config, "learning_rate")
+                or not picks_rates(settings)
+                or "learning_rate" in {**changes[name], **arm.changes}
+            )
+            if (name, config, fixed) not in [(other, *rest) for other, _, *rest in made]:
+                made.append((name, arm, config, fixed))
     return made
 
 
-def searchable(settings: Settings, task: Task, config: Any, rates: tuple[float, ...]) -> tuple[float, ...]:
-    """The learning rates to try on a task: the grid or, where nothing can choose from it, the configured rate alone."""
-    if len(rates) > 1 and task.validation is None and settings.select != "oracle":
-        return (config.learning_rate,)
-    return rates
+def picks_rates(settings: Settings) -> bool:
+    """Whether a run may take another learning rate than the configured one."""
+    return settings.search or settings.budget.tuned or bool(settings.budget.learning_rates)
+
+
+def _tuned(settings: Settings, resources: Resources) -> dict[tuple[str, str, str], TunedRate]:
+    """The backbone's tuned rates, where the run may take them."""
+    if settings.search or not settings.budget.tuned:
+        return {}
+    try:
+        return tuned_rates(resources.backbone_facts.identity)
+    except TunedFileError as error:
+        raise SettingsError(str(error)) from error
+
+
+def searchable(settings: Settings, task: Task, config: Any, choice: RateChoice) -> RateChoice:
+    """The choice on a task: where nothing can pick one of several rates, the configured rate alone."""
+    if choice.searched and task.validation is None and settings.select != "oracle":
+        return RateChoice("config", (config.learning_rate,))
+    return choice
 
 
 def unvalidated(settings: Settings, task: Task, method: type[Method]) -> str:
@@ -217,7 +252,9 @@ def unvalidated(settings: Settings, task: Task, method: type[Method]) -> str:
     if task.validation is not None or settings.select == "oracle" or not method.trained:
         return ""
     kept = "" if settings.select == "last" else ", the last step kept"
-    return f"no validation task: learning rate as configured, nothing searched{kept}"
+    searched = settings.search or len(settings.budget.learning_rates) > 1
+    rate = "learning rate as configured, nothing searched" if searched else "nothing is chosen on it"
+    return f"no validation task: {rate}{kept}"
 
 
 def validation_notes(plan: Plan, settings: Settings, resources: Resources) -> list[str]:
@@ -241,7 +278,7 @@ def make_cell(
     method: type[Method],
     name: str,
     config: Any,
-    learning_rates: tuple[float, ...],
+    choice: RateChoice,
     dataset: str,
     task: Task,
     seed: int,
@@ -273,7 +310,7 @@ def make_cell(
             "name": name,
             "version": method.version,
             "config": values,
-            "learning_rates": learning_rates,
+            **choice.inputs(),
             "files": resources.file_hashes(method, config),
         },
         "backbone": {
@@ -304,12 +341,13 @@ def search_inputs(group: FitGroup) -> dict[str, Any]:
     """All that determines which learning rate is picked (JSON-able): a cell's inputs without its seed and questions."""
     inputs = group.cells[0].inputs
     kept = {name: inputs[name] for name in ("scoring", "method", "backbone", "dataset", "select")}
-    return {**kept, "fit_id": group.fit_id, "rules": inputs["task"]["rules"]}
+    partners = {"partners": [cell.fit_id for cell in group.partners]} if group.partners else {}
+    return {**kept, "fit_id": group.fit_id, "rules": inputs["task"]["rules"], **partners}
 
 
 def search_key(group: FitGroup) -> str | None:
     """Names the learning-rate search that a group needs; the same for all seeds. None if it needs none."""
-    return content_key(search_inputs(group)) if len(group.learning_rates) > 1 else None
+    return content_key(search_inputs(group)) if group.choice.searched else None
 
 
 def shard(plan: Plan, number: int, count: int) -> Plan:

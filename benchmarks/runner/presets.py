@@ -1,9 +1,9 @@
 """Presets: how much a run spends, as data.
 
-A preset never names a method. ``steps``, ``batch_size`` and ``validations`` set the fields of a method's ``Config``
-that say the same, where that config has them, and ``learning_rates`` are tried in place of its ``learning_rate``;
-``limit`` and ``splits`` make a run small for all methods alike. ``--set`` wins over the preset, the preset over a named
-variant.
+A preset never names a method. ``steps``, ``batch_size``, ``validations`` and ``patience`` set the fields of a method's
+``Config`` that say the same, where that config has them; ``tuned`` and ``learning_rates`` say where its
+``learning_rate`` comes from (:mod:`benchmarks.runner.rates`); ``limit`` and ``splits`` make a run small for all methods
+alike. ``--set`` wins over the preset, the preset over a named variant.
 """
 
 from __future__ import annotations
@@ -21,10 +21,16 @@ class Preset:
 
     * ``steps``: optimiser steps of a trained method in all; 0 leaves each method its own (paper's) schedule.
     * ``batch_size``: labelled images a step at most (of every stage); 0 leaves each method its own.
-    * ``validations``: how often in ``steps`` the validation task is asked, at equal distances; the best answer is kept
-      and nobody stops early, so that all spend the same. 0 leaves each method its own habit.
+    * ``validations``: how often in ``steps`` the validation task is asked, at equal distances; the best answer is kept.
+      0 leaves each method its own habit.
+    * ``patience``: with ``validations``, after how many of them without gain training stops, for every method alike;
+      0: never, so that all spend the same.
+    * ``tuned``: the learning rate is the one that a search found beforehand for the backbone, data set, protocol and
+      method (``benchmarks/presets/tuned``, :mod:`benchmarks.runner.tuned`), else the configured one, with a note.
+    * ``range_low``, ``range_high``, ``trials``: of a search (``--search``, ``python -m benchmarks.tune``): the range as
+      factors of the paper's rate, and the number of trials (:mod:`benchmarks.runner.search`).
     * ``learning_rates``: fixed grid; each is tried with the whole budget and the validation task picks one, once for
-      each training data, with seed 0, for all seeds. A grid of one rate sets it. Empty takes the configured rate.
+      each training data, with seed 0, for all seeds. A grid of one rate sets it. Empty: no grid.
     * ``limit``: as ``--limit``, images in training, query and gallery; None takes all.
     * ``splits``: query domains (or transfers) of each protocol, in the protocol's order; None takes all.
     """
@@ -34,6 +40,11 @@ class Preset:
     steps: int
     batch_size: int = 0
     validations: int = 0
+    patience: int = 0
+    tuned: bool = False
+    range_low: float = 0.01
+    range_high: float = 100.0
+    trials: int = 6
     learning_rates: tuple[float, ...] = ()
     limit: int | None = None
     splits: int | None = None
@@ -45,7 +56,7 @@ class Preset:
         if self.batch_size:
             wanted |= {name: min(own.get(name, 0), self.batch_size) for name in ("batch_size", "stage1_batch_size")}
         if self.validations:
-            wanted |= {"validate_every": math.ceil(self.steps / self.validations), "patience": 0}
+            wanted |= {"validate_every": math.ceil(self.steps / self.validations), "patience": self.patience}
         return {name: value for name, value in wanted.items() if name in own}
 
 
@@ -68,20 +79,21 @@ PRESETS: Mapping[str, Preset] = {
         ),
         Preset(
             "quick",
-            "a first look: two splits of each protocol, one learning rate (10 minutes for all methods on two cores)",
+            "a first look: two splits of each protocol, tuned rates (10 minutes for all methods on two cores)",
             steps=40,
             batch_size=32,
             validations=1,
-            learning_rates=(1e-3,),
+            tuned=True,
             splits=2,
         ),
         Preset(
             "standard",
-            "the committed reference: equal steps, learning rate from a fixed grid",
+            "the committed reference: one cap of steps, one patience, tuned rates",
             steps=100,
             batch_size=32,
-            validations=4,
-            learning_rates=(1e-4, 1e-3, 1e-2),
+            validations=8,
+            patience=3,
+            tuned=True,
         ),
         Preset("full", "each paper's own schedule, settings of each data set, backbone and protocols", steps=0),
     )

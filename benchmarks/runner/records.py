@@ -10,6 +10,7 @@ from benchmarks.runner.environment import environment
 from benchmarks.runner.plan import Cell, unvalidated
 from benchmarks.runner.resources import Resources
 from benchmarks.store.records import Fit, Record, Status
+from methods.interface import FitReport
 from methods.registry import METHODS
 
 
@@ -45,7 +46,7 @@ def make_record(resources: Resources, cell: Cell, status: Status, **values: Any)
         if missing := unvalidated(resources.settings, task, METHODS.get(cell.id.method)):
             notes.append(missing)
         if values.get("fit"):
-            notes += search_notes(values["fit"])
+            notes += rate_notes(values["fit"])
     return Record(
         key=cell.key,
         status=status,
@@ -61,15 +62,39 @@ def make_record(resources: Resources, cell: Cell, status: Status, **values: Any)
     )
 
 
+def convergence(report: FitReport) -> str:
+    """Whether training had converged when its budget ended: ``converged`` or ``rising``.
+
+    Converged: the best validation (the first of equal ones) is not among the last quarter of those that the budget
+    allows, or patience ended training. "" where the budget allows fewer than two, or none was made.
+    """
+    scores = [float(one["score"]) for one in report.validation]
+    if report.validations_allowed < 2 or not scores:
+        return ""
+    place = 1 + max(range(len(scores)), key=scores.__getitem__)
+    return "converged" if report.out_of_patience or place <= 0.75 * report.validations_allowed else "rising"
+
+
+def rate_notes(fit: Fit) -> list[str]:
+    """What a reader must know of a learning rate: that nothing was searched for it, or :func:`search_notes`."""
+    if fit.rate_from == "paper":
+        return ["no tuned learning rate of this backbone, data set and protocol: the configured one is taken"]
+    return search_notes(fit)
+
+
 def search_notes(fit: Fit) -> list[str]:
-    """What a reader must know of how the learning rate was picked: a tie, or that no trial has a score."""
+    """What a reader must know of how the learning rate was picked: at an edge, of a tie, or without any score."""
     if not fit.trials:
         return []
+    edges = []
+    if fit.edge:
+        end = "lowest" if fit.edge == "low" else "highest"
+        edges = [f"the learning rate picked, {fit.learning_rate:g}, is the {end} of those tried"]
     scores = [trial.get("validation") for trial in fit.trials]
     known = [score for score in scores if score is not None]
     if not known:
         return [f"no learning rate of the grid has a validation score: {fit.learning_rate:g} taken as configured"]
     tied = [trial["learning_rate"] for trial, score in zip(fit.trials, scores, strict=True) if score == max(known)]
     if len(tied) == 1:
-        return []
-    return [f"learning rates {', '.join(f'{rate:g}' for rate in tied)} tie in validation: the first is taken"]
+        return edges
+    return [*edges, f"learning rates {', '.join(f'{rate:g}' for rate in tied)} tie in validation: the first is taken"]

@@ -40,7 +40,8 @@ class Settings:
     ``("all",)`` becomes all registered names, except for ``datasets``: there it means those that are found, and the
     plan finds them. ``set`` holds the ``--set`` changes as ``("method.field" or "field", value)``; ``limit`` is the
     effective one (the preset's unless given); ``device`` may be ``auto``, and ``jobs`` and ``threads`` 0, until
-    :func:`benchmarks.runner.machine.final_settings` fills them in. ``shard`` is (number from 1, of how many).
+    :func:`benchmarks.runner.machine.final_settings` fills them in. ``search``: each fit searches its own learning rate
+    on validation data, in place of tuned rates or a preset's grid. ``shard`` is (number from 1, of how many).
     ``gpu_hours_each_fit`` and ``gpu_hours_basis`` are what a recipe's file expects of one fit, and why; a dry run
     prints them.
 
@@ -62,6 +63,7 @@ class Settings:
     seeds: tuple[int, ...] = (0,)
     device: str = "auto"
     precision: Precision = "float32"
+    search: bool = False
     set: tuple[tuple[str, Any], ...] = ()
     out: str = "results/run"
     limit: int | None = None

@@ -67,8 +67,14 @@ class GalleryScores:
 class Fit:
     """What training did; ``fit_id`` names the training data, so cells that share a fitted model share it.
 
-    ``trials``: where a learning rate was picked from a grid, each rate with its validation score (None if that training
-    failed, with the ``reason``) and seconds; ``learning_rate`` is the one picked, or set by the preset.
+    ``trials``: where a learning rate was searched, each rate in the order tried with its validation score (None if that
+    training failed, with the ``reason``) and seconds; ``learning_rate`` is the one picked, or set by the preset.
+    ``rate_from``: ``search`` (made for this fit), ``tuned`` (a search made beforehand, benchmarks/presets/tuned),
+    ``grid`` (a preset's fixed rates), ``paper`` (the config's, where nothing is tuned yet), ``config`` (``--set``, or a
+    preset that leaves rates alone), "" in records written before this was recorded; of these too:
+    ``rate_range``: the lowest and highest rate that the search could try; ``edge``: ``low`` or ``high`` where the rate
+    picked is the lowest or highest of those tried, else "". ``convergence``: ``converged`` or ``rising``
+    (:func:`benchmarks.runner.records.convergence`), "" where validation cannot tell.
     """
 
     fit_id: str = ""
@@ -78,14 +84,23 @@ class Fit:
     validation: list[dict[str, Any]] = field(default_factory=list)
     trials: list[dict[str, Any]] = field(default_factory=list)
     learning_rate: float | None = None
+    rate_from: str = ""
+    rate_range: list[float] = field(default_factory=list)
+    edge: str = ""
+    convergence: str = ""
 
 
 @dataclass(frozen=True)
 class Search:
-    """A learning rate picked from a grid: ``trials`` as in :class:`Fit`; None where nothing was picked."""
+    """A learning-rate search: ``trials``, ``rate_range`` and ``edge`` as in :class:`Fit`.
+
+    ``learning_rate`` is None where nothing was picked: a search that is not finished.
+    """
 
     trials: list[dict[str, Any]] = field(default_factory=list)
     learning_rate: float | None = None
+    rate_range: list[float] = field(default_factory=list)
+    edge: str = ""
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,8 @@ def run_stage(
     check_processes(method)
     parallel.same_start(parameters)
     select = validate_every > 0 and data.select != "last"
+    if select:
+        report.validations_allowed = math.ceil(steps / validate_every)
     best_score, best_step, waited = -math.inf, 0, 0
     best: dict[str, Tensor] = {}
     every = max(1, steps // CURVE_POINTS)
@@ -177,6 +179,7 @@ def run_stage(
             else:
                 waited += 1
             if patience and waited >= patience:
+                report.out_of_patience = not last
                 break
     report.selected_step = best_step if select and best else report.steps
     if select and best and best_step != report.steps:

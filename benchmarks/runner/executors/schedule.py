@@ -51,7 +51,9 @@ class Schedule:
             self.keep(make_record(self.resources, broken.cell, "failed", **values))
         units: dict[str, Unit] = {}
         for group in self.plan.groups:
-            left = tuple(cell for cell in group.cells if not self._finished(cell))
+            if group.tuning and self._tuned(group):
+                continue
+            left = tuple(cell for cell in group.cells if group.tuning or not self._finished(cell))
             if not left:
                 continue
             search = search_key(group)
@@ -67,6 +69,14 @@ class Schedule:
         self.progress.cell(record.cell, "cached")
         return True
 
+    def _tuned(self, group: FitGroup) -> bool:
+        """Whether the search of a group that is only searched is finished already."""
+        if (search := self.search(group)) is None or search.learning_rate is None:
+            return False
+        self.outcome.add("cached")
+        self.progress.cell(group.cells[0].id, "cached")
+        return True
+
     @property
     def waiting(self) -> int:
         """Number of units that no worker has taken."""
@@ -76,8 +86,10 @@ class Schedule:
         """The next unit that may start now; None if there is none, or if all wait for a search."""
         for place, unit in enumerate(self._waiting):
             if unit.search is None or unit.search not in self._searching:
-                if unit.search is not None and self.search(unit.groups[0]) is None:
-                    self._searching.add(unit.search)
+                if unit.search is not None:
+                    made = self.search(unit.groups[0])
+                    if made is None or made.learning_rate is None:
+                        self._searching.add(unit.search)
                 return self._waiting.pop(place)
         return None
 
@@ -89,7 +101,10 @@ class Schedule:
             self._waiting.insert(0, unit)
 
     def search(self, group: FitGroup) -> Search | None:
-        """The outcome of a group's learning-rate search, if it was made in this run or, without ``--force``, before."""
+        """What is known of a group's learning-rate search, from this run or, without ``--force``, from before.
+
+        Without a rate: the trials of one that was stopped.
+        """
         key = search_key(group)
         if key is None:
             return None
@@ -100,11 +115,15 @@ class Schedule:
         return self._searches.get(key)
 
     def keep_search(self, group: FitGroup, search: Search) -> None:
-        """Store a search's outcome; the groups that wait for it may start."""
+        """Store what a search has found so far; if it is finished, the groups that wait for it may start."""
         key = search_key(group)
         assert key is not None
         self._searches[key] = search
-        self._searching.discard(key)
+        if search.learning_rate is not None:
+            self._searching.discard(key)
+            if group.tuning:
+                self.outcome.add("tuned")
+                self.progress.cell(group.cells[0].id, "ok")
         with contextlib.suppress(OSError):  # disk full: the failed records name it
             self.store.write_search(group.dataset, group.method, key, search_inputs(group), search)
 
