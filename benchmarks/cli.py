@@ -17,6 +17,7 @@ COMMANDS: Registry = Registry("command")
 for _name, _target, _summary in (
     ("run", "benchmarks.run:main", "plan, run and store a sweep; print its leaderboard"),
     ("ablate", "benchmarks.ablate:main", "each method's ablation table, one factor at a time"),
+    ("tune", "benchmarks.tune:main", "search every method's learning rate, once, for all later runs"),
     ("report", "benchmarks.report:main", "tables and plots of stored results"),
     ("compare", "benchmarks.compare:main", "paired comparison of two results folders"),
     ("pack", "benchmarks.pack:main", "a results folder in few small files, fit to commit"),

@@ -24,7 +24,7 @@ def method_costs(rows: pd.DataFrame, labels: Mapping[Any, str], records: Mapping
         done = [records[key] for key in keys if key in records and records[key].status == "ok"]
         if not done:
             continue
-        fits = {(record.fit.fit_id, record.cell.seed): record for record in done}
+        fits = {(one.fit.fit_id, one.fit.learning_rate, one.cell.seed): one for one in done}
         seconds: dict[str, float] = {}
         for phases, counted in ((TRAINING, list(fits.values())), (ANSWERING, done)):
             for phase in phases:

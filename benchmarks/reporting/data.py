@@ -6,7 +6,8 @@ figure of the report is a new property here, and a column in `benchmarks.reporti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -224,6 +225,35 @@ class SettingData:
         for configuration, of_method in self.rows.groupby(tables.METHOD_COLUMNS, sort=False):
             keys = dict.fromkeys(of_method["key"])
             records = [self.data.records[key] for key in keys if key in self.data.records]
-            by_fit = {(record.fit.fit_id, record.cell.seed): record for record in records}
-            fits[self.labels[configuration]] = list(by_fit.values())
+            fits[self.labels[configuration]] = _one_a_fit(records)
         return fits
+
+    @cached_property
+    def validations(self) -> dict[str, dict[str, list[list[tuple[int, float]]]]]:
+        """By protocol and label: the validation curve (step, score) of each fit that has one."""
+        curves: dict[str, dict[str, list[list[tuple[int, float]]]]] = {}
+        for (protocol, *configuration), of_method in self.rows.groupby(
+            ["protocol", *tables.METHOD_COLUMNS], sort=False
+        ):
+            keys = dict.fromkeys(of_method["key"])
+            records = [self.data.records[key] for key in keys if key in self.data.records]
+            known = [curve for record in _one_a_fit(records) if (curve := validation_curve(record))]
+            if known:
+                curves.setdefault(str(protocol), {})[self.labels[tuple(configuration)]] = known
+        return curves
+
+
+def _one_a_fit(records: Iterable[Record]) -> list[Record]:
+    """One record of each fit: cells that show a method the same data share one."""
+    return list({(one.fit.fit_id, one.fit.learning_rate, one.cell.seed): one for one in records}.values())
+
+
+def validation_curve(record: Record) -> list[tuple[int, float]]:
+    """Step and validation score of a fit, in order; empty for one without at least two scores."""
+    made = [(one.get("step"), one.get("score")) for one in record.fit.validation]
+    curve = [
+        (int(step), float(score))
+        for step, score in made
+        if isinstance(step, int | float) and isinstance(score, int | float) and math.isfinite(score)
+    ]
+    return curve if len(curve) > 1 else []

@@ -120,7 +120,7 @@ def protocol_columns(table: ScoreTable, comparison: SettingComparison | None = N
     def of_split(split: str) -> MethodColumn:
         return MethodColumn(split, lambda row: score_cell(row.scores[split], tested(split, row)))
 
-    return [
+    columns = [
         MethodColumn(
             "method", lambda row: name_cell(row.label, floor=row.floor, extension=row.extension, oracle=oracle)
         ),
@@ -128,6 +128,22 @@ def protocol_columns(table: ScoreTable, comparison: SettingComparison | None = N
         MethodColumn("mean", lambda row: score_cell(row.mean, tested(ALL, row), kind="mean")),
         MethodColumn("seeds", lambda row: _seeds_cell(row.scores.values())),
     ]
+    if any(row.training is not None for row in table.rows):  # records of older versions tell nothing of it
+        columns.append(MethodColumn("training", _training_cell))
+    return columns
+
+
+#: What the column ``training`` says.
+TRAINING_NOTE = (
+    "training: fits whose validation still rose in the last quarter of their budget, and a learning rate that is the "
+    "lowest or highest of those tried; empty where neither."
+)
+
+
+def _training_cell(row: MethodScores) -> GridCell:
+    """Fits that still rise, and a rate at an end of its range."""
+    text = row.training or ""
+    return GridCell(text, kind="bad" if text else "none", note=TRAINING_NOTE if text else "")
 
 
 def by_protocol(

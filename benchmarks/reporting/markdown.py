@@ -24,6 +24,8 @@ def leaderboard_markdown(data: ReportData) -> str:
         "±: half of the 95 % t interval over seeds; one seed (n = 1) has none.",
         "",
     ]
+    if any(row.training is not None for one in data.settings for table in one.tables for row in table.rows):
+        lines[-1:] = [f"{grids.TRAINING_NOTE[0].upper()}{grids.TRAINING_NOTE[1:]}", ""]
     for one in data.settings:
         title = escape(one.setting.title())
         lines += [f"## {title}", "", "Means over the query domains (UDA and DAZSL: transfers).", ""]

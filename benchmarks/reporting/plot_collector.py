@@ -170,6 +170,14 @@ def draw_setting(of_setting: SettingData, collector: PlotCollector) -> PlannedPl
         "loss_curves", losses, kind="training", title="Training loss",
         caption="A line a fit, in the order of its steps; stages of one fit follow each other.",
     )  # fmt: skip
+    for protocol, by_label in of_setting.validations.items():
+        collector.add(
+            "convergence_curves", protocol, by_label, kind="training",
+            title=f"{protocol_title(protocol)}: convergence",
+            caption="Best validation score so far by step, mean over the fits of each method (splits and seeds): where "
+            "a line is flat at its end, more steps would not have helped.",
+            protocol=protocol,
+        )  # fmt: skip
     for ablation in of_setting.ablations:
         collector.add(
             "ablation_bars", ablation, kind="ablations", title=f"{ablation.method}: one factor switched",

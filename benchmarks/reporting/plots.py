@@ -408,6 +408,42 @@ def loss_curves(curves: Mapping[str, Sequence[Sequence[float]]], folder: Path) -
     return files
 
 
+def convergence_curves(
+    protocol: str, curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], folder: Path
+) -> list[Path]:
+    """Best validation score so far (percent) by step, a line a method: the mean over its fits.
+
+    A fit that patience ended keeps its best; a fit counts from its first validation on, and a line begins where all
+    its method's fits have one.
+    """
+    if not curves:
+        return []
+    files: list[Path] = []
+    marks = _marks(list(curves))
+    height = 2.6 + 0.17 * -(-len(curves) // 3)
+    with _figure(folder, _name("convergence", protocol), files, height) as (figure, [[axes]]):
+        for number, label in enumerate(sorted(curves)):
+            steps, means = best_so_far(curves[label])
+            colour, shape = marks[label]
+            axes.plot(steps, [100 * mean for mean in means], color=colour, marker=shape, ms=3, lw=1, mec="white",
+                      mew=0.3, ls=DASHES[number % len(DASHES)], label=plain(shorten(label)))  # fmt: skip
+        axes.set_xlabel("step")
+        axes.set_ylabel("best validation score (%)")
+        axes.set_title(plain(protocol_title(protocol)))
+        _legend(figure, axes)
+    return files
+
+
+def best_so_far(curves: Sequence[Sequence[tuple[int, float]]]) -> tuple[list[int], list[float]]:
+    """Steps of any of the curves ``(step, score)`` from where all have begun, and the mean of their best until then."""
+    first = max(curve[0][0] for curve in curves)
+    steps = sorted({step for curve in curves for step, _ in curve if step >= first})
+    means = [
+        math.fsum(max(score for at, score in curve if at <= step) for curve in curves) / len(curves) for step in steps
+    ]
+    return steps, means
+
+
 def seconds_by_phase(costs: Sequence[MethodCost], folder: Path) -> list[Path]:
     """Seconds by phase, a bar a method: one fit and its search, and one cell's encoding, ranking and answering."""
     phases = (("search", MARKS[5][0], ""), ("fit", MARKS[0][0], "////"), ("encode", MARKS[4][0], "...."),

@@ -37,7 +37,7 @@ METHOD_COLUMNS = ["method", "variant", "config"]
 
 _CONFIGURATION = [*METHOD_COLUMNS, "ablation"]
 _COLUMNS = [*SETTING, "protocol", "gallery", "split", *_CONFIGURATION, "seed", "metric", "value"]
-_COLUMNS += ["status", "reason", "floor", "extension", "headline", "key", "created"]
+_COLUMNS += ["status", "reason", "floor", "extension", "headline", "key", "created", "edge", "convergence"]
 
 #: Protocols in the order of the report; any other comes after them, by name.
 _PROTOCOLS = ("ucdr", "uccdr", "udcdr", "uda", "dazsl")
@@ -156,6 +156,7 @@ def _method_scores(
     seeds = sorted(rows["seed"].unique())
     by_split = dict(iter(rows.groupby("split", sort=False)))
     floor, extension = bool(rows["floor"].any()), next((text for text in rows["extension"] if text), "")
+    training = training_mark(rows)
     ok = rows[rows["status"] == "ok"]
     values: dict[str, dict[str, dict[int, float]]] = {}  # metric -> column -> seed -> score
     for metric, split, seed, value in zip(ok["metric"], ok["split"], ok["seed"], ok["value"], strict=True):
@@ -168,10 +169,26 @@ def _method_scores(
         lines.append(
             MethodScores(
                 label, str(first["method"]), floor, scores, mean, extension,
-                str(first["config"]), str(first["ablation"]),
+                str(first["config"]), str(first["ablation"]), training,
             )
         )  # fmt: skip
     return lines
+
+
+def training_mark(rows: pd.DataFrame) -> str | None:
+    """What must be known of the fits behind a method's rows: ``rising 2 of 6, rate highest tried``; "" for nothing.
+
+    None where no record says how its training ended and how its rate was found.
+    """
+    fits = rows.drop_duplicates(["split", "seed"])
+    told = fits[fits["convergence"].isin(["converged", "rising"])]
+    edges = sorted(set(fits["edge"]) & {"low", "high"})
+    if not len(told) and not edges:
+        return None
+    rising = int((told["convergence"] == "rising").sum())
+    parts = [f"rising {rising} of {len(told)}"] if rising else []
+    parts += [f"rate {'lowest' if edge == 'low' else 'highest'} tried" for edge in edges]
+    return ", ".join(parts)
 
 
 def _score(rows: pd.DataFrame | None, values: Mapping[int, float], seeds: Sequence[int]) -> Score:

@@ -133,7 +133,9 @@ class MethodScores:
     """A method's scores in a table: one a column, and their mean where none is missing.
 
     ``config`` as JSON; ``ablation``: the factor that was switched, or "". ``extension``: what this suite decided
-    because the method's paper does not define this answer, or "".
+    because the method's paper does not define this answer, or "". ``training``: what must be known of its fits (some
+    still rise at the end of the budget, a learning rate is at an end of what was tried), or ""; None where no record
+    tells.
     """
 
     label: str
@@ -144,6 +146,7 @@ class MethodScores:
     extension: str = ""
     config: str = "{}"
     ablation: str = ""
+    training: str | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 #: Columns of a frame without records, beside the cell's, so that readers find empty columns, not missing ones.
 _MORE_COLUMNS = (
     *("gallery", "metric", "value", "status", "reason", "title", "floor", "headline", "notes", "key", "fit_id"),
+    *("learning_rate", "edge", "convergence"),
     *("dataset_version", "gallery_domain", "data_hash", "weights_hash", "identity", "precision", "scoring", "created"),
 )
 
@@ -34,7 +35,8 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
     ``backbone``, ``dataset``, ``protocol``, ``rules``, ``split``, ``select``, ``seed``, ``limit``), ``gallery``,
     ``metric``, ``value`` (a fraction), ``status``, ``reason``, counts, cost, ``floor``, ``extension`` (what the
     method's paper does not define, else empty), ``headline``, ``notes`` (a tuple), hashes, ``key``,
-    ``created``.
+    ``created``; of the fit ``learning_rate`` (None: the config's), ``edge`` and ``convergence``
+    (:class:`benchmarks.store.records.Fit`).
 
     A record that cannot be read is a failed row with only what its file name contains (no ``data_hash``);
     ``report`` gets one line for each (default: a warning). Raises ``FileNotFoundError`` if there is no such folder.
@@ -72,6 +74,9 @@ def frame_and_records(path: Path | str, report: Callable[[str], None]) -> tuple[
             "precision": record.inputs.get("backbone", {}).get("precision", ""),
             "scoring": record.inputs.get("scoring", 0),
             "fit_id": record.fit.fit_id,
+            "learning_rate": record.fit.learning_rate,
+            "edge": record.fit.edge,
+            "convergence": record.fit.convergence,
             **{
                 f"{phase}_seconds": record.cost.seconds.get(phase)
                 for phase in ("fit", "search", "encode", "rank", "classify")
@@ -108,7 +113,17 @@ def _unreadable_row(entry: Unreadable) -> dict[str, Any]:
         split=found["split"] if found else "*", seed=int(found["seed"]) if found else 0,
     )  # fmt: skip
     about = {name: value for name, value in vars(cell).items() if name != "config"}
-    names = ("title", "fit_id", "dataset_version", "gallery_domain", "data_hash", "weights_hash", "identity")
+    names = (
+        "title",
+        "fit_id",
+        "edge",
+        "convergence",
+        "dataset_version",
+        "gallery_domain",
+        "data_hash",
+        "weights_hash",
+        "identity",
+    )
     empty = dict.fromkeys(names, "")
     return about | empty | {
         "config": "{}", "status": "failed", "reason": entry.reason, "floor": False, "precision": "", "scoring": 0,
