@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 HEAVY = {"torch", "transformers", "pandas", "matplotlib", "faiss", "nltk", "peft", "torch_geometric", "scipy"}
 
 #: What the root of `benchmarks` holds beside `__init__.py`: the commands, the entry point, what commands share.
-COMMANDS = {"run", "ablate", "report", "compare", "data", "convert", "pack", "cli"}
+COMMANDS = {"run", "ablate", "tune", "report", "compare", "data", "convert", "pack", "cli"}
 SHARED = {"console"}
 
 
@@ -136,6 +136,8 @@ def test_reporting_imports_neither_methods_nor_the_runner() -> None:
     [
         ["-m", "benchmarks.run", "--help"],
         ["-m", "benchmarks.run", "--methods", "zeroshot"],
+        ["-m", "benchmarks.tune", "--help"],
+        ["-m", "benchmarks.tune", "--methods", "zeroshot"],
         ["-m", "benchmarks.report", "--help"],
         ["-m", "benchmarks.data", "--help"],
         ["-m", "benchmarks.data", "list"],

@@ -55,7 +55,8 @@ class PastCosts:
     """Median seconds of each phase of past records, looked up by what the work was.
 
     Two cells are taken for the same work if method, backbone, data set, limit and protocol agree and so do the config
-    and the number of learning rates; if there is no such record, the steps may stand for the whole config.
+    and the number of learning rates; if there is no such record, the steps may stand for the whole config and, where
+    nothing is searched, for the learning rates.
     """
 
     _seconds: dict[tuple[Any, ...], dict[str, list[float]]] = field(
@@ -68,17 +69,25 @@ class PastCosts:
         past = cls()
         for record in records:
             if record.status == "ok":
-                for kind in _kinds(record.cell, _trials(record.inputs.get("method", {}))):
+                kinds = _kinds(record.cell, _trials(record.inputs.get("method", {})))
+                for kind in (*kinds, _alike(record.cell)):
                     for phase, seconds in record.cost.seconds.items():
                         past._seconds[kind][phase].append(seconds)
         return past
 
     def seconds(self, cell: Cell) -> Mapping[str, float] | None:
         """Median seconds by phase of the records most like this cell; None if there is none."""
-        for kind in _kinds(cell.id, _trials(cell.inputs["method"])):
+        trials = _trials(cell.inputs["method"])
+        kinds = _kinds(cell.id, trials)
+        for kind in kinds if trials > 1 else [*kinds, _alike(cell.id)]:
             if kind in self._seconds:
                 return {phase: statistics.median(values) for phase, values in self._seconds[kind].items()}
         return None
+
+
+def _alike(cell: CellId) -> tuple[Any, ...]:
+    """The same for cells whose fits have as many steps, however their learning rates were found."""
+    return (cell.method, cell.backbone, cell.dataset, cell.protocol, cell.limit, cell.config.get("steps"))
 
 
 def _trials(method: Mapping[str, Any]) -> int:
