@@ -34,7 +34,7 @@ class TunedRate:
 
     ``trials``, ``rate_range`` and ``edge`` are those of :class:`benchmarks.store.records.Search`; ``paper`` is the rate
     searched around; ``splits`` are the protocol's splits on whose validation data it was searched; ``budget`` holds
-    what the preset gave each trial, and its name; ``version`` is that of the method's code.
+    the preset's name and what each trial could spend; ``version`` is that of the method's code.
     """
 
     dataset: str

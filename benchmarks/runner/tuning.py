@@ -33,6 +33,9 @@ PRESET = "standard"
 #: Results folder of the searches.
 OUT = "results/tuning"
 
+#: Settings of a method that say what a trial may spend.
+BUDGET = ("steps", "batch_size", "validate_every", "patience")
+
 #: Data set, protocol and method.
 Question = tuple[str, str, str]
 
@@ -164,13 +167,13 @@ def found(run: Run, of_question: dict[Question, FitGroup], store: ResultStore, s
     from benchmarks.runner.plan import search_key
     from benchmarks.runner.tuned import TunedRate
 
-    budget = run.settings.budget
     for (dataset, protocol, method), group in of_question.items():
         key, one = search_key(group), group.choice.search
         search = store.read_search(group.dataset, group.method, key or "")
         if search is None or search.learning_rate is None or one is None:
             continue
         inputs = group.cells[0].inputs
+        config = inputs["method"]["config"]
         yield TunedRate(
             dataset=dataset,
             data_hash=str(inputs["dataset"]["data_hash"]),
@@ -183,13 +186,7 @@ def found(run: Run, of_question: dict[Question, FitGroup], store: ResultStore, s
             rate_range=search.rate_range,
             edge=search.edge,
             seed=group.seed,
-            budget={
-                "preset": budget.name,
-                "steps": budget.steps,
-                "batch_size": budget.batch_size,
-                "validations": budget.validations,
-                "patience": budget.patience,
-            },
+            budget={"preset": run.settings.preset, **{name: config[name] for name in BUDGET if name in config}},
             command=run.command,
             trials=[{key: value for key, value in trial.items() if value is not None} for trial in search.trials],
         )

@@ -218,7 +218,7 @@ def test_the_command_tunes_once_and_runs_take_the_rate(
     one = rates["ucdr"]
     assert (one.method, one.paper, one.learning_rate, one.edge, one.seed) == ("rated", 0.5, 1.58, "", 0)
     assert one.splits == [Resources(settings).splits("tiny", "ucdr")[0]]
-    assert one.budget == {"preset": "ready", "steps": 3, "batch_size": 0, "validations": 4, "patience": 2}
+    assert one.budget == {"preset": "ready", "steps": 3}
     assert one.command.startswith("python -m benchmarks.tune --methods rated,zero_shot")
     assert one.data_hash == Resources(settings).dataset("tiny").data_hash
     assert not list((tmp_path / "tuning" / "cells").rglob("*.json")), "no test image is scored"
@@ -313,6 +313,27 @@ def test_a_rate_is_the_mean_over_the_declared_splits(settings: Settings, monkeyp
     for trial in both.trials:
         assert trial["validation"] == pytest.approx(sum(trial["by_split"]) / 2)
         assert len(trial["by_split"]) == 2
+
+
+@pytest.mark.slow
+def test_rates_do_not_depend_on_the_executor(settings: Settings, tmp_path: Path) -> None:
+    from tests.support.learners import Learner
+
+    METHODS.add("learner", Learner)
+    try:
+        settings = dataclasses.replace(settings, methods=("learner",), protocols=("ucdr", "uda"))
+        serial = tuned_file(settings, tmp_path / "serial.toml")
+        workers = dataclasses.replace(settings, out=str(tmp_path / "workers"))
+        spread = tuned_file(workers, tmp_path / "workers.toml", "--jobs", "2")
+    finally:
+        METHODS.remove("learner")
+
+    def outcome(rates: dict[str, TunedRate]) -> Any:
+        trials = {name: [(t["learning_rate"], t["validation"]) for t in rate.trials] for name, rate in rates.items()}
+        return trials, {name: rate.learning_rate for name, rate in rates.items()}
+
+    assert outcome(serial) == outcome(spread)
+    assert all(len(rate.trials) == 6 for rate in spread.values())
 
 
 def test_a_search_that_fails_is_a_failure_of_the_command(
