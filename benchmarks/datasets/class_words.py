@@ -63,15 +63,15 @@ def read_classes(folders: Iterable[tuple[str, str]]) -> dict[str, str]:
     groups: dict[str, dict[str, set[str]]] = {}
     for domain, folder in folders:
         groups.setdefault(same_name(words_of(folder)), {}).setdefault(folder, set()).add(domain)
-    found: dict[str, str] = {}
+    names_of: dict[str, str] = {}
     for spellings in groups.values():
         if _apart(spellings):
-            found |= {folder: folder for folder in spellings}
+            names_of |= {folder: folder for folder in spellings}
             continue
         read = {words_of(folder) for folder in spellings}
         best = min(read, key=lambda name: (sum(map(str.isupper, name)), -name.count(" "), name))
-        found |= dict.fromkeys(spellings, best)
-    return found
+        names_of |= dict.fromkeys(spellings, best)
+    return names_of
 
 
 def _apart(spellings: dict[str, set[str]]) -> bool:

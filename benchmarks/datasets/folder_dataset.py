@@ -260,10 +260,10 @@ class FolderDataset(Dataset):
         (:mod:`benchmarks.datasets.contents`); ``unreadable KEY`` for a file that cannot be read."""
         return self._content_or_unreadable(contents.file_hashes(self.paths(), name=self._cache_name))
 
-    def set_content(self, hashes: Sequence[str], begun: float) -> None:
-        """Use the sha256 of every image ("" if it cannot be read) read by the caller since the time ``begun``."""
+    def set_content(self, hashes: Sequence[str], start: float) -> None:
+        """Use the sha256 of every image ("" if it cannot be read) read by the caller since the time ``start``."""
         vars(self)["content"] = self._content_or_unreadable(hashes)
-        contents.remember(self.paths(), hashes, name=self._cache_name, begun=begun)
+        contents.remember(self.paths(), hashes, name=self._cache_name, start=start)
 
     @property
     def _cache_name(self) -> str:

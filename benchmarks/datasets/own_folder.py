@@ -178,14 +178,14 @@ class OwnFolder(FolderDataset):
 
     def _deeper(self, root: Path) -> dict[str, list[str]]:
         """Domain folders whose class folders are one level too deep, with the folders between."""
-        found: dict[str, list[str]] = {}
+        middle_folders: dict[str, list[str]] = {}
         for domain in sorted(root.iterdir()):
             middle = (
                 [one.name for one in sorted(domain.iterdir()) if self._holds_classes(one)] if domain.is_dir() else []
             )
             if middle and not domain.name.startswith("."):
-                found[domain.name] = middle
-        return found
+                middle_folders[domain.name] = middle
+        return middle_folders
 
     @staticmethod
     def _share_classes(root: Path, deeper: dict[str, list[str]]) -> bool:
@@ -307,21 +307,21 @@ class OwnFolder(FolderDataset):
 
         file, known = self.folder / SETTINGS, {same_name(words_of(name)): name for name in self.classes()}
         known |= {name: name for name in self.classes()}
-        found = {}
+        middle_folders = {}
         for name, synset in self.rule.synsets.items():
             written = unicodedata.normalize("NFC", name)
             class_name = known.get(written) or known.get(same_name(words_of(written)))
             if class_name is None:
                 raise DatasetError(f"folder: {file}: synsets names {name!r}, which is not a class here")
-            if class_name in found:
+            if class_name in middle_folders:
                 raise DatasetError(f"folder: {file}: synsets names the class {class_name!r} twice; keep one line")
             try:
-                found[class_name] = str(named_synset(class_name, synset).name())
+                middle_folders[class_name] = str(named_synset(class_name, synset).name())
             except WordNetError:
                 raise DatasetError(f"folder: {file}: WordNet has no noun synset {synset!r} (class {name!r})") from None
             if not synset.split(".")[-2:-1] == ["n"]:
                 raise DatasetError(f"folder: {file}: {synset!r} (class {name!r}) is not a noun synset")
-        return found
+        return middle_folders
 
     @cached_property
     def closed_set(self) -> ClosedSet:

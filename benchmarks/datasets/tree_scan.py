@@ -144,18 +144,20 @@ def place_folders(root: Path, place: Place) -> tuple[str | None, list[str]]:
     ``art_painting``). A folder in or above the one that is read is not listed among the others.
     """
     exact = [name for name in place.folders if (root / name).is_dir()]
-    found = list(dict.fromkeys([*exact, *(path for name in place.folders for path in _similar_folders(root, name))]))
-    if not found:
+    folders_found = list(
+        dict.fromkeys([*exact, *(path for name in place.folders for path in _similar_folders(root, name))])
+    )
+    if not folders_found:
         return None, []
-    first = root / found[0]
+    first = root / folders_found[0]
     real = first.resolve()
     others = [
         name
-        for name in found[1:]
+        for name in folders_found[1:]
         if not (first.is_relative_to(root / name) or (root / name).is_relative_to(first))
         and (root / name).resolve() != real
     ]
-    return found[0], others
+    return folders_found[0], others
 
 
 def _similar_folders(root: Path, name: str) -> list[str]:
@@ -227,8 +229,8 @@ def usable_entries(folder: Path, path: str = "") -> tuple[list[os.DirEntry[str]]
 def _sorted_entries(folder: Path, path: str) -> tuple[list[os.DirEntry[str]], list[Finding], list[str]]:
     """:func:`usable_entries`, and the names of hidden and system files."""
     try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+        with os.scandir(folder) as folders_found:
+            entries = sorted(folders_found, key=lambda entry: entry.name)
     except OSError as error:
         raise DatasetError(f"{folder} cannot be read: {error.strerror or error}") from error
     good, odd, system = [], [], []

@@ -15,9 +15,9 @@ from benchmarks.reporting.types import DEFAULT, AblationTable, Score, ScoreTable
 def ablation_tables(frame: pd.DataFrame, setting: Setting) -> Iterator[AblationTable]:
     """The ablations of a setting, by the leading metrics' means over query domains (or transfers) and seeds.
 
-    All arms of a method are asked for the query domains that any of them has, so one that lacks a domain has no mean.
-    Where the store holds several defaults of a method (budgets, variants), an arm belongs to the one that differs from
-    it in the fewest settings.
+    All arms of a method are asked for the query domains that any of them has, so an arm without one of them has no
+    mean. Where the store holds several defaults of a method (budgets, variants), an arm belongs to the one that differs
+    from it in the fewest settings.
     """
     for method in frame.loc[is_ablated(frame), "method"].unique():
         tables = [table for table in score_tables(frame[frame["method"] == method], setting) if table.leads]

@@ -39,8 +39,8 @@ def digest(*values: Any) -> str:
 def _feed(state: Any, value: Any) -> None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         state.update(type(value).__name__.encode())
-        for one in dataclasses.fields(value):
-            _feed(state, getattr(value, one.name))
+        for field in dataclasses.fields(value):
+            _feed(state, getattr(value, field.name))
     elif isinstance(value, np.ndarray):
         state.update(f"{value.dtype}{value.shape}".encode())
         state.update(np.ascontiguousarray(value).tobytes())

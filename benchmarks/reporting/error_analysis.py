@@ -40,7 +40,7 @@ class WordNet:
         self._synset = functools.cache(self._find)
 
     def distance(self, one: str, other: str) -> int | None:
-        """Number of edges between two classes; None if WordNet lacks one of them."""
+        """Number of edges between two classes; None if one of them is not in WordNet."""
         above, below = self._ancestors(one), self._ancestors(other)
         return min((above[s] + below[s] for s in above.keys() & below.keys()), default=None)
 
@@ -61,16 +61,16 @@ class WordNet:
     def _ancestors(self, name: str) -> dict[Any, int]:
         if name not in self._above:
             synset = self._synset(name)
-            found: dict[Any, int] = {} if synset is None else {synset: 0}
-            edge = list(found)
+            depth_of: dict[Any, int] = {} if synset is None else {synset: 0}
+            edge = list(depth_of)
             while edge:
                 edge = [
-                    (found.setdefault(above, found[one] + 1), above)[1]
+                    (depth_of.setdefault(above, depth_of[one] + 1), above)[1]
                     for one in edge
                     for above in (*one.hypernyms(), *one.instance_hypernyms())
-                    if above not in found
+                    if above not in depth_of
                 ]
-            self._above[name] = found
+            self._above[name] = depth_of
         return self._above[name]
 
 

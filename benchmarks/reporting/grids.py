@@ -2,7 +2,7 @@
 
 A `Grid` is only text and numbers to sort by; `benchmarks.reporting.page`, ``latex``, ``markdown`` and ``terminal``
 write it. A new column of the leaderboard is a new entry of `protocol_columns` or of `overview`, and appears in every
-format; where it needs a figure that nobody computes yet, that figure is a property of
+format; where it needs a figure that is not computed yet, that figure is a property of
 `benchmarks.reporting.data.ReportData` or ``SettingData``.
 """
 
@@ -222,7 +222,7 @@ def by_domain(
 
 
 def _by_label(score_tables: Sequence[ScoreTable]) -> dict[str, list[MethodScores | None]]:
-    """The row of each label in every table, None where a table lacks it."""
+    """The row of each label in every table, None where a table has none."""
     rows = [{row.label: row for row in table.rows} for table in score_tables]
     labels = dict.fromkeys(label for of_table in rows for label in of_table)
     return {label: [of_table.get(label) for of_table in rows] for label in labels}
@@ -331,19 +331,19 @@ def _or_none(value: float, factor: float = 1) -> float | None:
 
 def cost_grid(entries: Sequence[MethodCost]) -> Grid:
     """Parameters, seconds by phase, speed and memory."""
-    gpu = any(one.gpu_memory is not None for one in entries)
+    gpu = any(entry.gpu_memory is not None for entry in entries)
     head = ["method", "trainable parameters", "all parameters", "fit (s)", "search (s)", "encode (s)", "rank (s)"]
     head += ["classify (s)", "images/s", "peak memory (MiB)", *(["peak GPU memory (MiB)"] if gpu else [])]
     head += ["fits", "cells"]
     rows = []
-    for one in entries:
-        cells = [name_cell(one.label, floor=one.floor), number(one.trainable), number(one.total)]
-        trained = {"fit", "search"} if not one.trainable else set()
+    for entry in entries:
+        cells = [name_cell(entry.label, floor=entry.floor), number(entry.trainable), number(entry.total)]
+        trained = {"fit", "search"} if not entry.trainable else set()
         for phase in ("fit", "search", "encode", "rank", "classify"):
-            cells.append(GridCell("-", kind="none") if phase in trained else number(one.seconds.get(phase)))
-        cells += [number(one.images_per_second), number(one.memory), *([number(one.gpu_memory)] if gpu else [])]
-        cells += [number(one.fits), number(one.cells)]
-        rows.append(GridRow(tuple(replace(cell, kind=cell.kind.replace("number", "")) for cell in cells), one.method))
+            cells.append(GridCell("-", kind="none") if phase in trained else number(entry.seconds.get(phase)))
+        cells += [number(entry.images_per_second), number(entry.memory), *([number(entry.gpu_memory)] if gpu else [])]
+        cells += [number(entry.fits), number(entry.cells)]
+        rows.append(GridRow(tuple(replace(cell, kind=cell.kind.replace("number", "")) for cell in cells), entry.method))
     notes = (
         "Means. fit: training one model, once for all cells that share it; search: training with every learning rate "
         "of the grid, once for all seeds; encode: images first needed by the cell; peak memory: of the process.",
@@ -353,14 +353,14 @@ def cost_grid(entries: Sequence[MethodCost]) -> Grid:
 
 def failures(frame: pd.DataFrame) -> Grid | None:
     """Cells without a score, each with its reason; None if there are none."""
-    found = tables.failures(frame)
-    if found.empty:
+    failed = tables.failures(frame)
+    if failed.empty:
         return None
     rows = tuple(
         GridRow(tuple(GridCell(str(value), kind="bad" if value == "failed" else "") for value in line), str(line[3]))
-        for line in found.itertuples(index=False)
+        for line in failed.itertuples(index=False)
     )
-    return Grid("Failed, skipped and not applicable cells", tuple(found.columns), rows, "texts", search=True)
+    return Grid("Failed, skipped and not applicable cells", tuple(failed.columns), rows, "texts", search=True)
 
 
 def extensions(lines: Sequence[tuple[str, str, str]]) -> Grid | None:
@@ -371,7 +371,7 @@ def extensions(lines: Sequence[tuple[str, str, str]]) -> Grid | None:
 
 
 def ablation_grid(ablation: AblationTable) -> Grid:
-    """A method's arms; beside each score of a switched arm its difference to the default, in percentage points."""
+    """A method's arms; next to each score of a switched arm its difference to the default, in percentage points."""
     rows = []
     for arm, scores in ablation.scores.items():
         cells = [GridCell(arm)]

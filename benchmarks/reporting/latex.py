@@ -69,16 +69,16 @@ def leaderboard_latex(data: ReportData) -> str:
         "beyond the method's paper.",
         "",
     ]
-    for one in data.settings:
-        lines += [rf"\section*{{{escape(one.setting.title())}}}", ""]
-        for grid in grids.overview(one.tables, one.comparison):
+    for part in data.settings:
+        lines += [rf"\section*{{{escape(part.setting.title())}}}", ""]
+        for grid in grids.overview(part.tables, part.comparison):
             lines += [*_table(grid), ""]
-        for table in one.tables:
-            lines += [*_table(grids.by_protocol(table, one.comparison)), ""]
-        if one.extensions:
+        for table in part.tables:
+            lines += [*_table(grids.by_protocol(table, part.comparison)), ""]
+        if part.extensions:
             lines += [r"\noindent \textdagger{} Extensions:", r"\begin{itemize}"]
             lines += [
-                rf"\item {escape(method)}, {escape(where)}: {escape(text)}" for method, where, text in one.extensions
+                rf"\item {escape(method)}, {escape(where)}: {escape(text)}" for method, where, text in part.extensions
             ]
             lines += [r"\end{itemize}", ""]
     return "\n".join([*lines, r"\end{document}", ""])

@@ -1,4 +1,4 @@
-"""Plots from stored scores. Colours are Okabe and Ito's, told apart by shape as well; sizes fit one text column.
+"""Plots from stored scores. Colours are Okabe and Ito's, with a shape each; sizes fit one text column.
 
 Every function draws one figure and writes it as SVG and PNG into a folder; it returns the files. The same scores give
 the same files.
@@ -352,7 +352,7 @@ def precision_curves(question: QuestionErrors, folder: Path) -> list[Path]:
 
 
 def ablation_bars(ablation: AblationTable, folder: Path) -> list[Path]:
-    """What each switched factor adds to the default or takes from it: a panel a question, a bar an arm."""
+    """Difference of each switched factor to the default: a panel a question, a bar an arm."""
     arms = [arm for arm in reversed(list(ablation.scores)) if arm != DEFAULT]
     count = len(ablation.questions)
     every = [abs(value) for arm in arms for one in ablation.questions if (value := ablation.difference(arm, one))]
@@ -438,21 +438,21 @@ def seconds_by_phase(costs: Sequence[MethodCost], folder: Path) -> list[Path]:
     return files
 
 
-def error_distances(question: QuestionErrors, found: Mapping[str, Mapping[int, int]], folder: Path) -> list[Path]:
+def error_distances(question: QuestionErrors, distances: Mapping[str, Mapping[int, int]], folder: Path) -> list[Path]:
     """Share of all queries whose first answer is wrong and at most so many WordNet edges from the true class.
 
     ``found``: of each label, how many wrong answers are at each distance (edges).
     """
     queries = {one.label: one.queries for one in question.methods}
-    if not any(found.values()):
+    if not any(distances.values()):
         return []
-    marks = _marks(list(found))
+    marks = _marks(list(distances))
     files: list[Path] = []
-    height = 2.2 + 0.17 * -(-len(found) // 3)
+    height = 2.2 + 0.17 * -(-len(distances) // 3)
     with _figure(folder, _name("wordnet", question.protocol, question.gallery), files, height) as (figure, [[axes]]):
-        longest = max(max(by, default=0) for by in found.values())
+        longest = max(max(by, default=0) for by in distances.values())
         at = np.arange(1, longest + 1)
-        for number, (label, by) in enumerate(found.items()):
+        for number, (label, by) in enumerate(distances.items()):
             colour, shape = marks[label]
             share = np.cumsum([100 * by.get(int(d), 0) / queries[label] for d in at])
             axes.plot(at, share, color=colour, marker=shape, ms=3, lw=1, mec="white", mew=0.3,

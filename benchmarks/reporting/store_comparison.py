@@ -113,11 +113,11 @@ def compare_stores(
     wanted = None if metrics is None else list(dict.fromkeys(metrics))
     sides = []
     for store in (old, new):
-        found = load_results(store.root, report or (lambda line: None))
-        found = newest(found)
-        if found.empty:
+        rows = load_results(store.root, report or (lambda line: None))
+        rows = newest(rows)
+        if rows.empty:
             raise ValueError(f"{store.root} holds no readable record")
-        sides.append(_by_cell(found))
+        sides.append(_by_cell(rows))
     pairs, unpaired = _paired(*sides)
     if not pairs:
         raise ValueError(f"{old.root} and {new.root} have no cell with a score in common")
@@ -215,7 +215,7 @@ class _Reader:
                 self._key, self._tables = "", per_query_tables(self._store, row)
                 self._key = str(row["key"])
             if row["gallery"] not in self._tables:
-                raise RecordError("its per-query file lacks this gallery")
+                raise RecordError("its per-query file has no rows of this gallery")
             return query_values(self._tables[row["gallery"]], metric)
         except (RecordError, KeyError) as error:
             raise RecordError(f"{self._name} store: {error.args[0]}") from error

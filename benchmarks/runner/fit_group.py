@@ -1,4 +1,4 @@
-"""Carry out one fit group in this process: fit, encode each image once, rank and classify, hand over the records.
+"""Carry out one fit group in this process: fit, encode each image once, rank and classify, pass on the records.
 
 Whatever goes wrong in a cell becomes that cell's record (status, reason, traceback); the sweep goes on. Which group
 runs where and when is decided by an executor (:mod:`benchmarks.runner.executors`).
@@ -73,7 +73,7 @@ class ValidatedWeights:
         self._scores: dict[str, float] = {}
 
     def clear(self) -> None:
-        """Forget the scores of the training before."""
+        """Clear the scores of the previous training."""
         self._scores.clear()
 
     def recorded(self, score: Score) -> Score:
@@ -174,10 +174,10 @@ class GroupRunner:
             method = METHODS.get(group.method)(self.resources.backbone, config, self.resources.device)
             if method.trained:
                 check_processes(method)
-            begun = time.perf_counter()
+            start = time.perf_counter()
             with fail_together():
                 report = method.fit(data, seed=seed, log=log)
-            return _Trained(method, report, time.perf_counter() - begun, list(logged))
+            return _Trained(method, report, time.perf_counter() - start, list(logged))
 
         search, trained = Search(), None
         with self._measured() as peak:
@@ -326,8 +326,8 @@ class GroupRunner:
         return values
 
     def _about(self, cell: Cell, rows: np.ndarray, name: str, values: pd.DataFrame) -> pd.DataFrame:
-        asked = self.resources.dataset(cell.id.dataset).table.iloc[rows]
-        about = {column: asked[column].to_numpy() for column in ("key", "class", "domain")}
+        rows_asked = self.resources.dataset(cell.id.dataset).table.iloc[rows]
+        about = {column: rows_asked[column].to_numpy() for column in ("key", "class", "domain")}
         return pd.concat([pd.DataFrame(about).assign(gallery=name), values.reset_index(drop=True)], axis=1).rename(
             columns={"key": "query"}
         )

@@ -179,14 +179,14 @@ class ResultStore:
     def searches(self) -> Iterator[tuple[str, str]]:
         """Path below this folder and JSON text of every search, loose or packed, in a fixed order."""
         pack = self.pack()
-        found = dict(pack.searches) if pack else {}
+        searches = dict(pack.searches) if pack else {}
         for path in (self.root / "searches").rglob("*.json"):
             if not path.name.startswith("."):
                 try:
-                    found[path.relative_to(self.root).as_posix()] = path.read_text(encoding="utf-8")
+                    searches[path.relative_to(self.root).as_posix()] = path.read_text(encoding="utf-8")
                 except (OSError, UnicodeDecodeError) as error:
                     self._report(f"{path}: cannot be read ({error}); skipped")
-        yield from sorted(found.items())
+        yield from sorted(searches.items())
 
     def discard(self, cell: CellId, key: str) -> None:
         """Remove the record of a cell that no longer exists, if there is one; packs are never changed."""
@@ -343,13 +343,13 @@ def _writer_ended(path: Path) -> bool:
     """Whether the process that wrote a temporary file has ended."""
     import psutil
 
-    found = _WRITER.search(path.name)
-    assert found is not None
+    match = _WRITER.search(path.name)
+    assert match is not None
     written = path.stat().st_mtime
-    if found[1] != _machine():
+    if match[1] != _machine():
         return time.time() - written > 3600
     try:
-        return bool(psutil.Process(int(found[2])).create_time() > written + 1)  # a later process has the same id
+        return bool(psutil.Process(int(match[2])).create_time() > written + 1)  # a later process has the same id
     except psutil.NoSuchProcess:
         return True
 

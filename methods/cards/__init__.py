@@ -44,7 +44,7 @@ class Deviation:
 
 @dataclass(frozen=True)
 class MethodCard:
-    """What a method is and where it comes from; ``floor`` marks a baseline that knows nothing.
+    """What a method is and where it comes from; ``floor`` marks a baseline without learned knowledge.
 
     ``extensions``: results that the paper does not define and this suite does, by protocol (``"ucdr"``) or by
     protocol and kind of question (``"uda/retrieval"``, ``"uda/classification"``), each with what is done. Results carry

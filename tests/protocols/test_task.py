@@ -16,7 +16,7 @@ from tests.support.tiny_dataset import TinyShapes
     [
         ("trained query", "test image 'line/.* is also trained on"),
         ("trained gallery", "test image 'flat/.* is also trained on"),
-        ("query in gallery", "a query stands in the gallery"),
+        ("query in gallery", "a query is in the gallery"),
         ("empty", "no query images"),
         ("withheld class", "trains on classes whose names are withheld"),
     ],
