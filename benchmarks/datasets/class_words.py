@@ -77,12 +77,12 @@ def read_classes(folders: Iterable[tuple[str, str]]) -> dict[str, str]:
 def _apart(spellings: dict[str, set[str]]) -> bool:
     """Whether one domain has two of these folders that differ in number, or in the case of one word, alone."""
     names = sorted(spellings)
-    for place, one in enumerate(names):
-        for other in names[place + 1 :]:
-            if not spellings[one] & spellings[other]:
+    for place, first in enumerate(names):
+        for second in names[place + 1 :]:
+            if not spellings[first] & spellings[second]:
                 continue
-            numbered = without_number(one) != one.strip() and without_number(other) != other.strip()
-            if numbered or (one.casefold() == other.casefold() and one.isalnum()):
+            numbered = without_number(first) != first.strip() and without_number(second) != second.strip()
+            if numbered or (first.casefold() == second.casefold() and first.isalnum()):
                 return True
     return False
 

@@ -227,8 +227,8 @@ def _qualified(synset: Any) -> list[str]:
     first, *others = _words(synset)
     levels = [[synset], _above(synset)]
     while levels[-1]:
-        levels.append([higher for one in levels[-1] for higher in _above(one)])
-    above = [word for level in levels[1:] for one in level for word in _words(one)]
+        levels.append([higher for synset in levels[-1] for higher in _above(synset)])
+    above = [word for level in levels[1:] for synset in level for word in _words(synset)]
     return [f"{first} ({word})" for word in dict.fromkeys([*others, *above]) if word.lower() != first.lower()]
 
 

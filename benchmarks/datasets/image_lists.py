@@ -100,7 +100,7 @@ def read_relative_list(file: Path, folder: str, depth: int, *, root: Path, spell
 
 def prefix_notes(lists: Iterable[RelativeList]) -> tuple[str, ...]:
     """One line with the prefixes that were removed from paths; empty if there are none."""
-    files = sorted({prefix for one in lists for prefix in one.prefixes})
+    files = sorted({prefix for listing in lists for prefix in listing.prefixes})
     shown = ", ".join(map(repr, files[:3])) + (", ..." if len(files) > 3 else "")
     return (f"paths in the lists are read without {shown}",) if files else ()
 

@@ -184,7 +184,7 @@ def write(
         "model": record["model"],
         "train_and_validation_classes": seen,
         "test_classes": test,
-        "headroom": {name: one["headroom"] for name, one in compared.items() if "headroom" in one},
+        "headroom": {name: result["headroom"] for name, result in compared.items() if "headroom" in result},
     }
     (folder / "measurements.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     if corpus is not None:

@@ -92,9 +92,9 @@ class Task:
         trained-on gallery images are allowed (that is the flaw those rules keep).
         """
         name = f"{self.dataset}/{self.protocol}/{self.split}"
-        questions = [(one.name, "query", one.query) for one in self.retrievals]
-        questions += [(one.name, "test", one.rows) for one in self.classifications]
-        galleries = [(one.name, "gallery", one.gallery) for one in self.retrievals]
+        questions = [(question.name, "query", question.query) for question in self.retrievals]
+        questions += [(question.name, "test", question.rows) for question in self.classifications]
+        galleries = [(question.name, "gallery", question.gallery) for question in self.retrievals]
         for part, role, rows in (*questions, *galleries):
             if len(rows) == 0:
                 raise DatasetError(

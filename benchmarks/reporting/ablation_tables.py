@@ -28,10 +28,10 @@ def ablation_tables(frame: pd.DataFrame, setting: Setting) -> Iterator[AblationT
             default = min(defaults, key=lambda usual: len(_changed(usual, config)), default="")
             arms = arms_of.setdefault(config if not name else default, {("", default): DEFAULT} if default else {})
             if name:
-                same = sum(other == name for other, _ in arms)
+                same = sum(second == name for second, _ in arms)
                 arms[name, config] = name if not same else f"{name} #{same + 1}"
         several = {
-            key for default in arms_of for other in arms_of if default and other for key in _changed(default, other)
+            key for default in arms_of for second in arms_of if default and second for key in _changed(default, second)
         }
         for default, arms in arms_of.items():
             if set(arms.values()) != {DEFAULT}:
@@ -56,8 +56,8 @@ def _ablation_table(
 
 def _changed(usual: str, config: str) -> set[str]:
     """The settings in which two configs (JSON) differ."""
-    one, other = json.loads(usual), json.loads(config)
-    return {key for key in {*one, *other} if one.get(key) != other.get(key)}
+    first, second = json.loads(usual), json.loads(config)
+    return {key for key in {*first, *second} if first.get(key) != second.get(key)}
 
 
 def _natural(name: str) -> list[tuple[str, int]]:

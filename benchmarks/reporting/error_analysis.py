@@ -39,14 +39,14 @@ class WordNet:
         self._above: dict[str, dict[Any, int]] = {}
         self._synset = functools.cache(self._find)
 
-    def distance(self, one: str, other: str) -> int | None:
+    def distance(self, first: str, second: str) -> int | None:
         """Number of edges between two classes; None if one of them is not in WordNet."""
-        above, below = self._ancestors(one), self._ancestors(other)
+        above, below = self._ancestors(first), self._ancestors(second)
         return min((above[s] + below[s] for s in above.keys() & below.keys()), default=None)
 
-    def common(self, one: str, other: str) -> str:
+    def common(self, first: str, second: str) -> str:
         """Name of the nearest common hypernym, or ""."""
-        above, below = self._ancestors(one), self._ancestors(other)
+        above, below = self._ancestors(first), self._ancestors(second)
         shared = min(above.keys() & below.keys(), key=lambda s: (above[s] + below[s], str(s)), default=None)
         return "" if shared is None else str(shared.lemma_names()[0]).replace("_", " ")
 

@@ -44,15 +44,15 @@ _LETTERS = frozenset(map(chr, range(0xC0, 0x100))) | frozenset(
 
 def escape(text: str) -> str:
     """Text as LaTeX that prints it and does nothing else: one line, no command, no ligature that hides a character."""
-    made = []
+    escaped = []
     for character in " ".join(unicodedata.normalize("NFC", text).split()):
         if character in _ESCAPED:
-            made.append(_ESCAPED[character])
+            escaped.append(_ESCAPED[character])
         elif (character.isascii() and character.isprintable()) or character in _LETTERS:
-            made.append(character)
+            escaped.append(character)
         else:
-            made.append(f"{{[}}U+{ord(character):04X}{{]}}")
-    return re.sub(r"([-,])(?=\1)", r"\1{}", "".join(made))
+            escaped.append(f"{{[}}U+{ord(character):04X}{{]}}")
+    return re.sub(r"([-,])(?=\1)", r"\1{}", "".join(escaped))
 
 
 def leaderboard_latex(data: ReportData) -> str:

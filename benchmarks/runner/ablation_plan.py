@@ -106,7 +106,7 @@ def _arms(
 
     protocols = None
     if own_protocols:
-        protocols = tuple(one for one in settings.protocols if one not in method.card.extensions)
+        protocols = tuple(protocol for protocol in settings.protocols if protocol not in method.card.extensions)
     seen = []
     for factor, changes in {"": {}, **table}.items():
         try:

@@ -287,16 +287,16 @@ def make_cell(
             "split": task.split,
             "rules": task.rules,
             "fit_id": fit_id,
-            "retrievals": {one.name: _hash(one.query, one.gallery) for one in task.retrievals},
-            "classifications": {one.name: _hash(one.rows, one.class_names, one.seen) for one in task.classifications},
+            "retrievals": {question.name: _hash(question.query, question.gallery) for question in task.retrievals},
+            "classifications": {c.name: _hash(c.rows, c.class_names, c.seen) for c in task.classifications},
         },
         "select": settings.select,
         "seed": seed,
     }
     if method.reads_synsets:
         inputs["dataset"]["synsets"] = _hash(sorted(source.synsets.items()), source.synsets_published)
-    leading = {one.name: source.card.headline.metrics() for one in task.retrievals}
-    leading |= {one.name: classification_metrics(one) for one in task.classifications}
+    leading = {question.name: source.card.headline.metrics() for question in task.retrievals}
+    leading |= {question.name: classification_metrics(question) for question in task.classifications}
     return Cell(cell, inputs, leading, fit_id)
 
 

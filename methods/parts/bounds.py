@@ -143,5 +143,5 @@ def _choices(hint: Any) -> tuple[Any, ...]:
         return typing.get_args(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         parts = [_choices(part) for part in typing.get_args(hint) if part is not type(None)]
-        return tuple(one for part in parts for one in part) if parts and all(parts) else ()
+        return tuple(item for part in parts for item in part) if parts and all(parts) else ()
     return ()

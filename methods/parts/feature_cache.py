@@ -183,8 +183,8 @@ class FeatureCache:
             images.update(image.encode() + b"\n")
         return RowFiles(self.folder / scope.key[:32] / images.hexdigest()[:32], len(content))
 
-    def _large(self, one: dict[str, Tensor], count: int) -> bool:
-        return _size(one) * count > self.limit // 4
+    def _large(self, row: dict[str, Tensor], count: int) -> bool:
+        return _size(row) * count > self.limit // 4
 
 
 @functools.cache
