@@ -67,6 +67,7 @@ class ValidatedWeights:
     """Validation scores of one training by the weights that had them, so that the weights kept need no second pass.
 
     A method's learned tensors and facts are all that a checkpoint holds: with equal ones the score is equal to the bit.
+    A method that declares no learned tensors is always scored again: its weights cannot be compared.
     """
 
     def __init__(self) -> None:
@@ -80,21 +81,26 @@ class ValidatedWeights:
         """``score``, with every result noted under the method's current weights."""
 
         def score_and_note(method: Method, question: Question) -> float:
-            weights = weights_digest(method)
-            self._scores[weights] = score(method, question)
-            return self._scores[weights]
+            value = score(method, question)
+            if (weights := weights_digest(method)) is not None:
+                self._scores[weights] = value
+            return value
 
         return score_and_note
 
     def score(self, method: Method) -> float | None:
         """The score of a method's current weights; None if they were not validated."""
-        return self._scores.get(weights_digest(method)) if self._scores else None
+        weights = weights_digest(method) if self._scores else None
+        return None if weights is None else self._scores.get(weights)
 
 
-def weights_digest(method: Method) -> str:
-    """sha256 of a method's learned tensors and of the facts stored with them."""
+def weights_digest(method: Method) -> str | None:
+    """sha256 of a method's learned tensors and of the facts stored with them; None if it declares no tensors."""
+    tensors = method.tensors()
+    if not tensors:
+        return None
     digest = hashlib.sha256(content_key({"facts": dict(method.facts())}).encode())
-    for name, tensor in sorted(method.tensors().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

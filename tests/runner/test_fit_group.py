@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
+from benchmarks.runner import fit_group
+from benchmarks.runner.embeddings import EncodedImages
+from benchmarks.runner.fit_group import ValidatedWeights
 from benchmarks.runner.plan import plan
 from benchmarks.runner.presets import PRESETS, Preset
+from benchmarks.runner.process_settings import seed_everything
 from benchmarks.runner.resources import Resources
+from benchmarks.runner.scoring import score_retrieval
 from benchmarks.runner.settings import Settings
-from tests.runner.probe import Probe, run
+from methods.interface import FitReport, Log, TrainingData
+from methods.parts.backbone import Backbone
+from methods.registry import METHODS
+from tests.runner.probe import Probe, ProbeConfig, run
 
 
 def test_the_same_seed_gives_the_same_scores_and_another_seed_others(settings: Settings, tmp_path: Path) -> None:
@@ -122,3 +133,92 @@ def test_a_grid_whose_every_rate_fails_is_a_failure(settings: Settings, monkeypa
     _, outcome, store, _ = run(dataclasses.replace(settings, protocols=("ucdr",), preset="grid"))
     assert outcome.counts == {"failed": 3}
     assert all(record.reason == "FloatingPointError: the loss is not a number" for record in store.records())
+
+
+class Learned(Probe):
+    """A probe that declares its direction, and validates ``when`` in training."""
+
+    card = dataclasses.replace(Probe.card, name="learned")
+    declared: ClassVar[bool] = True
+    when: ClassVar[str] = "kept"
+
+    def learned_tensors(self) -> dict[str, torch.Tensor]:
+        return {"shift": self.shift} if self.declared else {}
+
+    def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
+        self.shift = self.config.learning_rate * torch.rand(1)
+        validation = [{"score": data.validate(self)}] if self.when != "never" else []
+        if self.when == "other weights":
+            self.shift = self.shift + 1
+        return FitReport(steps=1, trainable_parameters=1, validation=validation)
+
+
+@pytest.fixture
+def scored(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """Registers :class:`Learned`; the shifts that the validation task was scored with."""
+    shifts: list[float] = []
+    score = fit_group.score_retrieval
+
+    def noted(method: Any, *arguments: Any, **options: Any) -> Any:
+        if options.get("ks") == ():
+            shifts.append(float(method.shift))
+        return score(method, *arguments, **options)
+
+    monkeypatch.setattr(fit_group, "score_retrieval", noted)
+    monkeypatch.setitem(PRESETS, "grid", Preset("grid", "two rates", 5, learning_rates=(0.125, 0.75)))  # type: ignore[call-overload]
+    METHODS.add("learned", Learned)
+    yield shifts
+    METHODS.remove("learned")
+
+
+@pytest.mark.parametrize(
+    ("declared", "when", "passes"),
+    [(True, "kept", 1), (True, "other weights", 2), (True, "never", 1), (False, "kept", 2)],
+    ids=["same weights", "other weights", "not validated", "no declared tensors"],
+)
+def test_the_search_reuses_the_validation_score_of_equal_weights_alone(
+    settings: Settings, scored: list[float], monkeypatch: pytest.MonkeyPatch, declared: bool, when: str, passes: int
+) -> None:
+    monkeypatch.setattr(Learned, "declared", declared)
+    monkeypatch.setattr(Learned, "when", when)
+    settings = dataclasses.replace(settings, methods=("learned",), protocols=("uccdr",), preset="grid")
+    _, outcome, store, _ = run(settings)
+    assert outcome.counts == {"ok": 3}
+    assert len(scored) == 2 * passes, "for each of the two rates"
+    record = next(iter(store.records()))
+    resources = Resources(settings)
+    task = resources.task("tiny", "uccdr", record.cell.split)
+    cache = resources.pixels("tiny")
+    for trial in record.fit.trials:
+        seed_everything(0)
+        method = Learned(resources.backbone, ProbeConfig(learning_rate=trial["learning_rate"], steps=5))
+        method.shift = method.config.learning_rate * torch.rand(1) + (when == "other weights")
+        encoded = EncodedImages(method.encode_images, cache, lambda count: None)
+        fresh = score_retrieval(method, encoded, task.validation, "clean", ks=()).means()["map@all"]
+        assert trial["validation"] == fresh, "the score of the weights that were kept"
+
+
+def test_validated_weights_are_told_apart_by_tensors_and_facts(tiny_backbone: Backbone) -> None:
+    class Named(Learned):
+        fact_names = ("names",)
+
+    validated, values = ValidatedWeights(), iter((0.25, 0.5, 0.75))
+    score = validated.recorded(lambda method, question: next(values))
+    method = Named(tiny_backbone)
+    method.shift, method.names = torch.tensor([1.0]), ("a",)
+    assert validated.score(method) is None
+    assert score(method, None) == 0.25  # type: ignore[arg-type]
+    assert validated.score(method) == 0.25
+    method.names = ("b",)
+    assert validated.score(method) is None
+    method.shift = torch.nextafter(method.shift, torch.tensor(2.0))
+    score(method, None)  # type: ignore[arg-type]
+    method.shift, method.names = torch.tensor([1.0]), ("a",)
+    assert validated.score(method) == 0.25
+    other = Named(tiny_backbone)
+    other.shift, other.names = method.shift.clone(), ("a",)
+    assert validated.score(other) == 0.25, "equal weights, wherever they are"
+    other.shift = other.shift.double()
+    assert validated.score(other) is None
+    validated.clear()
+    assert validated.score(method) is None
