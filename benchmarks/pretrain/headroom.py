@@ -22,7 +22,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,8 @@ TEMPERATURE = 0.07
 
 @dataclass(frozen=True)
 class HeadroomConfig:
-    """Budget of the three heads; learning rates are tried in this order and all are reported."""
+    """Budget of the three heads. Learning rates are tried in this order and all are reported; where the best is the
+    lowest or the highest, the next one beyond it is tried too, up to ``extensions`` times."""
 
     held_out: str = "freehand"
     head_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -55,6 +56,7 @@ class HeadroomConfig:
     tune_steps: int = 500
     tune_batch: int = 256
     validations: int = 10
+    extensions: int = 3
     weight_decay: float = 0.01
     crop_area: float = 0.5
     seed: int = 0
@@ -76,6 +78,15 @@ def select(dataset: Dataset, rows: np.ndarray, size: int) -> Images:
     pixels = torch.cat([dataset.pixels(part, size) for part in np.array_split(rows, max(1, len(rows) // 512))])
     labels = np.array([numbers[name] for name in classes[rows]])
     return Images(pixels, labels, dataset.table["domain"].to_numpy()[rows])
+
+
+def beyond(trials: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The learning rate after the best trial's (about three times lower or higher) if that is an end of the range."""
+    tried = [trial["learning_rate"] for trial in trials]
+    best = max(trials, key=lambda trial: trial["map@all"])["learning_rate"]
+    if best == min(tried):
+        return [float(f"{best / 10**0.5:.0e}")]
+    return [float(f"{best * 10**0.5:.0e}")] if best == max(tried) else []
 
 
 def supervised_contrastive(embedding: Tensor, labels: Tensor, temperature: float = TEMPERATURE) -> Tensor:
@@ -176,8 +187,10 @@ class Adaptation:
         steps: int,
     ) -> dict[str, Any]:
         """Train at every rate; ``begin`` gives (trained tensors, loss of a step, validation score)."""
-        trials = []
-        for rate in rates:
+        trials: list[dict[str, Any]] = []
+        left = list(rates)
+        while left:
+            rate = left.pop(0)
             parameters, loss, validate = begin()
             optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=self.config.weight_decay)
             curve = []
@@ -192,8 +205,10 @@ class Adaptation:
             at, best = max(curve, key=lambda point: point[1])
             print(f"{name} at {rate:g}: {best:.3f} at step {at}", file=sys.stderr, flush=True)
             trials.append({"learning_rate": rate, "step": at, "map@all": best, "last": curve[-1][1]})
+            if not left and len(trials) < len(rates) + self.config.extensions:
+                left = beyond(trials)
         top = max(trials, key=lambda trial: trial["map@all"])
-        edge = top["learning_rate"] in (min(rates), max(rates))
+        edge = bool(beyond(trials))
         rising = top["step"] == max(step for step, _ in curve)
         return {"map@all": top["map@all"], "best": top, "edge": edge, "rising": rising, "trials": trials}
 

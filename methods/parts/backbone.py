@@ -603,7 +603,11 @@ class Backbone:
         """Normalise pixels [B, 3, H, W] in [0, 1] per channel.
 
         "clip": the checkpoint's own statistics (its image processor's mean and std); "imagenet"; "none": unchanged.
+
+        Raises ``BackboneError`` for whole numbers (8-bit images), which would be read as values in [0, 1].
         """
+        if not pixels.is_floating_point():
+            raise BackboneError(f"pixels must be floats in [0, 1], not {pixels.dtype}; pass pixels.float() / 255")
         if statistics == "none":
             return pixels
         if statistics == "clip":

@@ -20,7 +20,7 @@ from PIL import Image, ImageFile
 from benchmarks.datasets import decoding, image_cache
 from benchmarks.datasets.decoding import ImageError, decode, readable_endings
 from benchmarks.datasets.picto_domains import PictoDomains
-from benchmarks.datasets.pixels import PixelCache
+from benchmarks.datasets.pixels import PixelCache, unit_range
 from methods.parts.preprocessing import ImageProcessing, ImageSize, read_processor
 
 
@@ -267,4 +267,5 @@ def test_decoded_images_are_kept_and_equal(tiny_dataset: Any) -> None:
     assert torch.equal(first, second)
     cache._kept = None
     assert torch.equal(cache[rows], first), "what is kept never changes a number"
-    assert (first - dataset.pixels(rows, 32)).abs().max() <= 0.5 / 255 + 1e-6
+    assert first.dtype is torch.uint8
+    assert (unit_range(first) - dataset.pixels(rows, 32)).abs().max() <= 0.5 / 255 + 1e-6
