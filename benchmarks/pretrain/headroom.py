@@ -2,7 +2,7 @@
 
 Headroom is validation mAP@all (validation classes, seen domains against the gallery domain, the validation task of UCDR
 with one domain held out) after adaptation on the train classes of the seen domains, minus the same of zero-shot. Three
-heads, none of them a paper's method, each at the best of its learning rates and steps, both chosen on validation:
+heads, none of them a paper's method, each with the best of its learning rates and steps, both chosen on validation:
 
 * ``linear_probe``: a linear map in place of CLIP's image projection, starting there; cross-entropy to a classifier that
   starts at the classes' texts;
@@ -125,7 +125,7 @@ def neighbour_share(embedding: np.ndarray, domains: np.ndarray, count: int = 10)
 
 
 def domain_probe(train: np.ndarray, train_domains: np.ndarray, test: np.ndarray, test_domains: np.ndarray) -> float:
-    """Accuracy of a logistic regression that tells the domain from features ``[N, E]``, on images it has not seen."""
+    """Accuracy of a logistic regression that predicts the domain from features ``[N, E]``, on other images."""
     names = sorted(set(train_domains))
     x, y = torch.from_numpy(train).float(), torch.tensor([names.index(d) for d in train_domains])
     mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
@@ -143,8 +143,8 @@ def domain_probe(train: np.ndarray, train_domains: np.ndarray, test: np.ndarray,
 
     optimizer.step(closure)
     with torch.no_grad():
-        found = layer((torch.from_numpy(test).float() - mean) / std).argmax(1).numpy()
-    return float((np.array(names)[found] == test_domains).mean())
+        predicted = layer((torch.from_numpy(test).float() - mean) / std).argmax(1).numpy()
+    return float((np.array(names)[predicted] == test_domains).mean())
 
 
 class Adaptation:
@@ -174,8 +174,10 @@ class Adaptation:
 
     def score(self, query: Tensor, gallery: Tensor) -> float:
         """mAP@all of validation queries against the validation gallery, embeddings ``[N, E]``."""
-        found = rank(query.float().cpu().numpy(), gallery.float().cpu().numpy(), self.query.labels, self.gallery.labels)
-        return float(found.means()["map@all"])
+        predicted = rank(
+            query.float().cpu().numpy(), gallery.float().cpu().numpy(), self.query.labels, self.gallery.labels
+        )
+        return float(predicted.means()["map@all"])
 
     def search(
         self,
@@ -343,14 +345,14 @@ def style(backbone: Backbone, dataset: Dataset) -> dict[str, Any]:
 
 def measure_headroom(backbone: Backbone, dataset: Dataset, config: HeadroomConfig | None = None) -> dict[str, Any]:
     """Style figures and headroom of a backbone: see the module and :func:`style`."""
-    config, begun = config or HeadroomConfig(), time.perf_counter()
+    config, start = config or HeadroomConfig(), time.perf_counter()
     adaptation = Adaptation(backbone, dataset, config)
     result = {"style": style(backbone, dataset), **adaptation.heads(), "full_finetune": adaptation.tuned()}
     base = result["zero_shot"]["map@all"]
     result["headroom"] = {
         name: result[name]["map@all"] - base for name in ("linear_probe", "metric_head", "full_finetune")
     }
-    result["held_out"], result["seconds"] = config.held_out, round(time.perf_counter() - begun)
+    result["held_out"], result["seconds"] = config.held_out, round(time.perf_counter() - start)
     return result
 
 

@@ -1,4 +1,4 @@
-"""The record of a cell: what was measured, by which method on which data, where, and what a reader must know of it."""
+"""The record of a cell: what was measured, by which method on which data, where, and its notes."""
 
 from __future__ import annotations
 

@@ -867,8 +867,8 @@ def _check_folder(folder: Path) -> None:
                 f"backbone folder {folder} has neither model.safetensors nor model.safetensors.index.json, which its"
                 " other safetensors files need: fetch the folder again"
             )
-        found = "only pickled weights" if any(folder.glob("*.bin")) else "no weights"
+        problem = "only pickled weights" if any(folder.glob("*.bin")) else "no weights"
         raise BackboneError(
-            f"backbone folder {folder} has {found}: convert them to model.safetensors"
+            f"backbone folder {folder} has {problem}: convert them to model.safetensors"
             " (CLIPModel.save_pretrained writes it); pickle is never loaded"
         )
