@@ -20,18 +20,20 @@ from torch.nn import functional as F
 
 from methods.parts.backbone import Backbone
 from methods.parts.feature_cache import FeatureScope, process_cache
-from methods.parts.senses import choose_senses, named_synset, nearest_sense, senses, wordnet
+from methods.parts.senses import choose_senses, named_synset, nearest_sense, senses, undisputed_wordnet, wordnet
 
 GraphSource = Literal["wordnet", "none", "random"]
 SenseChoice = Literal["context", "first"]
 
 
 def wordnet_path() -> Path:
-    """The folder, or the zip file, of the WordNet that nltk reads.
+    """The folder, or the zip file, of the WordNet that nltk reads; nltk itself is loaded only where it must decide.
 
     Raises:
         WordNetError: as :func:`wordnet` does.
     """
+    if (archive := undisputed_wordnet()) is not None:
+        return archive
     root = wordnet()._root
     return Path(root.zipfile.filename if hasattr(root, "zipfile") else str(root))
 
