@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 HEAVY = {"torch", "transformers", "pandas", "matplotlib", "faiss", "nltk", "peft", "torch_geometric", "scipy"}
 
 #: What the root of `benchmarks` holds beside `__init__.py`: the commands, the entry point, what commands share.
-COMMANDS = {"run", "ablate", "report", "compare", "data", "convert", "pack", "cli"}
+COMMANDS = {"run", "ablate", "report", "compare", "data", "convert", "pack", "apply", "embed", "push", "cli"}
 SHARED = {"console"}
 
 
