@@ -196,8 +196,11 @@ def embed_images(
     reasons = {found[row].name: reason for row, reason in sorted(broken.items())}
     if not rows.started:
         name, reason = next(iter(reasons.items()))
+        shutil.rmtree(out / "partial", ignore_errors=True)
         raise ApplyError(f"none of {len(found)} images can be read; {name}: {reason}")
-    _write(rows, found, out, key, method, reasons)
+    states_now = [found[int(row)].state for row in np.flatnonzero(rows.filled)]
+    if before is None or before.states != states_now:
+        _write(rows, found, out, key, method, reasons)
     shutil.rmtree(out / "partial", ignore_errors=True)
     return ImageIndex(out), reasons
 
