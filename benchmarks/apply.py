@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from methods.interface import Method
 
 EXAMPLES = """examples:
-  ucdr-bench apply results/run/cells/.../coop-line-s0-KEY.json photos --out photos-coop
+  ucdr-bench apply RECORD photos --out photos-coop
   ucdr-bench apply WEIGHTS photos --out photos-coop --search sketch.png --text "a red bicycle" --sheet hits.png
   ucdr-bench apply WEIGHTS --out photos-coop --classify cat,dog,bicycle
 

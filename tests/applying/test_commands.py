@@ -34,7 +34,7 @@ PAGE = (ROOT / "docs" / "apply.md").read_text(encoding="utf-8")
 
 def examples() -> dict[str, str]:
     """The marked code blocks of the page by name."""
-    return dict(re.findall(r"<!-- example: ([^\n]+) -->\n```\w+\n(.*?)```", PAGE, flags=re.DOTALL))
+    return dict(re.findall(r"<!-- (?:example|fitted): ([^\n]+) -->\n```\w+\n(.*?)```", PAGE, flags=re.DOTALL))
 
 
 def started(command: str, folder: Path) -> str:
@@ -145,6 +145,50 @@ def test_damaged_weights_are_one_line(saved: Path, tiny_folder: Path, damage: st
     with pytest.raises(WeightsError) as caught:
         load_method(saved, tiny_folder)
     assert str(saved) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_commands_refuse_in_one_line(
+    saved: Path, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import apply, embed
+    from benchmarks import push as push_command
+
+    model, backbone = [str(saved)], ["--backbone", str(tiny_folder)]
+    (tmp_path / "empty").mkdir()
+    for command, arguments, message in (
+        (apply.main, [str(tmp_path / "empty"), "--out", str(tmp_path / "out")], "no weights there"),
+        (apply.main, [*model, *backbone, str(tmp_path / "empty")], "no images there"),
+        (apply.main, [*model, *backbone, "--out", str(tmp_path / "none")], "give IMAGES"),
+        (apply.main, [*model, "--top", "0"], "--top 0"),
+        (apply.main, [*model, "--classify", "cat"], "two or more"),
+        (embed.main, ["picto_domains", "--out", "x.csv"], ".parquet or .npy"),
+        (embed.main, ["picto", "--out", "x.npy"], "picto_domains"),
+        (embed.main, ["picto_domains", "--out", "x.npy", "--backbone", "./nowhere"], "does not exist"),
+        (push_command.main, [str(tmp_path / "empty"), "me/mine"], "no weights there"),
+    ):
+        assert command(arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1, error
+
+
+def test_broken_images_are_named_and_the_exit_code_says_so(
+    saved: Path, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.apply import main
+
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "photos" / "red.png")
+    (tmp_path / "photos" / "bad.jpg").write_bytes(b"no")
+    arguments = [str(saved), str(tmp_path / "photos"), "--out", str(tmp_path / "out"), "--backbone", str(tiny_folder)]
+    for _ in range(2):
+        assert main([*arguments, "--device", "cpu"]) == 1
+        out, err = capsys.readouterr()
+        assert "1 images" in out and "left out: bad.jpg: not an image" in err
+    other = [str(saved), "--out", str(tmp_path / "out"), "--backbone", str(tiny_folder), "--text", "a cat"]
+    method = json.loads((saved / "method.json").read_text())
+    (saved / "method.json").write_text(json.dumps(method))  # other bytes: other weights
+    assert main(other) == 2
+    assert "embedded with other weights" in capsys.readouterr().err
 
 
 # --- upload -----------------------------------------------------------------------------------------------------------
