@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ from benchmarks.runner.records import make_record
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.scoring import ClassAnswers, score_classification, score_retrieval
 from benchmarks.store.records import Cost, Fit, GalleryScores, Record, Search, Status, content_key
+from benchmarks.store.weights import STEM, FitWeights
 from methods.interface import FitReport, Method, NotApplicableError, TrainingData
 from methods.parts.parallel import fail_together
 from methods.registry import METHODS
@@ -106,24 +109,52 @@ def weights_digest(method: Method) -> str | None:
     return digest.hexdigest()
 
 
+def fit_weights(method: Method, report: FitReport, data: TrainingData) -> FitWeights:
+    """The files of a fitted method, with the validation score of its weights; None for a method that is not trained.
+
+    The score is the one that selected the weights, or is computed now where training looked at none.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            method.save(Path(folder) / STEM, scores=())
+            files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+    except Exception as error:  # a full disk, facts that JSON cannot hold: the scores are measured all the same
+        return FitWeights({}, problem=describe(error))
+    if not method.trained:
+        return FitWeights(files)
+    known = [one["score"] for one in report.validation if one.get("step") == report.selected_step]
+    score = float(known[-1]) if known else round(data.validate(method), 6)
+    return FitWeights(files, score if math.isfinite(score) else None)
+
+
 #: Takes a cell's record and its per-query values (None where there are no scores).
 KeepRecord = Callable[[Record, "pd.DataFrame | None"], None]
 
 #: Takes the outcome of a learning-rate search that a group needed.
 KeepSearch = Callable[[FitGroup, Search], None]
 
+#: Takes the weights of a group's fit, before its records.
+KeepWeights = Callable[[FitGroup, FitWeights], None]
+
 
 class GroupRunner:
-    """Carries out fit groups in this process; records go to ``keep``, searches to ``keep_search``."""
+    """Carries out fit groups in this process; records go to ``keep``, searches to ``keep_search``, weights, where the
+    settings ask for them, to ``keep_weights``."""
 
     def __init__(
-        self, resources: Resources, progress: Progress, keep: KeepRecord, keep_search: KeepSearch = lambda *_: None
+        self,
+        resources: Resources,
+        progress: Progress,
+        keep: KeepRecord,
+        keep_search: KeepSearch = lambda *_: None,
+        keep_weights: KeepWeights = lambda *_: None,
     ) -> None:
         self.resources = resources
         self.settings = resources.settings
         self.progress = progress
         self.keep = keep
         self.keep_search = keep_search
+        self.keep_weights = keep_weights
         self.memory = PeakMemory()
         self._shared: tuple[tuple[Any, ...], EncodedImages] | None = None
 
@@ -197,6 +228,8 @@ class GroupRunner:
             if search.learning_rate is not None:
                 config = dataclasses.replace(config, learning_rate=search.learning_rate)
             trained = trained or train(config, group.seed)
+            if self.settings.keep_weights is not None:
+                self.keep_weights(group, fit_weights(trained.method, trained.report, data))
         encoded = self._encoded(group, trained.method, cache)
         return _Fitted(
             trained.method,
