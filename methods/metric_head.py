@@ -33,7 +33,6 @@ from torch.nn import functional as F
 
 from methods.cards import read_card
 from methods.interface import TrainingData
-from methods.parts.bounds import Bound
 from methods.parts.parallel import processes, rank
 from methods.training.batches import batches
 from methods.training.image_text import LinearMapConfig, LinearMapMethod
@@ -90,7 +89,6 @@ def _runs(values: Tensor) -> tuple[Tensor, Tensor]:
 class MetricHeadConfig(LinearMapConfig):
     """Settings of the metric-learning head."""
 
-    bounds: ClassVar = {"temperature": Bound(low=0), "batch_size": Bound(low=2)}
     temperature: float = 0.1  # tau of the loss; 0: CLIP's own, 1 / logit scale
     batch_size: int = 256  # images a step: anchors and their partners, each once
     cross_domain: bool = True  # a partner comes from another domain; False: from any
@@ -124,7 +122,7 @@ class MetricHead(LinearMapMethod):
             raise TrainingError(f"{self.card.name}: no class has two labelled images, which the loss compares")
         domains = data.domains if self.config.cross_domain else torch.zeros_like(data.domains)
         partners = Partners(data.labels, domains)
-        for anchors in batches(data, self.config.batch_size // 2, generator, balanced="domain"):
+        for anchors in batches(data, max(1, self.config.batch_size // 2), generator, balanced="domain"):
             yield torch.unique(torch.cat([anchors, partners.draw(anchors, generator)]))
 
     def encoded_rows(self, batch: Tensor) -> Tensor:

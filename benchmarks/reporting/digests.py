@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.reporting.data import ReportData
 from benchmarks.reporting.error_analysis import synsets_of
 from benchmarks.store.files import write_atomically
+from benchmarks.store.weights import FIT, FOLDER
 
 #: Name of the file among those of a report.
 INPUTS = "inputs.json"
@@ -84,7 +85,7 @@ def report_digest(data: ReportData) -> str:
         pack = [store.root / name for name in ("pack.json", "resolved.json")]
         cards = sorted((store.root / "cards").rglob("*.json"))
         facts += [(path.name, path.read_bytes()) for path in (*pack, *cards) if path.is_file()]
-        for path in sorted((store.root / "cells").rglob("*")):
+        for path in sorted([*(store.root / "cells").rglob("*"), *(store.root / FOLDER).glob(f"*/*/{FIT}")]):
             if path.is_file() and not path.name.startswith("."):
                 state = path.stat()
                 facts.append((path.name, state.st_size, state.st_mtime_ns))

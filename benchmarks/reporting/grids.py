@@ -11,9 +11,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -40,6 +43,7 @@ from benchmarks.reporting.types import (
     protocol_title,
 )
 from benchmarks.store.records import Record
+from benchmarks.store.weights import CARD, WeightsError, WeightStore, read_kept
 
 #: Most confused pairs of classes displayed for each method.
 PAIRS = 8
@@ -564,6 +568,33 @@ def settings_tables(records: Sequence[Record], resolved: Mapping[str, Any]) -> l
     )
     drawn.append(Grid("Where the cells ran", ("environment", "cells"), rows, "texts"))
     return drawn
+
+
+def weights_grid(weights: WeightStore, records: Sequence[Record], folder: Path | None) -> Grid | None:
+    """The weights that are kept beside records, one row a fit; None if there are none.
+
+    ``folder``: where the page is written, for links to their model cards; None: no links.
+    """
+    serves: dict[str, list[Record]] = {}
+    for record in records:
+        if place := weights.of_record(record):
+            serves.setdefault(place, []).append(record)
+    rows = []
+    for place, own in sorted(serves.items()):
+        try:
+            kept = read_kept(weights.root / place)
+        except WeightsError:
+            continue
+        cell = own[0].cell
+        tasks = ", ".join(sorted({f"{one.cell.protocol}/{one.cell.split}" for one in own}))
+        score = GridCell("-") if kept.validation is None else GridCell(f"{100 * kept.validation:.2f}", kept.validation)
+        card = weights.root / place / CARD
+        link = quote(Path(os.path.relpath(card, folder)).as_posix()) if folder is not None and card.is_file() else ""
+        texts = (cell.method, cell.variant, cell.dataset, cell.backbone, tasks, str(cell.seed))
+        rows.append(GridRow((*map(GridCell, texts), score, GridCell(place, link=link)), cell.method))
+    head = ("method", "variant", "data set", "backbone", "protocols and splits", "seed", "validation", "weights")
+    notes = ("Kept by --keep-weights; ucdr-bench apply FOLDER IMAGES uses them on other images.",)
+    return Grid("Trained weights", head, tuple(rows), "texts", notes=notes, search=True) if rows else None
 
 
 def _rates(records: Iterable[Record]) -> set[float]:

@@ -11,6 +11,7 @@ from benchmarks.reporting import grids
 from benchmarks.reporting.data import ReportData
 from benchmarks.reporting.tables import DATA_USED, data_used, failures
 from benchmarks.reporting.types import EXTENSION
+from benchmarks.store.weights import WeightStore
 
 
 def leaderboard_markdown(data: ReportData) -> str:
@@ -47,6 +48,11 @@ def leaderboard_markdown(data: ReportData) -> str:
     used = [list(row) for row in data_used(data.records.values())]
     if used:
         lines += ["## Data", "", *_table(list(DATA_USED), used, figures=False), ""]
+    kept = (
+        None if data.store is None else grids.weights_grid(WeightStore(data.store.root), [*data.records.values()], None)
+    )
+    if kept is not None:
+        lines += ["## Weights", "", *_table(*kept.plain(), figures=False), ""]
     failed = failures(data.listed)
     if len(failed):
         rows = [[str(value) for value in row] for row in failed.itertuples(index=False)]

@@ -20,14 +20,21 @@ from benchmarks.reporting.grids import numbered
 from benchmarks.reporting.types import Galleries, Grid, ScoreTable, Setting, SettingPlots, is_transfer, protocol_title
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record
+from benchmarks.store.weights import WeightStore
 
 ASSETS = Path(__file__).parent / "assets"
 
 
 def render(
-    data: ReportData, plots: Mapping[Setting, SettingPlots] | None = None, galleries: Galleries | None = None
+    data: ReportData,
+    plots: Mapping[Setting, SettingPlots] | None = None,
+    galleries: Galleries | None = None,
+    folder: Path | None = None,
 ) -> str:
-    """The page's HTML: the data, the plots of each setting and galleries of images."""
+    """The page's HTML: the data, the plots of each setting and galleries of images.
+
+    ``folder``: where it is written, for links to files of the store.
+    """
     import jinja2
     from markupsafe import Markup
 
@@ -41,7 +48,7 @@ def render(
     environment.filters["safe_json"] = safe_json
     text = {name: (ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")}
     template = environment.get_template("page.html.jinja")
-    return template.render(page=_page(data, plots or {}, galleries), css=text["page.css"], js=text["page.js"])
+    return template.render(page=_page(data, plots or {}, galleries, folder), css=text["page.css"], js=text["page.js"])
 
 
 def read_cards(store: ResultStore, kind: str, report: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -60,7 +67,9 @@ def read_cards(store: ResultStore, kind: str, report: Callable[[str], None]) -> 
     return cards
 
 
-def _page(data: ReportData, plots: Mapping[Setting, SettingPlots], galleries: Galleries | None) -> dict[str, Any]:
+def _page(
+    data: ReportData, plots: Mapping[Setting, SettingPlots], galleries: Galleries | None, folder: Path | None
+) -> dict[str, Any]:
     problems = list(data.problems)
     records = list(data.records.values())
     methods = _cards(data.store, "methods", problems.append)
@@ -81,6 +90,7 @@ def _page(data: ReportData, plots: Mapping[Setting, SettingPlots], galleries: Ga
         "deviations": grids.deviations(methods),
         "datasets": [*filter(None, [grids.data_used(records)]), *grids.dataset_cards(datasets)],
         "bibtex": grids.bibtex([*methods, *datasets]),
+        "weights": None if data.store is None else grids.weights_grid(WeightStore(data.store.root), records, folder),
         "settings_tables": grids.settings_tables(records, resolved),
         "problems": problems,
         "galleries": [], "gallery_notes": [], "gallery_questions": [], "gallery_domains": [], "gallery_classes": [],
@@ -200,7 +210,8 @@ def _sections(page: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("galleries", "Galleries", bool(page["galleries"])), ("published", "Published", bool(page["published"])),
         ("failures", "Failures", True), ("cards", "Methods", True),
         ("deviations", "Paper and code", page["deviations"] is not None), ("datasets", "Data", True),
-        ("bibtex", "BibTeX", bool(page["bibtex"])), ("settings", "Settings", True),
+        ("bibtex", "BibTeX", bool(page["bibtex"])), ("weights", "Weights", page["weights"] is not None),
+        ("settings", "Settings", True),
         ("problems", "Problems", bool(page["problems"])),
     ]  # fmt: skip
     return [(anchor, text) for anchor, text, there in sections if there]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class ReadOnlyStore(ResultStore):
     """Reads a store and writes nothing."""
 
+    read_only = True
+
     def write(self, record: Record, per_query: pd.DataFrame | None = None) -> Record:
         """The record as it is."""
         return record

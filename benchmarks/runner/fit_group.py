@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,8 @@ from benchmarks.runner.resources import Resources
 from benchmarks.runner.scoring import ClassAnswers, score_classification, score_retrieval
 from benchmarks.runner.search import edge, picked
 from benchmarks.store.records import Cost, Fit, GalleryScores, Record, Search, Status, content_key
-from methods.interface import FitReport, Method, NotApplicableError
+from benchmarks.store.weights import STEM, FitWeights
+from methods.interface import FitReport, Method, NotApplicableError, TrainingData
 from methods.parts.parallel import fail_together
 from methods.registry import METHODS
 from methods.training.loop import TrainingError, check_processes
@@ -72,6 +75,7 @@ class _Trainer:
 
     train: Callable[[Any, int], _Trained]
     validation: Callable[[_Trained], float]
+    data: TrainingData
 
 
 def _tried(trainers: Sequence[_Trainer], config: Any) -> tuple[dict[str, Any], _Trained | None, Exception | None]:
@@ -145,24 +149,52 @@ def weights_digest(method: Method) -> str | None:
     return digest.hexdigest()
 
 
+def fit_weights(method: Method, report: FitReport, data: TrainingData) -> FitWeights:
+    """The files of a fitted method, with the validation score of its weights; None for a method that is not trained.
+
+    The score is the one that selected the weights, or is computed now where training looked at none.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            method.save(Path(folder) / STEM, scores=())
+            files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+    except Exception as error:  # a full disk, facts that JSON cannot hold: the scores are measured all the same
+        return FitWeights({}, problem=describe(error))
+    if not method.trained:
+        return FitWeights(files)
+    known = [one["score"] for one in report.validation if one.get("step") == report.selected_step]
+    score = float(known[-1]) if known else round(data.validate(method), 6)
+    return FitWeights(files, score if math.isfinite(score) else None)
+
+
 #: Takes a cell's record and its per-query values (None where there are no scores).
 KeepRecord = Callable[[Record, "pd.DataFrame | None"], None]
 
 #: Takes what a learning-rate search that a group needs has found so far: without a rate until it is finished.
 KeepSearch = Callable[[FitGroup, Search], None]
 
+#: Takes the weights of a group's fit, before its records.
+KeepWeights = Callable[[FitGroup, FitWeights], None]
+
 
 class GroupRunner:
-    """Carries out fit groups in this process; records go to ``keep``, searches to ``keep_search``."""
+    """Carries out fit groups in this process; records go to ``keep``, searches to ``keep_search``, weights, where the
+    settings ask for them, to ``keep_weights``."""
 
     def __init__(
-        self, resources: Resources, progress: Progress, keep: KeepRecord, keep_search: KeepSearch = lambda *_: None
+        self,
+        resources: Resources,
+        progress: Progress,
+        keep: KeepRecord,
+        keep_search: KeepSearch = lambda *_: None,
+        keep_weights: KeepWeights = lambda *_: None,
     ) -> None:
         self.resources = resources
         self.settings = resources.settings
         self.progress = progress
         self.keep = keep
         self.keep_search = keep_search
+        self.keep_weights = keep_weights
         self.memory = PeakMemory()
         self._shared: tuple[tuple[Any, ...], EncodedImages] | None = None
 
@@ -208,6 +240,8 @@ class GroupRunner:
             if search.learning_rate is not None:
                 config = dataclasses.replace(config, learning_rate=search.learning_rate)
             trained = trained or trainer.train(config, group.seed)
+            if self.settings.keep_weights is not None:
+                self.keep_weights(group, fit_weights(trained.method, trained.report, trainer.data))
         encoded = self._encoded(group, trained.method, self.resources.pixels(group.dataset))
         return _Fitted(
             trained.method,
@@ -260,7 +294,7 @@ class GroupRunner:
             known = validated.score(trained.method)
             return data.validate(trained.method) if known is None else known
 
-        return _Trainer(train, validation)
+        return _Trainer(train, validation, data)
 
     def _search(
         self, group: FitGroup, trainers: Sequence[_Trainer], begun: Search | None = None

@@ -23,6 +23,7 @@ from methods.registry import METHODS
 Rules = Literal["clean", "official"]
 Select = Literal["last", "val", "oracle"]
 Precision = Literal["float32", "bf16"]
+KeepWeights = Literal["best", "all"]
 
 
 class SettingsError(ValueError):
@@ -43,7 +44,7 @@ class Settings:
     :func:`benchmarks.runner.machine.final_settings` fills them in. ``search``: each fit searches its own learning rate
     on validation data, in place of tuned rates or a preset's grid. ``shard`` is (number from 1, of how many).
     ``gpu_hours_each_fit`` and ``gpu_hours_basis`` are what a recipe's file expects of one fit, and why; a dry run
-    prints them.
+    prints them. ``keep_weights``: which fits' weights stay with the records (:mod:`benchmarks.store.weights`).
 
     Under ``--preset full`` the recipes apply even without ``--recipe``: each method's config on each
     data set is that of its recipe (:func:`paper_config`); where data sets are named (not ``all``), backbone and
@@ -74,6 +75,7 @@ class Settings:
     dry_run: bool = False
     fail_fast: bool = False
     force: bool = False
+    keep_weights: KeepWeights | None = None
     gpu_hours_each_fit: float = 0.0
     gpu_hours_basis: str = ""
 
@@ -105,6 +107,8 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
     settings = Settings(**{key: _convert(key, value) for key, value in values.items()})
     for key, kind in (("rules", Rules), ("select", Select), ("precision", Precision)):
         _one_of(key, getattr(settings, key), get_args(kind))
+    if settings.keep_weights is not None:
+        _one_of("keep-weights", settings.keep_weights, get_args(KeepWeights))
     _one_of("executor", settings.executor, executors())
     _one_of("preset", settings.preset, PRESETS)
     for seed in settings.seeds:

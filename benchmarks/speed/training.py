@@ -403,7 +403,7 @@ def measure(
     method = METHODS.get(name)
     changes, plain = config_changes(method, settings), plain_changes(method)
     sizes = [changes[key] for key in ("stage1_batch_size", "batch_size") if key in changes]
-    images = max([settings.classes, *sizes])
+    images = max([2 * settings.classes, *sizes])  # two a class: metric_head compares them
     data = training_data(images, settings.classes, backbone.image_size, settings.seed)
     paths = {"ours": changes} if plain is None else {"plain": {**changes, **plain}, "ours": changes}
     fits: dict[str, list[dict[str, Stage]]] = {path: [] for path in paths}

@@ -13,14 +13,30 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import CellId, Record, Unreadable, backbone_identity
+from benchmarks.store.weights import WeightStore
 
 if TYPE_CHECKING:
     import pandas as pd
 
 #: Columns of a frame without records, beside the cell's, so that readers find empty columns, not missing ones.
 _MORE_COLUMNS = (
-    *("gallery", "metric", "value", "status", "reason", "title", "floor", "headline", "notes", "key", "fit_id"),
-    *("learning_rate", "edge", "convergence"),
+    *(
+        "gallery",
+        "metric",
+        "value",
+        "status",
+        "reason",
+        "title",
+        "floor",
+        "headline",
+        "notes",
+        "key",
+        "fit_id",
+        "weights",
+        "learning_rate",
+        "edge",
+        "convergence",
+    ),
     *("dataset_version", "gallery_domain", "data_hash", "weights_hash", "identity", "precision", "scoring", "created"),
 )
 
@@ -34,9 +50,9 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
     NaN; ``status`` and ``reason`` give the cause. Columns: the cell (``method``, ``variant``, ``config`` as JSON,
     ``backbone``, ``dataset``, ``protocol``, ``rules``, ``split``, ``select``, ``seed``, ``limit``), ``gallery``,
     ``metric``, ``value`` (a fraction), ``status``, ``reason``, counts, cost, ``floor``, ``extension`` (what the
-    method's paper does not define, else empty), ``headline``, ``notes`` (a tuple), hashes, ``key``,
-    ``created``; of the fit ``learning_rate`` (None: the config's), ``edge`` and ``convergence``
-    (:class:`benchmarks.store.records.Fit`).
+    method's paper does not define, else empty), ``headline``, ``notes`` (a tuple), hashes, ``key``, ``weights`` (the
+    folder of its fit's weights below this one, else empty), ``created``; of the fit
+    ``learning_rate`` (None: the config's), ``edge`` and ``convergence`` (:class:`benchmarks.store.records.Fit`).
 
     A record that cannot be read is a failed row with only what its file name contains (no ``data_hash``);
     ``report`` gets one line for each (default: a warning). Raises ``FileNotFoundError`` if there is no such folder.
@@ -51,6 +67,7 @@ def frame_and_records(path: Path | str, report: Callable[[str], None]) -> tuple[
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a results folder; run `python -m benchmarks.run --out {root}` first")
+    weights = WeightStore(root)
     records: dict[str, Record] = {}
     rows: list[dict[str, Any]] = []
     for record in ResultStore(root, report).entries():
@@ -87,6 +104,7 @@ def frame_and_records(path: Path | str, report: Callable[[str], None]) -> tuple[
             "total_parameters": record.cost.total_parameters,
             "notes": tuple(record.notes),
             "key": record.key,
+            "weights": weights.of_record(record),
             "created": record.created,
         }
         for gallery, headline in record.galleries.items():
@@ -123,6 +141,7 @@ def _unreadable_row(entry: Unreadable) -> dict[str, Any]:
         "data_hash",
         "weights_hash",
         "identity",
+        "weights",
     )
     empty = dict.fromkeys(names, "")
     return about | empty | {

@@ -237,7 +237,7 @@ class LinearMapMethod(ImageTextMethod):
 
     def build(self, seed: int) -> dict[str, nn.Parameter]:
         """``map`` [E, E], the identity."""
-        return {"map": nn.Parameter(torch.eye(self.backbone.embed_dim, device=self.device))}
+        return {"map": nn.Parameter(torch.eye(self.backbone.embed_dim).to(self.device))}
 
     @property
     def frozen_images(self) -> bool:

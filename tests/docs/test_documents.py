@@ -19,7 +19,21 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 #: Every document whose links are checked.
 LINKING = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md"))]
-COMMANDS = ("run", "ablate", "tune", "report", "compare", "data", "convert", "pack", "speed.training", "speed.ranking")
+COMMANDS = (
+    "run",
+    "ablate",
+    "tune",
+    "report",
+    "compare",
+    "data",
+    "convert",
+    "pack",
+    "apply",
+    "embed",
+    "push",
+    "speed.training",
+    "speed.ranking",
+)
 
 _FENCE = re.compile(r"^```.*?^```[^\n]*$", flags=re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
