@@ -152,7 +152,6 @@ def plan(settings: Settings, resources: Resources, arms: Mapping[str, Sequence[A
     tuned = _tuned(settings, resources)
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     choices: dict[tuple[Any, ...], RateChoice] = {}
-    arm_of: dict[str, int] = {}
     for dataset in datasets:
         try:
             resources.dataset(dataset)
@@ -188,16 +187,18 @@ def plan(settings: Settings, resources: Resources, arms: Mapping[str, Sequence[A
                         cell = make_cell(
                             settings, resources, methods[name], name, config, choice, dataset, task, seed, arm.name
                         )
-                        if arm_of.setdefault(cell.key, number) != number:
-                            continue  # an arm that sets the very rate that another one has
                         group = (dataset, number, seed, cell.fit_id, *choice.shared)
                         groups.setdefault(group, []).append(cell)
                         choices[group] = choice  # cells of one fit share the validation task
     fits = []
+    arm_of: dict[str, int] = {}
     for group, cells in sorted(groups.items(), key=lambda item: item[0][:3]):
         dataset, number, seed, fit_id = group[:4]
         name, _, config, _ = runs[dataset][number]
-        fits.append(FitGroup(name, config, choices[group], dataset, seed, fit_id, tuple(cells)))
+        # an arm that sets the very rate that another one has is the same cell (keys are known once all cells are made)
+        own = tuple(cell for cell in cells if arm_of.setdefault(cell.key, number) == number)
+        if own:
+            fits.append(FitGroup(name, config, choices[group], dataset, seed, fit_id, own))
     return Plan(tuple(fits), tuple(broken), skipped)
 
 

@@ -30,7 +30,7 @@ from benchmarks.runner.tuned import TunedFileError, TunedRate, read_tuned, tuned
 from benchmarks.runner.tuning import searched_settings
 from benchmarks.store.files import ResultStore
 from benchmarks.store.frame import load_results
-from benchmarks.store.records import Record
+from benchmarks.store.records import Record, content_key
 from methods.interface import FitReport, Log, Method, MethodCard, TrainingData
 from methods.registry import METHODS
 from methods.training.loop import run_stage
@@ -376,6 +376,14 @@ def test_the_preset_says_how_many_splits_there_are(settings: Settings) -> None:
     with pytest.raises(SettingsError, match="quick has only 2"):
         searched_settings(dataclasses.replace(settings, preset="quick"), 3)
     assert searched_settings(dataclasses.replace(settings, seeds=(3, 4)), 3).seeds == (0,)
+
+
+def test_every_planned_key_is_the_hash_of_the_cells_inputs(settings: Settings) -> None:
+    chosen = dataclasses.replace(
+        settings, methods=("zero_shot", "coop", "sre_clip", "rated"), protocols=("ucdr", "dazsl")
+    )
+    for cell in plan(chosen, Resources(chosen)).cells:
+        assert cell.key == content_key(cell.inputs), "another method's cell changed it"
 
 
 # --- the file ---
