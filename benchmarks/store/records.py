@@ -252,7 +252,7 @@ def parse_value(kind: Any, value: Any, where: str) -> Any:
                 values[item.name] = parse_value(types_of[item.name], value[item.name], f"{where}.{item.name}")
             elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
                 raise RecordError(f"{where}.{item.name} is missing")
-        return kind(**values)  # type: ignore[operator]
+        return kind(**values)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
