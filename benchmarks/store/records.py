@@ -256,7 +256,7 @@ def parse_value(kind: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return parse_value(next(one for one in arguments if one is not type(None)), value, where)
+        return parse_value(next(argument for argument in arguments if argument is not type(None)), value, where)
     if origin is Literal:
         if value not in arguments:
             raise RecordError(f"{where} is {value!r}, not one of {', '.join(arguments)}")

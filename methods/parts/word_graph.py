@@ -2,7 +2,7 @@
 
 Nodes are the classes, in the order given, then all their ancestors by synset name. Edges are WordNet's hypernymy;
 :func:`row_normalised` makes propagation weights of them: both directions, a self loop a node, rows summing to one.
-A class that WordNet does not know is a node without edges. The same names always give the same graph.
+A class that is not in WordNet is a node without edges. The same names always give the same graph.
 
 Shapes: C classes, N nodes, K edges, M messages of the graph network, E embedding width of CLIP.
 """
@@ -283,7 +283,7 @@ def receptive_field(edges: Tensor, nodes: int, rows: Sequence[int], layers: int 
 def text_vectors(backbone: Backbone, words: Sequence[tuple[str, ...]], template: str) -> Tensor:
     """Mean CLIP text embedding of each of n nodes' words in the ``template`` -> [n, E], L2-normalised.
 
-    Each node is encoded in a batch of its own, so that the last bits do not depend on the others, and once a process.
+    Each node is encoded in a separate batch, so that the last bits do not depend on the others, and once a process.
     """
     texts = [tuple(template.format(word) for word in node) for node in words]
 
