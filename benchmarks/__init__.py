@@ -78,8 +78,8 @@ def retrieve(
             torch.cat([method.encode_images(_unit(part)).float().cpu() for part in batch.split(batch_size)])
             for batch in images
         ]
-    found = search(encoded[0], encoded[1], k, similarity=method.card.similarity)
-    return found.ids, found.scores
+    ranking = search(encoded[0], encoded[1], k, similarity=method.card.similarity)
+    return ranking.ids, ranking.scores
 
 
 #: How far beyond [0, 1] a float may be: rounding, not the overshoot of an interpolation.

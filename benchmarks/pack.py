@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.pack") -> in
 
     try:
         if arguments.top is not None and (arguments.per_query == "full" or arguments.top < 0):
-            raise PackError("--top takes a number from 0 on, and belongs to --per-query lean (full keeps all)")
+            raise PackError("--top is 0 or more, and goes with --per-query lean (full keeps all)")
         store = ResultStore(arguments.results, warn)
         top = TOP if arguments.top is None else arguments.top
         manifest = write_pack(store, Path(arguments.out), form=arguments.per_query, top=top, weights=arguments.weights)

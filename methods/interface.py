@@ -88,7 +88,7 @@ class TrainingData:
 
     * ``images``, ``labels [N]``, ``domains [N]``: the labelled images; labels index ``class_names``, domains index
       ``domain_names``.
-    * ``class_names``: the class names the method may know. In DAZSL they include classes without labelled images.
+    * ``class_names``: the class names that training may use. In DAZSL they include classes without labelled images.
     * ``unseen_names``: those of them without labelled images, where the protocol shows any.
     * ``synsets``: WordNet synset names of class names, where they are known; ``synsets_published``: whether they come
       with the data set (True) or were chosen for this suite (False), so that the official code did not have them.

@@ -25,24 +25,24 @@ def leaderboard_markdown(data: ReportData) -> str:
         "±: half of the 95 % t interval over seeds; one seed (n = 1) has none.",
         "",
     ]
-    for one in data.settings:
-        title = escape(one.setting.title())
+    for part in data.settings:
+        title = escape(part.setting.title())
         lines += [f"## {title}", "", "Means over the query domains (UDA and DAZSL: transfers).", ""]
-        for metric in one.metrics:
-            lines += [*_table(*grids.summary(one.tables, metric).plain()), ""]
-        for table in one.tables:
+        for metric in part.metrics:
+            lines += [*_table(*grids.summary(part.tables, metric).plain()), ""]
+        for table in part.tables:
             lines += [f"### {escape(table.title())}", "", *_table(*grids.by_protocol(table).plain()), ""]
-        if one.extensions:
+        if part.extensions:
             lines += [
                 f"### {EXTENSION} Extensions",
                 "",
                 "What a method's paper does not define and this suite decided:",
                 "",
             ]
-            rows = [list(row) for row in one.extensions]
+            rows = [list(row) for row in part.extensions]
             lines += [*_table(["method", "protocol", "what is done"], rows, figures=False), ""]
-        if one.notes:
-            lines += ["### Notes", "", *(f"- {escape(line)}" for line in one.notes), ""]
+        if part.notes:
+            lines += ["### Notes", "", *(f"- {escape(line)}" for line in part.notes), ""]
     used = [list(row) for row in data_used(data.records.values())]
     if used:
         lines += ["## Data", "", *_table(list(DATA_USED), used, figures=False), ""]

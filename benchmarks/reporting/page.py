@@ -82,7 +82,7 @@ def _page(
         "failed": _failed(records),
         "backbones": ", ".join(sorted({record.cell.backbone for record in records})),
         "settings": [
-            _setting(one, plots.get(one.setting, SettingPlots()), number) for number, one in enumerate(data.settings)
+            _setting(part, plots.get(part.setting, SettingPlots()), number) for number, part in enumerate(data.settings)
         ],
         "published": [] if data.published is None else grids.published(data.published),
         "failures": grids.failures(data.current),
@@ -106,8 +106,8 @@ def _cards(store: ResultStore | None, kind: str, report: Callable[[str], None]) 
     return [] if store is None else read_cards(store, kind, report)
 
 
-def _setting(one: SettingData, drawn: SettingPlots, number: int) -> dict[str, Any]:
-    tables, comparison, setting = one.tables, one.comparison, one.setting
+def _setting(data: SettingData, drawn: SettingPlots, number: int) -> dict[str, Any]:
+    tables, comparison, setting = data.tables, data.comparison, data.setting
     protocols = numbered(table.protocol for table in tables)
     galleries = numbered(table.gallery for table in tables)
     metrics = numbered(["", *(table.metric for table in tables)])
@@ -152,31 +152,31 @@ def _setting(one: SettingData, drawn: SettingPlots, number: int) -> dict[str, An
         "plot_kinds": [(value, name) for name, value in kinds.items()],
         "plot_protocols": [(value, protocol_title(name)) for name, value in plot_protocols.items()],
         "plot_notes": drawn.notes,
-        "ablations": [grids.ablation_grid(ablation) for ablation in one.ablations],
-        "errors": _errors(one),
-        "cost": grids.cost_grid(one.costs),
-        "extensions": grids.extensions(one.extensions),
+        "ablations": [grids.ablation_grid(ablation) for ablation in data.ablations],
+        "errors": _errors(data),
+        "cost": grids.cost_grid(data.costs),
+        "extensions": grids.extensions(data.extensions),
     }  # fmt: skip
 
 
-def _errors(one: SettingData) -> list[Grid]:
+def _errors(data: SettingData) -> list[Grid]:
     """Tables of errors; none for a limited run, whose scores mean nothing."""
-    if one.setting.limit is not None:
+    if data.setting.limit is not None:
         return []
-    return grids.error_grids(one.errors.questions, one.errors.wordnet)
+    return grids.error_grids(data.errors.questions, data.errors.wordnet)
 
 
 def _galleries(galleries: Galleries) -> dict[str, Any]:
-    questions = numbered(one.title for one in galleries.queries)
-    domains = numbered(sorted({one.domain for one in galleries.queries}))
-    classes = numbered(sorted({one.class_name for one in galleries.queries}))
+    questions = numbered(query.title for query in galleries.queries)
+    domains = numbered(sorted({query.domain for query in galleries.queries}))
+    classes = numbered(sorted({query.class_name for query in galleries.queries}))
     images = numbered(galleries.images)
     return {
         "galleries": [
             {
-                "question": questions[one.title], "title": one.title, "domain": domains[one.domain],
-                "class": classes[one.class_name], "domain_name": one.domain, "class_name": one.class_name,
-                "image": images[one.key],
+                "question": questions[query.title], "title": query.title, "domain": domains[query.domain],
+                "class": classes[query.class_name], "domain_name": query.domain, "class_name": query.class_name,
+                "image": images[query.key],
                 "rows": [
                     {
                         "label": row.label, "method": row.method, "score": grids.percent(row.score),
@@ -185,10 +185,10 @@ def _galleries(galleries: Galleries) -> dict[str, Any]:
                             for hit in row.hits
                         ],
                     }
-                    for row in one.rows
+                    for row in query.rows
                 ],
             }
-            for one in galleries.queries
+            for query in galleries.queries
         ],
         "gallery_notes": galleries.notes,
         "gallery_questions": [(value, name) for name, value in questions.items()],
@@ -202,7 +202,7 @@ def _galleries(galleries: Galleries) -> dict[str, Any]:
 
 def _sections(page: Mapping[str, Any]) -> list[tuple[str, str]]:
     first = page["settings"][0] if page["settings"] else {}
-    asked = [
+    sections = [
         ("overview", "Overview", bool(first)), ("protocols", "Protocols", bool(first)),
         ("domains", "Domains", bool(first)), ("tests", "Tests", bool(first.get("tests"))),
         ("plots", "Plots", bool(first.get("plots"))), ("ablations", "Ablations", bool(first.get("ablations"))),
@@ -214,7 +214,7 @@ def _sections(page: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("settings", "Settings", True),
         ("problems", "Problems", bool(page["problems"])),
     ]  # fmt: skip
-    return [(anchor, text) for anchor, text, there in asked if there]
+    return [(anchor, text) for anchor, text, there in sections if there]
 
 
 def _title(records: Sequence[Record]) -> str:
@@ -227,12 +227,12 @@ def _summary(records: Sequence[Record]) -> str:
         return f"{count} {name if count == 1 else names or name + 's'}"
 
     count = functools.partial(_distinct, records)
-    made = max((record.created for record in records), default="")[:10]
+    latest = max((record.created for record in records), default="")[:10]
     parts = [
         some(count("method"), "method"), some(count("protocol"), "protocol"), some(count("dataset"), "data set"),
         some(count("backbone"), "backbone"), some(count("seed"), "seed"), some(len(records), "cell"),
     ]  # fmt: skip
-    return ", ".join(parts) + (f"; last record of {made}" if made else "")
+    return ", ".join(parts) + (f"; last record of {latest}" if latest else "")
 
 
 def _distinct(records: Sequence[Record], name: str) -> int:
@@ -265,7 +265,7 @@ def _inline(files: Sequence[Path]) -> str:
     """A plot as a data URI: its PNG, stored smaller without loss; the SVG is beside the page."""
     from PIL import Image
 
-    file = next((one for one in files if one.suffix == ".png"), None)
+    file = next((query for query in files if query.suffix == ".png"), None)
     if file is None:
         return ""
     buffer = io.BytesIO()

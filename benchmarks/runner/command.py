@@ -269,7 +269,7 @@ def _verify(settings: Settings, name: str) -> str:
 
 
 def _displayed(settings: Mapping[str, Any]) -> Iterator[str]:
-    """``key=value`` of the settings that say something; a dry run prints ``gpu_hours_basis`` at its end."""
+    """``key=value`` of the settings that are set; a dry run prints ``gpu_hours_basis`` at its end."""
     for key, value in settings.items():
         if key != "gpu_hours_basis" and value not in (None, False, [], {}):
             yield f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}"

@@ -62,7 +62,7 @@ def join(settings: Settings) -> Settings:
     elif settings.device not in ("auto", "cuda", "cpu"):
         wrong = f"--device {settings.device}: under accelerate launch each process has its own; leave it out"
     if wrong and parallel.rank():
-        raise SystemExit(2)  # the first process says why
+        raise SystemExit(2)  # the first process prints the reason
     if wrong:
         raise SettingsError(wrong)
     return dataclasses.replace(settings, jobs=1)

@@ -1,4 +1,4 @@
-"""Carry out one fit group in this process: fit, encode each image once, rank and classify, hand over the records.
+"""Carry out one fit group in this process: fit, encode each image once, rank and classify, pass on the records.
 
 Whatever goes wrong in a cell becomes that cell's record (status, reason, traceback); the sweep goes on. Which group
 runs where and when is decided by an executor (:mod:`benchmarks.runner.executors`).
@@ -70,34 +70,40 @@ class ValidatedWeights:
     """Validation scores of one training by the weights that had them, so that the weights kept need no second pass.
 
     A method's learned tensors and facts are all that a checkpoint holds: with equal ones the score is equal to the bit.
+    A method that declares no learned tensors is always scored again: its weights cannot be compared.
     """
 
     def __init__(self) -> None:
         self._scores: dict[str, float] = {}
 
     def clear(self) -> None:
-        """Forget the scores of the training before."""
+        """Clear the scores of the previous training."""
         self._scores.clear()
 
     def recorded(self, score: Score) -> Score:
         """``score``, with every result noted under the method's current weights."""
 
         def score_and_note(method: Method, question: Question) -> float:
-            weights = weights_digest(method)
-            self._scores[weights] = score(method, question)
-            return self._scores[weights]
+            value = score(method, question)
+            if (weights := weights_digest(method)) is not None:
+                self._scores[weights] = value
+            return value
 
         return score_and_note
 
     def score(self, method: Method) -> float | None:
         """The score of a method's current weights; None if they were not validated."""
-        return self._scores.get(weights_digest(method)) if self._scores else None
+        weights = weights_digest(method) if self._scores else None
+        return None if weights is None else self._scores.get(weights)
 
 
-def weights_digest(method: Method) -> str:
-    """sha256 of a method's learned tensors and of the facts stored with them."""
+def weights_digest(method: Method) -> str | None:
+    """sha256 of a method's learned tensors and of the facts stored with them; None if it declares no tensors."""
+    tensors = method.tensors()
+    if not tensors:
+        return None
     digest = hashlib.sha256(content_key({"facts": dict(method.facts())}).encode())
-    for name, tensor in sorted(method.tensors().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -205,10 +211,10 @@ class GroupRunner:
             method = METHODS.get(group.method)(self.resources.backbone, config, self.resources.device)
             if method.trained:
                 check_processes(method)
-            begun = time.perf_counter()
+            start = time.perf_counter()
             with fail_together():
                 report = method.fit(data, seed=seed, log=log)
-            return _Trained(method, report, time.perf_counter() - begun, list(logged))
+            return _Trained(method, report, time.perf_counter() - start, list(logged))
 
         search, trained = Search(), None
         with self._measured() as peak:
@@ -359,8 +365,8 @@ class GroupRunner:
         return values
 
     def _about(self, cell: Cell, rows: np.ndarray, name: str, values: pd.DataFrame) -> pd.DataFrame:
-        asked = self.resources.dataset(cell.id.dataset).table.iloc[rows]
-        about = {column: asked[column].to_numpy() for column in ("key", "class", "domain")}
+        rows_asked = self.resources.dataset(cell.id.dataset).table.iloc[rows]
+        about = {column: rows_asked[column].to_numpy() for column in ("key", "class", "domain")}
         return pd.concat([pd.DataFrame(about).assign(gallery=name), values.reset_index(drop=True)], axis=1).rename(
             columns={"key": "query"}
         )

@@ -76,8 +76,6 @@ class ResultStore:
         self.root = Path(root)
         self._report = report or (lambda line: None)
         self._reported = ""
-        self._parsed_pack: Pack | None = None
-        self._parsed_records: dict[str, Record | None] = {}
 
     def path(self, cell: CellId, key: str) -> Path:
         """The path of a cell's record."""
@@ -128,14 +126,6 @@ class ResultStore:
             self._report(f"{pack.root}: the packed record {name!r}: {error}; counts as absent")
             return None
 
-    def _parsed(self, pack: Pack, name: str) -> Record | None:
-        """`_packed`, each text of a pack parsed once: reports read the values of every record."""
-        if self._parsed_pack is not pack:
-            self._parsed_pack, self._parsed_records = pack, {}
-        if name not in self._parsed_records:
-            self._parsed_records[name] = self._packed(name)
-        return self._parsed_records[name]
-
     def finished(self, cell: CellId, key: str, *, set_aside: bool = True) -> Record | None:
         """The record if this cell needs no second run."""
         record = self.read(cell, key, set_aside=set_aside)
@@ -184,14 +174,14 @@ class ResultStore:
     def searches(self) -> Iterator[tuple[str, str]]:
         """Path below this folder and JSON text of every search, loose or packed, in a fixed order."""
         pack = self.pack()
-        found = dict(pack.searches) if pack else {}
+        searches = dict(pack.searches) if pack else {}
         for path in (self.root / "searches").rglob("*.json"):
             if not path.name.startswith("."):
                 try:
-                    found[path.relative_to(self.root).as_posix()] = path.read_text(encoding="utf-8")
+                    searches[path.relative_to(self.root).as_posix()] = path.read_text(encoding="utf-8")
                 except (OSError, UnicodeDecodeError) as error:
                     self._report(f"{path}: cannot be read ({error}); skipped")
-        yield from sorted(found.items())
+        yield from sorted(searches.items())
 
     def discard(self, cell: CellId, key: str) -> None:
         """Remove the record of a cell that no longer exists, if there is one; packs are never changed."""
@@ -277,7 +267,7 @@ class ResultStore:
             data = _side_file(path.with_name(record.per_query.file), record.per_query)
         except RecordError:
             name, pack = self.name(record.cell, record.key), self.pack()
-            if pack is None or self._parsed(pack, name) != record:
+            if pack is None or record.per_query.sha256 not in pack.records.get(name, ""):
                 raise
             try:
                 packed = pack.per_query(name)
@@ -353,13 +343,13 @@ def _writer_ended(path: Path) -> bool:
     """Whether the process that wrote a temporary file has ended."""
     import psutil
 
-    found = _WRITER.search(path.name)
-    assert found is not None
+    match = _WRITER.search(path.name)
+    assert match is not None
     written = path.stat().st_mtime
-    if found[1] != _machine():
+    if match[1] != _machine():
         return time.time() - written > 3600
     try:
-        return bool(psutil.Process(int(found[2])).create_time() > written + 1)  # a later process has the same id
+        return bool(psutil.Process(int(match[2])).create_time() > written + 1)  # a later process has the same id
     except psutil.NoSuchProcess:
         return True
 

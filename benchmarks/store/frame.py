@@ -117,17 +117,17 @@ def frame_and_records(path: Path | str, report: Callable[[str], None]) -> tuple[
 def _unreadable_row(entry: Unreadable) -> dict[str, Any]:
     """A failed row of :func:`load_results`: what a file's name says about its cell, and why it has no score."""
     parts = PurePosixPath(entry.name).parts
-    found = _FILE.fullmatch(parts[-1])
+    match = _FILE.fullmatch(parts[-1])
     cell = CellId(
-        method=found["method"] if found else "*", variant="", config={}, backbone="", rules="", select="",
+        method=match["method"] if match else "*", variant="", config={}, backbone="", rules="", select="",
         dataset=parts[1] if len(parts) == 4 else "*", protocol=parts[2] if len(parts) == 4 else "*",
-        split=found["split"] if found else "*", seed=int(found["seed"]) if found else 0,
+        split=match["split"] if match else "*", seed=int(match["seed"]) if match else 0,
     )  # fmt: skip
     about = {name: value for name, value in vars(cell).items() if name != "config"}
     names = ("title", "fit_id", "dataset_version", "gallery_domain", "data_hash", "weights_hash", "identity", "weights")
     empty = dict.fromkeys(names, "")
     return about | empty | {
         "config": "{}", "status": "failed", "reason": entry.reason, "floor": False, "precision": "", "scoring": 0,
-        "key": found["key"] if found else entry.name, "created": "", "gallery": "*", "headline": (), "extension": "",
+        "key": match["key"] if match else entry.name, "created": "", "gallery": "*", "headline": (), "extension": "",
         "notes": (), "metric": None, "value": math.nan,
     }  # fmt: skip

@@ -179,7 +179,7 @@ def _known_types(table: pa.Table, name: str) -> tuple[pa.Table, str]:
     """A record's table with columns of the types that a pack supports, and these as JSON: name and type, in order."""
     import pyarrow as pa
 
-    found, fields = [], []
+    types, fields = [], []
     for field in table.schema:
         kind = type_name(field.type)
         try:
@@ -188,9 +188,9 @@ def _known_types(table: pa.Table, name: str) -> tuple[pa.Table, str]:
             known = None
         if known is None or field.name == "record":
             raise PackError(f"{name}: a pack cannot hold the per-query column {field.name!r} ({kind})")
-        found.append([field.name, kind])
+        types.append([field.name, kind])
         fields.append(pa.field(field.name, known))
-    return table.cast(pa.schema(fields)), json.dumps(found, ensure_ascii=False)
+    return table.cast(pa.schema(fields)), json.dumps(types, ensure_ascii=False)
 
 
 class _Blocks:
