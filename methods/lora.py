@@ -51,6 +51,7 @@ class LoRA(OwnClipMethod):
     card = read_card("lora")
     Config = LoRAConfig
     stage = "adapters"
+    needs = "styles"  # a text tower of CLIP, and attention of CLIP in the image tower
     ablations: ClassVar[dict[str, dict[str, Any]]] = {
         "vision_only": {"text": False},
         "text_only": {"vision": False},

@@ -25,8 +25,9 @@ from benchmarks.runner.presets import has_field
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import Settings, SettingsError, config_changes, nearest
 from benchmarks.store.records import SCORING, CellId, content_key
-from methods.interface import Method
+from methods.interface import Method, stated
 from methods.parts.bounds import faults
+from methods.parts.capabilities import shortfall
 from methods.registry import METHODS
 
 #: Seed of the trainings that pick a learning rate, whatever the seeds of the run: all seeds of a method and training
@@ -58,7 +59,8 @@ class FitGroup:
     """Cells that one fitted model answers.
 
     ``config`` is an instance of the method's ``Config``; with ``learning_rates`` the validation task picks one of them
-    in place of ``config.learning_rate`` (a single one is taken as it is).
+    in place of ``config.learning_rate`` (a single one is taken as it is). ``unfit``: why the method cannot run on the
+    backbone, in one line; the cells are then not applicable, and nothing is fitted.
     """
 
     method: str
@@ -68,6 +70,7 @@ class FitGroup:
     seed: int
     fit_id: str
     cells: tuple[Cell, ...]
+    unfit: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,8 @@ def plan(settings: Settings, resources: Resources, arms: Mapping[str, Sequence[A
     """Plan a run: each method as configured, or, where ``arms`` has it, once for each of its arms.
 
     Raises :class:`~benchmarks.runner.settings.SettingsError` for a ``--set`` or ``--variant`` that fits no method, or a
-    backbone that cannot be loaded. A data set or method that cannot be used becomes :class:`Broken` cells instead.
+    backbone that cannot be loaded or that no chosen method can run on. A data set or method that cannot be used becomes
+    :class:`Broken` cells instead.
     """
     methods, unusable = _methods(settings)
     changes = config_changes(settings, {name: method.Config for name, method in methods.items()})
@@ -180,8 +184,18 @@ def plan(settings: Settings, resources: Resources, arms: Mapping[str, Sequence[A
     for group, cells in sorted(groups.items(), key=lambda item: item[0][:3]):
         dataset, number, seed, fit_id = group
         name, _, config, _ = runs[dataset][number]
-        fits.append(FitGroup(name, config, rates_of[group], dataset, seed, fit_id, tuple(cells)))
+        reason = unfit(methods[name], config, resources)
+        rates = () if reason else rates_of[group]
+        fits.append(FitGroup(name, config, rates, dataset, seed, fit_id, tuple(cells), reason))
+    if fits and not broken and all(group.unfit for group in fits):
+        raise SettingsError(f"--backbone: {'; '.join(dict.fromkeys(group.unfit for group in fits))}")
     return Plan(tuple(fits), tuple(broken), skipped)
+
+
+def unfit(method: type[Method], config: Any, resources: Resources) -> str:
+    """Why a method of this config cannot run on the backbone, in one line; "" if it can."""
+    facts = resources.backbone_facts
+    return shortfall(method.card.name, method.needs_of(config), facts.name, facts.offers)
 
 
 def _configured(
@@ -220,10 +234,15 @@ def unvalidated(settings: Settings, task: Task, method: type[Method]) -> str:
     return f"no validation task: learning rate as configured, nothing searched{kept}"
 
 
+def unfit_notes(plan: Plan) -> list[str]:
+    """A line for each reason for which methods of a plan cannot run on the backbone."""
+    return list(dict.fromkeys(group.unfit for group in plan.groups if group.unfit))
+
+
 def validation_notes(plan: Plan, settings: Settings, resources: Resources) -> list[str]:
     """A line for each validation task of a plan that is missing or not the protocol's usual one."""
     said: dict[tuple[str, str], list[str]] = {}
-    for group in plan.groups:
+    for group in (one for one in plan.groups if not one.unfit):
         for cell in group.cells:
             task = resources.task(cell.id.dataset, cell.id.protocol, cell.id.split)
             method = METHODS.get(group.method)
@@ -252,7 +271,7 @@ def make_cell(
     fit_id = task.fit_id
     if settings.select == "oracle":  # validates on this very task's test retrieval, so no other task shares the model
         fit_id = f"{task.fit_id}-{task.protocol}-{task.split}"
-    values = dataclasses.asdict(config)
+    values = stated(config)
     cell = CellId(
         method=name,
         variant=settings.variant if settings.variant in method.variants else "paper",
@@ -293,6 +312,8 @@ def make_cell(
         "select": settings.select,
         "seed": seed,
     }
+    if reason := unfit(method, config, resources):
+        inputs["not_applicable"] = reason  # a later version may run it
     if method.reads_synsets:
         inputs["dataset"]["synsets"] = _hash(sorted(source.synsets.items()), source.synsets_published)
     leading = {one.name: source.card.headline.metrics() for one in task.retrievals}

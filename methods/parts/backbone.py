@@ -1,9 +1,10 @@
 """CLIP for methods that change its tokens, prompts or weights (docs/architecture.md, "Backbone").
 
-:class:`Backbone` wraps any ``transformers.CLIPModel`` checkpoint and lets a method run the vision tower on its own
-tokens, read any token or every block's state, and run the text tower on given embeddings. All sizes come from the
-checkpoint's config. The weights are frozen; a method that trains a part of CLIP trains its own copy of it and passes
-that copy in (``class_token=``, ``projection=``), or trains a :meth:`Backbone.clone`. The shared backbone never changes.
+:class:`Backbone` is the interface: what any image-text model does. :class:`ClipBackbone` wraps any
+``transformers.CLIPModel`` checkpoint and lets a method run the vision tower on its own tokens, read any token or every
+block's state, and run the text tower on given embeddings. All sizes come from the checkpoint's config. The weights are
+frozen; a method that trains a part of CLIP trains its own copy of it and passes that copy in (``class_token=``,
+``projection=``), or trains a :meth:`Backbone.clone`. The shared backbone never changes.
 
 Shapes: B images, C texts, P patches (grid x grid), w vision width, v text width, E embedding width, L context length.
 """
@@ -14,14 +15,16 @@ import contextlib
 import copy
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from methods.parts.capabilities import Capability
 from methods.parts.identity import config_hash, tokenizer_hash
 from methods.parts.memory import align_parameters
 from methods.parts.preprocessing import ImageProcessing, ImageSize, ProcessingError, read_processor
@@ -75,6 +78,12 @@ def token_statistics(hidden_per_layer: Sequence[Tensor], eps: float = 2.3e-8) ->
     mu = hidden.mean(dim=2)
     squares = (hidden - mu.unsqueeze(2)).square().sum(dim=2)
     return mu, ((squares + eps) / hidden.shape[2]).sqrt()
+
+
+def stack_layers(values: Sequence[Tensor]) -> Tensor:
+    """A value of each of n layers, [B, w_l] each -> [B, n, w], w the largest width; zeros fill narrower layers."""
+    widest = max(value.shape[-1] for value in values)
+    return torch.stack([F.pad(value, (0, widest - value.shape[-1])) for value in values], dim=1)
 
 
 class VisionTower(nn.Module):
@@ -266,12 +275,403 @@ class TextTower(nn.Module):
         return normed
 
 
-class Backbone:
-    """A frozen CLIP whose towers run on given tokens. Build it with :meth:`load` or :meth:`from_config`.
+class Backbone(ABC):
+    """A frozen image-text model: what methods use of it. :meth:`load` and :meth:`from_config` make a CLIP.
+
+    This class is the part that every backbone has, *features*: images and texts become vectors of one space.
+    ``offers`` says what more there is (:mod:`methods.parts.capabilities`): :class:`PromptBackbone` adds *styles*,
+    :class:`ClipBackbone` *tokens*. ``causal_text`` says whether a text token depends on earlier ones alone, so that a
+    text may be cut behind the token that is read, and texts may share the work of a common beginning; without it every
+    text runs whole.
 
     ``precision`` "float32", or "bf16": weights stay float32 and the matrix products run in bfloat16 (autocast); what a
     tower returns is float32 in both cases. A training step of a method belongs inside ``with backbone.autocast():``.
     """
+
+    offers: ClassVar[Capability] = "features"
+    causal_text: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        image_size: int,
+        tokenizer: Any = None,
+        name: str = "unnamed",
+        preprocessing: Mapping[str, Any] | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        if precision not in ("float32", "bf16"):
+            raise BackboneError(f"precision {precision!r} is unknown: use float32 or bf16")
+        self.model: Any = model.float().eval().requires_grad_(False)
+        align_parameters(self.model)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.precision: Precision = precision
+        self._side = image_size
+        self.preprocessing: dict[str, Any] = ImageProcessing.of_record(preprocessing or {}, image_size).record()
+        self._hash: tuple[tuple[tuple[int, int], ...], str] | None = None
+
+    # --- building ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, name_or_folder: str | Path, *, device: str = "cpu", precision: Precision = "float32") -> ClipBackbone:
+        """The CLIP in a folder in Hugging Face format or of a Hub name: :meth:`ClipBackbone.load`.
+
+        :func:`benchmarks.backbones.sources.load` also takes the backbones that offer less.
+        """
+        return ClipBackbone.load(name_or_folder, device=device, precision=precision)
+
+    @classmethod
+    def from_config(
+        cls, config: CLIPConfig, seed: int, *, tokenizer: Any = None, precision: Precision = "float32"
+    ) -> ClipBackbone:
+        """A CLIP with random weights: :meth:`ClipBackbone.from_config`."""
+        return ClipBackbone.from_config(config, seed, tokenizer=tokenizer, precision=precision)
+
+    @abstractmethod
+    def clone(self) -> Self:
+        """A deep copy whose weights may be trained; frozen until a method sets ``requires_grad_`` on its parameters."""
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the weights; returns self."""
+        self.model.to(device)
+        return self
+
+    # --- sizes and identity ------------------------------------------------------------------------------------------
+
+    @property
+    def image_size(self) -> int:
+        """Side of an image in pixels; it carries :attr:`processing`."""
+        return ImageSize(self.processing)
+
+    @property
+    def processing(self) -> ImageProcessing:
+        """How an image becomes the pixels that this backbone takes; :attr:`preprocessing` states it for records."""
+        return ImageProcessing.of_record(self.preprocessing, self._side)
+
+    @property
+    @abstractmethod
+    def embed_dim(self) -> int:
+        """Width E of the shared embedding."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        parameter: Tensor = next(self.model.parameters())
+        return parameter.device
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor from cosine to logit: the exponential of CLIP's parameter of that name (100 for OpenAI's CLIP)."""
+        return float(self.model.logit_scale.detach().exp())
+
+    @property
+    def weights_hash(self) -> str:
+        """sha256 over the sorted parameter names and their float32 bytes; computed anew only after a weight changed."""
+        parameters = sorted(self.model.named_parameters())
+        stamp = tuple((tensor.data_ptr(), tensor._version) for _, tensor in parameters)
+        if self._hash is None or self._hash[0] != stamp:
+            digest = hashlib.sha256()
+            for name, tensor in parameters:
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            self._hash = (stamp, digest.hexdigest())
+        return self._hash[1]
+
+    @property
+    @abstractmethod
+    def config_hash(self) -> str:
+        """sha256 of all that determines the towers' output beside the weights."""
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """sha256 of all that decides which ids a text gets; "" without a tokenizer."""
+        return tokenizer_hash(self.tokenizer)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Hashes of all that determines what the towers make of normalised pixels and of texts: ``weights_hash``,
+        ``config_hash`` and ``tokenizer_hash`` (:mod:`methods.parts.identity`)."""
+        return {
+            "weights_hash": self.weights_hash,
+            "config_hash": self.config_hash,
+            "tokenizer_hash": self.tokenizer_hash,
+        }
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of this backbone's precision: bfloat16 autocast for "bf16", nothing for "float32".
+
+        The cache of cast weights is off, so passes with and without gradients may share one context.
+        """
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
+        return contextlib.nullcontext()
+
+    # --- parameters --------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def vision_parameters(self) -> dict[str, nn.Parameter]:
+        """What an image's features depend on, by the model's names."""
+
+    @abstractmethod
+    def text_parameters(self) -> dict[str, nn.Parameter]:
+        """What a text's features depend on, by the model's names."""
+
+    def _parameters_of(self, *prefixes: str) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, tensor) for name, tensor in self.model.named_parameters() if name.startswith(prefixes))
+
+    def load_parameters(self, values: Mapping[str, Tensor]) -> None:
+        """Copy the given values into the parameters of those names (a clone's trained weights, read back from a file).
+
+        Raises:
+            BackboneError: a name that this backbone does not have, or another shape.
+        """
+        own = dict(self.model.named_parameters())
+        for name, value in values.items():
+            if name not in own or own[name].shape != value.shape:
+                shape = tuple(own[name].shape) if name in own else "absent"
+                raise BackboneError(f"weight {name} {tuple(value.shape)} does not fit backbone {self.name} ({shape})")
+        with torch.no_grad():
+            for name, value in values.items():
+                own[name].copy_(value)
+
+    # --- images and texts --------------------------------------------------------------------------------------------
+
+    def normalize(self, pixels: Tensor, statistics: Statistics = "clip") -> Tensor:
+        """Normalise pixels [B, 3, H, W] in [0, 1] per channel.
+
+        "clip": the checkpoint's own statistics (its image processor's mean and std); "imagenet"; "none": unchanged.
+        """
+        if statistics == "none":
+            return pixels
+        if statistics == "clip":
+            mean, std = self.preprocessing["mean"], self.preprocessing["std"]
+        elif statistics == "imagenet":
+            mean, std = IMAGENET_MEAN, IMAGENET_STD
+        else:
+            raise BackboneError(f"statistics {statistics!r} are unknown: use clip, imagenet or none")
+        shape = (1, 3, 1, 1)
+        return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
+
+    @abstractmethod
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Image features of normalised pixels [B, 3, H, W] -> [B, E], not L2-normalised; gradients flow into the
+        weights that are trained."""
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids [C, L] of C texts, on the backbone's device.
+
+        Raises:
+            BackboneError: a text is longer than the context.
+        """
+
+    @abstractmethod
+    def encode_ids(self, ids: Tensor) -> Tensor:
+        """Text features of token ids [C, L] -> [C, E], not L2-normalised."""
+
+    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
+        """Text features of C texts -> [C, E], not L2-normalised."""
+        if not texts:
+            return torch.zeros(0, self.embed_dim, device=self.device)
+        return torch.cat([self.encode_ids(part) for part in self.tokenize(texts).split(batch_size)])
+
+
+class PromptBackbone(Backbone):
+    """A backbone that offers *styles*: layer statistics of images, and CLIP's causal text tower on given embeddings.
+
+    ``model`` has the text tower as ``text_model`` (a ``transformers`` CLIP text model), ``text_projection`` and
+    ``logit_scale``.
+    """
+
+    offers: ClassVar[Capability] = "styles"
+    causal_text = True
+
+    def __init__(self, model: nn.Module, *, image_size: int, **rest: Any) -> None:
+        super().__init__(model, image_size=image_size, **rest)
+        self.text = TextTower(self.model.text_model)
+        self._check_tokenizer()
+
+    def _check_tokenizer(self) -> None:
+        """The place where a text is read must be the tokenizer's end of text (else features are silently wrong)."""
+        if self.tokenizer is None:
+            return
+        end = self.tokenizer.eos_token_id
+        if end is None or self.tokenizer.bos_token_id is None:
+            missing = "end" if end is None else "start"
+            raise BackboneError(
+                f"backbone {self.name}: its tokenizer has no {missing}-of-text token: name it in tokenizer_config.json"
+                f" as {'eos' if end is None else 'bos'}_token"
+            )
+        if end == self.tokenizer.bos_token_id:
+            raise BackboneError(
+                f"backbone {self.name}: its tokenizer starts and ends a text with the same id {end}: its vocabulary has"
+                f" no {self.tokenizer.bos_token!r}; fetch the tokenizer's files again"
+            )
+        if len(self.tokenizer) <= len(set(self.tokenizer.all_special_ids)):
+            raise BackboneError(
+                f"backbone {self.name}: its tokenizer has no words: put the checkpoint's tokenizer.json, or"
+                " vocab.json and merges.txt, beside its config.json"
+            )
+        if self.text.end_ids == [_LEGACY_EOS] and end != max(self.tokenizer.get_vocab().values()):
+            raise BackboneError(
+                f"backbone {self.name}: the tokenizer ends a text with id {end}, which is not its largest, where an old"
+                f" config reads it: set text_config.eos_token_id in config.json to {end}"
+            )
+        if self.text.end_ids != [_LEGACY_EOS] and end not in self.text.end_ids:
+            raise BackboneError(
+                f"backbone {self.name}: the tokenizer ends a text with id {end}, config.json's text_config.eos_token_id"
+                f" is {self.text.end_ids}: make them agree"
+            )
+        largest = max(self.tokenizer.get_vocab().values())
+        if max(len(self.tokenizer), largest + 1) > self.vocabulary_size:
+            raise BackboneError(
+                f"backbone {self.name}: the tokenizer has {len(self.tokenizer)} tokens (largest id {largest}), the"
+                f" model {self.vocabulary_size}: tokenizer and weights do not belong together"
+            )
+        if dropout := _tokenizers_description(self.tokenizer)[1].get("dropout"):
+            raise BackboneError(
+                f"backbone {self.name}: its tokenizer drops merges at random (dropout {dropout}), so that a text has"
+                " other tokens each time: set model.dropout to null in tokenizer.json"
+            )
+        lost = _without_merge(self.tokenizer)
+        if lost:
+            raise BackboneError(
+                f"backbone {self.name}: no merge of its tokenizer makes {len(lost)} of its tokens, such as {lost[0]!r},"
+                " so words fall into letters: its merges (in tokenizer.json, or merges.txt by vocab.json) are missing"
+                " or cut off; fetch the tokenizer's files again"
+            )
+
+    # --- sizes -------------------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def style_widths(self) -> tuple[int, ...]:
+        """Width of each of the n layers whose statistics are a style."""
+
+    @property
+    def text_width(self) -> int:
+        """Width v of the text tower."""
+        return self.text.width
+
+    @property
+    def text_layers(self) -> int:
+        """Number of text blocks."""
+        return self.text.layers
+
+    @property
+    def context_length(self) -> int:
+        """Longest text in tokens, start and end included."""
+        return self.text.context_length
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the token embedding."""
+        return int(self.model.text_model.config.vocab_size)
+
+    def text_parameters(self) -> dict[str, nn.Parameter]:
+        """The text branch by CLIPModel's names: ``text_model.*`` and ``text_projection.weight``."""
+        return dict(self._parameters_of("text_model.", "text_projection."))
+
+    @property
+    def text_projection(self) -> Tensor:
+        """Weight [E, v] of the text projection."""
+        weight: Tensor = self.model.text_projection.weight
+        return weight
+
+    # --- styles ------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode_styles(self, pixels: Tensor, layers: int = 0) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Features [B, E] of normalised pixels [B, 3, H, W], and the mean and deviation over its positions of each of
+        the last ``layers`` layers (0: all n): tensors [B, w_l] (:func:`token_statistics`)."""
+
+    # --- texts -------------------------------------------------------------------------------------------------------
+
+    def token_ids(self, text: str) -> list[int]:
+        """The tokens of a piece of text, without start and end."""
+        if self.tokenizer is None:
+            raise BackboneError(f"backbone {self.name} has no tokenizer: give one to from_config, or load a checkpoint")
+        ids = [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        if self.tokenizer.eos_token_id in ids:
+            raise BackboneError(
+                f"the text {text!r} holds the end-of-text token, or a character unknown to the tokenizer: remove it"
+            )
+        return ids
+
+    @property
+    def start_id(self) -> int:
+        """The tokenizer's start-of-text id."""
+        return int(self.tokenizer.bos_token_id)
+
+    @property
+    def end_id(self) -> int:
+        """The tokenizer's end-of-text id."""
+        return int(self.tokenizer.eos_token_id)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids [C, L] with start and end, zero-padded, on the backbone's device.
+
+        Raises:
+            BackboneError: a text is longer than the context.
+        """
+        ids = torch.zeros(len(texts), self.context_length, dtype=torch.long)
+        for row, text in enumerate(texts):
+            pieces = self.token_ids(text)
+            tokens = [self.start_id, *pieces, self.end_id]
+            if len(tokens) > self.context_length:
+                raise BackboneError(
+                    f"the text {text!r} has {len(tokens)} tokens, backbone {self.name} reads {self.context_length}:"
+                    " shorten it"
+                )
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+        return ids.to(self.device)
+
+    def eot_positions(self, ids: Tensor) -> Tensor:
+        """Where each row of ids [C, T] is read, [C] (see :meth:`TextTower.eot_positions`)."""
+        return self.text.eot_positions(ids)
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        """Token ids [...] -> embeddings [..., v], without positions."""
+        return self.text.embed_tokens(ids)
+
+    def project_text(self, read: Tensor, *, projection: Tensor | None = None) -> Tensor:
+        """Projection of an end-of-text state [..., v] -> [..., E]; ``projection`` [E, v] replaces the frozen one."""
+        with self.autocast():
+            features = self.model.text_projection(read) if projection is None else F.linear(read, projection)
+            return features.float()
+
+    def run_text(
+        self, embeddings: Tensor, eot: Tensor, *, projection: Tensor | None = None, cut: bool = True
+    ) -> Tensor:
+        """Text features of embeddings [C, T, v] (without positions) read at ``eot`` [C] -> [C, E], not normalised.
+
+        Adds positions, runs the causal tower, final LayerNorm at the end of text, projection. ``cut=False`` is the
+        plain path, which also computes the tokens behind the end of text.
+        """
+        with self.autocast():
+            read = self.text.run(embeddings, eot, cut=cut)
+        return self.project_text(read, projection=projection)
+
+    def encode_ids(self, ids: Tensor, *, projection: Tensor | None = None, cut: bool = True) -> Tensor:
+        """CLIP's text features of token ids [C, T] -> [C, E], not L2-normalised."""
+        eot = self.eot_positions(ids)
+        return self.run_text(self.embed_tokens(ids), eot, projection=projection, cut=cut)
+
+    def encode_texts(self, texts: Sequence[str], *, projection: Tensor | None = None, batch_size: int = 256) -> Tensor:
+        """CLIP's text features of C texts -> [C, E], not L2-normalised."""
+        if not texts:
+            return torch.zeros(0, self.embed_dim, device=self.device)
+        ids = self.tokenize(texts)
+        parts = [self.encode_ids(part, projection=projection) for part in ids.split(batch_size)]
+        return torch.cat(parts)
+
+
+class ClipBackbone(PromptBackbone):
+    """A frozen CLIP whose towers run on given tokens. Build it with :meth:`load` or :meth:`from_config`."""
+
+    offers: ClassVar[Capability] = "tokens"
 
     def __init__(
         self,
@@ -282,22 +682,17 @@ class Backbone:
         preprocessing: Mapping[str, Any] | None = None,
         precision: Precision = "float32",
     ) -> None:
-        if precision not in ("float32", "bf16"):
-            raise BackboneError(f"precision {precision!r} is unknown: use float32 or bf16")
-        self.model = model.float().eval().requires_grad_(False)
-        align_parameters(self.model)
         self.vision = VisionTower(model.vision_model)
-        self.text = TextTower(model.text_model)
-        self.tokenizer = tokenizer
-        self.name = name
-        self.precision: Precision = precision
-        self.preprocessing: dict[str, Any] = ImageProcessing.of_record(
-            preprocessing or {}, self.vision.image_size
-        ).record()
-        self._hash: tuple[tuple[tuple[int, int], ...], str] | None = None
-        self._check_tokenizer()
+        super().__init__(
+            model,
+            image_size=self.vision.image_size,
+            tokenizer=tokenizer,
+            name=name,
+            preprocessing=preprocessing,
+            precision=precision,
+        )
 
-    # --- building -----------------------------------------------------------------------------------------------------
+    # --- building ----------------------------------------------------------------------------------------------------
 
     @classmethod
     def load(cls, name_or_folder: str | Path, *, device: str = "cpu", precision: Precision = "float32") -> Self:
@@ -393,62 +788,7 @@ class Backbone:
             precision=self.precision,
         )
 
-    def to(self, device: str | torch.device) -> Self:
-        """Move the weights; returns self."""
-        self.model.to(device)
-        return self
-
-    def _check_tokenizer(self) -> None:
-        """The place where a text is read must be the tokenizer's end of text (else features are silently wrong)."""
-        if self.tokenizer is None:
-            return
-        end = self.tokenizer.eos_token_id
-        if end is None or self.tokenizer.bos_token_id is None:
-            missing = "end" if end is None else "start"
-            raise BackboneError(
-                f"backbone {self.name}: its tokenizer has no {missing}-of-text token: name it in tokenizer_config.json"
-                f" as {'eos' if end is None else 'bos'}_token"
-            )
-        if end == self.tokenizer.bos_token_id:
-            raise BackboneError(
-                f"backbone {self.name}: its tokenizer starts and ends a text with the same id {end}: its vocabulary has"
-                f" no {self.tokenizer.bos_token!r}; fetch the tokenizer's files again"
-            )
-        if len(self.tokenizer) <= len(set(self.tokenizer.all_special_ids)):
-            raise BackboneError(
-                f"backbone {self.name}: its tokenizer has no words: put the checkpoint's tokenizer.json, or"
-                " vocab.json and merges.txt, beside its config.json"
-            )
-        if self.text.end_ids == [_LEGACY_EOS] and end != max(self.tokenizer.get_vocab().values()):
-            raise BackboneError(
-                f"backbone {self.name}: the tokenizer ends a text with id {end}, which is not its largest, where an old"
-                f" config reads it: set text_config.eos_token_id in config.json to {end}"
-            )
-        if self.text.end_ids != [_LEGACY_EOS] and end not in self.text.end_ids:
-            raise BackboneError(
-                f"backbone {self.name}: the tokenizer ends a text with id {end}, config.json's text_config.eos_token_id"
-                f" is {self.text.end_ids}: make them agree"
-            )
-        largest = max(self.tokenizer.get_vocab().values())
-        if max(len(self.tokenizer), largest + 1) > self.vocabulary_size:
-            raise BackboneError(
-                f"backbone {self.name}: the tokenizer has {len(self.tokenizer)} tokens (largest id {largest}), the"
-                f" model {self.vocabulary_size}: tokenizer and weights do not belong together"
-            )
-        if dropout := _tokenizers_description(self.tokenizer)[1].get("dropout"):
-            raise BackboneError(
-                f"backbone {self.name}: its tokenizer drops merges at random (dropout {dropout}), so that a text has"
-                " other tokens each time: set model.dropout to null in tokenizer.json"
-            )
-        lost = _without_merge(self.tokenizer)
-        if lost:
-            raise BackboneError(
-                f"backbone {self.name}: no merge of its tokenizer makes {len(lost)} of its tokens, such as {lost[0]!r},"
-                " so words fall into letters: its merges (in tokenizer.json, or merges.txt by vocab.json) are missing"
-                " or cut off; fetch the tokenizer's files again"
-            )
-
-    # --- sizes and identity -------------------------------------------------------------------------------------------
+    # --- sizes and identity ------------------------------------------------------------------------------------------
 
     @property
     def vision_width(self) -> int:
@@ -466,16 +806,6 @@ class Backbone:
         return self.vision.patch_size
 
     @property
-    def image_size(self) -> int:
-        """Side of an image in pixels; it carries :attr:`processing`."""
-        return ImageSize(self.processing)
-
-    @property
-    def processing(self) -> ImageProcessing:
-        """How an image becomes the pixels that this backbone takes; :attr:`preprocessing` states it for records."""
-        return ImageProcessing.of_record(self.preprocessing, self.vision.image_size)
-
-    @property
     def grid(self) -> int:
         """Patches along a side."""
         return self.vision.grid
@@ -486,94 +816,20 @@ class Backbone:
         return int(self.model.config.projection_dim)
 
     @property
-    def text_width(self) -> int:
-        """Width v of the text tower."""
-        return self.text.width
+    def style_widths(self) -> tuple[int, ...]:
+        """The vision width, n times."""
+        return (self.vision_width,) * self.vision_layers
 
     @property
-    def text_layers(self) -> int:
-        """Number of text blocks."""
-        return self.text.layers
+    def config_hash(self) -> str:
+        """sha256 of what determines the output in CLIP's config."""
+        return config_hash(self.model.config)
 
-    @property
-    def context_length(self) -> int:
-        """Longest text in tokens, start and end included."""
-        return self.text.context_length
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Rows of the token embedding."""
-        return int(self.model.config.text_config.vocab_size)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.class_token.device
-
-    @property
-    def logit_scale(self) -> float:
-        """Factor from cosine to logit: the exponential of CLIP's parameter of that name (100 for OpenAI's CLIP)."""
-        return float(self.model.logit_scale.detach().exp())
-
-    @property
-    def weights_hash(self) -> str:
-        """sha256 over the sorted parameter names and their float32 bytes; computed anew only after a weight changed."""
-        parameters = sorted(self.model.named_parameters())
-        stamp = tuple((tensor.data_ptr(), tensor._version) for _, tensor in parameters)
-        if self._hash is None or self._hash[0] != stamp:
-            digest = hashlib.sha256()
-            for name, tensor in parameters:
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-            self._hash = (stamp, digest.hexdigest())
-        return self._hash[1]
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """Hashes of all that determines what the towers make of normalised pixels and of texts: ``weights_hash``,
-        ``config_hash`` and ``tokenizer_hash`` (:mod:`methods.parts.identity`)."""
-        return {
-            "weights_hash": self.weights_hash,
-            "config_hash": config_hash(self.model.config),
-            "tokenizer_hash": tokenizer_hash(self.tokenizer),
-        }
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The context of this backbone's precision: bfloat16 autocast for "bf16", nothing for "float32".
-
-        The cache of cast weights is off, so passes with and without gradients may share one context.
-        """
-        if self.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
-        return contextlib.nullcontext()
-
-    # --- parameters ---------------------------------------------------------------------------------------------------
+    # --- parameters --------------------------------------------------------------------------------------------------
 
     def vision_parameters(self) -> dict[str, nn.Parameter]:
         """The image branch by CLIPModel's names: ``vision_model.*`` and ``visual_projection.weight``."""
         return dict(self._parameters_of("vision_model.", "visual_projection."))
-
-    def text_parameters(self) -> dict[str, nn.Parameter]:
-        """The text branch by CLIPModel's names: ``text_model.*`` and ``text_projection.weight``."""
-        return dict(self._parameters_of("text_model.", "text_projection."))
-
-    def _parameters_of(self, *prefixes: str) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, tensor) for name, tensor in self.model.named_parameters() if name.startswith(prefixes))
-
-    def load_parameters(self, values: Mapping[str, Tensor]) -> None:
-        """Copy the given values into the parameters of those names (a clone's trained weights, read back from a file).
-
-        Raises:
-            BackboneError: a name that this backbone does not have, or another shape.
-        """
-        own = dict(self.model.named_parameters())
-        for name, value in values.items():
-            if name not in own or own[name].shape != value.shape:
-                shape = tuple(own[name].shape) if name in own else "absent"
-                raise BackboneError(f"weight {name} {tuple(value.shape)} does not fit backbone {self.name} ({shape})")
-        with torch.no_grad():
-            for name, value in values.items():
-                own[name].copy_(value)
 
     @property
     def class_token(self) -> Tensor:
@@ -591,29 +847,7 @@ class Backbone:
         weight: Tensor = self.model.visual_projection.weight
         return weight
 
-    @property
-    def text_projection(self) -> Tensor:
-        """Weight [E, v] of the text projection."""
-        weight: Tensor = self.model.text_projection.weight
-        return weight
-
-    # --- images -----------------------------------------------------------------------------------------------------
-
-    def normalize(self, pixels: Tensor, statistics: Statistics = "clip") -> Tensor:
-        """Normalise pixels [B, 3, H, W] in [0, 1] per channel.
-
-        "clip": the checkpoint's own statistics (its image processor's mean and std); "imagenet"; "none": unchanged.
-        """
-        if statistics == "none":
-            return pixels
-        if statistics == "clip":
-            mean, std = self.preprocessing["mean"], self.preprocessing["std"]
-        elif statistics == "imagenet":
-            mean, std = IMAGENET_MEAN, IMAGENET_STD
-        else:
-            raise BackboneError(f"statistics {statistics!r} are unknown: use clip, imagenet or none")
-        shape = (1, 3, 1, 1)
-        return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
+    # --- images ------------------------------------------------------------------------------------------------------
 
     def patch_tokens(self, pixels: Tensor) -> Tensor:
         """Patches of normalised pixels [B, 3, H, W] -> [B, P, w], without positions."""
@@ -652,85 +886,11 @@ class Backbone:
         tokens = self.image_tokens(pixels, class_token=class_token)
         return self.readout(self.run_vision(tokens, read=0), projection=projection)
 
-    # --- texts --------------------------------------------------------------------------------------------------------
-
-    def token_ids(self, text: str) -> list[int]:
-        """The tokens of a piece of text, without start and end."""
-        if self.tokenizer is None:
-            raise BackboneError(f"backbone {self.name} has no tokenizer: give one to from_config, or load a checkpoint")
-        ids = [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
-        if self.tokenizer.eos_token_id in ids:
-            raise BackboneError(
-                f"the text {text!r} holds the end-of-text token, or a character unknown to the tokenizer: remove it"
-            )
-        return ids
-
-    @property
-    def start_id(self) -> int:
-        """The tokenizer's start-of-text id."""
-        return int(self.tokenizer.bos_token_id)
-
-    @property
-    def end_id(self) -> int:
-        """The tokenizer's end-of-text id."""
-        return int(self.tokenizer.eos_token_id)
-
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids [C, L] with start and end, zero-padded, on the backbone's device.
-
-        Raises:
-            BackboneError: a text is longer than the context.
-        """
-        ids = torch.zeros(len(texts), self.context_length, dtype=torch.long)
-        for row, text in enumerate(texts):
-            pieces = self.token_ids(text)
-            tokens = [self.start_id, *pieces, self.end_id]
-            if len(tokens) > self.context_length:
-                raise BackboneError(
-                    f"the text {text!r} has {len(tokens)} tokens, backbone {self.name} reads {self.context_length}:"
-                    " shorten it"
-                )
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-        return ids.to(self.device)
-
-    def eot_positions(self, ids: Tensor) -> Tensor:
-        """Where each row of ids [C, T] is read, [C] (see :meth:`TextTower.eot_positions`)."""
-        return self.text.eot_positions(ids)
-
-    def embed_tokens(self, ids: Tensor) -> Tensor:
-        """Token ids [...] -> embeddings [..., v], without positions."""
-        return self.text.embed_tokens(ids)
-
-    def project_text(self, read: Tensor, *, projection: Tensor | None = None) -> Tensor:
-        """Projection of an end-of-text state [..., v] -> [..., E]; ``projection`` [E, v] replaces the frozen one."""
-        with self.autocast():
-            features = self.model.text_projection(read) if projection is None else F.linear(read, projection)
-            return features.float()
-
-    def run_text(
-        self, embeddings: Tensor, eot: Tensor, *, projection: Tensor | None = None, cut: bool = True
-    ) -> Tensor:
-        """Text features of embeddings [C, T, v] (without positions) read at ``eot`` [C] -> [C, E], not normalised.
-
-        Adds positions, runs the causal tower, final LayerNorm at the end of text, projection. ``cut=False`` is the
-        plain path, which also computes the tokens behind the end of text.
-        """
-        with self.autocast():
-            read = self.text.run(embeddings, eot, cut=cut)
-        return self.project_text(read, projection=projection)
-
-    def encode_ids(self, ids: Tensor, *, projection: Tensor | None = None, cut: bool = True) -> Tensor:
-        """CLIP's text features of token ids [C, T] -> [C, E], not L2-normalised."""
-        eot = self.eot_positions(ids)
-        return self.run_text(self.embed_tokens(ids), eot, projection=projection, cut=cut)
-
-    def encode_texts(self, texts: Sequence[str], *, projection: Tensor | None = None, batch_size: int = 256) -> Tensor:
-        """CLIP's text features of C texts -> [C, E], not L2-normalised."""
-        if not texts:
-            return torch.zeros(0, self.embed_dim, device=self.device)
-        ids = self.tokenize(texts)
-        parts = [self.encode_ids(part, projection=projection) for part in ids.split(batch_size)]
-        return torch.cat(parts)
+    def encode_styles(self, pixels: Tensor, layers: int = 0) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Features, and the statistics of the tokens behind each block, the class token among them."""
+        states = self.run_vision_layers(self.image_tokens(pixels))
+        mu, sigma = token_statistics(states[-layers:])
+        return self.readout(states[-1][:, 0]), list(mu), list(sigma)
 
 
 def _tokenizers_description(tokenizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -45,7 +45,7 @@ class Schedule:
         self._searching: set[str] = set()
 
     def begin(self) -> None:
-        """Store what could not be planned, count what is finished already, and queue the rest."""
+        """Store what could not be planned or does not apply, count what is finished already, and queue the rest."""
         for broken in self.plan.broken:
             values = {"reason": broken.reason, "traceback": broken.traceback}
             self.keep(make_record(self.resources, broken.cell, "failed", **values))
@@ -53,6 +53,10 @@ class Schedule:
         for group in self.plan.groups:
             left = tuple(cell for cell in group.cells if not self._finished(cell))
             if not left:
+                continue
+            if group.unfit:
+                for cell in left:
+                    self.keep(make_record(self.resources, cell, "not_applicable", reason=group.unfit))
                 continue
             search = search_key(group)
             key = f"{unit_key(group)} {group.fit_id} {group.seed}" if METHODS.get(group.method).trained else ""
