@@ -54,7 +54,15 @@ class BackboneError(ValueError):
     """A checkpoint, text or image that the backbone cannot use; the message is one line and names the fix."""
 
 
-def _square(value: Any, what: str) -> int:
+class OtherModelError(BackboneError):
+    """A checkpoint of ``transformers`` that is not a CLIP: ``kind`` is its config's ``model_type``."""
+
+    def __init__(self, message: str, kind: Any) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def square(value: Any, what: str) -> int:
     """A config size that may be a number or a pair of equal numbers."""
     sides = {int(side) for side in (value if isinstance(value, list | tuple) else [value])}
     if len(sides) != 1:
@@ -95,8 +103,8 @@ class VisionTower(nn.Module):
         config = vision_model.config
         self.width: int = config.hidden_size
         self.layers: int = config.num_hidden_layers
-        self.patch_size: int = _square(config.patch_size, "patch size")
-        self.image_size: int = _square(config.image_size, "image size")
+        self.patch_size: int = square(config.patch_size, "patch size")
+        self.image_size: int = square(config.image_size, "image size")
         self.grid: int = self.image_size // self.patch_size
 
     @classmethod
@@ -368,16 +376,20 @@ class Backbone(ABC):
 
     @property
     def weights_hash(self) -> str:
-        """sha256 over the sorted parameter names and their float32 bytes; computed anew only after a weight changed."""
-        parameters = sorted(self.model.named_parameters())
+        """sha256 over the sorted names of the weights and their float32 bytes; computed anew only after one changed."""
+        parameters = sorted(self._weights())
         stamp = tuple((tensor.data_ptr(), tensor._version) for _, tensor in parameters)
         if self._hash is None or self._hash[0] != stamp:
             digest = hashlib.sha256()
             for name, tensor in parameters:
                 digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
             self._hash = (stamp, digest.hexdigest())
         return self._hash[1]
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        """What a checkpoint stores, by name: the parameters."""
+        return self.model.named_parameters()
 
     @property
     @abstractmethod
@@ -710,7 +722,7 @@ class ClipBackbone(PromptBackbone):
         folder = Path(text).expanduser()
         name, unreached = text, ""
         if folder.is_dir():
-            _check_folder(folder)
+            check_folder(folder)
             text = str(folder)
             name = f"{folder.resolve().parent.name}/{folder.resolve().name}"
         elif (
@@ -728,10 +740,12 @@ class ClipBackbone(PromptBackbone):
             given, _ = CLIPConfig.get_config_dict(text, local_files_only=local)
             kind = given.get("model_type")
             if kind != "clip":
-                raise BackboneError(f"backbone {text} is a {kind!r} checkpoint: only model_type 'clip' can be used")
+                raise OtherModelError(
+                    f"backbone {text} is a {kind!r} checkpoint: only model_type 'clip' can be used", kind
+                )
             config = CLIPConfig.from_pretrained(text, local_files_only=local)
             part = "weights"
-            with _quiet_loading(local):
+            with quiet_loading(local):
                 model, report = CLIPModel.from_pretrained(
                     text,
                     config=config,
@@ -746,7 +760,7 @@ class ClipBackbone(PromptBackbone):
             part = "tokenizer"
             tokenizer = AutoTokenizer.from_pretrained(text, local_files_only=local, trust_remote_code=False)
             part = "preprocessor_config.json"
-            preprocessing = _preprocessing(text, local, _square(config.vision_config.image_size, "image size"))
+            preprocessing = processor_record(text, local, square(config.vision_config.image_size, "image size"))
         except BackboneError:
             raise
         except Exception as error:  # transformers raises OSError, ValueError, SafetensorError, KeyError, ... here
@@ -923,7 +937,7 @@ def _without_merge(tokenizer: Any) -> list[str]:
 
 
 @contextlib.contextmanager
-def _quiet_loading(local: bool) -> Iterator[None]:
+def quiet_loading(local: bool) -> Iterator[None]:
     """No progress bar and no report table while local files are read; a download from the Hub keeps its bar."""
     if not local:
         yield
@@ -991,7 +1005,7 @@ def _check_weights(text: str, model: CLIPModel, report: Mapping[str, Any]) -> No
             raise BackboneError(f"backbone {text}: weight {name} is not finite: the file is broken, fetch it again")
 
 
-def _preprocessing(text: str, local: bool, size: int) -> dict[str, Any]:
+def processor_record(text: str, local: bool, size: int) -> dict[str, Any]:
     """What a checkpoint's image processor does, as :meth:`ImageProcessing.record`; CLIP's own without one.
 
     Raises:
@@ -1013,7 +1027,7 @@ def _preprocessing(text: str, local: bool, size: int) -> dict[str, Any]:
         raise BackboneError(f"backbone {text}: {file} has {error}") from error
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """The files that a checkpoint folder needs, with the fix for what is missing."""
     if not (folder / "config.json").is_file():
         raise BackboneError(f"backbone folder {folder} has no config.json: it is not a Hugging Face CLIP checkpoint")
