@@ -115,12 +115,15 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
                 value.copy_(0.3 * noise)
 
 
-def open_clip_folder(folder: Path, family: str, *, pickled: bool = False, **preprocess: Any) -> Any:
-    """Write a model of a family as open_clip does, and return it."""
+def open_clip_folder(
+    folder: Path, family: str, *, pickled: bool = False, vision_cfg: dict[str, Any] | None = None
+) -> Any:
+    """Write a model of a family as open_clip does, and return it; ``vision_cfg`` changes its config."""
     import open_clip
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"model_cfg": OPEN_CLIP[family](), "preprocess_cfg": {**PREPROCESS, **preprocess}}
+    config: dict[str, Any] = {"model_cfg": OPEN_CLIP[family](), "preprocess_cfg": PREPROCESS}
+    config["model_cfg"]["vision_cfg"] |= vision_cfg or {}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     tiny_tokenizer().save_pretrained(folder)
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False).eval()
