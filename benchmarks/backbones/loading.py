@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,10 +65,20 @@ _VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 
 
 def is_open_clip(source: str) -> bool:
-    """Whether a backbone's name asks for open_clip's layout, or is a folder that has no other."""
+    """Whether a backbone's name asks for open_clip's layout, or is a folder that has no other of a whole model.
+
+    A ``config.json`` without ``model_type`` is timm's, of the image tower alone.
+    """
     folder = Path(source).expanduser()
-    alone = (folder / open_clip_config.NAME).is_file() and not (folder / "config.json").is_file()
-    return source.startswith(OPEN_CLIP) or alone
+    if source.startswith(OPEN_CLIP) or not (folder / open_clip_config.NAME).is_file():
+        return source.startswith(OPEN_CLIP)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "model_type" not in config
 
 
 def load_open_clip(source: str, *, device: str = "cpu", precision: Precision = "float32") -> Backbone:

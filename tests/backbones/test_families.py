@@ -14,6 +14,7 @@ from benchmarks.backbones import sources
 from methods.interface import Method, NotApplicableError
 from methods.parts.backbone import Backbone, BackboneError, ClipBackbone, PromptBackbone
 from methods.parts.capabilities import CAPABILITIES, covers, shortfall
+from methods.parts.prompts import PromptTemplate, encode_prompts
 from methods.registry import METHODS
 from tests.support.tiny_clip import tiny_tokenizer
 from tests.support.tiny_families import CONTEXT, OPEN_CLIP, open_clip_folder, siglip_folder
@@ -177,6 +178,26 @@ def test_pickled_weights_are_refused_and_the_command_converts_them(family: str, 
         close(backbone.encode_images(pixels(backbone)), model.encode_image(pixels(backbone), normalize=False))
 
 
+def test_timms_config_beside_open_clips_changes_nothing(open_clips: dict[str, tuple[Any, Path]]) -> None:
+    folder = open_clips["resnet"][1]
+    before = load(folder).identity
+    (folder / "config.json").write_text('{"architecture": "resnet50_clip", "num_classes": 1024}')
+    try:
+        assert load(folder).identity == before
+    finally:
+        (folder / "config.json").unlink()
+
+
+def test_a_hub_name_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("benchmarks.backbones.loading.hub_unreachable", lambda name: "no network")
+    with pytest.raises(BackboneError, match=r"timm/none is not in the local Hub cache, .*`hf download timm/none`"):
+        sources.load("open_clip:timm/none", device="cpu", precision="float32")
+    with pytest.raises(BackboneError, match=r"give a folder with open_clip_config\.json, or a Hub name"):
+        sources.load(f"open_clip:{tmp_path / 'none'}", device="cpu", precision="float32")
+    with pytest.raises(ValueError, match=r"use its Hub name, open_clip:timm/resnet50_clip.openai"):
+        sources.load("RN50", device="cpu", precision="float32")
+
+
 def test_weights_of_another_size_are_named(tmp_path: Path) -> None:
     pytest.importorskip("open_clip")
     folder = tmp_path / "resnet"
@@ -226,11 +247,20 @@ def test_a_setting_may_need_more(open_clips: dict[str, tuple[Any, Path]]) -> Non
             method(backbone, method.Config(**changes))
 
 
+@torch.no_grad()
+def test_a_text_tower_that_is_not_causal_takes_the_plain_path(
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(tiny_backbone, PromptBackbone)
+    prompts = PromptTemplate.build(tiny_backbone, ["cat", "hot air balloon"], "a photo of a {name}.")
+    plain = encode_prompts(tiny_backbone, prompts, shared_prefix=False, cut=False)
+    monkeypatch.setattr(type(tiny_backbone), "causal_text", False)
+    assert torch.equal(encode_prompts(tiny_backbone, prompts), plain)
+
+
 def test_clip_is_the_whole_interface(tiny_backbone: Backbone) -> None:
     assert isinstance(tiny_backbone, ClipBackbone)
     assert tiny_backbone.causal_text
     features, mu, _ = tiny_backbone.encode_styles(pixels(tiny_backbone))
-    assert torch.equal(features, tiny_backbone.encode_images(pixels(tiny_backbone))) or torch.allclose(
-        features, tiny_backbone.encode_images(pixels(tiny_backbone)), atol=1e-5
-    )
+    torch.testing.assert_close(features, tiny_backbone.encode_images(pixels(tiny_backbone)), rtol=1e-5, atol=1e-5)
     assert [one.shape[1] for one in mu] == list(tiny_backbone.style_widths)
