@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.datasets.registry import DATASETS
+from benchmarks.protocols.training import training_data
 from benchmarks.run import main
 from benchmarks.runner.plan import plan
 from benchmarks.runner.resources import Resources
@@ -16,7 +18,8 @@ from benchmarks.runner.run_plan import execute
 from benchmarks.runner.settings import SettingsError, resolve
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record
-from tests.support.every import METHOD_NAMES, Silent, small_set
+from methods.registry import METHODS
+from tests.support.every import METHOD_NAMES, Silent, small, small_set
 from tests.support.tiny_dataset import TinyShapes
 from tests.support.tiny_families import open_clip_folder, siglip_folder
 
@@ -108,3 +111,28 @@ def test_keys_of_what_runs_do_not_know_the_capability(tiny_folder: Path, tmp_pat
         assert "fixed_first" not in cell.inputs["method"]["config"]
     changed = bench(tiny_folder, tmp_path, methods=("ad_clip",), set=(("ad_clip.fixed_first", True),))
     assert all(cell.inputs["method"]["config"]["fixed_first"] for cell in plan(changed.settings, changed).cells)
+
+
+@pytest.mark.parametrize(("family", "lacking"), [("resnet", TOKENS), ("siglip", TOKENS | STYLES)])
+def test_a_saved_method_gives_the_same_answers(
+    family: str, lacking: set[str], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    resources = bench(request.getfixturevalue(family), tmp_path)
+    task = resources.task("tiny", "uda", resources.splits("tiny", "uda")[0])
+    cache = resources.pixels("tiny")
+    data = training_data(task, cache, lambda method, question: 0.0)
+    pixels = cache[task.train[:5]]
+    for name in (name for name in METHOD_NAMES if name not in lacking and METHODS.get(name).trained):
+        kind = METHODS.get(name)
+        method = kind(resources.backbone, kind.Config(**small(kind)))
+        method.fit(data, seed=0, log=lambda **numbers: None)
+        method.save(tmp_path / name)
+        again = kind.load(tmp_path / name, resources.backbone)
+        names = data.class_names
+        torch.testing.assert_close(again.encode_images(pixels), method.encode_images(pixels), rtol=0, atol=1e-6)
+        torch.testing.assert_close(again.encode_classes(names), method.encode_classes(names), rtol=0, atol=1e-6)
+        other = resources.backbone.clone()
+        with torch.no_grad():
+            next(iter(other.vision_parameters().values())).add_(1.0)
+        with pytest.raises(ValueError, match="trained on other backbone weights"):
+            kind.load(tmp_path / name, other)

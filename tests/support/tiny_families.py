@@ -101,9 +101,9 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
     """Weights wide enough that features of different inputs differ clearly; running statistics that do something."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        for name, value in model.state_dict().items():  # without buffers that no checkpoint holds
             noise = torch.randn(value.shape, generator=generator)
-            if name in ("logit_scale", "logit_bias") or not value.is_floating_point() or "mask" in name:
+            if name in ("logit_scale", "logit_bias") or not value.is_floating_point():
                 continue
             if name.endswith("running_var"):
                 value.copy_(1 + 0.5 * noise.abs())
@@ -111,7 +111,7 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
                 value.copy_(1.4 * noise / value[0].numel() ** 0.5)
             elif value.ndim == 1 and name.endswith("weight"):
                 value.copy_(1 + 0.1 * noise)
-            elif name.split(".")[-1] not in ("periods", "bands", "freqs"):
+            else:
                 value.copy_(0.3 * noise)
 
 
