@@ -1,4 +1,4 @@
-"""Everything lies in pyproject.toml; this only lets editable installs carry its data files too."""
+"""All settings are in pyproject.toml; this only lets editable installs carry its data files too."""
 
 import setuptools
 

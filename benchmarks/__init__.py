@@ -3,6 +3,7 @@
 For notebooks (nothing is imported before it is used):
 
 * :func:`load_results` - stored scores as a pandas frame, one row a metric and cell;
+* :func:`load_method` - a fitted method whose weights ``--keep-weights`` or ``Method.save`` wrote;
 * :func:`retrieve` - the nearest gallery images of each query under a method.
 """
 
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from methods.interface import Method
+    from methods.parts.backbone import Backbone
 
-__all__ = ["load_results", "retrieve"]
+__all__ = ["load_method", "load_results", "retrieve"]
 
 # Waiting OpenMP threads that spin make two threads slower than one on a busy machine. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -36,6 +38,19 @@ def load_results(path: str | Path) -> pd.DataFrame:
     from benchmarks.store.frame import load_results
 
     return load_results(path)
+
+
+def load_method(path: str | Path, backbone: str | Path | Backbone | None = None, device: str | None = None) -> Method:
+    """A fitted method, ready to encode, on the backbone that its file names.
+
+    ``path``: a record whose weights were kept, a folder of weights, a results folder with the weights of one fit, or
+    what ``Method.save`` was given. ``backbone``: a name, folder or loaded backbone in place of the file's; ``device``:
+    where it computes (default: a GPU if there is one). Raises ``ValueError``, in one line, for weights that are missing
+    or damaged, or a backbone with other weights, another config or tokenizer.
+    """
+    from benchmarks.applying.loading import load_method
+
+    return load_method(path, backbone, device).method
 
 
 def retrieve(
@@ -63,8 +78,8 @@ def retrieve(
             torch.cat([method.encode_images(_unit(part)).float().cpu() for part in batch.split(batch_size)])
             for batch in images
         ]
-    found = search(encoded[0], encoded[1], k, similarity=method.card.similarity)
-    return found.ids, found.scores
+    ranking = search(encoded[0], encoded[1], k, similarity=method.card.similarity)
+    return ranking.ids, ranking.scores
 
 
 #: How far beyond [0, 1] a float may be: rounding, not the overshoot of an interpolation.

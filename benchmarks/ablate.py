@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   python -m benchmarks.ablate --methods pros --factors no_mask,no_simulator --protocols ucdr --seeds 0,1,2
   python -m benchmarks.ablate --methods pros,ucdr_adapter --factors none --grid prompt_length=1,2,4
 
-A row is an ordinary record that names the switched factor; the default's row is the one that benchmarks.run makes.
+A row is an ordinary record that names the switched factor; the default's row is the record of benchmarks.run.
 Without --protocols each method runs on the protocols its paper defines it on.
 """
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 EPILOG = """Cells of the two folders are paired by method, data set, protocol, split, gallery, seed, rules and
 selection, and tested on their per-query values (classes swapped at random); p values are corrected over all cells.
-A cell with a score in OLD that failed in NEW, is not there or answers other queries is lost, and fails the comparison.
+A cell with a score in OLD that failed in NEW, is missing there or has other queries is lost, and fails the comparison.
 
 examples:
   python -m benchmarks.compare results/main results/branch
   python -m benchmarks.compare results/main results/branch --threshold 0.005 --metric map@all,recall@1 --out diff.csv
 
-exit code: 0 no significant drop, 1 one larger than the threshold or a lost cell, 2 input that cannot be used
+exit code: 0 no significant drop, 1 a drop larger than the threshold or a lost cell, 2 input that cannot be used
 """
 
 
@@ -38,13 +38,13 @@ def build_parser(prog: str = "benchmarks.compare") -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("old", metavar="OLD", help="results folder to compare with")
-    parser.add_argument("new", metavar="NEW", help="results folder to judge")
+    parser.add_argument("new", metavar="NEW", help="results folder to check")
     parser.add_argument(
         "--threshold",
         metavar="X",
         type=float,
         default=0.01,
-        help="smallest drop that counts, a fraction (default: 0.01, one point of percent)",
+        help="smallest drop that counts, a fraction (default: 0.01, one percentage point)",
     )
     parser.add_argument(
         "--alpha", metavar="P", type=float, default=0.05, help="level of significance after correction (default: 0.05)"
@@ -52,7 +52,7 @@ def build_parser(prog: str = "benchmarks.compare") -> argparse.ArgumentParser:
     parser.add_argument(
         "--metric", metavar="LIST", action="append", help="comma list (default: the first metric of each gallery)"
     )
-    parser.add_argument("--partial", action="store_true", help="NEW may hold fewer cells: those not there are not lost")
+    parser.add_argument("--partial", action="store_true", help="NEW may hold fewer cells: those missing are not lost")
     parser.add_argument("--out", metavar="FILE", type=Path, help="also write the table there, as CSV")
     return parser
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.compare") ->
     if arguments.metric:
         metrics = [name.strip() for text in arguments.metric for name in text.split(",") if name.strip()]
     try:
-        found = compare_stores(
+        comparison = compare_stores(
             ResultStore(arguments.old),
             ResultStore(arguments.new),
             metrics=metrics,
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.compare") ->
             report=warn,
         )
         if arguments.out:
-            write_atomically(arguments.out, found.cells.to_csv(index=False, lineterminator="\n").encode())
+            write_atomically(arguments.out, comparison.cells.to_csv(index=False, lineterminator="\n").encode())
     except (FileNotFoundError, ValueError) as error:
         err.print(f"{prog}: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
@@ -90,12 +90,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.compare") ->
         line = f"{prog}: --out {arguments.out}: {error.strerror or error}; name a file that can be written"
         err.print(line, markup=False, highlight=False, soft_wrap=True)
         return 2
-    lost = found.lost[found.lost["why"] != ABSENT] if arguments.partial else found.lost
-    _print(out, found, lost, arguments.threshold, arguments.alpha)
-    return 1 if len(found.drops) or len(lost) else 0
+    lost = comparison.lost[comparison.lost["why"] != ABSENT] if arguments.partial else comparison.lost
+    _print(out, comparison, lost, arguments.threshold, arguments.alpha)
+    return 1 if len(comparison.drops) or len(lost) else 0
 
 
-def _print(out: Console, found: StoreComparison, lost: pd.DataFrame, threshold: float, alpha: float) -> None:
+def _print(out: Console, comparison: StoreComparison, lost: pd.DataFrame, threshold: float, alpha: float) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -108,7 +108,7 @@ def _print(out: Console, found: StoreComparison, lost: pd.DataFrame, threshold: 
     for name in ("old", "new", "difference", "95 % interval", "p (Holm)"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
-    for row in found.cells.to_dict("records"):
+    for row in comparison.cells.to_dict("records"):
         where = f"{row['dataset']} {protocol_title(row['protocol'])} {row['split']}, {row['gallery']}"
         old, new, difference, low, high = (100 * row[name] for name in ("old", "new", "difference", "low", "high"))
         cells = [
@@ -119,12 +119,12 @@ def _print(out: Console, found: StoreComparison, lost: pd.DataFrame, threshold: 
         style = {"drop": "red", "gain": "green"}.get(row["verdict"], "")
         table.add_row(*(Text(" ".join(str(text).split()), style=style) for text in cells))
     out.print(table)
-    _print_unpaired(out, found.unpaired, lost)
-    counts = found.cells["verdict"].value_counts()
+    _print_unpaired(out, comparison.unpaired, lost)
+    counts = comparison.cells["verdict"].value_counts()
     summary = (
-        f"{len(found.cells)} cells compared, in percent; {counts.get('drop', 0)} significant drops and "
+        f"{len(comparison.cells)} cells compared, in percent; {counts.get('drop', 0)} significant drops and "
         f"{counts.get('gain', 0)} gains of more than {100 * threshold:g} (p <= {alpha:g} after Holm's correction); "
-        f"{len(found.unpaired)} not compared, {len(lost)} of them lost"
+        f"{len(comparison.unpaired)} not compared, {len(lost)} of them lost"
     )
     out.print(summary, markup=False, highlight=False, soft_wrap=True)
 
@@ -133,13 +133,13 @@ def _print_unpaired(out: Console, unpaired: pd.DataFrame, lost: pd.DataFrame) ->
     for number, row in unpaired.iterrows():
         where = f"{row['method']} on {row['dataset']}/{row['protocol']}/{row['split']}, {row['gallery']}, {_marks(row)}"
         head = "not comparable" if row["store"] == "both" else f"only in {row['store'].upper()}"
-        gone = number in lost.index
-        line = " ".join(f"{'LOST, ' if gone else ''}{head}: {where}: {row['reason']}".split())
-        out.print(line, style="red" if gone else "yellow", markup=False, highlight=False, soft_wrap=True)
+        is_lost = number in lost.index
+        line = " ".join(f"{'LOST, ' if is_lost else ''}{head}: {where}: {row['reason']}".split())
+        out.print(line, style="red" if is_lost else "yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _marks(row: Mapping[Hashable, Any] | pd.Series) -> str:
-    """The seed, and the rules, the selection and the switched factor where they are not the usual ones."""
+    """The seed, and the rules, the selection and the switched factor where they are not the default."""
     marks = [f"seed {row['seed']}"]
     marks += [f"{row['rules']} rules"] if row["rules"] != "clean" else []
     marks += [row["select"]] if row["select"] != "val" else []

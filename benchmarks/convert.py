@@ -1,4 +1,4 @@
-"""``python -m benchmarks.convert CHECKPOINT OUT``: CLIP files as folders that ``--backbone`` takes."""
+"""``python -m benchmarks.convert CHECKPOINT OUT``: CLIP files as folders for ``--backbone``."""
 
 from __future__ import annotations
 

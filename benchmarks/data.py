@@ -40,7 +40,7 @@ exit code: 0 in order, 1 the data set is missing, damaged or inconsistent, 2 a w
 #: Names printed of each kind of finding unless ``--all`` is given.
 SHOWN = 20
 
-#: Largest side that ``--size`` takes, in pixels.
+#: Largest side for ``--size``, in pixels.
 LARGEST = 2048
 
 
@@ -243,8 +243,8 @@ def verify(dataset: Dataset, *, size: int | None = None, write_broken: bool = Fa
 def _sizes(dataset: Dataset) -> str:
     """Domains whose number of images is not the published one, as a phrase; "" if there are none."""
     published = getattr(dataset, "published_counts", {})
-    found = dataset.table["domain"].value_counts()
-    other = [domain for domain, count in published.items() if found.get(domain, 0) != count]
+    counts = dataset.table["domain"].value_counts()
+    other = [domain for domain, count in published.items() if counts.get(domain, 0) != count]
     return f"; not of the published size: {', '.join(other)}" if other else ""
 
 

@@ -12,6 +12,7 @@ from benchmarks.store.files import ResultStore
 from benchmarks.store.pack_writer import TOP, write_pack
 from benchmarks.store.packed import FORMS, PER_QUERY, RECORDS, PackError
 from benchmarks.store.records import RecordError
+from benchmarks.store.weights import WeightStore
 
 
 def build_parser(prog: str = "benchmarks.pack") -> argparse.ArgumentParser:
@@ -31,6 +32,11 @@ def build_parser(prog: str = "benchmarks.pack") -> argparse.ArgumentParser:
         type=int,
         help=f"lean: queries of each split and gallery that keep their best images (default: {TOP})",
     )
+    parser.add_argument(
+        "--weights",
+        action="store_true",
+        help="also take the weights that --keep-weights kept (default: leave them out)",
+    )
     return parser
 
 
@@ -46,10 +52,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.pack") -> in
 
     try:
         if arguments.top is not None and (arguments.per_query == "full" or arguments.top < 0):
-            raise PackError("--top takes a number from 0 on, and belongs to --per-query lean (full keeps all)")
+            raise PackError("--top is 0 or more, and goes with --per-query lean (full keeps all)")
         store = ResultStore(arguments.results, warn)
         top = TOP if arguments.top is None else arguments.top
-        manifest = write_pack(store, Path(arguments.out), form=arguments.per_query, top=top)
+        manifest = write_pack(store, Path(arguments.out), form=arguments.per_query, top=top, weights=arguments.weights)
     except (PackError, RecordError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
@@ -59,7 +65,17 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.pack") -> in
     files = [Path(arguments.out) / name for name in (RECORDS, PER_QUERY)]
     sizes = ", ".join(f"{file.name} {file.stat().st_size / 1e6:.2f} MB" for file in files)
     print(f"{arguments.out}: {manifest.form}, {manifest.records} records, {manifest.rows} per-query rows; {sizes}")
+    if line := _weights(store, taken=arguments.weights):
+        print(line)
     return 1 if unreadable else 0
+
+
+def _weights(store: ResultStore, *, taken: bool) -> str:
+    """What became of the store's weights, in one line; "" if it has none."""
+    kept = list(WeightStore(store.root).all())
+    size = sum(path.stat().st_size for one in kept for path in one.folder.iterdir()) / 1e6
+    what = f"weights of {len(kept)} fits, {size:.2f} MB"
+    return "" if not kept else f"{what}: taken" if taken else f"{what}: left out; --weights takes them"
 
 
 if __name__ == "__main__":

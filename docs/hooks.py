@@ -1,7 +1,7 @@
 """MkDocs hooks: files outside ``docs/`` that pages link to become part of the site.
 
 A page links to ``../methods/pros.py``, which also works where the repository is shown. In the site, a linked text file
-is a page ``repository/methods/pros.py`` that shows it, a linked Markdown file a page of its own (its links are followed
+is a page ``repository/methods/pros.py`` that shows it, each linked Markdown file a page (its links are followed
 too), and every other file (images, the interactive report) is copied. A link to a file that does not exist stays as it
 is, and the strict build fails on it.
 """

@@ -1,1 +1,1 @@
-"""Methods: the papers and the baselines. Knows nothing of datasets, protocols or results."""
+"""Methods: the papers and the baselines. Independent of data sets, protocols and results."""

@@ -1,4 +1,4 @@
-"""Floors: three baselines that know nothing: the scores that any method must beat.
+"""Floors: three baselines without learned knowledge: the scores that any method must beat.
 
 ``random`` gives each image a random vector, ``constant`` gives all images the same one (every ranking is one tie),
 ``raw_pixel`` is the image itself, small. A method within noise of these has learned nothing.

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.cards import Deviation, MethodCard, Similarity
+from methods.cards.model_card import ModelScore, model_card
 from methods.parts.capabilities import Capability, shortfall
 from methods.parts.memory import aligned
 from methods.parts.parallel import agree, processes
@@ -109,7 +110,7 @@ class TrainingData:
 
     * ``images``, ``labels [N]``, ``domains [N]``: the labelled images; labels index ``class_names``, domains index
       ``domain_names``.
-    * ``class_names``: the class names the method may know. In DAZSL they include classes without labelled images.
+    * ``class_names``: the class names that training may use. In DAZSL they include classes without labelled images.
     * ``unseen_names``: those of them without labelled images, where the protocol shows any.
     * ``synsets``: WordNet synset names of class names, where they are known; ``synsets_published``: whether they come
       with the data set (True) or were chosen for this suite (False), so that the official code did not have them.
@@ -353,19 +354,29 @@ class Method(ABC):
         self.prepare_state(tensors)
         restore(self, self.learned_tensors(), tensors)
 
-    def save(self, path: Path | str) -> None:
-        """Write ``PATH.safetensors`` and ``PATH.json`` (method, config, facts)."""
+    def save(self, path: Path | str, *, scores: Sequence[ModelScore] | None = None) -> None:
+        """Write ``PATH.safetensors`` and ``PATH.json`` (method, config, facts, and which backbone, not its weights).
+
+        With ``scores``, be they none (``()``), also ``README.md`` in the same folder: the model card that a repository
+        of the Hugging Face Hub shows (:func:`methods.cards.model_card.model_card`).
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().cpu().contiguous() for k, v in self.tensors().items()}, f"{path}.safetensors")
-        record = {
+        record: dict[str, Any] = {
             "method": self.card.name,
             "config": dataclasses.asdict(self.config),
             "backbone": self.backbone.weights_hash,
             "identity": self.backbone.identity,
+            "backbone_name": self.backbone.name,
+            "preprocessing": self.backbone.preprocessing,
+            "precision": self.backbone.precision,
             "facts": self.facts(),
         }
         Path(f"{path}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if scores is not None:
+            text = model_card(self.card, record["config"], self.backbone.name, scores)
+            path.with_name("README.md").write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path | str, backbone: Backbone, device: str | torch.device | None = None) -> Method:

@@ -478,7 +478,7 @@ class SreClip(Method):
 
         Without target images (UCDR family) the source losses fill the whole budget.
         """
-        config, report, begun = self.config, FitReport(), time.perf_counter()
+        config, report, start = self.config, FitReport(), time.perf_counter()
         self.build(data, seed)
         model, images = self.model, len(data.images)
         steps = budget(config.steps, config.epochs, images, config.batch_size) if config.epochs else config.steps
@@ -525,7 +525,7 @@ class SreClip(Method):
         )
         self._encoded.clear()
         report.trainable_parameters = count_parameters(list(model.parameters()))
-        report.seconds = time.perf_counter() - begun
+        report.seconds = time.perf_counter() - start
         return report
 
     def build(self, data: TrainingData, seed: int) -> None:
@@ -621,7 +621,7 @@ class SreClip(Method):
     def encode_classes(self, names: Sequence[str]) -> Tensor:
         """Prototypes ``[C, d]`` of any class names.
 
-        A name that training did not know gets the prototype of the training graph extended by it alone, so that it does
+        A name that was not in training gets the prototype of the training graph extended by it alone, so that it does
         not depend on the other ``names``; the prototypes of the training classes stay as they are.
         """
         if not self._encoded:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.datasets.pixels import unit_range
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols.task import Task
 from benchmarks.runner.plan import FitGroup, plan
@@ -185,7 +186,7 @@ def answering(method: str, protocol: str, swept: Swept) -> tuple[Method, Tensor,
     record = swept.records[method, protocol][0]
     task = swept.task(record)
     asked = task.retrievals[0].query if task.retrievals else task.classifications[0].rows
-    images = swept.resources.pixels("tiny")[asked[:: max(1, len(asked) // 7)][:7]]
+    images = unit_range(swept.resources.pixels("tiny")[asked[:: max(1, len(asked) // 7)][:7]])
     return swept.method(record), images, sorted(set(TinyShapes().table["class"][task.train]))
 
 
@@ -269,7 +270,7 @@ def test_what_needs_no_training_embeds_alike_in_all_protocols(method: str, swept
     """``trained = False`` lets protocols share encoded images, so the embedding must not depend on what was shown."""
     found = [fitted for (name, _, _), fitted in swept.fitted.items() if name == method]
     assert len(found) >= 4
-    images = swept.resources.pixels("tiny")[TinyShapes().table.index[:4].to_numpy()]
+    images = unit_range(swept.resources.pixels("tiny")[TinyShapes().table.index[:4].to_numpy()])
     first, *others = (fitted.encode_images(images) for fitted in found)
     assert all(torch.equal(first, other) for other in others)
 

@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 HEAVY = {"torch", "transformers", "pandas", "matplotlib", "faiss", "nltk", "peft", "torch_geometric", "scipy"}
 
 #: What the root of `benchmarks` holds beside `__init__.py`: the commands, the entry point, what commands share.
-COMMANDS = {"run", "ablate", "report", "compare", "data", "convert", "pack", "cli"}
+COMMANDS = {"run", "ablate", "report", "compare", "data", "convert", "pack", "apply", "embed", "push", "cli"}
 SHARED = {"console"}
 
 
@@ -144,6 +144,9 @@ def test_reporting_imports_neither_methods_nor_the_runner() -> None:
         ["-m", "benchmarks.cli", "methods"],
         ["-m", "benchmarks.cli", "datasets"],
         ["-m", "benchmarks.cli", "protocols"],
+        ["-m", "benchmarks.apply", "--help"],
+        ["-m", "benchmarks.embed", "--help"],
+        ["-m", "benchmarks.push", "--help"],
         ["-m", "benchmarks.pretrain", "--help"],
         ["-c", "import benchmarks, benchmarks.datasets, benchmarks.protocols, methods, methods.parts"],
     ],

@@ -201,6 +201,6 @@ def _three(key: str, value: Any) -> list[float]:
     """A number for each channel; one number is for all three."""
     numbers = [value] * 3 if isinstance(value, int | float) else value
     sound = isinstance(numbers, list) and len(numbers) == 3
-    if not sound or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers):
+    if not sound or not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
         raise ConfigError(f"preprocess_cfg.{key} {value!r} must be three numbers")
     return numbers

@@ -445,8 +445,8 @@ def _hidden(weights: Mapping[str, Tensor], prefix: str, width: int) -> int:
 
 
 def _blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
-    found = [re.match(rf"{re.escape(prefix)}transformer\.resblocks\.(\d+)\.", name) for name in weights]
-    numbers = {int(match[1]) for match in found if match}
+    matches = [re.match(rf"{re.escape(prefix)}transformer\.resblocks\.(\d+)\.", name) for name in weights]
+    numbers = {int(match[1]) for match in matches if match}
     if numbers != set(range(len(numbers))):
         raise CheckpointError(f"is missing some of {prefix}transformer.resblocks: it is broken, fetch it again")
     return len(numbers)
@@ -628,14 +628,14 @@ def _copy_as_safetensors(folder: Path, out: Path) -> None:
 
 def _open_clip_weights(folder: Path) -> Path:
     """The weights in a folder of open_clip's."""
-    found = [folder / name for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")]
+    candidates = [folder / name for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")]
     if open_clip_config.beside(folder) is not None:
-        for file in found:
+        for file in candidates:
             if file.is_file():
                 return file
     raise CheckpointError(
         f"folder {folder} has neither config.json and pytorch_model.bin nor open_clip's {open_clip_config.NAME} and"
-        f" {found[1].name}: there is nothing to convert"
+        f" {candidates[1].name}: there is nothing to convert"
     )
 
 

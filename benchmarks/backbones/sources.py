@@ -35,8 +35,10 @@ OPENAI = {
 
 def shipped_versions() -> dict[str, Path]:
     """Shipped versions of picto-clip by name, oldest first."""
-    found = [path for path in SHIPPED.glob("picto-clip-v*") if (path / "config.json").is_file()]
-    return {path.name: path for path in sorted(found, key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])}
+    folders = [path for path in SHIPPED.glob("picto-clip-v*") if (path / "config.json").is_file()]
+    return {
+        path.name: path for path in sorted(folders, key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])
+    }
 
 
 def resolve(name_or_folder: str) -> tuple[str, str]:

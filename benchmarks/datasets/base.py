@@ -119,10 +119,19 @@ class Dataset(ABC):
 
         This default uses :meth:`pixels`: the data set resizes to the size that the processing resizes to, and the
         processing crops. A data set with access to the stored images overrides it.
+
+        Raises :class:`DatasetError` if :meth:`pixels` gives another type or values outside [0, 1].
         """
         import torch
 
-        pixels = torch.from_numpy(how.crop_squares(self.pixels(rows, how.side).numpy()))
+        given = self.pixels(rows, how.side)
+        if given.dtype != torch.float32 or (given.numel() and not (given.min() >= 0 and given.max() <= 1)):
+            span = f" from {float(given.min()):g} to {float(given.max()):g}" if given.numel() else ""
+            raise DatasetError(
+                f"{self.card.name}: pixels() returned {given.dtype}{span}; return float32 RGB from 0 to 1, or override"
+                " processed() to return uint8 RGB"
+            )
+        pixels = torch.from_numpy(how.crop_squares(given.numpy()))
         return pixels.mul(255).round_().to(torch.uint8)
 
     @property

@@ -63,26 +63,26 @@ def read_classes(folders: Iterable[tuple[str, str]]) -> dict[str, str]:
     groups: dict[str, dict[str, set[str]]] = {}
     for domain, folder in folders:
         groups.setdefault(same_name(words_of(folder)), {}).setdefault(folder, set()).add(domain)
-    found: dict[str, str] = {}
+    names_of: dict[str, str] = {}
     for spellings in groups.values():
         if _apart(spellings):
-            found |= {folder: folder for folder in spellings}
+            names_of |= {folder: folder for folder in spellings}
             continue
         read = {words_of(folder) for folder in spellings}
         best = min(read, key=lambda name: (sum(map(str.isupper, name)), -name.count(" "), name))
-        found |= dict.fromkeys(spellings, best)
-    return found
+        names_of |= dict.fromkeys(spellings, best)
+    return names_of
 
 
 def _apart(spellings: dict[str, set[str]]) -> bool:
     """Whether one domain has two of these folders that differ in number, or in the case of one word, alone."""
     names = sorted(spellings)
-    for place, one in enumerate(names):
-        for other in names[place + 1 :]:
-            if not spellings[one] & spellings[other]:
+    for place, first in enumerate(names):
+        for second in names[place + 1 :]:
+            if not spellings[first] & spellings[second]:
                 continue
-            numbered = without_number(one) != one.strip() and without_number(other) != other.strip()
-            if numbered or (one.casefold() == other.casefold() and one.isalnum()):
+            numbered = without_number(first) != first.strip() and without_number(second) != second.strip()
+            if numbered or (first.casefold() == second.casefold() and first.isalnum()):
                 return True
     return False
 

@@ -51,8 +51,8 @@ def file_hashes(paths: Sequence[str], *, name: str, what: str = "images read") -
     cache = _HashFile(name)
     known = cache.load(paths)
     stamps = np.full((len(paths), len(_STAMP)), -1, dtype=np.int64)
-    found = np.zeros(len(paths), dtype="U64")
-    begun = time.time()
+    hashes = np.zeros(len(paths), dtype="U64")
+    start = time.time()
 
     def stamp(rows: range) -> list[int]:
         """Stamp these files; returns those that must be read."""
@@ -61,7 +61,7 @@ def file_hashes(paths: Sequence[str], *, name: str, what: str = "images read") -
             with contextlib.suppress(OSError, ValueError):
                 stamps[row] = _stamp(os.stat(paths[row]))  # noqa: PTH116 - a million times
                 if known is not None and (known.stamps[row] == stamps[row]).all():
-                    found[row] = known.hashes[row]
+                    hashes[row] = known.hashes[row]
                 else:
                     unread.append(row)
         return unread
@@ -70,7 +70,7 @@ def file_hashes(paths: Sequence[str], *, name: str, what: str = "images read") -
         """Read these files; returns their bytes."""
         for row in rows:
             with contextlib.suppress(OSError):
-                found[row], stamps[row] = _read(paths[row])
+                hashes[row], stamps[row] = _read(paths[row])
         return int(stamps[rows, 0].clip(0).sum())
 
     with _threads() as threads:
@@ -81,17 +81,17 @@ def file_hashes(paths: Sequence[str], *, name: str, what: str = "images read") -
             for piece, read_bytes in zip(pieces, threads.map(read, pieces), strict=True):
                 advance(len(piece), read_bytes)
     if unread:
-        cache.keep(paths, stamps, found, begun)
-    return found.tolist()
+        cache.keep(paths, stamps, hashes, start)
+    return hashes.tolist()
 
 
-def remember(paths: Sequence[str], hashes: Sequence[str], *, name: str, begun: float) -> None:
-    """Keep hashes of files that the caller read since the time ``begun`` in the cache file ``name``."""
+def remember(paths: Sequence[str], hashes: Sequence[str], *, name: str, start: float) -> None:
+    """Keep hashes of files that the caller read since the time ``start`` in the cache file ``name``."""
     stamps = np.full((len(paths), len(_STAMP)), -1, dtype=np.int64)
     for row, path in enumerate(paths):
         with contextlib.suppress(OSError, ValueError):
             stamps[row] = _stamp(Path(path).stat())
-    _HashFile(name).keep(paths, stamps, np.array(hashes, dtype="U64"), begun)
+    _HashFile(name).keep(paths, stamps, np.array(hashes, dtype="U64"), start)
 
 
 def tree_hash(path: str | Path) -> str:
@@ -169,13 +169,13 @@ class _HashFile:
         hashes[there] = [value.hex() for value in frame.loc[there, "sha256"]]
         return _Known(stamps, hashes)
 
-    def keep(self, paths: Sequence[str], stamps: NDArray[np.int64], hashes: NDArray[np.str_], begun: float) -> None:
-        """Add files whose hash is known and that were not touched since shortly before ``begun``."""
+    def keep(self, paths: Sequence[str], stamps: NDArray[np.int64], hashes: NDArray[np.str_], start: float) -> None:
+        """Add files whose hash is known and that were not touched since shortly before ``start``."""
         import pandas as pd
 
         if self.file is None:
             return
-        still = stamps[:, 1:3].max(axis=1, initial=-1) < (begun - SETTLED) * 1e9
+        still = stamps[:, 1:3].max(axis=1, initial=-1) < (start - SETTLED) * 1e9
         rows = np.flatnonzero((hashes != "") & (stamps[:, 0] >= 0) & still)
         new = pd.DataFrame(stamps[rows], columns=list(_STAMP))
         new.insert(0, "path", [paths[row] for row in rows.tolist()])
@@ -240,24 +240,24 @@ class Advance:
         self.count, self.what = count, what
         self.total = size + self.OPENING * count
         self.done_files = self.done = 0
-        self.begun = self.printed = time.monotonic()
+        self.start = self.printed = time.monotonic()
         self._bar: contextlib.ExitStack | None = None
 
     def __call__(self, files: int, size: int) -> None:
         self.done_files += files
         self.done += size + self.OPENING * files
         now = time.monotonic()
-        if now - self.begun < PATIENCE or self.done_files >= self.count:
+        if now - self.start < PATIENCE or self.done_files >= self.count:
             return
         if sys.stderr.isatty():
             self._show()
-        elif now - self.printed >= EVERY or self.printed == self.begun:
+        elif now - self.printed >= EVERY or self.printed == self.start:
             self.printed = now
-            print(self.line(now - self.begun), file=sys.stderr, flush=True)
+            print(self.line(now - self.start), file=sys.stderr, flush=True)
 
-    def line(self, gone: float) -> str:
-        """The progress after ``gone`` seconds, in one line."""
-        left = gone * (self.total - self.done) / max(1, self.done)
+    def line(self, seconds: float) -> str:
+        """The progress after so many ``seconds``, in one line."""
+        left = seconds * (self.total - self.done) / max(1, self.done)
         shown = f"{max(1, round(left))} s" if left < 90 else f"{round(left / 60)} min"
         return f"{self.done_files:,} of {self.count:,} {self.what}, about {shown} left"
 
@@ -271,8 +271,8 @@ class Advance:
             shown = Progress(*columns, console=Console(stderr=True), transient=True)
             self._progress = self._bar.enter_context(shown)
             self._task = self._progress.add_task("", total=self.total)
-        gone = time.monotonic() - self.begun
-        self._progress.update(self._task, completed=self.done, description=self.line(gone))
+        seconds = time.monotonic() - self.start
+        self._progress.update(self._task, completed=self.done, description=self.line(seconds))
 
     def close(self) -> None:
         """Remove the bar."""

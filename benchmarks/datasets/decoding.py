@@ -165,7 +165,7 @@ def _eight_bits(opened: Image.Image) -> NDArray[np.uint8]:
     if not np.isfinite(values).all():
         raise ImageError("it has values that are not finite numbers (NaN or infinite): replace them")
     low, high = float(values.min()), float(values.max())
-    stated = [_number(tags.get(one, tags.get(other))) for one, other in ((340, 280), (341, 281))]
+    stated = [_number(tags.get(tag, tags.get(exif_tag))) for tag, exif_tag in ((340, 280), (341, 281))]
     if stated[1] is not None and stated[1] > (stated[0] or 0.0):
         bottom, top = stated[0] or 0.0, stated[1]
         if low < bottom or high > top:

@@ -127,8 +127,8 @@ def edition(counts: pd.Series | Mapping[str, int]) -> str:
     """Which archives a tree with these numbers of images by domain was made from, in one line."""
     kinds: dict[str, list[str]] = {}
     for domain in DOMAINS:
-        found = int(counts.get(domain, 0))
-        published = (found == CLEANED[domain], found == ORIGINAL[domain])
+        count = int(counts.get(domain, 0))
+        published = (count == CLEANED[domain], count == ORIGINAL[domain])
         kind = {(True, True): "", (True, False): "cleaned", (False, True): "original"}.get(published, "unlike both")
         kinds.setdefault(kind, []).append(domain)
     kinds.pop("", None)  # quickdraw was not cleaned

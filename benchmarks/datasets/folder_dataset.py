@@ -106,7 +106,7 @@ class FolderDataset(Dataset):
                 if root.exists():
                     return root
             if self.root.name == name and self.root.parent.is_dir():
-                names = {plain_name(one) for one in (name, *others)}
+                names = {plain_name(item) for item in (name, *others)}
                 for entry in usable_entries(self.root.parent)[0]:  # office-home, OFFICE_HOME, ...
                     if plain_name(entry.name) in names and entry.is_dir():
                         return self.root.parent / entry.name
@@ -153,7 +153,7 @@ class FolderDataset(Dataset):
     @property
     def synsets(self) -> Mapping[str, str]:
         """The hand-checked WordNet synset of each class (:mod:`benchmarks.datasets.synsets`); {} without a table."""
-        return {name: one.synset for name, one in checked_synsets(self.card.name).items()}
+        return {name: item.synset for name, item in checked_synsets(self.card.name).items()}
 
     @property
     def synsets_published(self) -> bool:
@@ -168,7 +168,7 @@ class FolderDataset(Dataset):
             try:
                 table = self.arrange(listing.images)
             except DatasetError as error:
-                unused = [one for one in (*listing.findings, *self._added_findings) if one.kind != "system_file"]
+                unused = [item for item in (*listing.findings, *self._added_findings) if item.kind != "system_file"]
                 why = (
                     f"; left out here: {unused[0]}" + (f" ({len(unused)} in all)" if len(unused) > 1 else "")
                     if unused
@@ -197,7 +197,7 @@ class FolderDataset(Dataset):
     def findings(self) -> tuple[Finding, ...]:
         """Everything in the tree that is not used, and why; system files are only counted (:attr:`left_out`)."""
         _ = self.table
-        return tuple(one for one in (*self.listing.findings, *self._added_findings) if one.kind != "system_file")
+        return tuple(item for item in (*self.listing.findings, *self._added_findings) if item.kind != "system_file")
 
     @cached_property
     def left_out(self) -> str:
@@ -240,7 +240,7 @@ class FolderDataset(Dataset):
         """The decoded images under one image processing, or OpenAI's own at a size in pixels."""
         how = ImageProcessing.at(how).without_statistics()
         if how not in self._caches:
-            digests = b"".join(hashlib.sha256(one.encode()).digest()[:16] for one in self.content)
+            digests = b"".join(hashlib.sha256(item.encode()).digest()[:16] for item in self.content)
             stamps = np.frombuffer(digests, dtype="<i8").reshape(-1, 2)
             folder = cache_folder()
             self._caches[how] = ImageCache(self.paths(), stamps, self._identity, how, folder, hashes=self.content)
@@ -260,17 +260,17 @@ class FolderDataset(Dataset):
         (:mod:`benchmarks.datasets.contents`); ``unreadable KEY`` for a file that cannot be read."""
         return self._content_or_unreadable(contents.file_hashes(self.paths(), name=self._cache_name))
 
-    def set_content(self, hashes: Sequence[str], begun: float) -> None:
-        """Use the sha256 of every image ("" if it cannot be read) read by the caller since the time ``begun``."""
+    def set_content(self, hashes: Sequence[str], start: float) -> None:
+        """Use the sha256 of every image ("" if it cannot be read) read by the caller since the time ``start``."""
         vars(self)["content"] = self._content_or_unreadable(hashes)
-        contents.remember(self.paths(), hashes, name=self._cache_name, begun=begun)
+        contents.remember(self.paths(), hashes, name=self._cache_name, start=start)
 
     @property
     def _cache_name(self) -> str:
         return hashlib.sha256(os.fsencode(self.folder.resolve())).hexdigest()[:32]
 
     def _content_or_unreadable(self, hashes: Sequence[str]) -> list[str]:
-        return [one or f"unreadable {key}" for key, one in zip(self.table["key"], hashes, strict=True)]
+        return [item or f"unreadable {key}" for key, item in zip(self.table["key"], hashes, strict=True)]
 
     def _without_broken(self, listing: Listing) -> Listing:
         file = self.folder / BROKEN_LIST

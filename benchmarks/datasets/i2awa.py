@@ -144,24 +144,24 @@ class I2AwA(FolderDataset):
         known = {**SEEN, **UNSEEN}
         named = images["class"].str.extract(_WITH_ID)
         plain = named[0].fillna(images["class"])
-        found = canonical_classes(self, images.assign(**{"class": plain, "wnid": named[1]}), tuple(known))
-        expected = found["class"].map(known)
-        wrong = found["wnid"].notna() & (found["wnid"] != expected)
+        table = canonical_classes(self, images.assign(**{"class": plain, "wnid": named[1]}), tuple(known))
+        expected = table["class"].map(known)
+        wrong = table["wnid"].notna() & (table["wnid"] != expected)
         if wrong.any():
-            first = found[wrong].iloc[0]
+            first = table[wrong].iloc[0]
             raise DatasetError(
                 f"{first['path']} is under the WordNet id {first['wnid']}, but {first['class']} is "
                 f"{known[first['class']]}"
             )
-        labelled = found["domain"].eq("3d2")
-        stray = labelled & found["class"].isin(UNSEEN)
-        for name in sorted(found.loc[stray, "class"].unique()):
+        labelled = table["domain"].eq("3d2")
+        stray = labelled & table["class"].isin(UNSEEN)
+        for name in sorted(table.loc[stray, "class"].unique()):
             self.note("unknown_class", f"3D2/{name}", "an unseen class: its source images are left out")
-        found = found[~stray].drop(columns="wnid").reset_index(drop=True)
-        require_images(found, SEEN, "3d2", self.folder)
-        require_images(found, known, "awa2", self.folder)
+        table = table[~stray].drop(columns="wnid").reset_index(drop=True)
+        require_images(table, SEEN, "3d2", self.folder)
+        require_images(table, known, "awa2", self.folder)
         splits = {**class_splits(SEEN), **dict.fromkeys(UNSEEN, "test")}
-        return with_splits(found, splits, self.card.gallery_domain)
+        return with_splits(table, splits, self.card.gallery_domain)
 
     def classes(self, split: str | None = None) -> tuple[str, ...]:
         """Class names of a split (all if None), sorted; known without the images."""

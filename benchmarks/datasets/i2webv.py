@@ -135,11 +135,11 @@ class I2WebV(FolderDataset):
             self.note(
                 "unknown_class", folder, "not one of the seen classes of synsets.txt; its images are left out", count
             )
-        found = images.assign(**{"class": names})[~stray].reset_index(drop=True)
-        require_images(found, dict.fromkeys(self.closed_set.seen, ""), "imagenet", self.folder)
-        require_images(found, self.wnids, "webvision", self.folder)
+        table = images.assign(**{"class": names})[~stray].reset_index(drop=True)
+        require_images(table, dict.fromkeys(self.closed_set.seen, ""), "imagenet", self.folder)
+        require_images(table, self.wnids, "webvision", self.folder)
         splits = {**class_splits(self.closed_set.seen), **dict.fromkeys(self.closed_set.unseen, "test")}
-        return with_splits(found, splits, self.card.gallery_domain)
+        return with_splits(table, splits, self.card.gallery_domain)
 
     @cached_property
     def closed_set(self) -> ClosedSet:
@@ -160,14 +160,14 @@ class I2WebV(FolderDataset):
     def _info(self, names: Sequence[str]) -> Path:
         """One of WebVision's lists, at the first of its usual places."""
         folder = self.folder / self._webvision()
-        found = next((folder / name for name in names if (folder / name).is_file()), None)
-        if found is None:
+        file = next((folder / name for name in names if (folder / name).is_file()), None)
+        if file is None:
             raise DatasetError(
                 f"{folder / names[0]} does not exist, nor {' nor '.join(names[1:])}: the classes are those of "
                 "WebVision 2.0's own lists, which are not shipped; fetch its info archive. "
                 f"The layout is {self.card.layout}"
             )
-        return found
+        return file
 
     def _read_list(self, file: Path) -> list[str]:
         try:
@@ -227,8 +227,8 @@ def _qualified(synset: Any) -> list[str]:
     first, *others = _words(synset)
     levels = [[synset], _above(synset)]
     while levels[-1]:
-        levels.append([higher for one in levels[-1] for higher in _above(one)])
-    above = [word for level in levels[1:] for one in level for word in _words(one)]
+        levels.append([higher for synset in levels[-1] for higher in _above(synset)])
+    above = [word for level in levels[1:] for synset in level for word in _words(synset)]
     return [f"{first} ({word})" for word in dict.fromkeys([*others, *above]) if word.lower() != first.lower()]
 
 

@@ -116,8 +116,8 @@ class ImageCache:
         broken: list[CheckedImage] = []
         for result in run_jobs(self._jobs(wanted, None), len(wanted)):
             assert result.pixels is not None
-            out[np.searchsorted(wanted, [one.row for one in result.checked])] = result.pixels
-            broken += [one for one in result.checked if one.reason]
+            out[np.searchsorted(wanted, [check.row for check in result.checked])] = result.pixels
+            broken += [check for check in result.checked if check.reason]
             self.decoded += len(result.checked)
         self._raise_if_broken(broken)
         return out[np.searchsorted(wanted, rows)]
@@ -147,12 +147,12 @@ class ImageCache:
         broken: list[CheckedImage] = []
         with progress_bar(len(rows), "images decoded", show=len(rows) >= BAR_FROM) as advance:
             for result in run_jobs(self._jobs(rows, self._slots_file), len(rows)):
-                whole = [one.row for one in result.checked if not one.reason]
+                whole = [check.row for check in result.checked if not check.reason]
                 self._state["stamp"][whole] = self._stamps[whole]
-                self._state["checksum"][whole] = [one.checksum for one in result.checked if not one.reason]
+                self._state["checksum"][whole] = [check.checksum for check in result.checked if not check.reason]
                 self._state["filled"][whole] = 1
                 self._verified[whole] = True
-                broken += [one for one in result.checked if one.reason]
+                broken += [check for check in result.checked if check.reason]
                 self.decoded += len(result.checked)
                 advance(len(result.checked))
         self._raise_if_broken(broken)
@@ -209,6 +209,6 @@ class ImageCache:
 
     def _raise_if_broken(self, broken: list[CheckedImage]) -> None:
         if broken:
-            first = min(broken, key=lambda one: one.row)
+            first = min(broken, key=lambda check: check.row)
             others = f" ({len(broken)} of the requested images are broken)" if len(broken) > 1 else ""
             raise ImageError(f"{self.files[first.row]} is broken: {first.reason}{others}")

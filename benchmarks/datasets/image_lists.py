@@ -52,12 +52,12 @@ def folders_with_lists(root: Path, folders: Sequence[str] = LIST_FOLDERS) -> lis
 def find_lists(root: Path, patterns: Iterable[str], folders: Sequence[str] = LIST_FOLDERS) -> list[Path]:
     """Lists whose name matches one of the patterns (``*`` is any text): by folder, then by pattern, then by name."""
     patterns = list(patterns)
-    found: list[Path] = []
+    files: list[Path] = []
     for folder in folders_with_lists(root, folders):
         for pattern in patterns:
             matches = sorted(folder.glob(pattern)) if "*" in pattern else [folder / pattern]
-            found += [file for file in matches if file.is_file() and file not in found]
-    return found
+            files += [file for file in matches if file.is_file() and file not in files]
+    return files
 
 
 def display_path(file: Path, root: Path) -> str:
@@ -100,9 +100,9 @@ def read_relative_list(file: Path, folder: str, depth: int, *, root: Path, spell
 
 def prefix_notes(lists: Iterable[RelativeList]) -> tuple[str, ...]:
     """One line with the prefixes that were removed from paths; empty if there are none."""
-    found = sorted({prefix for one in lists for prefix in one.prefixes})
-    shown = ", ".join(map(repr, found[:3])) + (", ..." if len(found) > 3 else "")
-    return (f"paths in the lists are read without {shown}",) if found else ()
+    files = sorted({prefix for listing in lists for prefix in listing.prefixes})
+    shown = ", ".join(map(repr, files[:3])) + (", ..." if len(files) > 3 else "")
+    return (f"paths in the lists are read without {shown}",) if files else ()
 
 
 def describe_lists(files: Sequence[Path], root: Path) -> str:

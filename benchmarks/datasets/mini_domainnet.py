@@ -103,11 +103,11 @@ class MiniDomainNet(TransferDataset):
 
     def _classes(self, file: Path, listed: pd.DataFrame, known: dict[str, int]) -> dict[str, int]:
         """Label of every class in a list; raises DatasetError if a label is not that of the other lists."""
-        found: dict[str, int] = {}
+        labels: dict[str, int] = {}
         for name, label in zip(listed["path"].str.split("/").str[-2], listed["label"], strict=True):
-            if found.setdefault(name, label) != label or known.get(name, label) != label:
+            if labels.setdefault(name, label) != label or known.get(name, label) != label:
                 raise DatasetError(f"{file}: class {name} has two labels; fetch the lists again")
-        return found
+        return labels
 
     def arrange(self, images: pd.DataFrame) -> pd.DataFrame:
         """Split the classes by rule; a list's classes are folder names as they are."""

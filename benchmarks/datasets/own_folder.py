@@ -93,7 +93,7 @@ def read_rule(file: Path) -> FolderRule:
         raise DatasetError(f"{file} is not TOML: {' '.join(str(error).split())}") from error
     known = dict(vars(FolderRule()))
     stated = values.get("synsets", {})
-    if not isinstance(stated, dict) or not all(isinstance(one, str) for one in stated.values()):
+    if not isinstance(stated, dict) or not all(isinstance(entry, str) for entry in stated.values()):
         raise DatasetError(f'{file}: synsets must be a table of class = "synset", such as mouse = "mouse.n.04"')
     for key, value in values.items():
         if key not in known:
@@ -158,7 +158,9 @@ class OwnFolder(FolderDataset):
             if entry.name not in names and entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
         ]
         listing = scan(root, [Place(unicodedata.normalize("NFC", name), (name,), optional=True) for name in names])
-        findings = tuple(one for one in listing.findings if one.kind != "second_folder")  # each is a domain of its own
+        findings = tuple(
+            entry for entry in listing.findings if entry.kind != "second_folder"
+        )  # each is a domain of its own
         odd += _similar_domains(sorted(set(listing.images["domain"])))
         linked = {finding.path for finding in listing.findings if finding.kind == "link"}
         empty = sorted(set(names) - set(listing.images["path"].str.partition("/")[0]) - linked)
@@ -178,20 +180,23 @@ class OwnFolder(FolderDataset):
 
     def _deeper(self, root: Path) -> dict[str, list[str]]:
         """Domain folders whose class folders are one level too deep, with the folders between."""
-        found: dict[str, list[str]] = {}
+        middle_folders: dict[str, list[str]] = {}
         for domain in sorted(root.iterdir()):
             middle = (
-                [one.name for one in sorted(domain.iterdir()) if self._holds_classes(one)] if domain.is_dir() else []
+                [entry.name for entry in sorted(domain.iterdir()) if self._holds_classes(entry)]
+                if domain.is_dir()
+                else []
             )
             if middle and not domain.name.startswith("."):
-                found[domain.name] = middle
-        return found
+                middle_folders[domain.name] = middle
+        return middle_folders
 
     @staticmethod
     def _share_classes(root: Path, deeper: dict[str, list[str]]) -> bool:
         """Whether several domains have class folders of the same names in the folders between."""
         classes = [
-            {one.name for name in names for one in (root / domain / name).iterdir()} for domain, names in deeper.items()
+            {entry.name for name in names for entry in (root / domain / name).iterdir()}
+            for domain, names in deeper.items()
         ]
         return len(classes) > 1 and bool(set.intersection(*classes))
 
@@ -228,9 +233,9 @@ class OwnFolder(FolderDataset):
         counts = images.groupby("domain").size()
         if len(counts) < 2:
             out = [
-                str(one)
-                for one in self.listing.findings
-                if one.kind in ("link", "empty_folder") and "/" not in one.path
+                str(entry)
+                for entry in self.listing.findings
+                if entry.kind in ("link", "empty_folder") and "/" not in entry.path
             ]
             why = f" (left out: {'; '.join(out[:3])})" if out else ""
             raise DatasetError(f"folder: {self.folder} has only the domain {counts.index[0]}; two are needed{why}")
@@ -289,9 +294,9 @@ class OwnFolder(FolderDataset):
     def name_notes(self) -> tuple[str, ...]:
         """What a run reports about the class names."""
         domains = set(self.domains)
-        similar = [one for one in self.findings if one.kind == "similar_names"]
-        notes = [f"domain {one.path!r}: {one.reason}" for one in similar if one.path in domains]
-        notes += [f"class {one}" for one in similar if one.path not in domains]
+        similar = [entry for entry in self.findings if entry.kind == "similar_names"]
+        notes = [f"domain {entry.path!r}: {entry.reason}" for entry in similar if entry.path in domains]
+        notes += [f"class {entry}" for entry in similar if entry.path not in domains]
         return (*notes[:5], *([f"and {len(notes) - 5} more names of several spellings"] if len(notes) > 5 else []))
 
     @property
@@ -307,21 +312,21 @@ class OwnFolder(FolderDataset):
 
         file, known = self.folder / SETTINGS, {same_name(words_of(name)): name for name in self.classes()}
         known |= {name: name for name in self.classes()}
-        found = {}
+        middle_folders = {}
         for name, synset in self.rule.synsets.items():
             written = unicodedata.normalize("NFC", name)
             class_name = known.get(written) or known.get(same_name(words_of(written)))
             if class_name is None:
                 raise DatasetError(f"folder: {file}: synsets names {name!r}, which is not a class here")
-            if class_name in found:
+            if class_name in middle_folders:
                 raise DatasetError(f"folder: {file}: synsets names the class {class_name!r} twice; keep one line")
             try:
-                found[class_name] = str(named_synset(class_name, synset).name())
+                middle_folders[class_name] = str(named_synset(class_name, synset).name())
             except WordNetError:
                 raise DatasetError(f"folder: {file}: WordNet has no noun synset {synset!r} (class {name!r})") from None
             if not synset.split(".")[-2:-1] == ["n"]:
                 raise DatasetError(f"folder: {file}: {synset!r} (class {name!r}) is not a noun synset")
-        return found
+        return middle_folders
 
     @cached_property
     def closed_set(self) -> ClosedSet:

@@ -72,7 +72,7 @@ class PixelCache:
             raise self._broken(rows, error) from error
         if pixels.dtype is not torch.uint8:
             name = self.dataset.card.name
-            raise DatasetError(f"{name}: processed() returned {pixels.dtype}, not uint8 values of 0 to 255")
+            raise DatasetError(f"{name}: processed() returned {pixels.dtype}; return uint8 RGB from 0 to 255")
         decoded: np.ndarray = pixels.numpy().copy() if self.inverted.any() else pixels.numpy()
         decoded[self.inverted[rows]] ^= 255
         return decoded

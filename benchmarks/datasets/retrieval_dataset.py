@@ -44,10 +44,10 @@ class RetrievalDataset(FolderDataset):
         """Give every image its class, the class's split, and whether it is held back."""
         lists = class_lists(self.class_list)
         split_of = {name: split for split in SPLITS for name in lists[split]}
-        found = canonical_classes(self, images, tuple(split_of), self.aliases)
-        note_missing_classes(self, found, split_of)
-        held = held_back(found, lists["train"], self.card.gallery_domain)
-        return found.assign(split=found["class"].map(split_of), held_back=held)
+        table = canonical_classes(self, images, tuple(split_of), self.aliases)
+        note_missing_classes(self, table, split_of)
+        held = held_back(table, lists["train"], self.card.gallery_domain)
+        return table.assign(split=table["class"].map(split_of), held_back=held)
 
     def classes(self, split: str | None = None) -> tuple[str, ...]:
         """Class names of a split in the order of the released code, whose sampling seeds are positions in that list;

@@ -51,12 +51,12 @@ def checked_synsets(dataset: str) -> Mapping[str, CheckedSynset]:
     try:
         with file.open(encoding="utf-8", newline="") as lines:
             rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-        found = {
+        synsets_of = {
             row["class"]: CheckedSynset(row["synset"], {"exact": True, "approximate": False}[row["fit"]])
             for row in rows
         }
     except (OSError, ValueError, KeyError) as error:
         raise DatasetError(f"{file} cannot be read ({error}); reinstall the package") from error
-    if len(found) != len(rows):
+    if len(synsets_of) != len(rows):
         raise DatasetError(f"{file} names a class twice; reinstall the package")
-    return found
+    return synsets_of

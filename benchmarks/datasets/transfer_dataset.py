@@ -39,9 +39,9 @@ class TransferDataset(FolderDataset):
 
     def arrange(self, images: pd.DataFrame) -> pd.DataFrame:
         """Give every image its class, the class's split by rule, and whether it is held back."""
-        found = canonical_classes(self, images, self.class_names, self.aliases)
-        note_missing_classes(self, found, self.class_names)
-        return with_splits(found, class_splits(self.class_names), self.card.gallery_domain)
+        table = canonical_classes(self, images, self.class_names, self.aliases)
+        note_missing_classes(self, table, self.class_names)
+        return with_splits(table, class_splits(self.class_names), self.card.gallery_domain)
 
     def classes(self, split: str | None = None) -> tuple[str, ...]:
         """Class names of a split (all if None), sorted; known without the images."""

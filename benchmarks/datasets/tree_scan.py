@@ -118,7 +118,7 @@ def scan(root: Path, places: Sequence[Place], *, suffixes: Sequence[str] = IMAGE
     absent = []
     folders = [(place, *place_folders(reader.root, place)) for place in places]
     read = [f"{place.domain} from {folder}" for place, folder, _ in folders if folder is not None]
-    folders.sort(key=lambda one: one[1] is not None and (reader.root / one[1]).is_symlink())  # folders before links
+    folders.sort(key=lambda item: item[1] is not None and (reader.root / item[1]).is_symlink())  # folders before links
     for place, folder, others in folders:
         if folder is None and not place.optional:
             absent.append(" or ".join(place.folders))
@@ -144,18 +144,20 @@ def place_folders(root: Path, place: Place) -> tuple[str | None, list[str]]:
     ``art_painting``). A folder in or above the one that is read is not listed among the others.
     """
     exact = [name for name in place.folders if (root / name).is_dir()]
-    found = list(dict.fromkeys([*exact, *(path for name in place.folders for path in _similar_folders(root, name))]))
-    if not found:
+    folders_found = list(
+        dict.fromkeys([*exact, *(path for name in place.folders for path in _similar_folders(root, name))])
+    )
+    if not folders_found:
         return None, []
-    first = root / found[0]
+    first = root / folders_found[0]
     real = first.resolve()
     others = [
         name
-        for name in found[1:]
+        for name in folders_found[1:]
         if not (first.is_relative_to(root / name) or (root / name).is_relative_to(first))
         and (root / name).resolve() != real
     ]
-    return found[0], others
+    return folders_found[0], others
 
 
 def _similar_folders(root: Path, name: str) -> list[str]:
@@ -189,7 +191,7 @@ def scan_listed(root: Path, paths: Iterable[str], *, domain: str, classes: Itera
         first = f", such as {listing.findings[0].path}" if listing.findings else ""
         raise DatasetError(f"{root} has none of the {len(paths)} images that the list of {domain} names{first}")
     findings = (
-        one if one.kind == "duplicate" else replace(one, kind="missing_image", what="") for one in listing.findings
+        item if item.kind == "duplicate" else replace(item, kind="missing_image", what="") for item in listing.findings
     )
     return Listing(listing.images, tuple(findings))
 
@@ -197,13 +199,13 @@ def scan_listed(root: Path, paths: Iterable[str], *, domain: str, classes: Itera
 def join_listings(listings: Iterable[Listing]) -> Listing:
     """Several listings of one root as one; raises :class:`DatasetError` if an image is in two of them."""
     listings = list(listings)
-    images = pd.concat([one.images for one in listings], ignore_index=True)
+    images = pd.concat([item.images for item in listings], ignore_index=True)
     twice = images["key"].duplicated()
     if twice.any():
         raise DatasetError(f"the image {images.loc[twice, 'key'].iloc[0]} is listed twice")
     images = images.sort_values("key", kind="stable", ignore_index=True)
-    findings = tuple(finding for one in listings for finding in one.findings)
-    return Listing(images, findings, tuple(note for one in listings for note in one.notes))
+    findings = tuple(finding for item in listings for finding in item.findings)
+    return Listing(images, findings, tuple(note for item in listings for note in item.notes))
 
 
 def check_root(root: Path) -> Path:
@@ -227,8 +229,8 @@ def usable_entries(folder: Path, path: str = "") -> tuple[list[os.DirEntry[str]]
 def _sorted_entries(folder: Path, path: str) -> tuple[list[os.DirEntry[str]], list[Finding], list[str]]:
     """:func:`usable_entries`, and the names of hidden and system files."""
     try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+        with os.scandir(folder) as folders_found:
+            entries = sorted(folders_found, key=lambda entry: entry.name)
     except OSError as error:
         raise DatasetError(f"{folder} cannot be read: {error.strerror or error}") from error
     good, odd, system = [], [], []
@@ -329,7 +331,7 @@ class _TreeReader:
         if not len(frame) and not any(finding.kind == "missing_image" for finding in self.findings):
             raise DatasetError(f"{self.root} has no images in its class folders{self._first_finding()}")
         frame = frame.sort_values("key", kind="stable", ignore_index=True)
-        return Listing(frame, (*sorted(self.findings, key=lambda one: (one.path, one.kind)), *self._system))
+        return Listing(frame, (*sorted(self.findings, key=lambda item: (item.path, item.kind)), *self._system))
 
     def _first_finding(self) -> str:
         return f" ({self.findings[0]}; {len(self.findings)} such)" if self.findings else ""
@@ -469,9 +471,9 @@ LEFT_OUT: dict[FindingKind, str] = {
 def count_left_out(findings: Iterable[Finding]) -> str:
     """One line that counts the files that are not used, by kind: ``8 .tif, 3 .heic, 2 system files``; "" for none."""
     counts: dict[tuple[int, str], int] = {}
-    for one in findings:
-        if one.kind in LEFT_OUT:
-            place = (list(LEFT_OUT).index(one.kind), one.what or LEFT_OUT[one.kind])
-            counts[place] = counts.get(place, 0) + one.count
+    for item in findings:
+        if item.kind in LEFT_OUT:
+            place = (list(LEFT_OUT).index(item.kind), item.what or LEFT_OUT[item.kind])
+            counts[place] = counts.get(place, 0) + item.count
     order = sorted(counts, key=lambda at: (at[0], -counts[at], at[1]))
     return ", ".join(f"{counts[place]} {place[1]}" for place in order)

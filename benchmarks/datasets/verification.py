@@ -96,7 +96,7 @@ class FileReport:
 
 def check_files(dataset: FolderDataset) -> FileReport:
     """Read, hash and decode every image, and keep the hashes."""
-    keys, begun = dataset.table["key"].to_numpy(), time.time()
+    keys, start = dataset.table["key"].to_numpy(), time.time()
     hashes, broken = np.zeros(len(keys), dtype="U64"), {}
     turned: list[int] = []
     for image in check_images(dataset.paths()):
@@ -104,7 +104,7 @@ def check_files(dataset: FolderDataset) -> FileReport:
         turned += [image.row] if image.orientation != 1 else []
         if image.reason:
             broken[image.row] = image.reason
-    dataset.set_content(hashes.tolist(), begun)
+    dataset.set_content(hashes.tolist(), start)
     content = "".join(f"{key}\t{digest}\n" for key, digest in zip(keys, hashes, strict=True))
     return FileReport(hashes, broken, turned, hashlib.sha256(content.encode()).hexdigest())
 

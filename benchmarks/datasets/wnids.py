@@ -14,14 +14,14 @@ def synset_of(wnid: str) -> Any:
     """NLTK's synset of a WordNet id, from the embedded WordNet; raises :class:`DatasetError` if there is none."""
     from nltk.corpus import wordnet
 
-    found = None
+    synset = None
     if re.fullmatch(r"n\d{8}", wnid):
         with warnings.catch_warnings(), contextlib.suppress(Exception):  # whatever it finds between two entries
             warnings.simplefilter("ignore")
-            found = wordnet.synset_from_pos_and_offset("n", int(wnid[1:]))
-    if found is None or found.offset() != int(wnid[1:]):
+            synset = wordnet.synset_from_pos_and_offset("n", int(wnid[1:]))
+    if synset is None or synset.offset() != int(wnid[1:]):
         raise DatasetError(f"{wnid} is not a noun of WordNet 3.0")
-    return found
+    return synset
 
 
 def synset_name(wnid: str) -> str:

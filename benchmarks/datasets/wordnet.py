@@ -36,8 +36,10 @@ def _is_private(folder: Path) -> bool:
     """Whether only this account, or root, may write to a folder and what is in it."""
     if os.name != "posix":
         return True
-    found = [path.lstat() for path in (folder, *folder.rglob("*"))]
-    return all(one.st_uid in (0, os.geteuid()) and not one.st_mode & (stat.S_IWGRP | stat.S_IWOTH) for one in found)
+    statuses = [path.lstat() for path in (folder, *folder.rglob("*"))]
+    return all(
+        status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) for status in statuses
+    )
 
 
 def _private_copy(folder: Path) -> Path:

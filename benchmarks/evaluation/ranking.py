@@ -417,15 +417,15 @@ def _score(
     scores = np.empty((max((stop - start for start, stop in chunks), default=0), n))
     for start, stop in chunks:
         source.fill(scores[: stop - start], start)
-        found = []
+        counts = []
         for i, row in enumerate(scores[: stop - start], start):
             if n_relevant[i]:
-                found.append(count(row, columns_of[class_of_query[i]]))
+                counts.append(count(row, columns_of[class_of_query[i]]))
             if top_ids is not None and top_scores is not None:
                 top_ids[i], top_scores[i] = _best(row, top, source.unit)
-        if found:
+        if counts:
             where = start + np.flatnonzero(n_relevant[start:stop])
-            greater, equal = (np.concatenate(part) for part in zip(*found, strict=True))
+            greater, equal = (np.concatenate(part) for part in zip(*counts, strict=True))
             for name, column in _figures(greater, equal, n_relevant[where], n, ks, recall_ks, harmonic).items():
                 values[name][where] = column
         if progress is not None:

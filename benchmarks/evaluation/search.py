@@ -49,6 +49,7 @@ def search(
     k: int,
     *,
     similarity: Similarity = "cosine",
+    index: Any = None,
 ) -> Neighbours:
     """The k best items of ``gallery`` [N, D] for each row of ``query`` [Q, D]; fewer columns where N < k.
 
@@ -57,6 +58,7 @@ def search(
         gallery: embeddings of the same width.
         k: number of neighbours.
         similarity: ``cosine``, or ``sqeuclidean`` for minus the squared Euclidean distance of the raw embeddings.
+        index: the :func:`scan_index` of this gallery, where there is one already (cosine).
 
     Raises:
         ValueError: shapes that do not fit, values that are not finite or whose squared distances do not fit float64,
@@ -73,12 +75,10 @@ def search(
     k = min(k, n)
     if similarity == "sqeuclidean":  # float32 cannot order distances of embeddings of very different lengths
         return Neighbours(*nearest(q, g, k, similarity=similarity))
-    import faiss
-
     wanted = min(k + SPARE, n)
-    index = faiss.IndexFlatIP(d)
-    for start in range(0, n, _SLAB):
-        index.add(_scanned(g[start : start + _SLAB]))
+    index = scan_index(g) if index is None else index
+    if (index.ntotal, index.d) != (n, d):
+        raise ValueError(f"the index has {index.ntotal} items of {index.d} dimensions, the gallery {n} of {d}")
     ids, scores = np.empty((len(q), k), np.int64), np.empty((len(q), k))
     step = max(1, _CANDIDATE_BYTES // (8 * wanted * d))
     rounding = 2.0**-23 * (d + 2)  # bound of a float32 scalar product of unit vectors that were rounded to float32
@@ -96,6 +96,16 @@ def search(
     if uncertain.any():
         ids[uncertain], scores[uncertain] = nearest(q[uncertain], g, k, similarity=similarity)
     return Neighbours(ids, scores)
+
+
+def scan_index(gallery: NDArray[Any]) -> Any:
+    """The faiss index (``IndexFlatIP``) of a gallery [N, D]: what :func:`search` scans for the cosine."""
+    import faiss
+
+    index = faiss.IndexFlatIP(gallery.shape[1])
+    for start in range(0, len(gallery), _SLAB):
+        index.add(_scanned(np.asarray(gallery[start : start + _SLAB])))
+    return index
 
 
 def _scanned(x: NDArray[Any]) -> NDArray[np.float32]:

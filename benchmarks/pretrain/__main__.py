@@ -1,4 +1,4 @@
-"""``python -m benchmarks.pretrain``: make picto-clip from the public sources.
+"""``python -m benchmarks.pretrain``: train picto-clip from the public sources.
 
 python -m benchmarks.pretrain corpus ICONIFY_FOLDER OPENCLIPART_FOLDER --out CORPUS
 python -m benchmarks.pretrain purge CORPUS PACK.parquet
@@ -6,14 +6,14 @@ python -m benchmarks.pretrain train CORPUS --out RUN --recipe clip --steps 10000
 python -m benchmarks.pretrain evaluate RUN --headroom
 python -m benchmarks.pretrain release RUN --version 3
 
-A run stopped at any time (Ctrl-C, SIGTERM) is saved and goes on with the same command. To another machine the corpus
-goes in parts of at most 12 MiB (52 MiB in all, lossless; a minute of one core to pack, a few seconds to unpack):
+A run stopped at any time (Ctrl-C, SIGTERM) is saved and resumes with the same command. The corpus is copied to another
+machine in parts of at most 12 MiB (52 MiB in all, lossless; a minute of one core to pack, a few seconds to unpack):
 
 python -m benchmarks.pretrain pack CORPUS --out PARTS
 python -m benchmarks.pretrain unpack PARTS --out CORPUS
 
 A GPU does all of it with one script (unpack, train or resume, evaluate, keep): bash benchmarks/pretrain/on_gpu.sh.
-What a session could not finish is kept small, and training goes on from a copy of it:
+An unfinished run is stored as a small checkpoint, and training resumes from a copy of it:
 
 python -m benchmarks.pretrain compact RUN --out SMALL
 cp -r SMALL RUN2 && python -m benchmarks.pretrain train CORPUS --out RUN2 --recipe clip --steps 24000
@@ -45,17 +45,17 @@ def build_parser() -> argparse.ArgumentParser:
     corpus.add_argument("--size", type=int, default=64, help="pixels a side (default 64)")
     corpus.add_argument("--hold-out", type=Path, help="text file of further keys (collection:name) to leave out")
     corpus.add_argument("--jobs", type=int, default=2, help="rendering processes (default 2)")
-    purge = commands.add_parser("purge", help="drop from a corpus what equals a picture of a PictoDomains pack")
+    purge = commands.add_parser("purge", help="drop from a corpus what equals an image of a PictoDomains pack")
     purge.add_argument("corpus", type=Path, help="corpus folder")
     purge.add_argument("pack", type=Path, help="the pack's Parquet file")
     pack = commands.add_parser("pack", help="write a corpus as small parts, lossless")
     pack.add_argument("corpus", type=Path, help="corpus folder")
     pack.add_argument("--out", type=Path, required=True, help="folder for the parts")
     pack.add_argument("--mib", type=float, default=12, help="MiB a part at most (default 12)")
-    unpack = commands.add_parser("unpack", help="make a corpus folder of its parts")
+    unpack = commands.add_parser("unpack", help="join the parts into a corpus folder")
     unpack.add_argument("parts", type=Path, help="folder with part-00.zip, part-01.zip, ...")
     unpack.add_argument("--out", type=Path, required=True, help="corpus folder to write")
-    train = commands.add_parser("train", help="train, or resume what --out holds")
+    train = commands.add_parser("train", help="train, or resume the run in --out")
     train.add_argument("corpus", type=Path, help="corpus folder")
     train.add_argument("--out", type=Path, required=True, help="run folder (checkpoints, tokenizer)")
     train.add_argument(
@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--leave-out-test-classes", action="store_true", help="no drawing that names a test class (picto-clip-unseen)"
     )
     train.add_argument(
-        "--leave-out-pack-collections", action="store_true", help="nothing of collections that PictoDomains takes from"
+        "--leave-out-pack-collections", action="store_true", help="nothing of the collections that PictoDomains uses"
     )
     train.add_argument("--processes", type=int, default=1, help="processes that average gradients, one thread each")
     train.add_argument("--threads", type=int, default=1, help="torch threads a process (default 1)")
@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, kind in (("steps", int), ("seed", int), ("minutes", float), ("precision", str)):
         train.add_argument(f"--{name}", type=kind, help=f"recipe: {name}")
     compact = commands.add_parser(
-        "compact", help="write a checkpoint small enough to keep, from which training goes on"
+        "compact", help="write a checkpoint small enough to keep, from which training resumes"
     )
     compact.add_argument("run", type=Path, help="run folder")
     compact.add_argument("--checkpoint", default="checkpoint", help="checkpoint name (default 'checkpoint')")
@@ -83,13 +83,13 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("run", type=Path, help="run folder")
         command.add_argument("--checkpoint", default="checkpoint", help="checkpoint name (default 'checkpoint')")
         if name == "evaluate":
-            command.add_argument("--headroom", action="store_true", help="also what simple adaptation gains (minutes)")
+            command.add_argument("--headroom", action="store_true", help="also the gain of simple adaptation (minutes)")
             command.add_argument("--json", type=Path, help="also write the result to this file")
             command.add_argument("--random-weights", action="store_true", help="the same architecture, untrained")
         if name == "release":
             command.add_argument("--version", required=True, help="version; the folder is picto-clip-vVERSION")
             command.add_argument("--out", type=Path, help="parent folder (default: the package's assets)")
-            command.add_argument("--corpus", type=Path, help="corpus folder, whose list goes beside the card")
+            command.add_argument("--corpus", type=Path, help="corpus folder, whose list is written next to the card")
             command.add_argument(
                 "--beside", type=Path, nargs="*", default=[], help="files of evaluate --headroom --json to compare with"
             )

@@ -154,7 +154,7 @@ _HEADS = {"linear_probe": "linear probe", "metric_head": "metric-learning head",
 
 def style_table(results: dict[str, dict[str, Any]]) -> str:
     """Headroom and style of several backbones side by side, ``{name: evaluation with "headroom"}``; "" for none."""
-    measured = {name: one["headroom"] for name, one in results.items() if "headroom" in one}
+    measured = {name: result["headroom"] for name, result in results.items() if "headroom" in result}
     if not measured:
         return ""
     first = next(iter(measured.values()))
@@ -162,12 +162,12 @@ def style_table(results: dict[str, dict[str, Any]]) -> str:
     def row(title: str, values: list[str]) -> str:
         return f"| {title} | " + " | ".join(values) + " |"
 
-    def gain(one: dict[str, Any], head: str) -> str:
-        edge = " (end of the range)" if one[head]["edge"] else ""
-        edge += " (still rising)" if one[head].get("rising") else ""
-        return f"{one[head]['map@all']:.3f} ({100 * one['headroom'][head]:+.1f}){edge}"
+    def gain(result: dict[str, Any], head: str) -> str:
+        edge = " (end of the range)" if result[head]["edge"] else ""
+        edge += " (still rising)" if result[head].get("rising") else ""
+        return f"{result[head]['map@all']:.3f} ({100 * result['headroom'][head]:+.1f}){edge}"
 
-    ones = list(measured.values())
+    results_shown = list(measured.values())
     lines = [
         "## Headroom, and how much style the features carry",
         "Headroom: validation mAP@all (validation classes, seen domains to the gallery domain, "
@@ -177,18 +177,20 @@ def style_table(results: dict[str, dict[str, Any]]) -> str:
         row("", list(measured)),
         "|---|" + "---:|" * len(measured),
         row("zero-shot top-1", [f"{results[name]['top1']:.1%}" for name in measured]),
-        row("zero-shot mAP@all", [f"{one['zero_shot']['map@all']:.3f}" for one in ones]),
-        *(row(title, [gain(one, head) for one in ones]) for head, title in _HEADS.items()),
+        row("zero-shot mAP@all", [f"{result['zero_shot']['map@all']:.3f}" for result in results_shown]),
+        *(row(title, [gain(result, head) for result in results_shown]) for head, title in _HEADS.items()),
         row(
             f"linear probe for the domain (commonest {first['style']['domain_chance']:.1%})",
-            [f"{one['style']['domain_probe']:.1%}" for one in ones],
+            [f"{result['style']['domain_probe']:.1%}" for result in results_shown],
         ),
         row(
             f"own style among ten nearest (chance {first['style']['neighbours_chance']:.1%})",
-            [f"{one['style']['neighbours']:.1%}" for one in ones],
+            [f"{result['style']['neighbours']:.1%}" for result in results_shown],
         ),
         *(
-            row(f"within-domain mAP, {domain}", [f"{one['style']['within'][domain]:.3f}" for one in ones])
+            row(
+                f"within-domain mAP, {domain}", [f"{result['style']['within'][domain]:.3f}" for result in results_shown]
+            )
             for domain in first["style"]["within"]
         ),
     ]

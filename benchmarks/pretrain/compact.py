@@ -1,4 +1,4 @@
-"""A checkpoint small enough to keep under version control, from which training goes on.
+"""A checkpoint small enough to keep under version control, from which training resumes.
 
 Weights in float16, Adam's second moment as one byte a number on a logarithmic scale (within 6 % of its square root, and
 never zero where it was not), no first moment: with beta1 = 0.9 that is the mean of ten steps and is back after some
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 _LEVELS = 254
-#: Smallest root of a second moment that is told from zero, as a power of two.
+#: Smallest root of a second moment that is not taken for zero, as a power of two.
 _FLOOR = -34.0
 
 
@@ -37,7 +37,7 @@ def restore(level: Tensor, scale: Tensor) -> Tensor:
 
 
 def expand(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A compact checkpoint's tensors as :meth:`Trainer.load` wants them; any other's unchanged."""
+    """A compact checkpoint's tensors in the form of :meth:`Trainer.load`; any other's unchanged."""
     full = dict(tensors)
     for name in [name for name in tensors if name.startswith("levels.")]:
         key = name.removeprefix("levels.")

@@ -31,7 +31,7 @@ from PIL import Image
 from benchmarks.datasets.build import perceptual, picto_sources
 from benchmarks.datasets.build.picto_sources import Drawing
 
-#: Words at the end (or start) of an icon's name that say how it is drawn, not what it shows.
+#: Words at the end (or start) of an icon's name for how it is drawn, not what it shows.
 STYLE_WORDS = frozenset(
     {
         *("outline", "outlined", "fill", "filled", "solid", "line", "linear", "stroke", "regular", "medium"),
@@ -133,7 +133,7 @@ def _render_all(drawings: Iterable[Drawing], size: int, jobs: int, label: str, t
 def build(
     iconify: Path, clipart: Path, out: Path, *, size: int = 64, hold_out: frozenset[str] = frozenset(), jobs: int = 2
 ) -> dict:
-    """Render the corpus into ``out`` and return what ``corpus.json`` says. Deterministic.
+    """Render the corpus into ``out`` and return the content of ``corpus.json``. Deterministic.
 
     ``hold_out`` holds keys (``collection:name``) to leave out as well: the clip art that PictoDomains uses or may use.
     Raises ``FileNotFoundError`` naming the source folder that is missing.
@@ -220,7 +220,7 @@ def _stored_signature(task: tuple[Path, str, int]) -> np.ndarray:
 
 
 def purge(folder: Path, pack: Path, *, jobs: int = 2) -> list[str]:
-    """Drop from the index every drawing perceptually equal to a picture of a PictoDomains pack; returns their keys.
+    """Drop from the index every drawing perceptually equal to an image of a PictoDomains pack; returns their keys.
 
     ``build`` already leaves out what equals a drawing of the collections that feed PictoDomains; this settles it for
     the pack itself, clip art included, and is cheap to repeat when the pack or the rule changes.

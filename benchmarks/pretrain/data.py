@@ -1,9 +1,9 @@
-"""Batches for pretraining: which drawings stand together, how they are coloured and moved.
+"""Batches for pretraining: which drawings form a batch, how they are coloured and moved.
 
 Most of the corpus is single-colour line art, while photographs, emoji and clip art are filled with colour. So a
 drawing's *regions* (connected areas enclosed by its ink) are found once, and each time it is shown it is painted anew:
 ink, paper and regions get colours of a random palette, sometimes with a soft light gradient. Colour drawings are
-recoloured in other ways. Everything then goes through a random affine map.
+recoloured in other ways. A random affine map is applied to all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.datasets.build.picto_sources import DOMAIN_COLLECTIONS
 from benchmarks.pretrain.captions import concept_of
 from benchmarks.pretrain.pairs import entries
 
-#: Regions of a drawing that get a colour of their own; 0 is ink or paper, further regions share the last colour.
+#: Regions of a drawing that get separate colours; 0 is ink or paper, further regions share the last colour.
 MAX_REGIONS = 7
 
 
@@ -70,8 +70,8 @@ def names_test_class(phrases: Sequence[str]) -> np.ndarray:
         single = wordnet.morphy(entry.replace(" ", "_"), wordnet.NOUN) or entry
         return entry in words or single.replace("_", " ") in words
 
-    found = {phrase: any(held(entry) for entry in {phrase, *entries(phrase)}) for phrase in set(phrases)}
-    return np.array([found[phrase] for phrase in phrases], dtype=bool)
+    shared = {phrase: any(held(entry) for entry in {phrase, *entries(phrase)}) for phrase in set(phrases)}
+    return np.array([shared[phrase] for phrase in phrases], dtype=bool)
 
 
 class Corpus:
@@ -80,7 +80,7 @@ class Corpus:
     A batch holds ``concepts`` concepts drawn without replacement with weight ``sqrt(images) * (10 if concrete)`` and
     ``views`` drawings of each (colour drawings three times as likely).
 
-    ``pack_collections`` False leaves out whole collections that PictoDomains takes from (openclipart); ``test_classes``
+    ``pack_collections`` False leaves out whole collections that PictoDomains uses (openclipart); ``test_classes``
     False leaves out every drawing that names one of PictoDomains' test classes (:func:`names_test_class`).
     """
 
@@ -130,8 +130,8 @@ class Corpus:
             temporary = self.folder / f"regions.{os.getpid()}.part.npy"
             np.save(temporary, find_regions(np.asarray(self.mono)))
             temporary.replace(file)
-        found: np.ndarray = np.load(file, mmap_mode="r")
-        return found
+        shared: np.ndarray = np.load(file, mmap_mode="r")
+        return shared
 
     def draw(
         self, random: np.random.Generator, *, concepts: int, views: int, concrete: bool = False

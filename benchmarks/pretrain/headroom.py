@@ -2,7 +2,7 @@
 
 Headroom is validation mAP@all (validation classes, seen domains against the gallery domain, the validation task of UCDR
 with one domain held out) after adaptation on the train classes of the seen domains, minus the same of zero-shot. Three
-heads, none of them a paper's method, each at the best of its learning rates and steps, both chosen on validation:
+heads, none of them a paper's method, each with the best of its learning rates and steps, both chosen on validation:
 
 * ``linear_probe``: a linear map in place of CLIP's image projection, starting there; cross-entropy to a classifier that
   starts at the classes' texts;
@@ -22,7 +22,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,8 @@ TEMPERATURE = 0.07
 
 @dataclass(frozen=True)
 class HeadroomConfig:
-    """Budget of the three heads; learning rates are tried in this order and all are reported."""
+    """Budget of the three heads. Learning rates are tried in this order and all are reported; where the best is the
+    lowest or the highest, the next one beyond it is tried too, up to ``extensions`` times."""
 
     held_out: str = "freehand"
     head_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -55,6 +56,7 @@ class HeadroomConfig:
     tune_steps: int = 500
     tune_batch: int = 256
     validations: int = 10
+    extensions: int = 3
     weight_decay: float = 0.01
     crop_area: float = 0.5
     seed: int = 0
@@ -76,6 +78,15 @@ def select(dataset: Dataset, rows: np.ndarray, size: int) -> Images:
     pixels = torch.cat([dataset.pixels(part, size) for part in np.array_split(rows, max(1, len(rows) // 512))])
     labels = np.array([numbers[name] for name in classes[rows]])
     return Images(pixels, labels, dataset.table["domain"].to_numpy()[rows])
+
+
+def beyond(trials: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The learning rate after the best trial's (about three times lower or higher) if that is an end of the range."""
+    tried = [trial["learning_rate"] for trial in trials]
+    best = max(trials, key=lambda trial: trial["map@all"])["learning_rate"]
+    if best == min(tried):
+        return [float(f"{best / 10**0.5:.0e}")]
+    return [float(f"{best * 10**0.5:.0e}")] if best == max(tried) else []
 
 
 def supervised_contrastive(embedding: Tensor, labels: Tensor, temperature: float = TEMPERATURE) -> Tensor:
@@ -114,7 +125,7 @@ def neighbour_share(embedding: np.ndarray, domains: np.ndarray, count: int = 10)
 
 
 def domain_probe(train: np.ndarray, train_domains: np.ndarray, test: np.ndarray, test_domains: np.ndarray) -> float:
-    """Accuracy of a logistic regression that tells the domain from features ``[N, E]``, on images it has not seen."""
+    """Accuracy of a logistic regression that predicts the domain from features ``[N, E]``, on other images."""
     names = sorted(set(train_domains))
     x, y = torch.from_numpy(train).float(), torch.tensor([names.index(d) for d in train_domains])
     mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
@@ -132,8 +143,8 @@ def domain_probe(train: np.ndarray, train_domains: np.ndarray, test: np.ndarray,
 
     optimizer.step(closure)
     with torch.no_grad():
-        found = layer((torch.from_numpy(test).float() - mean) / std).argmax(1).numpy()
-    return float((np.array(names)[found] == test_domains).mean())
+        predicted = layer((torch.from_numpy(test).float() - mean) / std).argmax(1).numpy()
+    return float((np.array(names)[predicted] == test_domains).mean())
 
 
 class Adaptation:
@@ -163,8 +174,10 @@ class Adaptation:
 
     def score(self, query: Tensor, gallery: Tensor) -> float:
         """mAP@all of validation queries against the validation gallery, embeddings ``[N, E]``."""
-        found = rank(query.float().cpu().numpy(), gallery.float().cpu().numpy(), self.query.labels, self.gallery.labels)
-        return float(found.means()["map@all"])
+        predicted = rank(
+            query.float().cpu().numpy(), gallery.float().cpu().numpy(), self.query.labels, self.gallery.labels
+        )
+        return float(predicted.means()["map@all"])
 
     def search(
         self,
@@ -174,8 +187,10 @@ class Adaptation:
         steps: int,
     ) -> dict[str, Any]:
         """Train at every rate; ``begin`` gives (trained tensors, loss of a step, validation score)."""
-        trials = []
-        for rate in rates:
+        trials: list[dict[str, Any]] = []
+        left = list(rates)
+        while left:
+            rate = left.pop(0)
             parameters, loss, validate = begin()
             optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=self.config.weight_decay)
             curve = []
@@ -190,8 +205,10 @@ class Adaptation:
             at, best = max(curve, key=lambda point: point[1])
             print(f"{name} at {rate:g}: {best:.3f} at step {at}", file=sys.stderr, flush=True)
             trials.append({"learning_rate": rate, "step": at, "map@all": best, "last": curve[-1][1]})
+            if not left and len(trials) < len(rates) + self.config.extensions:
+                left = beyond(trials)
         top = max(trials, key=lambda trial: trial["map@all"])
-        edge = top["learning_rate"] in (min(rates), max(rates))
+        edge = bool(beyond(trials))
         rising = top["step"] == max(step for step, _ in curve)
         return {"map@all": top["map@all"], "best": top, "edge": edge, "rising": rising, "trials": trials}
 
@@ -328,14 +345,14 @@ def style(backbone: Backbone, dataset: Dataset) -> dict[str, Any]:
 
 def measure_headroom(backbone: Backbone, dataset: Dataset, config: HeadroomConfig | None = None) -> dict[str, Any]:
     """Style figures and headroom of a backbone: see the module and :func:`style`."""
-    config, begun = config or HeadroomConfig(), time.perf_counter()
+    config, start = config or HeadroomConfig(), time.perf_counter()
     adaptation = Adaptation(backbone, dataset, config)
     result = {"style": style(backbone, dataset), **adaptation.heads(), "full_finetune": adaptation.tuned()}
     base = result["zero_shot"]["map@all"]
     result["headroom"] = {
         name: result[name]["map@all"] - base for name in ("linear_probe", "metric_head", "full_finetune")
     }
-    result["held_out"], result["seconds"] = config.held_out, round(time.perf_counter() - begun)
+    result["held_out"], result["seconds"] = config.held_out, round(time.perf_counter() - start)
     return result
 
 

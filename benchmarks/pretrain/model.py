@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: White paper becomes zero, so that a patch says what ink it holds and not how white it is.
+#: White paper becomes zero, so that a patch represents its ink and not how white it is.
 PIXEL_MEAN, PIXEL_STD = 1.0, 0.35
 
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -1,11 +1,11 @@
-"""Batches of the recipe ``clip``: which image-caption pairs, what the captions say, how images are cropped.
+"""Batches of the recipe ``clip``: which image-caption pairs, the text of captions, how images are cropped.
 
 Pairs are drawn as CLIP balanced its queries, with a cap a name: all pairs of a name count as ``cap`` pairs at most.
 CLIP's cap, 20,000 pairs of 400 million over 500,000 queries, is 25 times the mean of a query; so is ours of a name. A
 caption holds the drawing's own name as it
 is, never a synonym, and often its style, colour, category or collection, as the alternative texts of the web do.
 Captions are put together from token runs cut once, so a batch costs no tokenizer. An image is cropped to a random
-rectangle, resized and mirrored, one matrix product on either side; names that say left or right are not mirrored.
+rectangle, resized and mirrored, one matrix product on either side; names with left or right are not mirrored.
 
 Every batch follows from (seed, step, rank) alone.
 """
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.pretrain.model import PIXEL_STD
 
-#: Templates by what they say besides the name, with each group's share of captions where a drawing has the words.
+#: Templates by what they contain besides the name, with each group's share of captions where a drawing has the words.
 TEMPLATES: dict[str, tuple[float, tuple[str, ...]]] = {
     "name": (
         0.44,
@@ -68,7 +68,7 @@ TEMPLATES: dict[str, tuple[float, tuple[str, ...]]] = {
         ),
     ),
 }
-#: What web pages say of a drawing besides, before and after it, in long captions.
+#: Text of web pages before and after a drawing's name, in long captions.
 CLAUSES = (
     *(
         "free download",
@@ -101,7 +101,7 @@ def _compound_nouns() -> frozenset[str]:
 
 
 def entries(phrase: str) -> tuple[str, ...]:
-    """What a name may be said to name: its words and the WordNet nouns of several words in it."""
+    """What a name may refer to: its words and the WordNet nouns of several words in it."""
     words = phrase.split()
     runs = (" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 2, min(len(words), i + 4) + 1))
     nouns = _compound_nouns()

@@ -1,7 +1,7 @@
 """A corpus in few small files: to carry it to another machine, or to keep it.
 
 ``pack`` writes ``part-00.zip``, ``part-01.zip``, ..., each at most 12 MiB: sheets of 2,048 drawings as lossless WebP,
-the index and ``corpus.json``. ``unpack`` makes the same arrays again, bit for bit, of the drawings the index names
+the index and ``corpus.json``. ``unpack`` restores the same arrays, bit for bit, of the drawings the index names
 (drawings that ``purge`` dropped are left out, so rows are numbered anew).
 """
 
@@ -96,9 +96,9 @@ def unpack(parts: Path, out: Path) -> int:
         count = int((index["kind"] == kind).sum())
         shape = (count, size, size) if channels == 1 else (count, size, size, 3)
         sheets = sorted(name for name in members if name.startswith(f"{kind}-"))
-        found = sum(int(name.rsplit("-", 1)[1].removesuffix(".webp")) for name in sheets)
-        if found != count:
-            raise ValueError(f"{parts}: {found} {kind} drawings, the index has {count}; copy all parts again")
+        stored = sum(int(name.rsplit("-", 1)[1].removesuffix(".webp")) for name in sheets)
+        if stored != count:
+            raise ValueError(f"{parts}: {stored} {kind} drawings, the index has {count}; copy all parts again")
         images = np.zeros(shape, dtype=np.uint8)
         at = 0
         for name in sheets:

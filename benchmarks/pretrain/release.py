@@ -1,7 +1,7 @@
 """Measure a pretraining run on PictoDomains and write it as a version for shipping.
 
 Everything that guides training - when to stop, what to tune, the aim - looks at train and validation classes. Test
-classes are measured once, when a version is written, and the version stands in its folder's name.
+classes are measured once, when a version is written, and the version is part of its folder's name.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def write(
         "model": record["model"],
         "train_and_validation_classes": seen,
         "test_classes": test,
-        "headroom": {name: one["headroom"] for name, one in compared.items() if "headroom" in one},
+        "headroom": {name: result["headroom"] for name, result in compared.items() if "headroom" in result},
     }
     (folder / "measurements.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     if corpus is not None:
@@ -196,8 +196,8 @@ def write(
 
 def _own_headroom(run: Path, step: int) -> dict[str, Any]:
     file = run / "evaluation.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {"headroom": found["headroom"]} if found.get("step") == step and "headroom" in found else {}
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {"headroom": stored["headroom"]} if stored.get("step") == step and "headroom" in stored else {}
 
 
 def _card(

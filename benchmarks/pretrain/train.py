@@ -1,8 +1,8 @@
 """Contrastive training of picto-clip by a named recipe: seeded, resumable, on GPUs or a few CPU processes.
 
 Recipe ``clip`` is CLIP's: symmetric InfoNCE over image-caption pairs (:mod:`benchmarks.pretrain.pairs`). Recipe
-``invariant`` made v1 and v2: multi-positive, among images as well, over drawings of one WordNet synset that are painted
-anew (:mod:`benchmarks.pretrain.data`).
+``invariant`` was used for v1 and v2: multi-positive, among images as well, over drawings of one WordNet synset that are
+painted anew (:mod:`benchmarks.pretrain.data`).
 
 Every step's batch, captions and augmentation follow from (seed, rank, step) alone, so a resumed run is the
 uninterrupted run. The learning rate is warmed up, held, and decayed linearly over the last part of the run
@@ -50,10 +50,10 @@ class TrainConfig:
     ``save_every`` steps between checkpoints; ``minutes``: stop at the first checkpoint after them (0: never).
 
     ``invariant``: ``concepts * views`` images a step and process. The first ``concrete_steps`` steps draw concrete
-    WordNet nouns only, which come round often enough to be learned; without them the loss stays at chance for long.
+    WordNet nouns only, which are repeated often enough to be learned; without them the loss stays at chance for long.
 
     ``clip``: ``batch`` pairs a step and process; ``cap`` pairs a name (0: no cap); ``colour_share`` of colour
-    drawings in a batch (0: as the cap leaves them); ``name_only``: share of captions that say the name alone; crops of
+    drawings in a batch (0: as the cap leaves them); ``name_only``: share of captions that are the name alone; crops of
     ``crop_area`` to all of the area, sides stretched by up to ``crop_aspect``; ``text_chunks`` of captions of like
     length on the CPU (changes no number but the last bits).
     """
@@ -178,7 +178,7 @@ class _StopSignal:
     """Notes SIGTERM and SIGINT instead of dying of them (in the main thread, where signals can be caught)."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -187,7 +187,7 @@ class _StopSignal:
         return self
 
     def _note(self, number: int, frame: Any) -> None:
-        self.asked = True
+        self.requested = True
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
@@ -200,7 +200,7 @@ class _RunDisplay:
     def __init__(self, trainer: Trainer) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.trainer, self.total, self.said = trainer, trainer.config.steps, time.perf_counter()
+        self.trainer, self.total, self.printed = trainer, trainer.config.steps, time.perf_counter()
         self.bar = Progress(
             TextColumn("pretraining"),
             BarColumn(),
@@ -222,9 +222,9 @@ class _RunDisplay:
         """After a step, with the images a second of all processes."""
         trainer = self.trainer
         self.bar.update(self.task, completed=trainer.step, rate=rate)
-        if trainer.rank or not self.bar.disable or time.perf_counter() - self.said < EVERY:
+        if trainer.rank or not self.bar.disable or time.perf_counter() - self.printed < EVERY:
             return
-        self.said = time.perf_counter()
+        self.printed = time.perf_counter()
         left = (self.total - trainer.step) * trainer.config.images * trainer.world / rate / 60
         line = f"step {trainer.step:,} of {self.total:,}, {rate:.0f} images/s, about {left:.0f} min left"
         print(line, file=sys.stderr, flush=True)
@@ -325,7 +325,7 @@ class Trainer:
         return loss.detach()
 
     def train(self) -> None:
-        """Train to ``config.steps`` (or for ``config.minutes``), saving as it goes.
+        """Train to ``config.steps`` (or for ``config.minutes``), saving regularly.
 
         SIGTERM and SIGINT end a run of one process after the step in progress, saved; several processes end at the next
         checkpoint.
@@ -333,16 +333,16 @@ class Trainer:
         config, stop = self.config, _StopSignal()
         self.model.train()
         decay_begins = int(config.steps * (1 - config.decay_share))
-        begun, started = self.step, time.perf_counter()
+        first_step, started = self.step, time.perf_counter()
         shown, running = self.step, torch.zeros((), device=self.device)
         with stop, _RunDisplay(self) as display:
             while self.step < config.steps:
                 if self.step == decay_begins:
                     self.save("stable")
                 running += self.take_step()
-                rate = (self.step - begun) * config.images * self.world / max(time.perf_counter() - started, 1e-9)
+                rate = (self.step - first_step) * config.images * self.world / max(time.perf_counter() - started, 1e-9)
                 display.show(rate)
-                at_once = stop.asked and self.world == 1
+                at_once = stop.requested and self.world == 1
                 if self.step % config.save_every == 0 or self.step == config.steps or at_once:
                     average = float(running) / (self.step - shown)
                     shown, running = self.step, torch.zeros((), device=self.device)
@@ -358,16 +358,16 @@ class Trainer:
                         print(json.dumps(self.history[-1]), flush=True)
                     self.save("checkpoint")
                     late = 0 < config.minutes * 60 < time.perf_counter() - started
-                    if self._agreed(stop.asked or late):
+                    if self._agreed(stop.requested or late):
                         break
 
     def _agreed(self, stop: bool) -> bool:
-        """Whether any process wants to stop."""
+        """Whether any process has a reason to stop."""
         if self.world == 1:
             return stop
-        asked = torch.tensor(float(stop))
-        torch.distributed.all_reduce(asked)
-        return bool(asked)
+        votes = torch.tensor(float(stop))
+        torch.distributed.all_reduce(votes)
+        return bool(votes)
 
     def average_gradients(self) -> None:
         """Mean of the gradients over the processes, through one flat vector."""

@@ -6,7 +6,7 @@ seen and on unseen classes, beside them the accuracy on all and the zero-shot ac
 Validation looks at the source alone, by class and by image: source images of the validation classes, which are
 never labelled in training, play the unseen ones, and a held-out tenth of the seen classes' images the seen ones.
 Where the source has no images of further classes (I2AwA, I2WebV), validation is the accuracy on that tenth. The
-official rules train on all source images of the seen classes, know no further names and select on the target, as the
+official rules train on all source images of the seen classes, use no further names and select on the target, as the
 released code.
 """
 

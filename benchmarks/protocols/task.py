@@ -1,7 +1,7 @@
 """Tasks: what a protocol makes of a dataset - who may be trained on, what is queried, what is searched.
 
 A :class:`Task` names rows of the dataset's table and nothing else. Two tasks with the same ``fit_id`` show a method the
-same training data, so one fitted model answers both.
+same training data, so one fitted model serves both.
 """
 
 from __future__ import annotations
@@ -88,14 +88,14 @@ class Task:
     def check(self, dataset: Dataset) -> None:
         """Assert what every clean task promises; raises :class:`DatasetError` naming the breach.
 
-        Training and test rows are disjoint; no query stands in its gallery; nothing is empty. Under the official rules
+        Training and test rows are disjoint; no query is in its gallery; nothing is empty. Under the official rules
         trained-on gallery images are allowed (that is the flaw those rules keep).
         """
         name = f"{self.dataset}/{self.protocol}/{self.split}"
-        asked = [(one.name, "query", one.query) for one in self.retrievals]
-        asked += [(one.name, "test", one.rows) for one in self.classifications]
-        found = [(one.name, "gallery", one.gallery) for one in self.retrievals]
-        for part, role, rows in (*asked, *found):
+        questions = [(question.name, "query", question.query) for question in self.retrievals]
+        questions += [(question.name, "test", question.rows) for question in self.classifications]
+        galleries = [(question.name, "gallery", question.gallery) for question in self.retrievals]
+        for part, role, rows in (*questions, *galleries):
             if len(rows) == 0:
                 raise DatasetError(
                     f"{name}: no {role} images ({part}): too few for this protocol; `python -m benchmarks.data card"
@@ -103,14 +103,14 @@ class Task:
                 )
         for retrieval in self.retrievals:
             if len(np.intersect1d(retrieval.query, retrieval.gallery)):
-                raise DatasetError(f"{name}: a query stands in the gallery ({retrieval.name})")
+                raise DatasetError(f"{name}: a query is in the gallery ({retrieval.name})")
         if self.rules == "official":
             return
         unlabelled = self.target if self.target is not None else np.zeros(0, dtype=np.int64)
         for rows, trained in (
-            *((rows, self.train) for _, _, rows in asked),
-            *((rows, self.train) for _, _, rows in found if not self.gallery_trained),
-            *((rows, unlabelled) for _, _, rows in (*asked, *found) if not self.transductive),
+            *((rows, self.train) for _, _, rows in questions),
+            *((rows, self.train) for _, _, rows in galleries if not self.gallery_trained),
+            *((rows, unlabelled) for _, _, rows in (*questions, *galleries) if not self.transductive),
         ):
             both = np.intersect1d(rows, trained)
             if len(both):

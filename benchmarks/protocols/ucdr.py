@@ -37,7 +37,7 @@ class OfficialListing:
         self._files = {key: np.sort(rows) for key, rows in dataset.table.groupby(["domain", "class"]).indices.items()}
 
     def files(self, domain: str, classes: Sequence[str]) -> list[list[int]]:
-        """Rows of each class in a domain, in key order; none for a class the domain lacks."""
+        """Rows of each class in a domain, in key order; none for a class without images in the domain."""
         none = np.zeros(0, dtype=np.int64)
         return [self._files.get((domain, name), none).tolist() for name in classes]
 
@@ -53,10 +53,10 @@ class OfficialListing:
     def galleries(self) -> dict[str, np.ndarray]:
         """Gallery rows by name: ``unseen``, and ``mixed`` where the released code has it."""
         unseen = official.plain(self.files(self.rows.gallery, self.test_classes))
-        found = {"unseen": unseen}
+        galleries = {"unseen": unseen}
         if self.released.mixed_gallery:
-            found["mixed"] = official.generalised(self.files(self.rows.gallery, self.class_names))[1] + unseen
-        return {name: np.array(sorted(rows), dtype=np.int64) for name, rows in found.items()}
+            galleries["mixed"] = official.generalised(self.files(self.rows.gallery, self.class_names))[1] + unseen
+        return {name: np.array(sorted(rows), dtype=np.int64) for name, rows in galleries.items()}
 
 
 def unseen_class_task(protocol: str, dataset: Dataset, query_domain: str, rules: Rules, held_out: str | None) -> Task:

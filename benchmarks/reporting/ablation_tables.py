@@ -15,9 +15,9 @@ from benchmarks.reporting.types import DEFAULT, AblationTable, Score, ScoreTable
 def ablation_tables(frame: pd.DataFrame, setting: Setting) -> Iterator[AblationTable]:
     """The ablations of a setting, by the leading metrics' means over query domains (or transfers) and seeds.
 
-    All arms of a method are asked for the query domains that any of them has, so one that lacks a domain has no mean.
-    Where the store holds several defaults of a method (budgets, variants), an arm belongs to the one that differs from
-    it in the fewest settings.
+    All arms of a method are asked for the query domains that any of them has, so an arm without one of them has no
+    mean. Where the store holds several defaults of a method (budgets, variants), an arm belongs to the one that differs
+    from it in the fewest settings.
     """
     for method in frame.loc[is_ablated(frame), "method"].unique():
         tables = [table for table in score_tables(frame[frame["method"] == method], setting) if table.leads]
@@ -28,10 +28,10 @@ def ablation_tables(frame: pd.DataFrame, setting: Setting) -> Iterator[AblationT
             default = min(defaults, key=lambda usual: len(_changed(usual, config)), default="")
             arms = arms_of.setdefault(config if not name else default, {("", default): DEFAULT} if default else {})
             if name:
-                same = sum(other == name for other, _ in arms)
+                same = sum(second == name for second, _ in arms)
                 arms[name, config] = name if not same else f"{name} #{same + 1}"
         several = {
-            key for default in arms_of for other in arms_of if default and other for key in _changed(default, other)
+            key for default in arms_of for second in arms_of if default and second for key in _changed(default, second)
         }
         for default, arms in arms_of.items():
             if set(arms.values()) != {DEFAULT}:
@@ -56,8 +56,8 @@ def _ablation_table(
 
 def _changed(usual: str, config: str) -> set[str]:
     """The settings in which two configs (JSON) differ."""
-    one, other = json.loads(usual), json.loads(config)
-    return {key for key in {*one, *other} if one.get(key) != other.get(key)}
+    first, second = json.loads(usual), json.loads(config)
+    return {key for key in {*first, *second} if first.get(key) != second.get(key)}
 
 
 def _natural(name: str) -> list[tuple[str, int]]:

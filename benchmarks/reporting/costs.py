@@ -32,18 +32,21 @@ def method_costs(rows: pd.DataFrame, labels: Mapping[Any, str], records: Mapping
                 if values:
                     seconds[phase] = statistics.fmean(values)
         cost = [record.cost for record in done]
-        rates = [one.pictures_per_second for one in cost if one.pictures_per_second]
+        rates = [c.pictures_per_second for c in cost if c.pictures_per_second]
         costs.append(
             MethodCost(
                 label=labels[configuration],
                 method=str(configuration[0]),
                 floor=bool(of_method["floor"].any()),
-                trainable=max((n for one in cost if (n := one.trainable_parameters) is not None), default=None),
-                total=max((n for one in cost if (n := one.total_parameters) is not None), default=None),
+                trainable=max((n for c in cost if (n := c.trainable_parameters) is not None), default=None),
+                total=max((n for c in cost if (n := c.total_parameters) is not None), default=None),
                 seconds=seconds,
                 images_per_second=statistics.median(rates) if rates else None,
-                memory=max((mib for one in cost if (mib := one.peak_memory_mib) is not None), default=None),
-                gpu_memory=max((mib for one in cost if (mib := one.peak_gpu_memory_mib) is not None), default=None),
+                memory=max((mib for c in cost if (mib := c.peak_memory_mib) is not None), default=None),
+                gpu_memory=max(
+                    (mib for c in cost if (mib := c.peak_gpu_memory_mib) is not None),
+                    default=None,
+                ),
                 fits=len(fits),
                 cells=len(done),
             )

@@ -14,7 +14,7 @@ from benchmarks.reporting.types import SETTING, ScoreTable
 
 def leaderboard_csv(data: ReportData) -> str:
     """Scores without ablations: one row a setting, protocol, gallery, metric, method and query domain (or mean)."""
-    return _csv(data.listed, [table for one in data.settings for table in one.tables])
+    return _csv(data.listed, [table for setting_data in data.settings for table in setting_data.tables])
 
 
 def ablations_csv(data: ReportData) -> str:

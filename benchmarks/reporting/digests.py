@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.reporting.data import ReportData
 from benchmarks.reporting.error_analysis import synsets_of
 from benchmarks.store.files import write_atomically
+from benchmarks.store.weights import FIT, FOLDER
 
 #: Name of the file among those of a report.
 INPUTS = "inputs.json"
@@ -39,8 +40,8 @@ def digest(*values: Any) -> str:
 def _feed(state: Any, value: Any) -> None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         state.update(type(value).__name__.encode())
-        for one in dataclasses.fields(value):
-            _feed(state, getattr(value, one.name))
+        for field in dataclasses.fields(value):
+            _feed(state, getattr(value, field.name))
     elif isinstance(value, np.ndarray):
         state.update(f"{value.dtype}{value.shape}".encode())
         state.update(np.ascontiguousarray(value).tobytes())
@@ -84,7 +85,7 @@ def report_digest(data: ReportData) -> str:
         pack = [store.root / name for name in ("pack.json", "resolved.json")]
         cards = sorted((store.root / "cards").rglob("*.json"))
         facts += [(path.name, path.read_bytes()) for path in (*pack, *cards) if path.is_file()]
-        for path in sorted((store.root / "cells").rglob("*")):
+        for path in sorted([*(store.root / "cells").rglob("*"), *(store.root / FOLDER).glob(f"*/*/{FIT}")]):
             if path.is_file() and not path.name.startswith("."):
                 state = path.stat()
                 facts.append((path.name, state.st_size, state.st_mtime_ns))
@@ -100,16 +101,16 @@ class PlotDigests:
         self._now: dict[str, dict[str, str]] = {}
         self._report: dict[str, Any] = {}
         try:
-            known = json.loads((folder / INPUTS).read_text(encoding="utf-8"))
-            self._before = {str(key): dict(files) for key, files in known["plots"].items()}
-            self._report = dict(known["report"])
+            stored = json.loads((folder / INPUTS).read_text(encoding="utf-8"))
+            self._before = {str(key): dict(files) for key, files in stored["plots"].items()}
+            self._report = dict(stored["report"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             self._before, self._report = {}, {}
 
     def files(self, key: str) -> list[Path] | None:
         """The files of a plot drawn before from the same data, if all are as they were written."""
-        known = self._before.get(key)
-        return None if known is None else self._unchanged(known)
+        stored = self._before.get(key)
+        return None if stored is None else self._unchanged(stored)
 
     def keep(self, key: str, files: Iterable[Path]) -> None:
         """Note a plot's files."""
@@ -131,10 +132,10 @@ class PlotDigests:
     def _hashes(self, files: Iterable[Path]) -> dict[str, str]:
         return {path.relative_to(self._folder).as_posix(): _sha256(path) for path in files}
 
-    def _unchanged(self, known: Mapping[str, str]) -> list[Path] | None:
-        files = [self._folder / name for name in known]
+    def _unchanged(self, stored: Mapping[str, str]) -> list[Path] | None:
+        files = [self._folder / name for name in stored]
         try:
-            same = all(_sha256(path) == known[name] for path, name in zip(files, known, strict=True))
+            same = all(_sha256(path) == stored[name] for path, name in zip(files, stored, strict=True))
         except OSError:
             return None
         return files if same else None

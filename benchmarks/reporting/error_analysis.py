@@ -39,14 +39,14 @@ class WordNet:
         self._above: dict[str, dict[Any, int]] = {}
         self._synset = functools.cache(self._find)
 
-    def distance(self, one: str, other: str) -> int | None:
-        """Number of edges between two classes; None if WordNet lacks one of them."""
-        above, below = self._ancestors(one), self._ancestors(other)
+    def distance(self, first: str, second: str) -> int | None:
+        """Number of edges between two classes; None if one of them is not in WordNet."""
+        above, below = self._ancestors(first), self._ancestors(second)
         return min((above[s] + below[s] for s in above.keys() & below.keys()), default=None)
 
-    def common(self, one: str, other: str) -> str:
+    def common(self, first: str, second: str) -> str:
         """Name of the nearest common hypernym, or ""."""
-        above, below = self._ancestors(one), self._ancestors(other)
+        above, below = self._ancestors(first), self._ancestors(second)
         shared = min(above.keys() & below.keys(), key=lambda s: (above[s] + below[s], str(s)), default=None)
         return "" if shared is None else str(shared.lemma_names()[0]).replace("_", " ")
 
@@ -61,16 +61,16 @@ class WordNet:
     def _ancestors(self, name: str) -> dict[Any, int]:
         if name not in self._above:
             synset = self._synset(name)
-            found: dict[Any, int] = {} if synset is None else {synset: 0}
-            edge = list(found)
+            depth_of: dict[Any, int] = {} if synset is None else {synset: 0}
+            edge = list(depth_of)
             while edge:
                 edge = [
-                    (found.setdefault(above, found[one] + 1), above)[1]
+                    (depth_of.setdefault(above, depth_of[one] + 1), above)[1]
                     for one in edge
                     for above in (*one.hypernyms(), *one.instance_hypernyms())
-                    if above not in found
+                    if above not in depth_of
                 ]
-            self._above[name] = found
+            self._above[name] = depth_of
         return self._above[name]
 
 

@@ -75,7 +75,7 @@ def _write(
             plot = embedding_plot(data, folder / "plots", images)
             drawn[first] = SettingPlots((*drawn[first].plots, plot), drawn[first].notes)
             files += plot.files
-    page = data.attempt("the page", lambda: render(data, drawn, gallery))
+    page = data.attempt("the page", lambda: render(data, drawn, gallery, folder))
     if page is not None:
         write_atomically(folder / PAGE, page.encode())
         files.append(folder / PAGE)

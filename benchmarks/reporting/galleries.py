@@ -70,7 +70,7 @@ def galleries(
     """
     from benchmarks.datasets.base import dataset_root
 
-    ranked = [one for one in data.settings if one.setting.select != "oracle"]
+    ranked = [part for part in data.settings if part.setting.select != "oracle"]
     if not ranked:
         return Galleries((), {}, ("There is no ranked setting to show images of.",), side)
     of_setting = ranked[0]
@@ -82,26 +82,26 @@ def galleries(
     for table in of_setting.leading:
         if table.metric.startswith("map@"):
             first.setdefault(table.protocol, table)
-    asked: list[list[GalleryQuery]] = []
+    proposed: list[list[GalleryQuery]] = []
     for table in first.values():
         by_domain: dict[str, list[GalleryQuery]] = {}
         for query in _hardest(data, of_setting, table, class_of):
             by_domain.setdefault(query.domain, []).append(query)
         chosen = [_chosen(own, queries) for own in by_domain.values()]
-        asked += [[own[n] for own in chosen if n < len(own)] for n in range(queries + 1)]
+        proposed += [[own[n] for own in chosen if n < len(own)] for n in range(queries + 1)]
     images: dict[str, str] = {}
     shown: list[GalleryQuery] = []
     used, left_out = 0, 0
-    for query in _in_turn(asked):
+    for query in _in_turn(proposed):
         keys = dict.fromkeys([query.key, *(hit.key for row in query.rows for hit in row.hits)])
         new = [key for key in keys if key not in images and key in place]
-        made = dict(zip(new, _data_uris(dataset, [place[key] for key in new], side), strict=True))
-        size = sum(map(len, made.values()))
+        uris = dict(zip(new, _data_uris(dataset, [place[key] for key in new], side), strict=True))
+        size = sum(map(len, uris.values()))
         if used + size > limit:
             left_out += 1
             continue
         used += size
-        images |= made
+        images |= uris
         shown.append(query)
     order = {title: n for n, title in enumerate(dict.fromkeys(query.title for query in shown))}
     shown.sort(key=lambda query: (order[query.title], query.score))
@@ -167,7 +167,7 @@ def _hardest(
                 where = (str(split), str(query))
                 about[where] = (str(name), str(domain))
                 hits = tuple(
-                    Hit(one, class_of.get(one, "?"), class_of.get(one) == name) for one in map(str, keys[:TOP])
+                    Hit(key, class_of.get(key, "?"), class_of.get(key) == name) for key in map(str, keys[:TOP])
                 )
                 lists[where] = RankedImages(label, str(configuration[0]), float(score), hits, floor)
         if len(lowest["split"].unique()) == len(table.columns) and lists:
@@ -178,8 +178,8 @@ def _hardest(
     shared = set.intersection(*(set(lists) for lists in lists_of.values()))
     queries = []
     for split, key in shared:
-        ranked = sorted((lists[split, key] for lists in lists_of.values()), key=lambda one: order[one.label])
-        judged = [one.score for one in ranked if not one.floor] or [one.score for one in ranked]
+        ranked = sorted((lists[split, key] for lists in lists_of.values()), key=lambda row: order[row.label])
+        judged = [row.score for row in ranked if not row.floor] or [row.score for row in ranked]
         name, domain = about[split, key]
         of_transfer = f", {split}" if is_transfer(table.protocol) else ""
         title = f"{table.question()}{of_transfer}"
@@ -199,12 +199,12 @@ def _data_uris(dataset: Dataset, rows: Sequence[int], side: int) -> list[str]:
     if not rows:
         return []
     pixels = dataset.pixels(np.array(rows), side).clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
-    made = []
-    for one in pixels:
+    uris = []
+    for image in pixels:
         buffer = io.BytesIO()
-        Image.fromarray(one).save(buffer, "WEBP", quality=80, method=4)
-        made.append(f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}")
-    return made
+        Image.fromarray(image).save(buffer, "WEBP", quality=80, method=4)
+        uris.append(f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}")
+    return uris
 
 
 def embedding_map(setting: Setting, *, data_root: str | None = None, classes: int = MAP_CLASSES) -> EmbeddingMap:

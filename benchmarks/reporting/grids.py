@@ -2,7 +2,7 @@
 
 A `Grid` is only text and numbers to sort by; `benchmarks.reporting.page`, ``latex``, ``markdown`` and ``terminal``
 write it. A new column of the leaderboard is a new entry of `protocol_columns` or of `overview`, and appears in every
-format; where it needs a figure that nobody computes yet, that figure is a property of
+format; where it needs a figure that is not computed yet, that figure is a property of
 `benchmarks.reporting.data.ReportData` or ``SettingData``.
 """
 
@@ -11,9 +11,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -40,6 +43,7 @@ from benchmarks.reporting.types import (
     protocol_title,
 )
 from benchmarks.store.records import Record
+from benchmarks.store.weights import CARD, WeightsError, WeightStore, read_kept
 
 #: Most confused pairs of classes displayed for each method.
 PAIRS = 8
@@ -222,7 +226,7 @@ def by_domain(
 
 
 def _by_label(score_tables: Sequence[ScoreTable]) -> dict[str, list[MethodScores | None]]:
-    """The row of each label in every table, None where a table lacks it."""
+    """The row of each label in every table, None where a table has none."""
     rows = [{row.label: row for row in table.rows} for table in score_tables]
     labels = dict.fromkeys(label for of_table in rows for label in of_table)
     return {label: [of_table.get(label) for of_table in rows] for label in labels}
@@ -249,38 +253,38 @@ def _rank_cell(rank: Mapping[Any, Any] | None) -> GridCell:
 
 def tests(score_tables: Sequence[ScoreTable], comparison: SettingComparison) -> list[Grid]:
     """Pairs of methods on the mean of each leading metric, ranks by protocol, and what oracle selection adds."""
-    made = []
+    drawn = []
     leading = {(table.protocol, table.gallery): table.metric for table in score_tables if table.leads}
     lines = []
     if len(comparison.pairs):
-        for one in comparison.pairs[comparison.pairs["split"] == ALL].to_dict("records"):
-            if leading.get((one["protocol"], one["gallery"])) != one["metric"]:
+        for entry in comparison.pairs[comparison.pairs["split"] == ALL].to_dict("records"):
+            if leading.get((entry["protocol"], entry["gallery"])) != entry["metric"]:
                 continue
-            p = one["p_holm"]
+            p = entry["p_holm"]
             verdict = "separable" if p <= 0.05 else "not separable"
-            interval = f"[{percent(one['low'])}, {percent(one['high'])}]"
+            interval = f"[{percent(entry['low'])}, {percent(entry['high'])}]"
             cells = (
-                GridCell(f"{protocol_title(one['protocol'])} {one['gallery']}"), GridCell(one["metric"]),
-                GridCell(one["a"]), GridCell(one["b"]),
-                GridCell(f"+{percent(one['difference'])}", 100 * one["difference"], "number", small=interval),
-                GridCell(_p(one["p"]), one["p"], "number"), GridCell(_p(p), p, "number"),
+                GridCell(f"{protocol_title(entry['protocol'])} {entry['gallery']}"), GridCell(entry["metric"]),
+                GridCell(entry["a"]), GridCell(entry["b"]),
+                GridCell(f"+{percent(entry['difference'])}", 100 * entry["difference"], "number", small=interval),
+                GridCell(_p(entry["p"]), entry["p"], "number"), GridCell(_p(p), p, "number"),
                 GridCell(verdict, kind="" if p <= 0.05 else "none"),
-                GridCell(f"{one['classes']} / {one['queries']}", one["classes"], "number"),
+                GridCell(f"{entry['classes']} / {entry['queries']}", entry["classes"], "number"),
             )  # fmt: skip
-            lines.append(GridRow(cells, f"{one['a']} {one['b']}"))
+            lines.append(GridRow(cells, f"{entry['a']} {entry['b']}"))
     if lines:
         head = ("question", "metric", "better", "worse", "difference, 95 % bootstrap", "p", "p (Holm)", "at 5 %",
                 "classes / queries")  # fmt: skip
         note = "Paired on the same queries, whole classes swapped (randomisation) or drawn (bootstrap)."
-        made.append(
+        drawn.append(
             Grid("All pairs, on the mean over domains", head, tuple(lines), "texts", notes=(note,), search=True)
         )
     if len(comparison.ranks):
-        made.append(_ranks(comparison.ranks))
+        drawn.append(_ranks(comparison.ranks))
     selections = {table.setting.select for table in score_tables}
     if len(comparison.inflation) and selections & {"val", "oracle"}:
-        made.append(_inflation(comparison.inflation, leading))
-    return made
+        drawn.append(_inflation(comparison.inflation, leading))
+    return drawn
 
 
 def _p(p: float) -> str:
@@ -290,32 +294,32 @@ def _p(p: float) -> str:
 def _ranks(ranks: pd.DataFrame) -> Grid:
     protocols = list(dict.fromkeys(ranks["protocol"]))
     rows = []
-    for label, own in ranks.groupby("label", sort=False):
-        by = {one["protocol"]: one for one in own.to_dict("records")}
-        floor = bool(own["floor"].iloc[0])
+    for label, rows_of_label in ranks.groupby("label", sort=False):
+        by = {entry["protocol"]: entry for entry in rows_of_label.to_dict("records")}
+        floor = bool(rows_of_label["floor"].iloc[0])
         cells = (name_cell(str(label), floor=floor), *(_rank_cell(by.get(protocol)) for protocol in protocols))
-        rows.append(GridRow(cells, str(own["method"].iloc[0]), "floor" if floor else ""))
+        rows.append(GridRow(cells, str(rows_of_label["method"].iloc[0]), "floor" if floor else ""))
     head = ("method", *("all" if protocol == ALL else protocol_title(protocol) for protocol in protocols))
     return Grid("Mean ranks (1 is best), with 95 % bootstrap intervals over query domains", head, tuple(rows))
 
 
 def _inflation(inflation: pd.DataFrame, leading: Mapping[tuple[str, str], str]) -> Grid:
     rows = []
-    for one in inflation[inflation["split"] == ALL].to_dict("records"):
-        if leading.get((one["protocol"], one["gallery"]), one["metric"]) != one["metric"]:
+    for row in inflation[inflation["split"] == ALL].to_dict("records"):
+        if leading.get((row["protocol"], row["gallery"]), row["metric"]) != row["metric"]:
             continue
-        gained = one["inflation"]
-        interval = "" if math.isnan(one["low"]) else f"[{percent(one['low'])}, {percent(one['high'])}]"
-        missing = "; ".join(one["missing"])
+        gained = row["inflation"]
+        interval = "" if math.isnan(row["low"]) else f"[{percent(row['low'])}, {percent(row['high'])}]"
+        missing = "; ".join(row["missing"])
         cells = (
-            GridCell(one["label"]), GridCell(f"{protocol_title(one['protocol'])} {one['gallery']}: {one['metric']}"),
-            GridCell(percent(one["val"]), _or_none(one["val"], 100)),
-            GridCell(percent(one["oracle"]), _or_none(one["oracle"], 100), tags=("unranked",)),
+            GridCell(row["label"]), GridCell(f"{protocol_title(row['protocol'])} {row['gallery']}: {row['metric']}"),
+            GridCell(percent(row["val"]), _or_none(row["val"], 100)),
+            GridCell(percent(row["oracle"]), _or_none(row["oracle"], 100), tags=("unranked",)),
             GridCell("-" if math.isnan(gained) else f"{100 * gained:+.1f}", _or_none(gained, 100), small=interval,
                  note=missing),
-            GridCell(str(one["seeds"]), one["seeds"]),
+            GridCell(str(row["seeds"]), row["seeds"]),
         )  # fmt: skip
-        rows.append(GridRow(cells, one["method"]))
+        rows.append(GridRow(cells, row["method"]))
     head = ("method", "question", "selected on validation", "oracle (on test)", "inflation", "seeds")
     return Grid("How much selecting on the test data adds (percentage points)", head, tuple(rows))
 
@@ -331,19 +335,19 @@ def _or_none(value: float, factor: float = 1) -> float | None:
 
 def cost_grid(entries: Sequence[MethodCost]) -> Grid:
     """Parameters, seconds by phase, speed and memory."""
-    gpu = any(one.gpu_memory is not None for one in entries)
+    gpu = any(entry.gpu_memory is not None for entry in entries)
     head = ["method", "trainable parameters", "all parameters", "fit (s)", "search (s)", "encode (s)", "rank (s)"]
     head += ["classify (s)", "images/s", "peak memory (MiB)", *(["peak GPU memory (MiB)"] if gpu else [])]
     head += ["fits", "cells"]
     rows = []
-    for one in entries:
-        cells = [name_cell(one.label, floor=one.floor), number(one.trainable), number(one.total)]
-        trained = {"fit", "search"} if not one.trainable else set()
+    for entry in entries:
+        cells = [name_cell(entry.label, floor=entry.floor), number(entry.trainable), number(entry.total)]
+        trained = {"fit", "search"} if not entry.trainable else set()
         for phase in ("fit", "search", "encode", "rank", "classify"):
-            cells.append(GridCell("-", kind="none") if phase in trained else number(one.seconds.get(phase)))
-        cells += [number(one.images_per_second), number(one.memory), *([number(one.gpu_memory)] if gpu else [])]
-        cells += [number(one.fits), number(one.cells)]
-        rows.append(GridRow(tuple(replace(cell, kind=cell.kind.replace("number", "")) for cell in cells), one.method))
+            cells.append(GridCell("-", kind="none") if phase in trained else number(entry.seconds.get(phase)))
+        cells += [number(entry.images_per_second), number(entry.memory), *([number(entry.gpu_memory)] if gpu else [])]
+        cells += [number(entry.fits), number(entry.cells)]
+        rows.append(GridRow(tuple(replace(cell, kind=cell.kind.replace("number", "")) for cell in cells), entry.method))
     notes = (
         "Means. fit: training one model, once for all cells that share it; search: training with every learning rate "
         "of the grid, once for all seeds; encode: images first needed by the cell; peak memory: of the process.",
@@ -353,14 +357,14 @@ def cost_grid(entries: Sequence[MethodCost]) -> Grid:
 
 def failures(frame: pd.DataFrame) -> Grid | None:
     """Cells without a score, each with its reason; None if there are none."""
-    found = tables.failures(frame)
-    if found.empty:
+    failed = tables.failures(frame)
+    if failed.empty:
         return None
     rows = tuple(
         GridRow(tuple(GridCell(str(value), kind="bad" if value == "failed" else "") for value in line), str(line[3]))
-        for line in found.itertuples(index=False)
+        for line in failed.itertuples(index=False)
     )
-    return Grid("Failed, skipped and not applicable cells", tuple(found.columns), rows, "texts", search=True)
+    return Grid("Failed, skipped and not applicable cells", tuple(failed.columns), rows, "texts", search=True)
 
 
 def extensions(lines: Sequence[tuple[str, str, str]]) -> Grid | None:
@@ -371,7 +375,7 @@ def extensions(lines: Sequence[tuple[str, str, str]]) -> Grid | None:
 
 
 def ablation_grid(ablation: AblationTable) -> Grid:
-    """A method's arms; beside each score of a switched arm its difference to the default, in percentage points."""
+    """A method's arms; next to each score of a switched arm its difference to the default, in percentage points."""
     rows = []
     for arm, scores in ablation.scores.items():
         cells = [GridCell(arm)]
@@ -466,11 +470,12 @@ def deviations(cards: Sequence[Mapping[str, Any]]) -> Grid | None:
     """The discrepancy table: where a paper and its released code disagree, and what this suite does."""
     rows = []
     for card in cards:
-        for one in card.get("deviations") or ():
-            if isinstance(one, Mapping):
-                switch = _text(one, "switch")
-                ours = _text(one, "ours") or (f"both: --set {_text(card, 'name')}.{switch}=..." if switch else "")
-                cells = (card.get("name"), one.get("topic"), one.get("paper"), one.get("released"), ours, switch)
+        for deviation in card.get("deviations") or ():
+            if isinstance(deviation, Mapping):
+                switch = _text(deviation, "switch")
+                ours = _text(deviation, "ours") or (f"both: --set {_text(card, 'name')}.{switch}=..." if switch else "")
+                texts = (deviation.get(name) for name in ("topic", "paper", "released"))
+                cells = (card.get("name"), *texts, ours, switch)
                 rows.append(GridRow(tuple(GridCell(str(text or "")) for text in cells), _text(card, "name")))
     head = ("method", "topic", "paper", "released code", "here", "switch")
     title = "Where a paper and its released code disagree"
@@ -479,7 +484,7 @@ def deviations(cards: Sequence[Mapping[str, Any]]) -> Grid | None:
 
 def dataset_cards(cards: Sequence[Mapping[str, Any]]) -> list[Grid]:
     """A table a data set."""
-    made = []
+    drawn = []
     for card in cards:
         headline = card.get("headline")
         lines: list[tuple[str, Any]] = [(key, card.get(key)) for key in ("title", "version", "source", "licence")]
@@ -491,8 +496,8 @@ def dataset_cards(cards: Sequence[Mapping[str, Any]]) -> list[Grid]:
         problems = card.get("known_problems")
         lines.append(("known problems", "; ".join(map(str, problems)) if isinstance(problems, list) else problems))
         rows = tuple(GridRow((GridCell(key), GridCell(str(value)))) for key, value in lines if value)
-        made.append(Grid(f"Data set card: {_text(card, 'name')}", ("about", "value"), rows, "texts"))
-    return made
+        drawn.append(Grid(f"Data set card: {_text(card, 'name')}", ("about", "value"), rows, "texts"))
+    return drawn
 
 
 def data_used(records: Sequence[Record]) -> Grid | None:
@@ -508,10 +513,10 @@ def bibtex(cards: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 def settings_tables(records: Sequence[Record], resolved: Mapping[str, Any]) -> list[Grid]:
     """The last run's settings, what each method ran with, and where."""
-    made = []
+    drawn = []
     if resolved:
         rows = tuple(GridRow((GridCell(str(key)), GridCell(_shown(value)))) for key, value in resolved.items())
-        made.append(Grid("Settings of the last run", ("option", "value"), rows, "texts"))
+        drawn.append(Grid("Settings of the last run", ("option", "value"), rows, "texts"))
     configs: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         config = json.dumps(record.cell.config, sort_keys=True)
@@ -521,68 +526,97 @@ def settings_tables(records: Sequence[Record], resolved: Mapping[str, Any]) -> l
             (
                 GridCell(method), GridCell(variant),
                 GridCell(", ".join(f"{key}={_shown(value)}" for key, value in json.loads(config).items()) or "-"),
-                GridCell(", ".join(f"{rate:g}" for rate in sorted(_rates(own))) or "-"),
-                GridCell(", ".join(map(str, sorted({one.cell.seed for one in own})))),
-                number(len(own)),
+                GridCell(", ".join(f"{rate:g}" for rate in sorted(_rates(fits))) or "-"),
+                GridCell(", ".join(map(str, sorted({record.cell.seed for record in fits})))),
+                number(len(fits)),
             ),
             method,
         )
-        for (method, variant, config), own in sorted(configs.items())
+        for (method, variant, config), fits in sorted(configs.items())
     )  # fmt: skip
     head = ("method", "variant", "config", "learning rates picked", "seeds", "cells")
-    made.append(Grid("What each method ran with", head, rows, "texts", search=True))
+    drawn.append(Grid("What each method ran with", head, rows, "texts", search=True))
     places: dict[str, int] = {}
     for record in records:
-        one = record.environment
-        parts = [("device", one.device), ("threads", one.threads), *one.hardware.items(), *one.packages.items()]
-        if one.device.startswith("cuda") and one.tf32 is not None:
-            parts.insert(1, ("TF32", "on" if one.tf32 else "off"))
-        commit = str(one.git.get("commit", ""))[:12] + (" (with local changes)" if one.git.get("dirty") else "")
+        environment = record.environment
+        parts = [("device", environment.device), ("threads", environment.threads)]
+        parts += [*environment.hardware.items(), *environment.packages.items()]
+        if environment.device.startswith("cuda") and environment.tf32 is not None:
+            parts.insert(1, ("TF32", "on" if environment.tf32 else "off"))
+        git = environment.git
+        commit = str(git.get("commit", ""))[:12] + (" (with local changes)" if git.get("dirty") else "")
         text = ", ".join(f"{key} {_shown(value)}" for key, value in [("code", commit), *parts] if value)
         places[text] = places.get(text, 0) + 1
     rows = tuple(
         GridRow((GridCell(text or "-"), number(n))) for text, n in sorted(places.items(), key=lambda kv: -kv[1])
     )
-    made.append(Grid("Where the cells ran", ("environment", "cells"), rows, "texts"))
-    return made
+    drawn.append(Grid("Where the cells ran", ("environment", "cells"), rows, "texts"))
+    return drawn
+
+
+def weights_grid(weights: WeightStore, records: Sequence[Record], folder: Path | None) -> Grid | None:
+    """The weights that are kept beside records, one row a fit; None if there are none.
+
+    ``folder``: where the page is written, for links to their model cards; None: no links.
+    """
+    serves: dict[str, list[Record]] = {}
+    for record in records:
+        if place := weights.of_record(record):
+            serves.setdefault(place, []).append(record)
+    rows = []
+    for place, own in sorted(serves.items()):
+        try:
+            kept = read_kept(weights.root / place)
+        except WeightsError:
+            continue
+        cell = own[0].cell
+        tasks = ", ".join(sorted({f"{one.cell.protocol}/{one.cell.split}" for one in own}))
+        score = GridCell("-") if kept.validation is None else GridCell(f"{100 * kept.validation:.2f}", kept.validation)
+        card = weights.root / place / CARD
+        link = quote(Path(os.path.relpath(card, folder)).as_posix()) if folder is not None and card.is_file() else ""
+        texts = (cell.method, cell.variant, cell.dataset, cell.backbone, tasks, str(cell.seed))
+        rows.append(GridRow((*map(GridCell, texts), score, GridCell(place, link=link)), cell.method))
+    head = ("method", "variant", "data set", "backbone", "protocols and splits", "seed", "validation", "weights")
+    notes = ("Kept by --keep-weights; ucdr-bench apply FOLDER IMAGES uses them on other images.",)
+    return Grid("Trained weights", head, tuple(rows), "texts", notes=notes, search=True) if rows else None
 
 
 def _rates(records: Iterable[Record]) -> set[float]:
-    return {one.fit.learning_rate for one in records if one.fit.learning_rate is not None}
+    return {record.fit.learning_rate for record in records if record.fit.learning_rate is not None}
 
 
 def published(table: pd.DataFrame) -> list[Grid]:
     """`benchmarks.reporting.published.beside`'s rows: those with a figure of ours first, then all others."""
-    made = []
+    drawn = []
     known = table[table["ours"].notna()]
     rest = table[table["ours"].isna()]
     for title, part in (("With a figure of ours", known), ("Without", rest)):
         rows = []
-        for one in part.to_dict("records"):
-            std = one["published_std"]
-            ours = f"ours: {one['label']}, {one['rules']} rules" if one["label"] else ""
+        for row in part.to_dict("records"):
+            std = row["published_std"]
+            ours = f"ours: {row['label']}, {row['rules']} rules" if row["label"] else ""
             cells = (
-                GridCell(one["dataset"], small=" ".join((protocol_title(one["protocol"]), one["backbone"])).strip()),
-                GridCell(" ".join(p for p in (one["split"] or one["setting"], one["gallery"]) if p)),
-                GridCell(one["published_method"], small=ours),
-                GridCell(one["metric"] or one["published_metric"]),
-                GridCell(percent(one["published"]), 100 * one["published"], "number",
+                GridCell(row["dataset"], small=" ".join((protocol_title(row["protocol"]), row["backbone"])).strip()),
+                GridCell(" ".join(p for p in (row["split"] or row["setting"], row["gallery"]) if p)),
+                GridCell(row["published_method"], small=ours),
+                GridCell(row["metric"] or row["published_metric"]),
+                GridCell(percent(row["published"]), 100 * row["published"], "number",
                      small="" if std is None or pd.isna(std) else f"± {100 * std:.1f}"),
-                GridCell(percent(one["ours"]), _or_none(one["ours"], 100), "number", tags=_oracle_tag(one)),
-                GridCell("-" if pd.isna(one["gap"]) else f"{100 * one['gap']:+.1f}", _or_none(one["gap"], 100),
+                GridCell(percent(row["ours"]), _or_none(row["ours"], 100), "number", tags=_oracle_tag(row)),
+                GridCell("-" if pd.isna(row["gap"]) else f"{100 * row['gap']:+.1f}", _or_none(row["gap"], 100),
                          "number"),
-                GridCell(one["reason"]), GridCell(one["source"], small=f"confidence: {one['confidence']}"),
+                GridCell(row["reason"]), GridCell(row["source"], small=f"confidence: {row['confidence']}"),
             )  # fmt: skip
-            rows.append(GridRow(cells, one["method"] or one["published_method"]))
+            rows.append(GridRow(cells, row["method"] or row["published_method"]))
         if rows:
             head = ("data set, protocol", "split, gallery", "method", "metric", "published", "ours", "gap",
                     "why, or what differs", "source")  # fmt: skip
-            made.append(Grid(f"{title} ({len(rows)})", head, tuple(rows), "texts", search=True))
-    return made
+            drawn.append(Grid(f"{title} ({len(rows)})", head, tuple(rows), "texts", search=True))
+    return drawn
 
 
-def _oracle_tag(one: Mapping[Any, Any]) -> tuple[str, ...]:
-    return ("oracle",) if one["select"] == "oracle" else ()
+def _oracle_tag(row: Mapping[Any, Any]) -> tuple[str, ...]:
+    return ("oracle",) if row["select"] == "oracle" else ()
 
 
 def _text(card: Mapping[str, Any], key: str) -> str:

@@ -44,15 +44,15 @@ _LETTERS = frozenset(map(chr, range(0xC0, 0x100))) | frozenset(
 
 def escape(text: str) -> str:
     """Text as LaTeX that prints it and does nothing else: one line, no command, no ligature that hides a character."""
-    made = []
+    escaped = []
     for character in " ".join(unicodedata.normalize("NFC", text).split()):
         if character in _ESCAPED:
-            made.append(_ESCAPED[character])
+            escaped.append(_ESCAPED[character])
         elif (character.isascii() and character.isprintable()) or character in _LETTERS:
-            made.append(character)
+            escaped.append(character)
         else:
-            made.append(f"{{[}}U+{ord(character):04X}{{]}}")
-    return re.sub(r"([-,])(?=\1)", r"\1{}", "".join(made))
+            escaped.append(f"{{[}}U+{ord(character):04X}{{]}}")
+    return re.sub(r"([-,])(?=\1)", r"\1{}", "".join(escaped))
 
 
 def leaderboard_latex(data: ReportData) -> str:
@@ -69,16 +69,16 @@ def leaderboard_latex(data: ReportData) -> str:
         "beyond the method's paper.",
         "",
     ]
-    for one in data.settings:
-        lines += [rf"\section*{{{escape(one.setting.title())}}}", ""]
-        for grid in grids.overview(one.tables, one.comparison):
+    for part in data.settings:
+        lines += [rf"\section*{{{escape(part.setting.title())}}}", ""]
+        for grid in grids.overview(part.tables, part.comparison):
             lines += [*_table(grid), ""]
-        for table in one.tables:
-            lines += [*_table(grids.by_protocol(table, one.comparison)), ""]
-        if one.extensions:
+        for table in part.tables:
+            lines += [*_table(grids.by_protocol(table, part.comparison)), ""]
+        if part.extensions:
             lines += [r"\noindent \textdagger{} Extensions:", r"\begin{itemize}"]
             lines += [
-                rf"\item {escape(method)}, {escape(where)}: {escape(text)}" for method, where, text in one.extensions
+                rf"\item {escape(method)}, {escape(where)}: {escape(text)}" for method, where, text in part.extensions
             ]
             lines += [r"\end{itemize}", ""]
     return "\n".join([*lines, r"\end{document}", ""])

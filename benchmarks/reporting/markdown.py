@@ -11,6 +11,7 @@ from benchmarks.reporting import grids
 from benchmarks.reporting.data import ReportData
 from benchmarks.reporting.tables import DATA_USED, data_used, failures
 from benchmarks.reporting.types import EXTENSION
+from benchmarks.store.weights import WeightStore
 
 
 def leaderboard_markdown(data: ReportData) -> str:
@@ -24,27 +25,32 @@ def leaderboard_markdown(data: ReportData) -> str:
         "±: half of the 95 % t interval over seeds; one seed (n = 1) has none.",
         "",
     ]
-    for one in data.settings:
-        title = escape(one.setting.title())
+    for part in data.settings:
+        title = escape(part.setting.title())
         lines += [f"## {title}", "", "Means over the query domains (UDA and DAZSL: transfers).", ""]
-        for metric in one.metrics:
-            lines += [*_table(*grids.summary(one.tables, metric).plain()), ""]
-        for table in one.tables:
+        for metric in part.metrics:
+            lines += [*_table(*grids.summary(part.tables, metric).plain()), ""]
+        for table in part.tables:
             lines += [f"### {escape(table.title())}", "", *_table(*grids.by_protocol(table).plain()), ""]
-        if one.extensions:
+        if part.extensions:
             lines += [
                 f"### {EXTENSION} Extensions",
                 "",
                 "What a method's paper does not define and this suite decided:",
                 "",
             ]
-            rows = [list(row) for row in one.extensions]
+            rows = [list(row) for row in part.extensions]
             lines += [*_table(["method", "protocol", "what is done"], rows, figures=False), ""]
-        if one.notes:
-            lines += ["### Notes", "", *(f"- {escape(line)}" for line in one.notes), ""]
+        if part.notes:
+            lines += ["### Notes", "", *(f"- {escape(line)}" for line in part.notes), ""]
     used = [list(row) for row in data_used(data.records.values())]
     if used:
         lines += ["## Data", "", *_table(list(DATA_USED), used, figures=False), ""]
+    kept = (
+        None if data.store is None else grids.weights_grid(WeightStore(data.store.root), [*data.records.values()], None)
+    )
+    if kept is not None:
+        lines += ["## Weights", "", *_table(*kept.plain(), figures=False), ""]
     failed = failures(data.listed)
     if len(failed):
         rows = [[str(value) for value in row] for row in failed.itertuples(index=False)]

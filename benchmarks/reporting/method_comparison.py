@@ -9,7 +9,7 @@
 
 Every frame starts with the columns of `benchmarks.reporting.types.SETTING`: scores are only compared within one
 setting. ``split`` is the query domain or transfer; rows with ``split == ALL`` are about the mean over all of them, and
-exist only for methods that have every split with every one of their seeds. What they lack is listed in ``missing``.
+exist only for methods that have every split with every one of their seeds; ``missing`` lists what is missing.
 Fractions, not percent.
 """
 
@@ -78,7 +78,7 @@ class MethodComparison:
 
 @dataclass(frozen=True)
 class TestedScore:
-    """What the comparison says of a score: its interval over seeds, and how it differs from the best of its column."""
+    """Tests of a score: its interval over seeds, and whether it differs from the best of its column."""
 
     low: float
     high: float
@@ -109,7 +109,7 @@ class SettingComparison:
                 )
 
     def of(self, table: ScoreTable, split: str, label: str) -> TestedScore | None:
-        """What the comparison says of a score of a table; None if it has no such score."""
+        """The tests of a table's score; None if it has none."""
         return self._scores.get((table.protocol, table.gallery, table.metric, split, label))
 
 
@@ -177,29 +177,32 @@ def scores_and_pairs(
     ``pairs``: ``a`` is the better of the two, ``difference`` is a minus b and [``low``, ``high``] its bootstrap
     interval; ``p_holm`` is corrected over all pairs of the same question.
     """
-    wanted = None if metrics is None else list(metrics)
+    chosen_metrics = None if metrics is None else list(metrics)
     scores: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
     for setting, in_setting in _settings(results):
         labels = _labels(in_setting)
         ranked = setting["select"] != "oracle"
         for protocol, asked in _by_protocol(_questions(in_setting)).items():
-            metrics_of = {one.gallery: [metric for metric in wanted or one.leading if one.has(metric)] for one in asked}
+            metrics_of = {
+                question.gallery: [m for m in chosen_metrics or question.leading if question.has(m)]
+                for question in asked
+            }
             part = in_setting[in_setting["protocol"] == protocol]
             tables = _QueryTables(store, part, metrics_of, report, records or {}) if ranked else None
-            for one in asked:
-                for metric, split in itertools.product(metrics_of[one.gallery], [ALL, *one.splits]):
-                    splits = one.splits if split == ALL else [split]
-                    question = {"protocol": protocol, "gallery": one.gallery, "metric": metric, "split": split}
-                    lines = _seed_scores(one, labels, metric, splits, confidence)
+            for question in asked:
+                for metric, split in itertools.product(metrics_of[question.gallery], [ALL, *question.splits]):
+                    splits = question.splits if split == ALL else [split]
+                    place = {"protocol": protocol, "gallery": question.gallery, "metric": metric, "split": split}
+                    lines = _seed_scores(question, labels, metric, splits, confidence)
                     tested = None
                     if tables is not None:
                         tested = _test(
-                            tables, [line for line in lines if not line["missing"]], one.gallery, metric, splits,
+                            tables, [line for line in lines if not line["missing"]], question.gallery, metric, splits,
                             alpha=alpha, confidence=confidence, resamples=resamples, seed=seed,
                         )  # fmt: skip
-                    scores += [setting | question | line for line in _marked(lines, tested, alpha)]
-                    pairs += [setting | question | line for line in _pair_lines(lines, tested)]
+                    scores += [setting | place | line for line in _marked(lines, tested, alpha)]
+                    pairs += [setting | place | line for line in _pair_lines(lines, tested)]
     return _frame(scores, SCORE_COLUMNS), _frame(pairs, PAIR_COLUMNS)
 
 
@@ -215,11 +218,11 @@ def _seed_scores(
 ) -> list[dict[str, Any]]:
     """A line a method: mean over splits seed by seed, then over seeds; or what is missing."""
     lines = []
-    for identity, own in question.methods.items():
-        value, missing = own.by_seed(metric, splits)
+    for identity, cells in question.methods.items():
+        value, missing = cells.by_seed(metric, splits)
         line = dict(zip(METHOD_COLUMNS, identity, strict=True)) | {
             "label": labels[identity],
-            "floor": own.floor,
+            "floor": cells.floor,
             "seeds": len(value),
             "missing": missing,
             "value": math.nan, "low": math.nan, "high": math.nan,
@@ -243,26 +246,26 @@ def _test(
     resamples: int | None,
     seed: int,
 ) -> _Tested | None:
-    """Tests among the methods whose per-query values can be had; None for fewer than one."""
+    """Tests among the methods whose per-query values can be read; None if there are none."""
     blocks: dict[str, list[list[QueryValues]]] = {}
     for line in lines:
-        found = tables.values(tuple(line[name] for name in METHOD_COLUMNS), gallery, metric, splits)
-        if found is not None:
-            blocks[line["label"]] = found
+        block = tables.values(tuple(line[name] for name in METHOD_COLUMNS), gallery, metric, splits)
+        if block is not None:
+            blocks[line["label"]] = block
     if not blocks:
         return None
-    signatures = {label: {tuple(one.signature for one in own) for own in seeds} for label, seeds in blocks.items()}
-    common, _ = Counter(one for own in signatures.values() for one in own).most_common(1)[0]
+    signatures = {label: {tuple(v.signature for v in block) for block in seeds} for label, seeds in blocks.items()}
+    common, _ = Counter(signature for seen in signatures.values() for signature in seen).most_common(1)[0]
     blocks = {label: seeds for label, seeds in blocks.items() if signatures[label] == {common}}
     if not blocks:
         return None
     reference = next(iter(blocks.values()))[0]
-    values = {label: [np.concatenate([one.values for one in own]) for own in seeds] for label, seeds in blocks.items()}
-    groups = [one.groups for one in reference]
+    values = {label: [np.concatenate([v.values for v in block]) for block in seeds] for label, seeds in blocks.items()}
+    groups = [block.groups for block in reference]
     totals = class_totals(
         {label: np.stack(seeds) for label, seeds in values.items()},
-        np.concatenate([one.classes for one in reference]),
-        splits=np.repeat(np.arange(len(splits)), [len(one.values) for one in reference]),
+        np.concatenate([block.classes for block in reference]),
+        splits=np.repeat(np.arange(len(splits)), [len(block.values) for block in reference]),
         groups=None if groups[0] is None else np.concatenate([g for g in groups if g is not None]),
         weighting=reference[0].weighting,
     )
@@ -309,8 +312,8 @@ def rank_table(results: pd.DataFrame, *, confidence: float = CONFIDENCE, seed: i
     """The frame ``ranks``: over all protocols (``protocol == ALL``) and within each.
 
     Methods are ranked by each gallery's first metric (mean over seeds) in each split; the galleries of one (protocol,
-    split) count as one cell. ``rank`` is NaN for a method that lacks a cell; ``missing`` lists what. ``of`` methods
-    were ranked. Rows of ``select=oracle`` are not ranked.
+    split) count as one cell. ``rank`` is NaN for a method without a score in some cell; ``missing`` lists these.
+    ``of`` methods were ranked. Rows of ``select=oracle`` are not ranked.
     """
     lines: list[dict[str, Any]] = []
     for setting, rows in _settings(results):
@@ -320,18 +323,18 @@ def rank_table(results: pd.DataFrame, *, confidence: float = CONFIDENCE, seed: i
         identities = {label: identity for identity, label in labels.items()}
         floors: dict[str, bool] = {}
         scores: dict[str, dict[tuple[str, str, str], float | None]] = {label: {} for label in identities}
-        for one in _questions(rows):
-            for split, (identity, own) in itertools.product(one.splits, one.methods.items()):
-                value, missing = own.by_seed(one.leading[0] if one.leading else "", [split])
+        for question in _questions(rows):
+            for split, (identity, cells) in itertools.product(question.splits, question.methods.items()):
+                value, missing = cells.by_seed(question.leading[0] if question.leading else "", [split])
                 score = None if missing else math.fsum(value.values()) / len(value)
-                scores[labels[identity]][one.protocol, split, one.gallery] = score
-                floors[labels[identity]] = own.floor
+                scores[labels[identity]][question.protocol, split, question.gallery] = score
+                floors[labels[identity]] = cells.floor
         for scope in [ALL, *rows["protocol"].unique()]:
-            asked = {
-                label: {question: value for question, value in own.items() if scope in (ALL, question[0])}
-                for label, own in scores.items()
+            included = {
+                label: {place: value for place, value in values.items() if scope in (ALL, place[0])}
+                for label, values in scores.items()
             }
-            for row in mean_ranks(asked, cell_of=lambda question: question[:2], confidence=confidence, seed=seed):
+            for row in mean_ranks(included, cell_of=lambda place: place[:2], confidence=confidence, seed=seed):
                 lines.append(
                     setting
                     | dict(zip(METHOD_COLUMNS, identities[row.method], strict=True))
@@ -339,7 +342,7 @@ def rank_table(results: pd.DataFrame, *, confidence: float = CONFIDENCE, seed: i
                         "protocol": scope, "label": row.method, "floor": floors[row.method],
                         "rank": _or_nan(row.rank), "low": _or_nan(row.low), "high": _or_nan(row.high),
                         "cells": row.cells, "of": row.of,
-                        "missing": tuple(", ".join(question) for question in row.missing),  # type: ignore[arg-type]
+                        "missing": tuple(", ".join(place) for place in row.missing),  # type: ignore[arg-type]
                     }
                 )  # fmt: skip
     return _frame(lines, RANK_COLUMNS)
@@ -356,7 +359,7 @@ def oracle_inflation(
     """The frame ``inflation``: oracle minus val for each method that has both, each split and their mean (`ALL`).
 
     Seeds are paired; ``low`` and ``high`` bound the t interval of the difference over seeds (NaN for one seed).
-    ``inflation`` is NaN where either side lacks a split or a seed; ``missing`` lists what.
+    ``inflation`` is NaN where a split or a seed is missing on either side; ``missing`` lists these.
     """
     wanted = None if metrics is None else list(metrics)
     shared = [name for name in SETTING if name != "select"]
@@ -365,7 +368,7 @@ def oracle_inflation(
     for setting, rows in _settings(both, shared):
         labels = _labels(rows)
         val, oracle = (
-            {(one.protocol, one.gallery): one for one in _questions(rows[rows["select"] == select])}
+            {(question.protocol, question.gallery): question for question in _questions(rows[rows["select"] == select])}
             for select in ("val", "oracle")
         )
         for place in [place for place in val if place in oracle]:
@@ -373,22 +376,22 @@ def oracle_inflation(
             all_splits = sorted({*before.splits, *after.splits})
             for metric in wanted or before.leading:
                 for identity in [identity for identity in before.methods if identity in after.methods]:
-                    own, other = before.methods[identity], after.methods[identity]
+                    on_val, on_test = before.methods[identity], after.methods[identity]
                     about = dict(zip(METHOD_COLUMNS, identity, strict=True)) | {
-                        "label": labels[identity], "floor": own.floor, "gallery": before.gallery,
+                        "label": labels[identity], "floor": on_val.floor, "gallery": before.gallery,
                         "protocol": before.protocol, "metric": metric,
                     }  # fmt: skip
                     for split in [ALL, *all_splits]:
-                        line = _inflation(own, other, metric, all_splits if split == ALL else [split], confidence)
+                        line = _inflation(on_val, on_test, metric, all_splits if split == ALL else [split], confidence)
                         lines.append(setting | about | {"split": split} | line)
     return _frame(lines, INFLATION_COLUMNS)
 
 
 def _inflation(
-    own: _MethodCells, other: _MethodCells, metric: str, splits: list[str], confidence: float
+    on_val: _MethodCells, on_test: _MethodCells, metric: str, splits: list[str], confidence: float
 ) -> dict[str, Any]:
-    val, missing = own.by_seed(metric, splits)
-    oracle, missing_too = other.by_seed(metric, splits)
+    val, missing = on_val.by_seed(metric, splits)
+    oracle, missing_too = on_test.by_seed(metric, splits)
     missing = tuple(f"val {text}" for text in missing) + tuple(f"oracle {text}" for text in missing_too)
     for seed in sorted(val.keys() ^ oracle.keys()):
         if not missing:
@@ -396,11 +399,11 @@ def _inflation(
     nothing = dict.fromkeys(("val", "oracle", "inflation", "low", "high"), math.nan)
     if missing:
         return nothing | {"seeds": len(val.keys() & oracle.keys()), "missing": missing}
-    gained = mean_over_seeds([oracle[seed] - val[seed] for seed in sorted(val)], confidence)
+    difference = mean_over_seeds([oracle[seed] - val[seed] for seed in sorted(val)], confidence)
     return {
         "val": math.fsum(val.values()) / len(val), "oracle": math.fsum(oracle.values()) / len(oracle),
-        "inflation": gained.mean, "low": _or_nan(gained.low), "high": _or_nan(gained.high),
-        "seeds": gained.n, "missing": (),
+        "inflation": difference.mean, "low": _or_nan(difference.low), "high": _or_nan(difference.high),
+        "seeds": difference.n, "missing": (),
     }  # fmt: skip
 
 
@@ -446,33 +449,33 @@ class _Question:
 
     @property
     def splits(self) -> list[str]:
-        return sorted({split for own in self.methods.values() for split, _ in own.cells})
+        return sorted({split for method in self.methods.values() for split, _ in method.cells})
 
     def has(self, metric: str) -> bool:
-        return any(metric in metrics for own in self.methods.values() for _, metrics in own.cells.values())
+        return any(metric in metrics for method in self.methods.values() for _, metrics in method.cells.values())
 
 
 def _questions(rows: pd.DataFrame) -> list[_Question]:
     """The questions of some results (of one setting), in the order stored."""
-    found: dict[tuple[str, str], _Question] = {}
+    questions: dict[tuple[str, str], _Question] = {}
     names = ["protocol", "gallery", *METHOD_COLUMNS, "split", "seed", "status", "metric", "value", "headline", "floor"]
     for line in zip(*(rows[name].tolist() for name in names), strict=True):
         protocol, gallery, method, variant, config, split, seed, status, metric, value, headline, floor = line
-        question = found.setdefault((protocol, gallery), _Question(protocol, gallery))
+        question = questions.setdefault((protocol, gallery), _Question(protocol, gallery))
         question.leading += [name for name in headline if name not in question.leading]
-        own = question.methods.setdefault((method, variant, config), _MethodCells())
-        own.floor = own.floor or bool(floor)
-        _, metrics = own.cells.setdefault((split, int(seed)), (status, {}))
+        cells = question.methods.setdefault((method, variant, config), _MethodCells())
+        cells.floor = cells.floor or bool(floor)
+        _, metrics = cells.cells.setdefault((split, int(seed)), (status, {}))
         if status == "ok":
             metrics[metric] = float(value)
-    return list(found.values())
+    return list(questions.values())
 
 
 def _by_protocol(questions: list[_Question]) -> dict[str, list[_Question]]:
-    made: dict[str, list[_Question]] = {}
+    by_protocol: dict[str, list[_Question]] = {}
     for question in questions:
-        made.setdefault(question.protocol, []).append(question)
-    return made
+        by_protocol.setdefault(question.protocol, []).append(question)
+    return by_protocol
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -510,23 +513,24 @@ _ACCURACY = re.compile(r"(accuracy|seen|unseen|all|zsl|h)\[(image|class)\]")
 def query_values(table: pd.DataFrame, metric: str) -> QueryValues:
     """The values behind ``metric`` from one gallery's rows of a per-query table.
 
-    ``map@k`` is the mean of the column ``ap@k``, ``p@k`` and ``recall@k`` of their own; the accuracies come from
-    ``credit`` and ``zsl_credit``; images of unseen classes are flagged ``unseen`` or are those with a ``zsl_credit``.
+    ``map@k`` is the mean of the column ``ap@k``, ``p@k`` and ``recall@k`` of the columns of those names; the accuracies
+    come from ``credit`` and ``zsl_credit``; images of unseen classes are flagged ``unseen`` or are those with a
+    ``zsl_credit``.
 
     Raises:
-        KeyError: the table lacks a column that the metric needs.
+        KeyError: a column that the metric needs is missing.
     """
-    found = _ACCURACY.fullmatch(metric)
-    kind, way = found.groups() if found else ("", "")
-    if found:
+    accuracy = _ACCURACY.fullmatch(metric)
+    kind, average = accuracy.groups() if accuracy else ("", "")
+    if accuracy:
         column = "zsl_credit" if kind == "zsl" else "credit"
     else:
         column = metric[1:] if metric.startswith("map@") else metric
     split = kind in ("seen", "unseen", "zsl", "h")
     flag = "unseen" if "unseen" in table.columns else "zsl_credit"
-    lacking = [name for name in (column, *([flag] if split else [])) if name not in table.columns]
-    if lacking:
-        raise KeyError(f"no per-query column {lacking[0]!r} for {metric}")
+    missing = [name for name in (column, *([flag] if split else [])) if name not in table.columns]
+    if missing:
+        raise KeyError(f"no per-query column {missing[0]!r} for {metric}")
     rows = table.sort_values("query", kind="stable")
     unseen = np.zeros(len(rows), dtype=bool)
     if split:
@@ -538,7 +542,7 @@ def query_values(table: pd.DataFrame, metric: str) -> QueryValues:
         classes=rows["class"].to_numpy(dtype=str),
         values=rows[column].to_numpy(dtype=np.float64),
         groups=unseen if kind == "h" else None,
-        weighting="class" if way == "class" else "query",
+        weighting="class" if average == "class" else "query",
     )
 
 
@@ -570,33 +574,33 @@ class _QueryTables:
     def values(
         self, identity: tuple[Any, ...], gallery: str, metric: str, splits: list[str]
     ) -> list[list[QueryValues]] | None:
-        """Values of one method by seed and split; None if any cannot be had."""
+        """Values of one method by seed and split; None if any cannot be read."""
         seeds: dict[int, list[QueryValues]] = {}
         for split in splits:
             for row in self._cells[identity].get(split, []):
-                one = self._of(row).get((gallery, metric))
-                if one is None:
+                values = self._of(row).get((gallery, metric))
+                if values is None:
                     return None
-                seeds.setdefault(int(row["seed"]), []).append(one)
+                seeds.setdefault(int(row["seed"]), []).append(values)
         return list(seeds.values())
 
     def _of(self, row: dict[str, Any]) -> dict[tuple[str, str], QueryValues]:
         key = str(row["key"])
         if key not in self._read:
-            found: dict[tuple[str, str], QueryValues] = {}
+            values_of: dict[tuple[str, str], QueryValues] = {}
             try:
                 for gallery, table in per_query_tables(self._store, row, self._records.get(key)).items():
                     for metric in self._metrics.get(gallery, []):
-                        found[gallery, metric] = self._sharing(query_values(table, metric))
+                        values_of[gallery, metric] = self._sharing(query_values(table, metric))
             except (RecordError, KeyError) as error:
                 self._report(f"{cell_text(row)}: {error.args[0]}; not tested")
-            self._read[key] = found
+            self._read[key] = values_of
         return self._read[key]
 
-    def _sharing(self, one: QueryValues) -> QueryValues:
+    def _sharing(self, values: QueryValues) -> QueryValues:
         """The same values; keys and classes are held once for all records of the same queries."""
-        first = self._same.setdefault(one.signature, one)
-        return dataclasses.replace(one, queries=first.queries, classes=first.classes)
+        first = self._same.setdefault(values.signature, values)
+        return dataclasses.replace(values, queries=first.queries, classes=first.classes)
 
 
 def per_query_tables(
@@ -641,7 +645,7 @@ def _settings(results: pd.DataFrame, columns: Iterable[str] = SETTING) -> Iterat
         setting: dict[str, Any] = {str(name): value for name, value in zip(names, key, strict=True)}
         setting["limit"] = None if pd.isna(setting["limit"]) else int(setting["limit"])
         parts.append((setting, part))
-    yield from sorted(parts, key=lambda one: (one[0]["rules"] != "clean", *map(str, one[0].values())))
+    yield from sorted(parts, key=lambda part: (part[0]["rules"] != "clean", *map(str, part[0].values())))
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

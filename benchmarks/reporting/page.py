@@ -20,14 +20,21 @@ from benchmarks.reporting.grids import numbered
 from benchmarks.reporting.types import Galleries, Grid, ScoreTable, Setting, SettingPlots, is_transfer, protocol_title
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record
+from benchmarks.store.weights import WeightStore
 
 ASSETS = Path(__file__).parent / "assets"
 
 
 def render(
-    data: ReportData, plots: Mapping[Setting, SettingPlots] | None = None, galleries: Galleries | None = None
+    data: ReportData,
+    plots: Mapping[Setting, SettingPlots] | None = None,
+    galleries: Galleries | None = None,
+    folder: Path | None = None,
 ) -> str:
-    """The page's HTML: the data, the plots of each setting and galleries of images."""
+    """The page's HTML: the data, the plots of each setting and galleries of images.
+
+    ``folder``: where it is written, for links to files of the store.
+    """
     import jinja2
     from markupsafe import Markup
 
@@ -41,7 +48,7 @@ def render(
     environment.filters["safe_json"] = safe_json
     text = {name: (ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")}
     template = environment.get_template("page.html.jinja")
-    return template.render(page=_page(data, plots or {}, galleries), css=text["page.css"], js=text["page.js"])
+    return template.render(page=_page(data, plots or {}, galleries, folder), css=text["page.css"], js=text["page.js"])
 
 
 def read_cards(store: ResultStore, kind: str, report: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -60,7 +67,9 @@ def read_cards(store: ResultStore, kind: str, report: Callable[[str], None]) -> 
     return cards
 
 
-def _page(data: ReportData, plots: Mapping[Setting, SettingPlots], galleries: Galleries | None) -> dict[str, Any]:
+def _page(
+    data: ReportData, plots: Mapping[Setting, SettingPlots], galleries: Galleries | None, folder: Path | None
+) -> dict[str, Any]:
     problems = list(data.problems)
     records = list(data.records.values())
     methods = _cards(data.store, "methods", problems.append)
@@ -73,7 +82,7 @@ def _page(data: ReportData, plots: Mapping[Setting, SettingPlots], galleries: Ga
         "failed": _failed(records),
         "backbones": ", ".join(sorted({record.cell.backbone for record in records})),
         "settings": [
-            _setting(one, plots.get(one.setting, SettingPlots()), number) for number, one in enumerate(data.settings)
+            _setting(part, plots.get(part.setting, SettingPlots()), number) for number, part in enumerate(data.settings)
         ],
         "published": [] if data.published is None else grids.published(data.published),
         "failures": grids.failures(data.current),
@@ -81,6 +90,7 @@ def _page(data: ReportData, plots: Mapping[Setting, SettingPlots], galleries: Ga
         "deviations": grids.deviations(methods),
         "datasets": [*filter(None, [grids.data_used(records)]), *grids.dataset_cards(datasets)],
         "bibtex": grids.bibtex([*methods, *datasets]),
+        "weights": None if data.store is None else grids.weights_grid(WeightStore(data.store.root), records, folder),
         "settings_tables": grids.settings_tables(records, resolved),
         "problems": problems,
         "galleries": [], "gallery_notes": [], "gallery_questions": [], "gallery_domains": [], "gallery_classes": [],
@@ -96,8 +106,8 @@ def _cards(store: ResultStore | None, kind: str, report: Callable[[str], None]) 
     return [] if store is None else read_cards(store, kind, report)
 
 
-def _setting(one: SettingData, drawn: SettingPlots, number: int) -> dict[str, Any]:
-    tables, comparison, setting = one.tables, one.comparison, one.setting
+def _setting(data: SettingData, drawn: SettingPlots, number: int) -> dict[str, Any]:
+    tables, comparison, setting = data.tables, data.comparison, data.setting
     protocols = numbered(table.protocol for table in tables)
     galleries = numbered(table.gallery for table in tables)
     metrics = numbered(["", *(table.metric for table in tables)])
@@ -142,31 +152,31 @@ def _setting(one: SettingData, drawn: SettingPlots, number: int) -> dict[str, An
         "plot_kinds": [(value, name) for name, value in kinds.items()],
         "plot_protocols": [(value, protocol_title(name)) for name, value in plot_protocols.items()],
         "plot_notes": drawn.notes,
-        "ablations": [grids.ablation_grid(ablation) for ablation in one.ablations],
-        "errors": _errors(one),
-        "cost": grids.cost_grid(one.costs),
-        "extensions": grids.extensions(one.extensions),
+        "ablations": [grids.ablation_grid(ablation) for ablation in data.ablations],
+        "errors": _errors(data),
+        "cost": grids.cost_grid(data.costs),
+        "extensions": grids.extensions(data.extensions),
     }  # fmt: skip
 
 
-def _errors(one: SettingData) -> list[Grid]:
+def _errors(data: SettingData) -> list[Grid]:
     """Tables of errors; none for a limited run, whose scores mean nothing."""
-    if one.setting.limit is not None:
+    if data.setting.limit is not None:
         return []
-    return grids.error_grids(one.errors.questions, one.errors.wordnet)
+    return grids.error_grids(data.errors.questions, data.errors.wordnet)
 
 
 def _galleries(galleries: Galleries) -> dict[str, Any]:
-    questions = numbered(one.title for one in galleries.queries)
-    domains = numbered(sorted({one.domain for one in galleries.queries}))
-    classes = numbered(sorted({one.class_name for one in galleries.queries}))
+    questions = numbered(query.title for query in galleries.queries)
+    domains = numbered(sorted({query.domain for query in galleries.queries}))
+    classes = numbered(sorted({query.class_name for query in galleries.queries}))
     images = numbered(galleries.images)
     return {
         "galleries": [
             {
-                "question": questions[one.title], "title": one.title, "domain": domains[one.domain],
-                "class": classes[one.class_name], "domain_name": one.domain, "class_name": one.class_name,
-                "image": images[one.key],
+                "question": questions[query.title], "title": query.title, "domain": domains[query.domain],
+                "class": classes[query.class_name], "domain_name": query.domain, "class_name": query.class_name,
+                "image": images[query.key],
                 "rows": [
                     {
                         "label": row.label, "method": row.method, "score": grids.percent(row.score),
@@ -175,10 +185,10 @@ def _galleries(galleries: Galleries) -> dict[str, Any]:
                             for hit in row.hits
                         ],
                     }
-                    for row in one.rows
+                    for row in query.rows
                 ],
             }
-            for one in galleries.queries
+            for query in galleries.queries
         ],
         "gallery_notes": galleries.notes,
         "gallery_questions": [(value, name) for name, value in questions.items()],
@@ -192,7 +202,7 @@ def _galleries(galleries: Galleries) -> dict[str, Any]:
 
 def _sections(page: Mapping[str, Any]) -> list[tuple[str, str]]:
     first = page["settings"][0] if page["settings"] else {}
-    asked = [
+    sections = [
         ("overview", "Overview", bool(first)), ("protocols", "Protocols", bool(first)),
         ("domains", "Domains", bool(first)), ("tests", "Tests", bool(first.get("tests"))),
         ("plots", "Plots", bool(first.get("plots"))), ("ablations", "Ablations", bool(first.get("ablations"))),
@@ -200,10 +210,11 @@ def _sections(page: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("galleries", "Galleries", bool(page["galleries"])), ("published", "Published", bool(page["published"])),
         ("failures", "Failures", True), ("cards", "Methods", True),
         ("deviations", "Paper and code", page["deviations"] is not None), ("datasets", "Data", True),
-        ("bibtex", "BibTeX", bool(page["bibtex"])), ("settings", "Settings", True),
+        ("bibtex", "BibTeX", bool(page["bibtex"])), ("weights", "Weights", page["weights"] is not None),
+        ("settings", "Settings", True),
         ("problems", "Problems", bool(page["problems"])),
     ]  # fmt: skip
-    return [(anchor, text) for anchor, text, there in asked if there]
+    return [(anchor, text) for anchor, text, there in sections if there]
 
 
 def _title(records: Sequence[Record]) -> str:
@@ -216,12 +227,12 @@ def _summary(records: Sequence[Record]) -> str:
         return f"{count} {name if count == 1 else names or name + 's'}"
 
     count = functools.partial(_distinct, records)
-    made = max((record.created for record in records), default="")[:10]
+    latest = max((record.created for record in records), default="")[:10]
     parts = [
         some(count("method"), "method"), some(count("protocol"), "protocol"), some(count("dataset"), "data set"),
         some(count("backbone"), "backbone"), some(count("seed"), "seed"), some(len(records), "cell"),
     ]  # fmt: skip
-    return ", ".join(parts) + (f"; last record of {made}" if made else "")
+    return ", ".join(parts) + (f"; last record of {latest}" if latest else "")
 
 
 def _distinct(records: Sequence[Record], name: str) -> int:
@@ -254,7 +265,7 @@ def _inline(files: Sequence[Path]) -> str:
     """A plot as a data URI: its PNG, stored smaller without loss; the SVG is beside the page."""
     from PIL import Image
 
-    file = next((one for one in files if one.suffix == ".png"), None)
+    file = next((query for query in files if query.suffix == ".png"), None)
     if file is None:
         return ""
     buffer = io.BytesIO()

@@ -66,9 +66,9 @@ class PlotPool:
 
 @dataclass
 class PlotCollector:
-    """Draws plots one by one and keeps what became of them, in the order in which they were added.
+    """Draws plots one by one and keeps the result of each, in the order in which they were added.
 
-    ``report`` gets a line for each plot that failed; ``digests`` knows plots whose files are up to date.
+    ``report`` gets a line for each plot that failed; ``digests`` names the plots whose files are up to date.
     """
 
     folder: Path

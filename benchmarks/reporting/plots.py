@@ -1,4 +1,4 @@
-"""Plots from stored scores. Colours are Okabe and Ito's, told apart by shape as well; sizes fit one text column.
+"""Plots from stored scores. Colours are Okabe and Ito's, with a shape each; sizes fit one text column.
 
 Every function draws one figure and writes it as SVG and PNG into a folder; it returns the files. The same scores give
 the same files.
@@ -253,7 +253,7 @@ def cost_against_score(table: ScoreTable, costs: Sequence[MethodCost], folder: P
 
     Floors are left out, so that the axis can show the differences between the others; it does not begin at zero.
     """
-    by_label = {one.label: one for one in costs}
+    by_label = {entry.label: entry for entry in costs}
     rows = [row for row in table.rows if row.mean.value is not None and row.label in by_label and not row.floor]
     if not rows:
         return []
@@ -322,25 +322,25 @@ def seen_against_unseen(seen: ScoreTable, unseen: ScoreTable, folder: Path) -> l
 
 def precision_curves(question: QuestionErrors, folder: Path) -> list[Path]:
     """Precision after each of the first ranks, and precision against recall over them and the stored cuts beyond."""
-    shown = [one for one in question.methods if one.curve is not None]
-    marks = _marks([one.label for one in shown])
+    shown = [entry for entry in question.methods if entry.curve is not None]
+    marks = _marks([entry.label for entry in shown])
     files: list[Path] = []
     height = 3.6 + 0.17 * -(-len(shown) // 3)
     with _figure(folder, _name("precision", question.protocol, question.gallery), files, height, 2) as (figure, axes):
-        for number, one in enumerate(shown):
-            assert one.curve is not None
-            colour, shape = marks[one.label]
+        for number, entry in enumerate(shown):
+            assert entry.curve is not None
+            colour, shape = marks[entry.label]
             style: dict[str, Any] = {"color": colour, "marker": shape, "ms": 3, "lw": 1, "mec": "white", "mew": 0.3,
                                      "ls": DASHES[number % len(DASHES)]}  # fmt: skip
-            ranks = np.arange(1, len(one.curve.precision) + 1)
-            axes[0, 0].plot(ranks, 100 * one.curve.precision, label=plain(shorten(one.label)), **style)
-            precision = [*one.curve.precision, *(p for p, _ in one.curve.cuts.values())]
-            recall = [*one.curve.recall, *(r for _, r in one.curve.cuts.values())]
+            ranks = np.arange(1, len(entry.curve.precision) + 1)
+            axes[0, 0].plot(ranks, 100 * entry.curve.precision, label=plain(shorten(entry.label)), **style)
+            precision = [*entry.curve.precision, *(p for p, _ in entry.curve.cuts.values())]
+            recall = [*entry.curve.recall, *(r for _, r in entry.curve.cuts.values())]
             axes[1, 0].plot(100 * np.array(recall), 100 * np.array(precision), **style)
         axes[0, 0].set_xlabel("rank k")
         axes[0, 0].set_ylabel("precision@k (%)")
         axes[0, 0].set_ylim(bottom=0)
-        cuts = next((list(one.curve.cuts) for one in shown if one.curve is not None), [])
+        cuts = next((list(entry.curve.cuts) for entry in shown if entry.curve is not None), [])
         ranks_shown = len(shown[0].curve.precision) if shown and shown[0].curve is not None else 0
         at = ", ".join(map(str, [f"1 to {ranks_shown}", *cuts]))
         axes[1, 0].set_xlabel(plain(f"recall (%), after ranks {at}"))
@@ -352,10 +352,10 @@ def precision_curves(question: QuestionErrors, folder: Path) -> list[Path]:
 
 
 def ablation_bars(ablation: AblationTable, folder: Path) -> list[Path]:
-    """What each switched factor adds to the default or takes from it: a panel a question, a bar an arm."""
+    """Difference of each switched factor to the default: a panel a question, a bar an arm."""
     arms = [arm for arm in reversed(list(ablation.scores)) if arm != DEFAULT]
     count = len(ablation.questions)
-    every = [abs(value) for arm in arms for one in ablation.questions if (value := ablation.difference(arm, one))]
+    every = [abs(value) for arm in arms for entry in ablation.questions if (value := ablation.difference(arm, entry))]
     reach = 100 * max(every, default=0.0) or 1.0
     files: list[Path] = []
     height, width = 1.0 + 0.22 * max(1, len(arms)), COLUMN + 1.6 * (count - 1)
@@ -412,15 +412,15 @@ def seconds_by_phase(costs: Sequence[MethodCost], folder: Path) -> list[Path]:
     """Seconds by phase, a bar a method: one fit and its search, and one cell's encoding, ranking and answering."""
     phases = (("search", MARKS[5][0], ""), ("fit", MARKS[0][0], "////"), ("encode", MARKS[4][0], "...."),
               ("rank", MARKS[2][0], "xxxx"), ("classify", MARKS[3][0], "||||"))  # fmt: skip
-    rows = sorted(costs, key=lambda one: sum(one.seconds.values()))
+    rows = sorted(costs, key=lambda entry: sum(entry.seconds.values()))
     files: list[Path] = []
     with _figure(folder, "seconds", files, 0.85 + 0.2 * len(rows)) as (figure, [[axes]]):
         left = np.zeros(len(rows))
         for phase, colour, hatch in phases:
             values = np.array(
                 [
-                    one.seconds.get(phase, 0.0) if one.trainable or phase not in ("fit", "search") else 0.0
-                    for one in rows
+                    entry.seconds.get(phase, 0.0) if entry.trainable or phase not in ("fit", "search") else 0.0
+                    for entry in rows
                 ]
             )
             if values.any():
@@ -429,7 +429,7 @@ def seconds_by_phase(costs: Sequence[MethodCost], folder: Path) -> list[Path]:
             left += values
         for place, total in enumerate(left):
             axes.text(total, place, f" {total:.3g}", va="center", fontsize=6)
-        axes.set_yticks(range(len(rows)), [plain(shorten(one.label)) for one in rows])
+        axes.set_yticks(range(len(rows)), [plain(shorten(entry.label)) for entry in rows])
         axes.set_xlim(0, max(left.max(initial=0.0), 1e-9) * 1.15)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
@@ -438,21 +438,21 @@ def seconds_by_phase(costs: Sequence[MethodCost], folder: Path) -> list[Path]:
     return files
 
 
-def error_distances(question: QuestionErrors, found: Mapping[str, Mapping[int, int]], folder: Path) -> list[Path]:
+def error_distances(question: QuestionErrors, distances: Mapping[str, Mapping[int, int]], folder: Path) -> list[Path]:
     """Share of all queries whose first answer is wrong and at most so many WordNet edges from the true class.
 
     ``found``: of each label, how many wrong answers are at each distance (edges).
     """
-    queries = {one.label: one.queries for one in question.methods}
-    if not any(found.values()):
+    queries = {entry.label: entry.queries for entry in question.methods}
+    if not any(distances.values()):
         return []
-    marks = _marks(list(found))
+    marks = _marks(list(distances))
     files: list[Path] = []
-    height = 2.2 + 0.17 * -(-len(found) // 3)
+    height = 2.2 + 0.17 * -(-len(distances) // 3)
     with _figure(folder, _name("wordnet", question.protocol, question.gallery), files, height) as (figure, [[axes]]):
-        longest = max(max(by, default=0) for by in found.values())
+        longest = max(max(by, default=0) for by in distances.values())
         at = np.arange(1, longest + 1)
-        for number, (label, by) in enumerate(found.items()):
+        for number, (label, by) in enumerate(distances.items()):
             colour, shape = marks[label]
             share = np.cumsum([100 * by.get(int(d), 0) / queries[label] for d in at])
             axes.plot(at, share, color=colour, marker=shape, ms=3, lw=1, mec="white", mew=0.3,

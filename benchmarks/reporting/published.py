@@ -170,7 +170,7 @@ class PublishedError(ValueError):
 
 @dataclass(frozen=True)
 class PublishedPlace:
-    """Where a published figure belongs in our words; ``obstacle`` says why it cannot be matched (empty if it can)."""
+    """A published figure's place in this suite; ``obstacle`` is why it cannot be matched (empty if it can)."""
 
     backbone: str
     split: str
@@ -194,10 +194,10 @@ def read(path: Path = PUBLISHED) -> pd.DataFrame:
 
 
 def figures(path: Path = PUBLISHED) -> pd.DataFrame:
-    """The published scores in our words, one row each (:data:`FIGURE_COLUMNS`), in the order of the file.
+    """The published scores in this suite's terms, one row each (:data:`FIGURE_COLUMNS`), in the order of the file.
 
     ``value`` is a fraction; ``std`` a published standard deviation of it, where there is one. What the suite has
-    no counterpart of is empty; ``obstacle`` then says why it cannot be matched.
+    no counterpart of is empty; ``obstacle`` is then why it cannot be matched.
     """
     raw: list[dict[Any, Any]] = read(path).to_dict("records")
     deviations = {
@@ -246,22 +246,24 @@ def beside(results: pd.DataFrame | None = None, path: Path = PUBLISHED) -> pd.Da
     ``results`` is a frame of :func:`benchmarks.store.frame.load_results` (None or empty: nothing was run); of a cell
     measured several times the newest record counts, arms of ablations do not. ``published``, ``ours`` and ``gap``
     (ours minus published) are fractions; ``ours`` is the mean over ``seeds`` seeds, for a mean row over all of the
-    paper's splits, and blank (NaN) where there is none. A figure that several of our configurations answer has a row
-    for each, told apart by ``label``, ``rules``, ``select`` and ``reason``.
+    paper's splits, and blank (NaN) where there is none. A figure that several of our configurations match has a row
+    for each, distinguished by ``label``, ``rules``, ``select`` and ``reason``.
     """
     rows: list[dict[str, Any]] = []
     cells: dict[Any, pd.DataFrame] = {}
     if results is not None and len(results):
-        told = current(results)
-        told = told[~is_ablated(told)].reindex(columns=[*dict.fromkeys([*told.columns, "n_queries"])])
-        cells = dict(iter(told.groupby(["method", "dataset", "protocol"], sort=False)))
+        rows_in_use = current(results)
+        rows_in_use = rows_in_use[~is_ablated(rows_in_use)].reindex(
+            columns=[*dict.fromkeys([*rows_in_use.columns, "n_queries"])]
+        )
+        cells = dict(iter(rows_in_use.groupby(["method", "dataset", "protocol"], sort=False)))
     for figure in figures(path).to_dict("records"):
         published = {str(name): figure[name] for name in COLUMNS if name in figure}
         published |= {"published": figure["value"], "published_std": figure["std"]}
         datasets = (figure["dataset"], *VARIANTS.get((figure["method"], figure["dataset"]), ()))
         parts = [cells.get((figure["method"], dataset, figure["protocol"])) for dataset in datasets]
-        found = [part for part in parts if part is not None]
-        rows += [published | ours for ours in _ours(figure, pd.concat(found) if found else None)]
+        present = [part for part in parts if part is not None]
+        rows += [published | ours for ours in _ours(figure, pd.concat(present) if present else None)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -270,7 +272,7 @@ def backbone_kind(name: str) -> str:
     anything else.
 
     Known are the Hub names (``openai/clip-vit-base-patch32``, ``timm/resnet50_clip.openai``) and folders called like
-    them or like OpenAI's files (``ViT-B-32``); a folder of another name holds who knows which weights.
+    them or like OpenAI's files (``ViT-B-32``); the weights in a folder of another name are unknown.
     """
     last = name.rstrip("/").rpartition("/")[2].lower()
     sizes = {"base-patch32": "B/32", "base-patch16": "B/16", "large-patch14": "L/14"}
@@ -314,14 +316,14 @@ def _place(protocol: str, dataset: str, text: str) -> PublishedPlace:
         return PublishedPlace(backbone, "sketch", "unseen")
     if text.startswith("holdout="):
         return PublishedPlace(backbone, text.partition("=")[2], "", "the source does not name the gallery")
-    found = re.fullmatch(r"query=(\w+); (.+)", text)
-    if not found or found[2] not in GALLERIES:
+    match = re.fullmatch(r"query=(\w+); (.+)", text)
+    if not match or match[2] not in GALLERIES:
         return PublishedPlace(backbone, "", "", f"setting {text!r} is not one of ours")
-    return PublishedPlace(backbone, MEAN if found[1] == "average" else found[1], GALLERIES[found[2]])
+    return PublishedPlace(backbone, MEAN if match[1] == "average" else match[1], GALLERIES[match[2]])
 
 
 def _obstacle(name: str, method: str, dataset: str, metric: str, place: PublishedPlace) -> str:
-    """Why no record of ours can answer a figure; empty if one can."""
+    """Why no record of ours can match a figure; empty if one can."""
     if not dataset:
         return "this data set is not in the suite"
     if not method:
@@ -352,46 +354,46 @@ def _rules(figure: Mapping[Any, Any], dataset: str) -> frozenset[str]:
 
 
 def _ours(figure: Mapping[Any, Any], cells: pd.DataFrame | None) -> Iterator[dict[str, Any]]:
-    """Our answers to a figure among our rows of its method, data set and protocol; if none, a blank with its reason."""
+    """Our results for a figure, among our rows of its method, data set and protocol; if none, a blank row."""
     if figure["obstacle"]:
         yield _blank(figure["obstacle"])
         return
-    found, reason = _candidates(figure, cells)
-    if found.empty:
+    candidates, reason = _candidates(figure, cells)
+    if candidates.empty:
         yield _blank(reason)
         return
-    labels = row_labels(found)
-    several = [name for name in _HASHES if found[name].nunique() > 1]
+    labels = row_labels(candidates)
+    several = [name for name in _HASHES if candidates[name].nunique() > 1]
     refused: dict[str, None] = {}
-    answered = False
-    for key, part in found.groupby(list(_CONFIGURATION), sort=False):
-        one = part.iloc[0]
-        allowed = _rules(figure, one["dataset"])
-        if one["rules"] not in allowed:
-            wanted = f"--rules {' or '.join(sorted(allowed))}" if allowed else "--datasets domainnet_245"
-            refused[f"class split: run with {wanted} (ours: {one['rules'] if allowed else one['dataset']})"] = None
+    matched = False
+    for key, part in candidates.groupby(list(_CONFIGURATION), sort=False):
+        ours = part.iloc[0]
+        allowed = _rules(figure, ours["dataset"])
+        if ours["rules"] not in allowed:
+            options = f"--rules {' or '.join(sorted(allowed))}" if allowed else "--datasets domainnet_245"
+            refused[f"class split: run with {options} (ours: {ours['rules'] if allowed else ours['dataset']})"] = None
             continue
-        value, seeds, lacking = _value(figure, part)
+        value, seeds, reason = _value(figure, part)
         if value is None:
-            refused[lacking] = None
+            refused[reason] = None
             continue
-        answered = True
-        told = [f"{name.removesuffix('_hash')} {str(one[name])[:8]} of several" for name in several]
+        matched = True
+        hashes = [f"{name.removesuffix('_hash')} {str(ours[name])[:8]} of several" for name in several]
         count = f"{seeds} seed{'s' if seeds > 1 else ''}, {int(_queries(part)):,} queries"
         yield {
             "ours": value,
             "gap": value - figure["value"],
             "seeds": seeds,
             "label": labels[key[:3]],
-            "rules": one["rules"],
-            "select": one["select"],
-            "reason": "; ".join([*_differences(figure, one), *told, f"ours: {count}"]),
+            "rules": ours["rules"],
+            "select": ours["select"],
+            "reason": "; ".join([*_differences(figure, ours), *hashes, f"ours: {count}"]),
         }
-    if not answered:
+    if not matched:
         yield _blank("; ".join(refused))
 
 
-#: What tells our answers to one figure apart.
+#: What distinguishes our results for one figure.
 _HASHES = ("weights_hash", "identity", "data_hash", "scoring")
 _CONFIGURATION = ("method", "variant", "config", "rules", "select", "backbone", "dataset", "precision", *_HASHES)
 
@@ -421,21 +423,21 @@ def _candidates(figure: Mapping[Any, Any], cells: pd.DataFrame | None) -> tuple[
         return none, "not run"
     splits = ALL_SPLITS.get((figure["protocol"], figure["dataset"]), frozenset())
     splits = splits if figure["split"] == MEAN else frozenset((figure["split"],))
-    # "*" stands for every split or gallery: cells that could not be planned, records that cannot be read
-    mine = cells[cells["gallery"].isin((figure["gallery"], "*")) & cells["split"].isin((*splits, "*"))]
-    found = mine[mine["gallery"] != "*"]
-    if found.empty:
-        return none, _no_score(mine) if len(mine) else "not run"
-    found = found[found["limit"].isna()]
-    if found.empty:
+    # "*" means every split or gallery: cells that could not be planned, records that cannot be read
+    in_split = cells[cells["gallery"].isin((figure["gallery"], "*")) & cells["split"].isin((*splits, "*"))]
+    rows = in_split[in_split["gallery"] != "*"]
+    if rows.empty:
+        return none, _no_score(in_split) if len(in_split) else "not run"
+    rows = rows[rows["limit"].isna()]
+    if rows.empty:
         return none, "run with --limit only: such scores mean nothing"
-    same = found[found["backbone"].map(backbone_kind) == figure["backbone"]]
+    same = rows[rows["backbone"].map(backbone_kind) == figure["backbone"]]
     if same.empty:
-        others = ", ".join(sorted(set(found["backbone"])))
+        others = ", ".join(sorted(set(rows["backbone"])))
         return none, f"run with another backbone ({others}), published with {figure['backbone']}"
-    asked = same[(same["metric"] == figure["metric"]) | (same["status"] != "ok")]
-    if (asked["status"] == "ok").any():
-        return asked, ""
+    with_metric = same[(same["metric"] == figure["metric"]) | (same["status"] != "ok")]
+    if (with_metric["status"] == "ok").any():
+        return with_metric, ""
     if (same["status"] == "ok").any():
         return none, f"metric convention: no {figure['metric']} among our figures"
     return none, _no_score(same)
@@ -446,7 +448,7 @@ def _no_score(rows: pd.DataFrame) -> str:
 
 
 def _value(figure: Mapping[Any, Any], rows: pd.DataFrame) -> tuple[float | None, int, str]:
-    """``(mean over seeds and splits, seeds, what is lacking)`` of one configuration of ours.
+    """``(mean over seeds and splits, seeds, what is missing)`` of one configuration of ours.
 
     As in the leaderboard there is a figure only if every seed has one.
     """

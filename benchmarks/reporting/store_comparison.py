@@ -3,7 +3,7 @@
 Cells are paired by what they measure: method, switched factor, data set, protocol, split, gallery, seed, rules and
 selection. Where a store holds several variants, configs, backbones or limits of such a cell, equal ones are paired
 first, and what is left only if it is one on either side; ``changed`` then says what differs. The hash of the inputs
-plays no part: that it changes is why one compares.
+is not compared: it differs between the two by design.
 
 A cell that had a score in the old store and cannot be judged in the new one, because it failed there, is missing there
 or has other queries, is lost: a gate that passed it would pass whatever no longer runs.
@@ -113,11 +113,11 @@ def compare_stores(
     wanted = None if metrics is None else list(dict.fromkeys(metrics))
     sides = []
     for store in (old, new):
-        found = load_results(store.root, report or (lambda line: None))
-        found = newest(found)
-        if found.empty:
+        rows = load_results(store.root, report or (lambda line: None))
+        rows = newest(rows)
+        if rows.empty:
             raise ValueError(f"{store.root} holds no readable record")
-        sides.append(_by_cell(found))
+        sides.append(_by_cell(rows))
     pairs, unpaired = _paired(*sides)
     if not pairs:
         raise ValueError(f"{old.root} and {new.root} have no cell with a score in common")
@@ -143,9 +143,8 @@ def compare_stores(
     if absent:
         raise ValueError(f"no paired cell has the metric {', '.join(absent)}; there are: {', '.join(known)}")
     lines = [
-        line
-        | _tested(one, other, max(1, len(tests)), alpha=alpha, confidence=confidence, resamples=resamples, seed=seed)
-        for line, one, other in tests
+        line | _tested(old, new, max(1, len(tests)), alpha=alpha, confidence=confidence, resamples=resamples, seed=seed)
+        for line, old, new in tests
     ]
     for line, p in zip(lines, holm([line["p"] for line in lines]), strict=True):
         line["p_holm"] = float(p)
@@ -157,15 +156,15 @@ def compare_stores(
 
 def _by_cell(results: pd.DataFrame) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
     """Identity -> its records' galleries, each with ``metrics`` (name -> value), in the order stored."""
-    made: dict[tuple[str, str], dict[str, Any]] = {}
+    galleries: dict[tuple[str, str], dict[str, Any]] = {}
     for row in results.to_dict("records"):
-        one = made.setdefault((row["key"], row["gallery"]), {str(name): value for name, value in row.items()})
-        metrics = one.setdefault("metrics", {})
+        gallery = galleries.setdefault((row["key"], row["gallery"]), {str(name): value for name, value in row.items()})
+        metrics = gallery.setdefault("metrics", {})
         if row["status"] == "ok":
             metrics[str(row["metric"])] = float(row["value"])
     cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for one in made.values():
-        cells.setdefault(tuple(one[name] for name in IDENTITY), []).append(one)
+    for gallery in galleries.values():
+        cells.setdefault(tuple(gallery[name] for name in IDENTITY), []).append(gallery)
     return cells
 
 
@@ -179,26 +178,30 @@ def _paired(
         before, after = list(old.get(identity, [])), list(new.get(identity, []))
         matched = []
         for names in (_DETAILS, ["variant", "config", "backbone", "limit"], ["variant", "config"]):
-            for one in list(before):
-                same = [other for other in after if _details(other, names) == _details(one, names)]
-                if len(same) == 1 and sum(_details(other, names) == _details(one, names) for other in before) == 1:
-                    before.remove(one)
+            for cell_before in list(before):
+                details = _details(cell_before, names)
+                same = [cell for cell in after if _details(cell, names) == details]
+                if len(same) == 1 and sum(_details(cell, names) == details for cell in before) == 1:
+                    before.remove(cell_before)
                     after.remove(same[0])
-                    matched.append((one, same[0]))
+                    matched.append((cell_before, same[0]))
         if len(before) == len(after) == 1:
             matched.append((before.pop(), after.pop()))
         about = dict(zip(IDENTITY, identity, strict=True))
-        for one, other in matched:
-            if one["metrics"] and other["metrics"]:
-                pairs.append((one, other))
-            elif one["metrics"] or other["metrics"]:
-                scored, lost, name = (one, other, "new") if one["metrics"] else (other, one, "old")
+        for cell_before, cell_after in matched:
+            if cell_before["metrics"] and cell_after["metrics"]:
+                pairs.append((cell_before, cell_after))
+            elif cell_before["metrics"] or cell_after["metrics"]:
+                if cell_before["metrics"]:
+                    scored, lost, name = cell_before, cell_after, "new"
+                else:
+                    scored, lost, name = cell_after, cell_before, "old"
                 reason = f"{lost['status']} in the {name} store: {lost['reason']}"
-                side = "old" if scored is one else "new"
+                side = "old" if scored is cell_before else "new"
                 unpaired.append(about | {"store": side, "why": FAILED, "reason": reason})
         for store, rest in (("old", before), ("new", after)):
             several = "several configs, none alike" if before and after else "not in the other store"
-            unpaired += [about | {"store": store, "why": ABSENT, "reason": several} for one in rest if one["metrics"]]
+            unpaired += [about | {"store": store, "why": ABSENT, "reason": several} for cell in rest if cell["metrics"]]
     return pairs, unpaired
 
 
@@ -215,27 +218,27 @@ class _Reader:
                 self._key, self._tables = "", per_query_tables(self._store, row)
                 self._key = str(row["key"])
             if row["gallery"] not in self._tables:
-                raise RecordError("its per-query file lacks this gallery")
+                raise RecordError("its per-query file has no rows of this gallery")
             return query_values(self._tables[row["gallery"]], metric)
         except (RecordError, KeyError) as error:
             raise RecordError(f"{self._name} store: {error.args[0]}") from error
 
 
-def _pairable(one: QueryValues, other: QueryValues) -> tuple[QueryValues, QueryValues]:
-    if one.signature != other.signature:
-        shared = len(set(one.queries) & set(other.queries))
+def _pairable(old: QueryValues, new: QueryValues) -> tuple[QueryValues, QueryValues]:
+    if old.signature != new.signature:
+        shared = len(set(old.queries) & set(new.queries))
         raise ValueError(
-            f"the queries differ ({len(one.queries)} in the old store, {len(other.queries)} in the new one, "
+            f"the queries differ ({len(old.queries)} in the old store, {len(new.queries)} in the new one, "
             f"{shared} in both, or others of them are left out)"
         )
-    return one, other
+    return old, new
 
 
 def _tested(
-    one: QueryValues, other: QueryValues, n_tests: int, *, alpha: float, resamples: int | None, **options: Any
+    old: QueryValues, new: QueryValues, n_tests: int, *, alpha: float, resamples: int | None, **options: Any
 ) -> dict[str, Any]:
     totals = class_totals(
-        {"new": other.values, "old": one.values}, one.classes, groups=one.groups, weighting=one.weighting
+        {"new": new.values, "old": old.values}, old.classes, groups=old.groups, weighting=old.weighting
     )
     resamples = resamples_for(n_tests, alpha) if resamples is None else resamples
     test: PairedTest = paired_tests(totals, resamples=resamples, **options)[0]
@@ -257,9 +260,9 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         if old == new:
             continue
         if name == "config":
-            one, other = json.loads(str(old)), json.loads(str(new))
-            keys = sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
-            notes += [f"{key}: {one.get(key, '-')} -> {other.get(key, '-')}" for key in keys]
+            first, second = json.loads(str(old)), json.loads(str(new))
+            keys = sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
+            notes += [f"{key}: {first.get(key, '-')} -> {second.get(key, '-')}" for key in keys]
         elif name.endswith("hash"):
             notes.append(f"{name}: {str(old)[:8]} -> {str(new)[:8]}")
         else:

@@ -7,7 +7,7 @@ every seed that the method was run with in that table has one; otherwise the cel
 taken over it. Where a cell was measured several times (its code or its learning rates changed since), the record made
 last counts (`newest`).
 
-Nothing here knows a file format: `benchmarks.reporting.grids` turns these tables into cells of text.
+Nothing here depends on a file format: `benchmarks.reporting.grids` turns these tables into cells of text.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _method_scores(
 
 
 def _score(rows: pd.DataFrame | None, values: Mapping[int, float], seeds: Sequence[int]) -> Score:
-    """Mean over the method's seeds if each has the score; else the worst status and how many seeds lack it."""
+    """Mean over the method's seeds if each has the score; else the worst status and the number of seeds without it."""
     if rows is None:
         return Score(None, status="missing")
     without = [seed for seed in seeds if seed not in values]
@@ -208,7 +208,7 @@ def _over_seeds(mean: float, by_seed: Mapping[int, float]) -> Score:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What is said beside the tables
+# Notes on the tables
 # --------------------------------------------------------------------------------------------------------------------
 
 
@@ -236,9 +236,9 @@ DATA_USED = ("data set", "data hash", "what was read", "files left out")
 
 
 def data_used(records: Iterable[Record]) -> list[tuple[str, str, str, str]]:
-    """What the records say of their data: data set, the first digits of its hash, what was read, what was left out.
+    """Notes of the records on their data: data set, the first digits of its hash, what was read, what was left out.
 
-    One row for each data set and hash, where there is anything to say.
+    One row for each data set and hash with a note.
     """
     rows: dict[tuple[str, str, str, str], None] = {}
     for record in records:
@@ -249,7 +249,7 @@ def data_used(records: Iterable[Record]) -> list[tuple[str, str, str, str]]:
     return sorted(rows)
 
 
-#: Notes of records that a setting's title says already.
+#: Notes of records that a setting's title already contains.
 _IN_TITLE = ("limited to ", "selected on test")
 
 

@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 def print_tables(console: Console, data: ReportData, *, by_domain: bool = True) -> None:
     """Print the leaderboard: with ``by_domain`` the first metric by query domain, then all means."""
-    for one in data.settings:
+    for part in data.settings:
         console.print()
-        console.print(one.setting.title(), style="bold", markup=False, highlight=False)
+        console.print(part.setting.title(), style="bold", markup=False, highlight=False)
         if by_domain:
-            for table in one.leading:
+            for table in part.leading:
                 print_grid(console, table.title(), grids.by_protocol(table))
-        for metric in one.metrics:
+        for metric in part.metrics:
             title = f"All protocols: {metric} in percent, mean over query domains or transfers"
-            print_grid(console, title, grids.summary(one.tables, metric))
-        if one.extensions:
+            print_grid(console, title, grids.summary(part.tables, metric))
+        if part.extensions:
             note = f"{EXTENSION} beyond the method's paper; the leaderboard file says what is done"
             console.print(note, markup=False, highlight=False)
-        for line in one.notes:
+        for line in part.notes:
             console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
     print_failures(console, data.listed)
 

@@ -1,6 +1,6 @@
 """Types that several modules of the report share: settings and scores, tables ready to be written, plots and galleries.
 
-Nothing here computes a score or knows a file format, and nothing here imports another module of the report.
+Nothing here computes a score or depends on a file format, and nothing here imports another module of the report.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Score:
-    """One score of a table: a mean over ``seeds`` seeds, or None with the ``status`` that says why.
+    """One score of a table: a mean over ``seeds`` seeds, or None with the ``status`` as the reason.
 
     ``low`` and ``high`` are its 95 % t interval over seeds; None for one seed. ``by_seed``: what it is the mean of.
     """
@@ -190,7 +190,7 @@ class AblationTable:
     owner: str = ""
 
     def difference(self, arm: str, question: str) -> float | None:
-        """Score of an arm minus the default's with the same seeds; None where the default lacks one of them."""
+        """Score of an arm minus the default's with the same seeds; None where the default has none of one of them."""
         score, default = self.scores[arm].get(question), self.scores.get(DEFAULT, {}).get(question)
         if score is None or default is None or not score.by_seed or not score.by_seed.keys() <= default.by_seed.keys():
             return None

@@ -70,18 +70,18 @@ def _levels(
     settings: Settings, methods: Mapping[str, type[Method]], grid: Sequence[str]
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Named changes of each method from ``KEY=V1,V2``; a key without a method reaches all that have the setting."""
-    found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in methods}
+    levels: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in methods}
     configs = {name: method.Config for name, method in methods.items()}
     for item in grid:
         key, equals, values = item.partition("=")
         if not equals or not values:
             raise SettingsError(f"--grid {item}: write KEY=V1,V2, e.g. --grid pros.prompt_length=1,2,4")
         for level in _values(values):
-            one = dataclasses.replace(settings, set=((key.strip(), level),))
-            for name, changes in config_changes(one, configs, option="--grid").items():
+            with_level = dataclasses.replace(settings, set=((key.strip(), level),))
+            for name, changes in config_changes(with_level, configs, option="--grid").items():
                 for setting, value in changes.items():
-                    found[name][f"{setting}={value}"] = {setting: value}
-    return found
+                    levels[name][f"{setting}={value}"] = {setting: value}
+    return levels
 
 
 def _values(text: str) -> list[Any]:
@@ -106,7 +106,7 @@ def _arms(
 
     protocols = None
     if own_protocols:
-        protocols = tuple(one for one in settings.protocols if one not in method.card.extensions)
+        protocols = tuple(protocol for protocol in settings.protocols if protocol not in method.card.extensions)
     seen = []
     for factor, changes in {"": {}, **table}.items():
         try:

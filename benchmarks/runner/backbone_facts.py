@@ -35,7 +35,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "open_clip_tor
 
 @dataclass(frozen=True)
 class BackboneFacts:
-    """What records and plans say of a backbone.
+    """What records and plans hold of a backbone.
 
     ``identity`` and ``preprocessing`` are those of :class:`methods.parts.backbone.Backbone`; ``image_size`` is in
     pixels, ``weights_mib`` the size of its parameters; ``offers``: what methods it can serve.
@@ -65,7 +65,7 @@ class BackboneFacts:
 
     @property
     def processing(self) -> ImageProcessing:
-        """How an image becomes the pixels that the backbone takes."""
+        """How an image becomes the backbone's input pixels."""
         return ImageProcessing.of_record(self.preprocessing, self.image_size)
 
 

@@ -218,8 +218,10 @@ def report(run: Run, outcome: Outcome, store: ResultStore, terminal: Terminal) -
     print_scores(run, frame, terminal)
     folder = Path(run.settings.out) / "report"
     counts = ", ".join(f"{count} {status}" for status, count in sorted(outcome.counts.items())) or "no cells"
-    lines = [f"cells: {counts}", f"records: {Path(run.settings.out) / 'cells'}"]
-    code = 1 if outcome.failed else 0
+    lines = [f"cells: {counts}", f"records: {Path(run.settings.out) / 'cells'}", *weight_lines(run)]
+    code = 1 if outcome.failed or outcome.problems else 0
+    for line in outcome.problems:
+        terminal.warn(line)
     try:
         files = write_report(ReportData(frame, store=store, command=run.command, report=terminal.warn), folder)
         lines += [f"leaderboard: {files[0]}, {files[1]}", f"plots: {folder / 'plots'}"]
@@ -231,6 +233,22 @@ def report(run: Run, outcome: Outcome, store: ResultStore, terminal: Terminal) -
     for line in lines:
         terminal.print(line)
     return code
+
+
+def weight_lines(run: Run) -> list[str]:
+    """Where the weights of this run's fits are, and how many finished fits have none."""
+    from benchmarks.store.weights import FOLDER, WeightStore, fit_key
+
+    keep, weights = run.settings.keep_weights, WeightStore(run.settings.out)
+    if keep is None:
+        return []
+    fits = {fit_key(cell.inputs): cell.inputs for cell in run.plan.cells}
+    missing = sum(not weights.covers(inputs, keep) for inputs in fits.values())
+    kept = sum((weights.folder(inputs)).is_dir() for inputs in fits.values())
+    lines = [f"weights: {Path(run.settings.out) / FOLDER} ({kept} of {len(fits)} fits)"]
+    if missing:
+        lines.append(f"without weights: {missing} of {len(fits)} fits (finished before, or failed); --force fits again")
+    return lines
 
 
 def print_scores(run: Run, frame: pd.DataFrame, terminal: Terminal) -> None:
@@ -253,7 +271,7 @@ def _verify(settings: Settings, name: str) -> str:
 
 
 def _displayed(settings: Mapping[str, Any]) -> Iterator[str]:
-    """``key=value`` of the settings that say something; a dry run prints ``gpu_hours_basis`` at its end."""
+    """``key=value`` of the settings that are set; a dry run prints ``gpu_hours_basis`` at its end."""
     for key, value in settings.items():
         if key != "gpu_hours_basis" and value not in (None, False, [], {}):
             yield f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class ReadOnlyStore(ResultStore):
     """Reads a store and writes nothing."""
 
+    read_only = True
+
     def write(self, record: Record, per_query: pd.DataFrame | None = None) -> Record:
         """The record as it is."""
         return record
@@ -60,7 +62,7 @@ def join(settings: Settings) -> Settings:
     elif settings.device not in ("auto", "cuda", "cpu"):
         wrong = f"--device {settings.device}: under accelerate launch each process has its own; leave it out"
     if wrong and parallel.rank():
-        raise SystemExit(2)  # the first process says why
+        raise SystemExit(2)  # the first process prints the reason
     if wrong:
         raise SettingsError(wrong)
     return dataclasses.replace(settings, jobs=1)

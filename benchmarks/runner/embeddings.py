@@ -104,9 +104,9 @@ class EncodedImages:
     @torch.no_grad()  # here, since the setting is per thread
     def _run(self, pixels: Tensor, wanted: int) -> tuple[Tensor, float]:
         """Embeddings of the first ``wanted`` images of a batch (uint8), and the seconds that the batch took."""
-        begun = time.perf_counter()
+        start = time.perf_counter()
         embeddings = self._encode(unit_range(pixels)).float().cpu()
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         if embeddings.shape[0] != BATCH or embeddings.ndim != 2:
             raise ValueError(f"embeddings of {BATCH} images have shape {tuple(embeddings.shape)}, not [{BATCH}, D]")
         return embeddings[:wanted], seconds

@@ -18,7 +18,7 @@ PACKAGES = ("ucdr-bench", "torch", "transformers", "tokenizers", "peft", "numpy"
 
 
 def environment(device: str, threads: int) -> Environment:
-    """The environment of this process; ``processes`` stands in its hardware where several train together."""
+    """The environment of this process; ``processes`` is in its hardware where several train together."""
     together = {"processes": launched()} if launched() > 1 else {}
     return Environment(_packages(), _git(), _hardware(device) | together, device, threads, _tf32())
 
@@ -90,7 +90,7 @@ def _cpu() -> str:
 class PeakMemory:
     """Highest resident memory of this process since :meth:`restart`, in MiB.
 
-    Linux keeps the mark and lets a process set it back. Elsewhere the mark of the whole process life is the best there
+    Linux keeps the mark and lets a process set it back. Elsewhere the mark of the whole process is the best there
     is, an upper bound.
     """
 

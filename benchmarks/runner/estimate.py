@@ -1,4 +1,4 @@
-"""How long the rest of a sweep may take, from what past records say the same work took."""
+"""How long the rest of a sweep may take, from the seconds that past records have for the same work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.store.records import CellId, Record, content_key
 #: Parts of a cell's work that it does not share with other cells of its fitted model.
 OWN = ("encode", "rank", "classify")
 
-#: What a cell of each method costs beside the others': median seconds of all phases over the scored records of
+#: What a cell of each method costs relative to the others': median seconds of all phases over the scored records of
 #: ``results/reference`` (``sum(record.cost.seconds.values())``; preset standard, two cores). Only ratios count.
 RELATIVE_COSTS: Mapping[str, float] = {
     "zero_shot": 0.1,
@@ -35,13 +35,13 @@ RELATIVE_COSTS: Mapping[str, float] = {
 
 
 def relative_cost(method: str) -> float:
-    """A method's entry in :data:`RELATIVE_COSTS`; the median for one that is not there."""
+    """A method's entry in :data:`RELATIVE_COSTS`; the median for a method without an entry."""
     return RELATIVE_COSTS.get(method, statistics.median(RELATIVE_COSTS.values()))
 
 
 @dataclass
 class MethodEstimate:
-    """The work left for one method: ``seconds`` on one job; ``unknown`` are the cells that no record is like."""
+    """The work left for one method: ``seconds`` on one job; ``unknown`` counts the cells without a similar record."""
 
     method: str
     cells: int = 0
@@ -55,7 +55,7 @@ class PastCosts:
     """Median seconds of each phase of past records, looked up by what the work was.
 
     Two cells are taken for the same work if method, backbone, data set, limit and protocol agree and so do the config
-    and the number of learning rates; if there is no such record, the steps may stand for the whole config.
+    and the number of learning rates; if there is no such record, equal steps are enough in place of an equal config.
     """
 
     _seconds: dict[tuple[Any, ...], dict[str, list[float]]] = field(
@@ -91,26 +91,26 @@ def estimate(groups: Sequence[FitGroup], past: PastCosts, store: ResultStore | N
     """The work of groups that hold only unfinished cells, by method in their order.
 
     A fit counts once a group; a learning-rate search once for all seeds, and not if the store has it (None: under
-    ``--force`` all are made again).
+    ``--force`` all are repeated).
     """
-    made: dict[str, MethodEstimate] = {}
+    totals: dict[str, MethodEstimate] = {}
     searched: set[str] = set()
     for group in groups:
-        mine = made.setdefault(group.method, MethodEstimate(group.method))
-        mine.cells += len(group.cells)
-        mine.fits += 1
-        known = [seconds for cell in group.cells if (seconds := past.seconds(cell)) is not None]
-        mine.unknown += len(group.cells) - len(known)
-        if not known:
+        total = totals.setdefault(group.method, MethodEstimate(group.method))
+        total.cells += len(group.cells)
+        total.fits += 1
+        past_seconds = [seconds for cell in group.cells if (seconds := past.seconds(cell)) is not None]
+        total.unknown += len(group.cells) - len(past_seconds)
+        if not past_seconds:
             continue
-        mine.seconds += sum(seconds.get(phase, 0.0) for seconds in known for phase in OWN)
+        total.seconds += sum(seconds.get(phase, 0.0) for seconds in past_seconds for phase in OWN)
         key = search_key(group)
         search = key is not None and key not in searched
         if search and key is not None:
             searched.add(key)
             search = store is None or store.read_search(group.dataset, group.method, key) is None
         if search:
-            mine.seconds += known[0].get("search", 0.0)
+            total.seconds += past_seconds[0].get("search", 0.0)
         if not search or group.seed != SEARCH_SEED:  # with the search's seed the fit is one of its trainings
-            mine.seconds += known[0].get("fit", 0.0)
-    return list(made.values())
+            total.seconds += past_seconds[0].get("fit", 0.0)
+    return list(totals.values())

@@ -15,7 +15,7 @@ def describe(error: BaseException) -> str:
 
 
 def explain(error: BaseException) -> str:
-    """One line: the error, and the fix where the error does not name it itself."""
+    """One line: the error, and the fix where the error itself does not name it."""
     return f"{describe(error)}; {OUT_OF_MEMORY}" if out_of_memory(error) else describe(error)
 
 

@@ -1,4 +1,4 @@
-"""Carry out one fit group in this process: fit, encode each image once, rank and classify, hand over the records.
+"""Carry out one fit group in this process: fit, encode each image once, rank and classify, pass on the records.
 
 Whatever goes wrong in a cell becomes that cell's record (status, reason, traceback); the sweep goes on. Which group
 runs where and when is decided by an executor (:mod:`benchmarks.runner.executors`).
@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ from benchmarks.runner.records import make_record
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.scoring import ClassAnswers, score_classification, score_retrieval
 from benchmarks.store.records import Cost, Fit, GalleryScores, Record, Search, Status, content_key
+from benchmarks.store.weights import STEM, FitWeights
 from methods.interface import FitReport, Method, NotApplicableError, TrainingData
 from methods.parts.parallel import fail_together
 from methods.registry import METHODS
@@ -67,37 +70,61 @@ class ValidatedWeights:
     """Validation scores of one training by the weights that had them, so that the weights kept need no second pass.
 
     A method's learned tensors and facts are all that a checkpoint holds: with equal ones the score is equal to the bit.
+    A method that declares no learned tensors is always scored again: its weights cannot be compared.
     """
 
     def __init__(self) -> None:
         self._scores: dict[str, float] = {}
 
     def clear(self) -> None:
-        """Forget the scores of the training before."""
+        """Clear the scores of the previous training."""
         self._scores.clear()
 
     def recorded(self, score: Score) -> Score:
         """``score``, with every result noted under the method's current weights."""
 
         def score_and_note(method: Method, question: Question) -> float:
-            weights = weights_digest(method)
-            self._scores[weights] = score(method, question)
-            return self._scores[weights]
+            value = score(method, question)
+            if (weights := weights_digest(method)) is not None:
+                self._scores[weights] = value
+            return value
 
         return score_and_note
 
     def score(self, method: Method) -> float | None:
         """The score of a method's current weights; None if they were not validated."""
-        return self._scores.get(weights_digest(method)) if self._scores else None
+        weights = weights_digest(method) if self._scores else None
+        return None if weights is None else self._scores.get(weights)
 
 
-def weights_digest(method: Method) -> str:
-    """sha256 of a method's learned tensors and of the facts stored with them."""
+def weights_digest(method: Method) -> str | None:
+    """sha256 of a method's learned tensors and of the facts stored with them; None if it declares no tensors."""
+    tensors = method.tensors()
+    if not tensors:
+        return None
     digest = hashlib.sha256(content_key({"facts": dict(method.facts())}).encode())
-    for name, tensor in sorted(method.tensors().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def fit_weights(method: Method, report: FitReport, data: TrainingData) -> FitWeights:
+    """The files of a fitted method, with the validation score of its weights; None for a method that is not trained.
+
+    The score is the one that selected the weights, or is computed now where training looked at none.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            method.save(Path(folder) / STEM, scores=())
+            files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+    except Exception as error:  # a full disk, facts that JSON cannot hold: the scores are measured all the same
+        return FitWeights({}, problem=describe(error))
+    if not method.trained:
+        return FitWeights(files)
+    known = [one["score"] for one in report.validation if one.get("step") == report.selected_step]
+    score = float(known[-1]) if known else round(data.validate(method), 6)
+    return FitWeights(files, score if math.isfinite(score) else None)
 
 
 #: Takes a cell's record and its per-query values (None where there are no scores).
@@ -106,18 +133,28 @@ KeepRecord = Callable[[Record, "pd.DataFrame | None"], None]
 #: Takes the outcome of a learning-rate search that a group needed.
 KeepSearch = Callable[[FitGroup, Search], None]
 
+#: Takes the weights of a group's fit, before its records.
+KeepWeights = Callable[[FitGroup, FitWeights], None]
+
 
 class GroupRunner:
-    """Carries out fit groups in this process; records go to ``keep``, searches to ``keep_search``."""
+    """Carries out fit groups in this process; records go to ``keep``, searches to ``keep_search``, weights, where the
+    settings ask for them, to ``keep_weights``."""
 
     def __init__(
-        self, resources: Resources, progress: Progress, keep: KeepRecord, keep_search: KeepSearch = lambda *_: None
+        self,
+        resources: Resources,
+        progress: Progress,
+        keep: KeepRecord,
+        keep_search: KeepSearch = lambda *_: None,
+        keep_weights: KeepWeights = lambda *_: None,
     ) -> None:
         self.resources = resources
         self.settings = resources.settings
         self.progress = progress
         self.keep = keep
         self.keep_search = keep_search
+        self.keep_weights = keep_weights
         self.memory = PeakMemory()
         self._shared: tuple[tuple[Any, ...], EncodedImages] | None = None
 
@@ -174,10 +211,10 @@ class GroupRunner:
             method = METHODS.get(group.method)(self.resources.backbone, config, self.resources.device)
             if method.trained:
                 check_processes(method)
-            begun = time.perf_counter()
+            start = time.perf_counter()
             with fail_together():
                 report = method.fit(data, seed=seed, log=log)
-            return _Trained(method, report, time.perf_counter() - begun, list(logged))
+            return _Trained(method, report, time.perf_counter() - start, list(logged))
 
         search, trained = Search(), None
         with self._measured() as peak:
@@ -191,6 +228,8 @@ class GroupRunner:
             if search.learning_rate is not None:
                 config = dataclasses.replace(config, learning_rate=search.learning_rate)
             trained = trained or train(config, group.seed)
+            if self.settings.keep_weights is not None:
+                self.keep_weights(group, fit_weights(trained.method, trained.report, data))
         encoded = self._encoded(group, trained.method, cache)
         return _Fitted(
             trained.method,
@@ -326,8 +365,8 @@ class GroupRunner:
         return values
 
     def _about(self, cell: Cell, rows: np.ndarray, name: str, values: pd.DataFrame) -> pd.DataFrame:
-        asked = self.resources.dataset(cell.id.dataset).table.iloc[rows]
-        about = {column: asked[column].to_numpy() for column in ("key", "class", "domain")}
+        rows_asked = self.resources.dataset(cell.id.dataset).table.iloc[rows]
+        about = {column: rows_asked[column].to_numpy() for column in ("key", "class", "domain")}
         return pd.concat([pd.DataFrame(about).assign(gallery=name), values.reset_index(drop=True)], axis=1).rename(
             columns={"key": "query"}
         )

@@ -13,7 +13,7 @@ from benchmarks.runner.settings import Settings
 from benchmarks.store.files import ResultStore
 from methods.registry import METHODS
 
-#: The records that the reference run committed; a dry run takes their seconds too.
+#: The records that the reference run committed; a dry run uses their seconds too.
 REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference"
 
 

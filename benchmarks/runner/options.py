@@ -51,6 +51,11 @@ def build_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentP
     files.add_argument("--recipe", metavar="NAME", help=f"a paper's table, as --config: {', '.join(recipes())}")
     run = parser.add_argument_group("the run")
     run.add_argument("--out", metavar="FOLDER", help="results folder (default: results/run)")
+    run.add_argument(
+        "--keep-weights",
+        metavar="WHICH",
+        help="keep fitted weights with the records: all, or best (by validation, over seeds and settings)",
+    )
     run.add_argument("--jobs", metavar="N", type=int, help="fits at the same time (default: the cores, or GPUs, allow)")
     run.add_argument(
         "--executor", metavar="NAME", help="local (default), ray (--jobs workers on a cluster), or a plugin's"

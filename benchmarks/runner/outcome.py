@@ -28,9 +28,11 @@ class Progress(Protocol):
 
 @dataclass
 class Outcome:
-    """Number of cells by status; ``cached`` ones were finished before and not run again."""
+    """Number of cells by status; ``cached`` ones were finished before and not run again. ``problems``: what else went
+    wrong, one line each."""
 
     counts: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
     def add(self, status: str) -> None:
         """Count one cell."""

@@ -56,7 +56,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class FitGroup:
-    """Cells that one fitted model answers.
+    """Cells that one fitted model serves.
 
     ``config`` is an instance of the method's ``Config``; with ``learning_rates`` the validation task picks one of them
     in place of ``config.learning_rate`` (a single one is taken as it is). ``unfit``: why the method cannot run on the
@@ -113,7 +113,7 @@ def make_config(
     values for a data set, under ``--preset full``), then ``--set``.
 
     Raises :class:`~benchmarks.runner.settings.SettingsError`, in one line that names the setting, for a value that no
-    training can have (:mod:`methods.parts.bounds`).
+    training can use (:mod:`methods.parts.bounds`).
     """
     values = {
         **method.variants.get(settings.variant, {}),
@@ -125,8 +125,8 @@ def make_config(
         config = method.Config(**values)
     except ValueError as error:  # the method's own check
         raise SettingsError(f"--set: {' '.join(str(error).split())}") from error
-    if found := faults(config):
-        raise SettingsError("; ".join(f"--set {method.card.name}.{field} {reason}" for field, reason in found))
+    if wrong := faults(config):
+        raise SettingsError("; ".join(f"--set {method.card.name}.{field} {reason}" for field, reason in wrong))
     return config
 
 
@@ -173,13 +173,13 @@ def plan(settings: Settings, resources: Resources, arms: Mapping[str, Sequence[A
                     continue
                 for seed in settings.seeds:
                     for task in tasks:
-                        tried = searchable(settings, task, config, rates)
+                        grid = searchable(settings, task, config, rates)
                         cell = make_cell(
-                            settings, resources, methods[name], name, config, tried, dataset, task, seed, arm.name
+                            settings, resources, methods[name], name, config, grid, dataset, task, seed, arm.name
                         )
                         group = (dataset, number, seed, cell.fit_id)
                         groups.setdefault(group, []).append(cell)
-                        rates_of[group] = tried  # cells of one fit share the validation task
+                        rates_of[group] = grid  # cells of one fit share the validation task
     fits = []
     for group, cells in sorted(groups.items(), key=lambda item: item[0][:3]):
         dataset, number, seed, fit_id = group
@@ -206,7 +206,7 @@ def _configured(
     dataset: str,
 ) -> list[tuple[str, Arm, Any, tuple[float, ...]]]:
     """``(method, arm, config, learning rates)`` of all that runs on a data set; of equal arms the first."""
-    made: list[tuple[str, Arm, Any, tuple[float, ...]]] = []
+    configured: list[tuple[str, Arm, Any, tuple[float, ...]]] = []
     for name, method in methods.items():
         paper = paper_config(name, dataset) if settings.preset == "full" else {}
         for arm in arms.get(name, (Arm(),)):
@@ -214,9 +214,9 @@ def _configured(
             fixed = "learning_rate" in changes[name] or "learning_rate" in arm.changes
             searched = has_field(method.Config, "learning_rate") and not fixed
             rates = settings.budget.learning_rates if searched else ()
-            if (name, config, rates) not in [(other, *rest) for other, _, *rest in made]:
-                made.append((name, arm, config, rates))
-    return made
+            if (name, config, rates) not in [(other, *rest) for other, _, *rest in configured]:
+                configured.append((name, arm, config, rates))
+    return configured
 
 
 def searchable(settings: Settings, task: Task, config: Any, rates: tuple[float, ...]) -> tuple[float, ...]:
@@ -227,7 +227,7 @@ def searchable(settings: Settings, task: Task, config: Any, rates: tuple[float, 
 
 
 def unvalidated(settings: Settings, task: Task, method: type[Method]) -> str:
-    """What a missing validation task means for a method's score, in one line; "" where it means nothing."""
+    """What a missing validation task means for a method's score, in one line; "" where it has no effect."""
     if task.validation is not None or settings.select == "oracle" or not method.trained:
         return ""
     kept = "" if settings.select == "last" else ", the last step kept"
@@ -241,17 +241,17 @@ def unfit_notes(plan: Plan) -> list[str]:
 
 def validation_notes(plan: Plan, settings: Settings, resources: Resources) -> list[str]:
     """A line for each validation task of a plan that is missing or not the protocol's usual one."""
-    said: dict[tuple[str, str], list[str]] = {}
+    notes: dict[tuple[str, str], list[str]] = {}
     for group in (one for one in plan.groups if not one.unfit):
         for cell in group.cells:
             task = resources.task(cell.id.dataset, cell.id.protocol, cell.id.split)
             method = METHODS.get(group.method)
-            own = [note for note in task.notes if method.trained and note.startswith(VALIDATED_WITHIN)]
-            for note in (*own, unvalidated(settings, task, method)):
+            of_task = [note for note in task.notes if method.trained and note.startswith(VALIDATED_WITHIN)]
+            for note in (*of_task, unvalidated(settings, task, method)):
                 where = f"{cell.id.protocol}/{cell.id.split}"
-                if note and where not in (places := said.setdefault((cell.id.dataset, note), [])):
+                if note and where not in (places := notes.setdefault((cell.id.dataset, note), [])):
                     places.append(where)
-    return [f"{dataset} {', '.join(places)}: {note}" for (dataset, note), places in said.items()]
+    return [f"{dataset} {', '.join(places)}: {note}" for (dataset, note), places in notes.items()]
 
 
 def make_cell(
@@ -306,8 +306,8 @@ def make_cell(
             "split": task.split,
             "rules": task.rules,
             "fit_id": fit_id,
-            "retrievals": {one.name: _hash(one.query, one.gallery) for one in task.retrievals},
-            "classifications": {one.name: _hash(one.rows, one.class_names, one.seen) for one in task.classifications},
+            "retrievals": {question.name: _hash(question.query, question.gallery) for question in task.retrievals},
+            "classifications": {c.name: _hash(c.rows, c.class_names, c.seen) for c in task.classifications},
         },
         "select": settings.select,
         "seed": seed,
@@ -316,8 +316,8 @@ def make_cell(
         inputs["not_applicable"] = reason  # a later version may run it
     if method.reads_synsets:
         inputs["dataset"]["synsets"] = _hash(sorted(source.synsets.items()), source.synsets_published)
-    leading = {one.name: source.card.headline.metrics() for one in task.retrievals}
-    leading |= {one.name: classification_metrics(one) for one in task.classifications}
+    leading = {question.name: source.card.headline.metrics() for question in task.retrievals}
+    leading |= {question.name: classification_metrics(question) for question in task.classifications}
     return Cell(cell, inputs, leading, fit_id)
 
 
@@ -329,31 +329,31 @@ def search_inputs(group: FitGroup) -> dict[str, Any]:
 
 
 def search_key(group: FitGroup) -> str | None:
-    """Names the learning-rate search that a group needs; the same for all seeds. None if it needs none."""
+    """Key of the learning-rate search that a group needs; the same for all seeds. None if it needs none."""
     return content_key(search_inputs(group)) if len(group.learning_rates) > 1 else None
 
 
 def shard(plan: Plan, number: int, count: int) -> Plan:
     """Shard ``number`` (from 1) of ``count``: the same part for the same command on every machine.
 
-    Groups are told apart by content. Cells of one fitted model, seeds of one learning-rate search and the groups of a
-    method that shares its encoded images stay together. The units of each method and data set are dealt out in turn,
-    so the shards cost about the same. What cannot be planned is reported by every shard.
+    Groups are identified by content. Cells of one fitted model, seeds of one learning-rate search and the groups of a
+    method that shares its encoded images stay together. The units of each method and data set are assigned in turn,
+    so the shards cost about the same. Every shard reports what cannot be planned.
     """
     units: dict[tuple[str, str], dict[str, list[FitGroup]]] = {}
     for group in plan.groups:
         units.setdefault((group.dataset, group.method), {}).setdefault(unit_key(group), []).append(group)
-    mine: set[int] = set()
+    kept: set[int] = set()
     for owner, of_owner in units.items():
         first = int(content_key({"owner": owner}), 16)
         for place, key in enumerate(sorted(of_owner)):
             if (first + place) % count == number - 1:
-                mine |= {id(group) for group in of_owner[key]}
-    return dataclasses.replace(plan, groups=tuple(group for group in plan.groups if id(group) in mine))
+                kept |= {id(group) for group in of_owner[key]}
+    return dataclasses.replace(plan, groups=tuple(group for group in plan.groups if id(group) in kept))
 
 
 def unit_key(group: FitGroup) -> str:
-    """Names the groups that are better done in one place: by search, or by method and seed where nothing is trained."""
+    """The same for groups that should run in one place: by search, or by method and seed where nothing is trained."""
     if (search := search_key(group)) is not None:
         return search
     inputs = group.cells[0].inputs
@@ -368,9 +368,9 @@ def classification_metrics(question: Classification) -> tuple[str, ...]:
 
 
 def unplanned_cells(settings: Settings, plan: Plan) -> Iterator[Cell]:
-    """The stand-ins that :class:`Broken` would have for what this plan could plan; earlier runs may have left them."""
+    """The placeholder cells of :class:`Broken` for all that this plan could plan; earlier runs may have left them."""
     for group in {(cell.id.method, cell.id.dataset, cell.id.protocol) for cell in plan.cells}:
-        yield _stand_in(settings, *group)
+        yield _placeholder(settings, *group)
 
 
 def _methods(settings: Settings) -> tuple[dict[str, type[Method]], dict[str, Exception]]:
@@ -396,8 +396,8 @@ def _hash(*parts: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _stand_in(settings: Settings, method: str, dataset: str, protocol: str) -> Cell:
-    """One cell in place of all splits; the only one that can be named when nothing could be loaded."""
+def _placeholder(settings: Settings, method: str, dataset: str, protocol: str) -> Cell:
+    """A placeholder cell for all splits; nothing more is known when nothing could be loaded."""
     cell = CellId(
         method=method,
         variant=settings.variant,
@@ -416,5 +416,5 @@ def _stand_in(settings: Settings, method: str, dataset: str, protocol: str) -> C
 
 def _broken(settings: Settings, method: str, dataset: str, protocol: str, error: Exception) -> Broken:
     return Broken(
-        _stand_in(settings, method, dataset, protocol), describe(error), "".join(traceback.format_exception(error))
+        _placeholder(settings, method, dataset, protocol), describe(error), "".join(traceback.format_exception(error))
     )

@@ -19,10 +19,10 @@ from typing import Any
 class Preset:
     """One budget, the same for every method.
 
-    * ``steps``: optimiser steps of a trained method in all; 0 leaves each method its own (paper's) schedule.
-    * ``batch_size``: labelled images a step at most (of every stage); 0 leaves each method its own.
-    * ``validations``: how often in ``steps`` the validation task is asked, at equal distances; the best answer is kept
-      and nobody stops early, so that all spend the same. 0 leaves each method its own habit.
+    * ``steps``: optimiser steps of a trained method in all; 0 keeps each method's own (paper's) schedule.
+    * ``batch_size``: labelled images a step at most (of every stage); 0 keeps each method's own.
+    * ``validations``: how often in ``steps`` the validation task is scored, at equal distances; the best step is kept
+      and no method stops early, so that all spend the same. 0 keeps each method's own setting.
     * ``learning_rates``: fixed grid; each is tried with the whole budget and the validation task picks one, once for
       each training data, with seed 0, for all seeds. A grid of one rate sets it. Empty takes the configured rate.
     * ``limit``: as ``--limit``, images in training, query and gallery; None takes all.
@@ -40,13 +40,15 @@ class Preset:
 
     def changes(self, config: type) -> dict[str, Any]:
         """What the preset changes in this ``Config`` class."""
-        own: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config)}
-        wanted: dict[str, Any] = {"steps": self.steps}
+        defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config)}
+        values: dict[str, Any] = {"steps": self.steps}
         if self.batch_size:
-            wanted |= {name: min(own.get(name, 0), self.batch_size) for name in ("batch_size", "stage1_batch_size")}
+            values |= {
+                name: min(defaults.get(name, 0), self.batch_size) for name in ("batch_size", "stage1_batch_size")
+            }
         if self.validations:
-            wanted |= {"validate_every": math.ceil(self.steps / self.validations), "patience": 0}
-        return {name: value for name, value in wanted.items() if name in own}
+            values |= {"validate_every": math.ceil(self.steps / self.validations), "patience": 0}
+        return {name: value for name, value in values.items() if name in defaults}
 
 
 def has_field(config: type, name: str) -> bool:

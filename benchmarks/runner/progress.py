@@ -26,16 +26,16 @@ SHOWN = 4
 class RunProgress:
     """Progress over ``total`` cells: a bar, or a line every `EVERY` seconds where the console is not a terminal.
 
-    Failures are always printed. ``methods`` names the method of each cell: the time left is told by what their cells
-    cost beside each other (:data:`benchmarks.runner.estimate.RELATIVE_COSTS`) and by how fast this run is.
+    Failures are always printed. ``methods`` names the method of each cell: the time left is estimated from the
+    relative costs of their cells (:data:`benchmarks.runner.estimate.RELATIVE_COSTS`) and from how fast this run is.
     """
 
     def __init__(self, console: Console, total: int, methods: Sequence[str] = ()) -> None:
         self._console = console
-        self._started = self._said = time.monotonic()
+        self._started = self._printed = time.monotonic()
         self._cached = 0
         self._left = Counter(methods)
-        self._made = self._dearest = 0.0
+        self._cost_done = self._largest_cost = 0.0
         self._images = 0
         self._workers: dict[int, str] = {}
         self._bar = Progress(
@@ -65,7 +65,7 @@ class RunProgress:
         return WorkerProgress(self, number)
 
     def working(self, number: int, what: str) -> None:
-        """Say what a worker is doing."""
+        """Show what a worker is doing."""
         self._workers[number] = what
         shown = [self._workers[n] for n in sorted(self._workers)]
         more = f", +{len(shown) - SHOWN}" if len(shown) > SHOWN else ""
@@ -76,7 +76,7 @@ class RunProgress:
         self._show(description=f"{group.method} seed {group.seed}")
 
     def log(self, **numbers: Any) -> None:
-        """Show where training stands."""
+        """Show the training step and its loss."""
         if "step" in numbers:
             loss = f" loss {numbers['loss']:.3g}" if isinstance(numbers.get("loss"), float) else ""
             self._show(rate=f"step {numbers['step']}{loss}")
@@ -90,12 +90,12 @@ class RunProgress:
     def cell(self, cell: CellId, status: str, reason: str = "") -> None:
         """Advance; print what went wrong."""
         self._cached += status == "cached"
-        known = self._left[cell.method] > 0
-        self._left[cell.method] -= known
-        if status == "ok" and known:  # a cell without a score may have taken no time
+        counted = self._left[cell.method] > 0
+        self._left[cell.method] -= counted
+        if status == "ok" and counted:  # a cell without a score may have taken no time
             cost = relative_cost(cell.method)
-            self._made += cost
-            self._dearest = max(self._dearest, cost)
+            self._cost_done += cost
+            self._largest_cost = max(self._largest_cost, cost)
         self._show(advance=1, left=self._time_left())
         if not self._workers:
             self._show(description=f"{cell.method} {cell.protocol}/{cell.split}")
@@ -104,36 +104,36 @@ class RunProgress:
             self._bar.console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
     def _time_left(self) -> str:
-        """``about 3 min left``; "" where nothing is left, or nothing made tells how long the rest takes.
+        """``about 3 min left``; "" where nothing is left, or nothing done so far allows an estimate.
 
-        Methods without training say nothing of those with it, whose share of the time depends on the preset.
+        Cells of methods without training allow none for trained ones, whose share of the time depends on the preset.
         """
-        gone = time.monotonic() - self._started
+        elapsed = time.monotonic() - self._started
         task = self._bar.tasks[0]
-        made, total = task.completed - self._cached, task.total or 0
+        done, total = task.completed - self._cached, task.total or 0
         rest = sum(count * relative_cost(method) for method, count in self._left.items())
         trains = any(count and relative_cost(method) >= TRAINS for method, count in self._left.items())
-        if trains and self._dearest < TRAINS and self._made:
+        if trains and self._largest_cost < TRAINS and self._cost_done:
             return ""
-        if self._made and rest:
-            return f"about {duration(gone / self._made * rest)} left"
-        if not self._left and made > 0 and task.completed < total:
-            return f"about {duration(gone / made * (total - task.completed))} left"
+        if self._cost_done and rest:
+            return f"about {duration(elapsed / self._cost_done * rest)} left"
+        if not self._left and done > 0 and task.completed < total:
+            return f"about {duration(elapsed / done * (total - task.completed))} left"
         return ""
 
     def _show(self, **changes: Any) -> None:
-        """Change the bar, or say where things stand if that was long ago."""
+        """Change the bar, or print a line of progress if the last one was long ago."""
         self._bar.update(self._task, **changes)
         now = time.monotonic()
-        if self._console.is_terminal or now - self._said < EVERY:
+        if self._console.is_terminal or now - self._printed < EVERY:
             return
-        self._said = now
+        self._printed = now
         task = self._bar.tasks[0]
-        done, total, gone = int(task.completed), int(task.total or 0), now - self._started
-        told = self._time_left()
-        left = f", {told}" if told else ""
+        done, total, elapsed = int(task.completed), int(task.total or 0), now - self._started
+        time_left = self._time_left()
+        left = f", {time_left}" if time_left else ""
         at = ", ".join(part for part in (task.description, task.fields["rate"]) if part)
-        line = f"{done} of {total} cells after {duration(gone)}{left}: {at}"
+        line = f"{done} of {total} cells after {duration(elapsed)}{left}: {at}"
         self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -151,7 +151,7 @@ class WorkerProgress:
         self._whole.working(self._number, self._name)
 
     def log(self, **numbers: Any) -> None:
-        """Show where training stands."""
+        """Show the training step and its loss."""
         if "step" in numbers:
             self._whole.working(self._number, f"{self._name} step {numbers['step']}")
 

@@ -1,4 +1,4 @@
-"""The record of a cell: what was measured, by which method on which data, where, and what a reader must know of it."""
+"""The record of a cell: what was measured, by which method on which data, where, and its notes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def make_record(resources: Resources, cell: Cell, status: Status, **values: Any)
 
 
 def search_notes(fit: Fit) -> list[str]:
-    """What a reader must know of how the learning rate was picked: a tie, or that no trial has a score."""
+    """A note on how the learning rate was picked: a tie, or that no trial has a score."""
     if not fit.trials:
         return []
     scores = [trial.get("validation") for trial in fit.trials]

@@ -94,11 +94,11 @@ def class_logits(method: Method, encoded: EncodedImages, question: Classificatio
             return
         for start in range(0, len(rows), BATCH):
             batch = rows[start : start + BATCH]
-            pixels, begun = unit_range(encoded.pixels[batch]), time.perf_counter()
+            pixels, started = unit_range(encoded.pixels[batch]), time.perf_counter()
             logits = method.classify(pixels, names).float().cpu()
-            encoded.seconds += time.perf_counter() - begun
+            encoded.seconds += time.perf_counter() - started
             encoded.count += len(batch)
             if logits.shape != (len(batch), len(names)):
-                wanted = [len(batch), len(names)]
-                raise ValueError(f"logits of {len(batch)} images have shape {tuple(logits.shape)}, not {wanted}")
+                expected = [len(batch), len(names)]
+                raise ValueError(f"logits of {len(batch)} images have shape {tuple(logits.shape)}, not {expected}")
             yield logits

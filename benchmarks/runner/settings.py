@@ -1,6 +1,6 @@
 """The settings of a run: command line over file over defaults, checked before anything is loaded.
 
-Nothing here imports torch, so a wrong name costs no waiting.
+Nothing here imports torch, so a wrong name is reported at once.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from methods.registry import METHODS
 Rules = Literal["clean", "official"]
 Select = Literal["last", "val", "oracle"]
 Precision = Literal["float32", "bf16"]
+KeepWeights = Literal["best", "all"]
 
 
 class SettingsError(ValueError):
@@ -35,14 +36,14 @@ SEEDS = 2**32
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything a run was asked for. Tuples of names are in the order given.
+    """All settings of a run. Tuples of names are in the order given.
 
-    ``("all",)`` becomes all registered names, except for ``datasets``: there it means those that are found, and the
-    plan finds them. ``set`` holds the ``--set`` changes as ``("method.field" or "field", value)``; ``limit`` is the
+    ``("all",)`` becomes all registered names, except for ``datasets``: there it means those whose files are present,
+    which the plan finds. ``set`` has the ``--set`` changes as ``("method.field" or "field", value)``; ``limit`` is the
     effective one (the preset's unless given); ``device`` may be ``auto``, and ``jobs`` and ``threads`` 0, until
     :func:`benchmarks.runner.machine.final_settings` fills them in. ``shard`` is (number from 1, of how many).
     ``gpu_hours_each_fit`` and ``gpu_hours_basis`` are what a recipe's file expects of one fit, and why; a dry run
-    prints them.
+    prints them. ``keep_weights``: which fits' weights stay with the records (:mod:`benchmarks.store.weights`).
 
     Under ``--preset full`` the recipes apply even without ``--recipe``: each method's config on each
     data set is that of its recipe (:func:`paper_config`); where data sets are named (not ``all``), backbone and
@@ -72,6 +73,7 @@ class Settings:
     dry_run: bool = False
     fail_fast: bool = False
     force: bool = False
+    keep_weights: KeepWeights | None = None
     gpu_hours_each_fit: float = 0.0
     gpu_hours_basis: str = ""
 
@@ -103,6 +105,8 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
     settings = Settings(**{key: _convert(key, value) for key, value in values.items()})
     for key, kind in (("rules", Rules), ("select", Select), ("precision", Precision)):
         _one_of(key, getattr(settings, key), get_args(kind))
+    if settings.keep_weights is not None:
+        _one_of("keep-weights", settings.keep_weights, get_args(KeepWeights))
     _one_of("executor", settings.executor, executors())
     _one_of("preset", settings.preset, PRESETS)
     for seed in settings.seeds:
@@ -134,16 +138,16 @@ def _still_applicable(stated: Mapping[str, Any], values: Mapping[str, Any]) -> I
 
 
 def _basis(settings: Settings, stated: Mapping[str, Any]) -> str:
-    """A file's basis of the expected GPU hours, beginning with what of the run is not what the file states."""
+    """A file's basis of the expected GPU hours, beginning with what of the run differs from the file."""
     effective = {"datasets": ",".join(settings.datasets), "backbone": settings.backbone}
-    wanted = {"datasets": ",".join(stated.get("datasets", ())), "backbone": stated.get("backbone", "")}
-    others = [f"for {wanted[key]}, not {effective[key]}" for key in effective if effective[key] != wanted[key]]
+    of_file = {"datasets": ",".join(stated.get("datasets", ())), "backbone": stated.get("backbone", "")}
+    others = [f"for {of_file[key]}, not {effective[key]}" for key in effective if effective[key] != of_file[key]]
     return f"{', '.join(others)}: {settings.gpu_hours_basis}" if others else settings.gpu_hours_basis
 
 
 def executors() -> list[str]:
-    """Names that ``--executor`` takes: those of the registry, third parties' included; ``local`` stands for the two of
-    this machine, between which ``--jobs`` chooses."""
+    """Names that ``--executor`` takes: those of the registry, third parties' included; ``local`` means the two of
+    this machine; ``--jobs`` chooses between them."""
     return ["local", *(name for name in EXECUTORS.names() if name not in ("serial", "processes"))]
 
 
@@ -155,7 +159,7 @@ def recipe_file(name: str) -> Path:
 
 
 def _as_published(settings: Settings, stated: Mapping[str, Any]) -> Settings:
-    """The papers' backbone and protocols in place of those that neither file nor command line states.
+    """The papers' backbone and protocols unless file or command line states others.
 
     A variant that recipes of their own have (AD-CLIP's ``official_resnet``) means those recipes; any other, those of
     the papers' main variants.
@@ -310,7 +314,7 @@ def _convert(key: str, value: Any) -> Any:
 
 
 def _whole(value: Any) -> int:
-    """A whole number; raises ``ValueError`` for anything that ``int`` would only cut to one."""
+    """A whole number; raises ``ValueError`` for anything that ``int`` would truncate."""
     if isinstance(value, bool | float):
         raise ValueError
     return int(value)
@@ -322,7 +326,7 @@ def _one_of(key: str, value: str, known: Iterable[str]) -> None:
 
 
 def _names(key: str, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Registered names; ``all`` stands for all of them. Raises UnknownNameError for a name nobody registered."""
+    """Registered names; ``all`` means all of them. Raises UnknownNameError for a name that is not registered."""
     registry = {"methods": METHODS, "datasets": DATASETS, "protocols": PROTOCOLS}[key]
     if "all" in names:
         return ("all",) if key == "datasets" else tuple(registry.defaults())

@@ -10,7 +10,7 @@ times, in turn and several times over,
   does it.
 
 The printed ratio is fastest over fastest, as timeit advises on machines that do other work too; the range over the
-repeats stands beside it. The ranking engine multiplies in float64 (see its docstring for what that
+repeats is given with it. The ranking engine multiplies in float64 (see its docstring for what that
 buys), which alone is twice the float32 product; the rest is the counting of ranks.
 """
 
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--similarity", choices=["cosine", "sqeuclidean"], default="cosine")
     parser.add_argument("--memory-mib", type=float, default=512, help="memory ceiling of the ranking engine")
-    parser.add_argument("--threads", type=int, help="threads of the matrix product (default: as the environment says)")
+    parser.add_argument("--threads", type=int, help="threads of the matrix product (default: as in the environment)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")
     args = parser.parse_args(argv)

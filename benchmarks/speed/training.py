@@ -1,11 +1,11 @@
 """Seconds a training step of every method, by its plain path and by ours, on the same inputs in the same run.
 
 ``python -m benchmarks.speed.training`` fits each trained method of the registry twice, interleaved and several times
-over: as it is, and with its exact speed-ups switched off (what its ``plain`` class attribute says, else ``fast=False``
-in its config; a method with neither is timed as it is). The timed code is the method's own ``fit``, loss, backward and
-optimiser step, seen from outside through the ``log`` callback. What a stage does before its first step (cached
-features, prompts, graphs) is reported as its preparation, the least of the repeats, since what a process loads once
-(WordNet) falls on the first. The first step of every stage warms up and is not timed.
+over: as it is, and with its exact speed-ups switched off (the changes in its ``plain`` class attribute, else
+``fast=False`` in its config; a method with neither is timed as it is). The timed code is the method's own ``fit``,
+loss, backward and optimiser step, seen from outside through the ``log`` callback. What a stage does before its first
+step (cached features, prompts, graphs) is reported as its preparation, the least of the repeats, since what a process
+loads once (WordNet) falls on the first. The first step of every stage warms up and is not timed.
 
 Both paths see the same images, labels, class names and seed, so their losses must agree. The run compares them,
 prints the largest relative difference of the first steps, and ends with exit code 1 where it is above the tolerance: a
@@ -15,7 +15,7 @@ Workload. Batch sizes are those of each method's paper (its config's defaults), 
 of DomainNet in the UCDR-Adapter release, under the names of PictoDomains; at that size a step of some plain paths takes
 minutes on a CPU. ``--shrink N`` divides batch sizes and classes by N and so keeps the proportion of images to texts,
 which sets the ratio. By default N is 2 for picto-clip, and for the ViT sizes 12 on a CPU and 4 on a GPU;
-``--batch-size`` and ``--classes`` set numbers of their own. (Batches that are balanced over the 5 domains hold at least
+``--batch-size`` and ``--classes`` set other numbers. (Batches that are balanced over the 5 domains hold at least
 one image of each.) Augmentation is the paper's; ``--no-augmentation`` leaves it out, so that frozen image features
 are computed once. Images are noise, held in memory, with as many target images.
 
@@ -88,7 +88,7 @@ class DisagreementError(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure; 0 stands for the default (:func:`workload`)."""
+    """What to measure; 0 is the default (:func:`workload`)."""
 
     shrink: int = 0
     batch_size: int = 0
@@ -189,7 +189,7 @@ class StepTimer:
 
 
 def work_counter() -> Any:
-    """A context that counts floating-point operations; knows the CPU's attention kernel too."""
+    """A context that counts floating-point operations, those of the CPU's attention kernel too."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -344,7 +344,7 @@ def training_data(images: int, classes: int, size: int, seed: int) -> TrainingDa
 
 
 def load_backbone(name: str, device: str, precision: Any) -> Backbone:
-    """``picto-clip``, a size of :data:`VIT` with random weights, or whatever ``benchmarks.run --backbone`` takes."""
+    """``picto-clip``, a size of :data:`VIT` with random weights, or any value of ``benchmarks.run --backbone``."""
     from transformers import CLIPConfig
 
     from benchmarks.backbones import sources
@@ -397,13 +397,13 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Rows (:func:`compare`) of every stage of one method on one backbone; ``settings`` as :func:`workload` gives them.
 
-    Raises :class:`DisagreementError` if the two paths run other stages or numbers of steps; losses that differ are told
-    by a row's ``agrees``.
+    Raises :class:`DisagreementError` if the two paths run other stages or numbers of steps; losses that differ are
+    reported by a row's ``agrees``.
     """
     method = METHODS.get(name)
     changes, plain = config_changes(method, settings), plain_changes(method)
     sizes = [changes[key] for key in ("stage1_batch_size", "batch_size") if key in changes]
-    images = max([settings.classes, *sizes])
+    images = max([2 * settings.classes, *sizes])  # two a class: metric_head compares them
     data = training_data(images, settings.classes, backbone.image_size, settings.seed)
     paths = {"ours": changes} if plain is None else {"plain": {**changes, **plain}, "ours": changes}
     fits: dict[str, list[dict[str, Stage]]] = {path: [] for path in paths}
@@ -411,13 +411,13 @@ def measure(
     gc.freeze()  # what is there already is not searched for garbage before every fit
     try:
         for repeat in range(settings.repeats):
-            for path in list(paths)[:: 1 if repeat % 2 == 0 else -1]:  # whoever goes first has no advantage
+            for path in list(paths)[:: 1 if repeat % 2 == 0 else -1]:  # so that neither path is always the first
                 progress(f"{name}, {backbone.name}: {path}")
                 fit = fit_once(name, paths[path], backbone, data, seed=settings.seed, count_work=repeat == 0)
                 fits[path].append(fit)
     finally:
         gc.unfreeze()
-    shapes = {tuple((stage, len(told.losses)) for stage, told in fit.items()) for path in fits for fit in fits[path]}
+    shapes = {tuple((stage, len(run.losses)) for stage, run in fit.items()) for path in fits for fit in fits[path]}
     if len(shapes) != 1:
         raise DisagreementError(f"{name} on {backbone.name}: the paths run other stages or steps: {sorted(shapes)}")
 
@@ -516,10 +516,10 @@ def table_line(row: Mapping[str, Any]) -> str:
         cells += ["no plain path", f"{ours['s']:.3g}", "", "", "", "", f"- / {before['ours']:.2g}"]
     else:
         low, high = row["ratio_range"]
-        told = max(row["loss_difference"].values())
+        difference = max(row["loss_difference"].values())
         cells += [f"{row['plain']['s']:.3g}", f"{ours['s']:.3g}", f"{row['ratio']:.1f} ({low:.1f} to {high:.1f})"]
         cells += [f"{row[kind]:.1f}" if row[kind] else "" for kind in ("cpu_ratio", "work_ratio")]
-        cells += [f"{told:.0e}{'' if row['agrees'] else ' DISAGREE'}"]
+        cells += [f"{difference:.0e}{'' if row['agrees'] else ' DISAGREE'}"]
         cells += [f"{before['plain']:.2g} / {before['ours']:.2g}"]
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
@@ -541,12 +541,12 @@ def fit_progress(fits: int) -> Iterator[Callable[[str], None]]:
     )
     with display:
         task = display.add_task("", total=fits)
-        begun = False
+        shown = False
 
         def fitting(what: str) -> None:
-            nonlocal begun
-            display.update(task, description=what, advance=int(begun))
-            begun = True
+            nonlocal shown
+            display.update(task, description=what, advance=int(shown))
+            shown = True
 
         yield fitting
 
@@ -611,7 +611,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     methods = _split(args.methods, trained_methods() if args.methods == "all" else ())
     for name in methods:
         if not has_field(METHODS.get(name), "steps"):
-            parser.error(f"{name} takes no training steps; choose from: {', '.join(trained_methods())}")
+            parser.error(f"{name} is not trained; choose from: {', '.join(trained_methods())}")
     try:
         device = pick_device(args.device)
     except SettingsError as error:
@@ -620,7 +620,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_process(args.threads or 0)  # the arithmetic of a run
     torch.optim.SGD([torch.zeros(1, requires_grad=True)])  # the first optimiser of a process imports a compiler
 
-    begun, load = time.perf_counter(), [os.getloadavg()]
+    start, load = time.perf_counter(), [os.getloadavg()]
     settings = Settings(
         shrink=args.shrink,
         batch_size=args.batch_size,
@@ -653,7 +653,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     failures.append({"method": name, "backbone": backbone.name, "reason": reason})
             del backbone
     load.append(os.getloadavg())
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
 
     result: dict[str, Any] = {
         "schema": 1,

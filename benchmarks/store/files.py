@@ -5,6 +5,7 @@
     RESULTS/cells/<dataset>/<protocol>/<method>-<split>-s<seed>-<key>.json      the record
     RESULTS/cells/<dataset>/<protocol>/<method>-<split>-s<seed>-<key>.parquet   one row a query and gallery
     RESULTS/searches/<dataset>/<method>-<key>.json                              the learning rate that validation picked
+    RESULTS/weights/<dataset>/<method>-s<seed>-<key>/                           a fit's weights (:mod:`.weights`)
     RESULTS/cards/methods/<method>.json, RESULTS/cards/datasets/<dataset>.json  cards of what was run
     RESULTS/resolved.json                                                       the last run's settings
 
@@ -31,6 +32,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -67,12 +69,13 @@ class ResultStore:
     ``report`` is called with one line for each file that cannot be used.
     """
 
+    #: Whether it writes nothing.
+    read_only = False
+
     def __init__(self, root: Path | str, report: Callable[[str], None] | None = None) -> None:
         self.root = Path(root)
         self._report = report or (lambda line: None)
         self._reported = ""
-        self._parsed_pack: Pack | None = None
-        self._parsed_records: dict[str, Record | None] = {}
 
     def path(self, cell: CellId, key: str) -> Path:
         """The path of a cell's record."""
@@ -123,14 +126,6 @@ class ResultStore:
             self._report(f"{pack.root}: the packed record {name!r}: {error}; counts as absent")
             return None
 
-    def _parsed(self, pack: Pack, name: str) -> Record | None:
-        """`_packed`, each text of a pack parsed once: reports read the values of every record."""
-        if self._parsed_pack is not pack:
-            self._parsed_pack, self._parsed_records = pack, {}
-        if name not in self._parsed_records:
-            self._parsed_records[name] = self._packed(name)
-        return self._parsed_records[name]
-
     def finished(self, cell: CellId, key: str, *, set_aside: bool = True) -> Record | None:
         """The record if this cell needs no second run."""
         record = self.read(cell, key, set_aside=set_aside)
@@ -179,14 +174,14 @@ class ResultStore:
     def searches(self) -> Iterator[tuple[str, str]]:
         """Path below this folder and JSON text of every search, loose or packed, in a fixed order."""
         pack = self.pack()
-        found = dict(pack.searches) if pack else {}
+        searches = dict(pack.searches) if pack else {}
         for path in (self.root / "searches").rglob("*.json"):
             if not path.name.startswith("."):
                 try:
-                    found[path.relative_to(self.root).as_posix()] = path.read_text(encoding="utf-8")
+                    searches[path.relative_to(self.root).as_posix()] = path.read_text(encoding="utf-8")
                 except (OSError, UnicodeDecodeError) as error:
                     self._report(f"{path}: cannot be read ({error}); skipped")
-        yield from sorted(found.items())
+        yield from sorted(searches.items())
 
     def discard(self, cell: CellId, key: str) -> None:
         """Remove the record of a cell that no longer exists, if there is one; packs are never changed."""
@@ -203,7 +198,7 @@ class ResultStore:
         write_atomically(self.root / "resolved.json", (json.dumps(json_value(settings), indent=1) + "\n").encode())
 
     def clean(self) -> int:
-        """Remove temporary files whose writer was killed; returns how many there were.
+        """Remove temporary files and folders whose writer was killed; returns how many there were.
 
         Files of a running process of this machine stay, and those of another machine that are less than an hour old.
         """
@@ -211,7 +206,7 @@ class ResultStore:
         for path in [path for path in self.root.rglob(".*.tmp") if _WRITER.search(path.name)]:
             with contextlib.suppress(OSError):
                 if _writer_ended(path):
-                    path.unlink()
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
                     removed += 1
         return removed
 
@@ -272,7 +267,7 @@ class ResultStore:
             data = _side_file(path.with_name(record.per_query.file), record.per_query)
         except RecordError:
             name, pack = self.name(record.cell, record.key), self.pack()
-            if pack is None or self._parsed(pack, name) != record:
+            if pack is None or record.per_query.sha256 not in pack.records.get(name, ""):
                 raise
             try:
                 packed = pack.per_query(name)
@@ -312,7 +307,7 @@ def _side_file(path: Path, expected: PerQuery) -> bytes:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a whole file or nothing: temporary file in the same folder, flushed to the disk, renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{next(_writes)}.tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -329,6 +324,11 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.close(folder)
 
 
+def temporary_name(path: Path) -> Path:
+    """A new name beside ``path``, which :meth:`ResultStore.clean` removes if this process ends before it does."""
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{next(_writes)}.tmp")
+
+
 _writes = itertools.count()
 _WRITER = re.compile(r"\.([0-9a-f]{8})-(\d+)-\d+\.tmp$")
 
@@ -343,13 +343,13 @@ def _writer_ended(path: Path) -> bool:
     """Whether the process that wrote a temporary file has ended."""
     import psutil
 
-    found = _WRITER.search(path.name)
-    assert found is not None
+    match = _WRITER.search(path.name)
+    assert match is not None
     written = path.stat().st_mtime
-    if found[1] != _machine():
+    if match[1] != _machine():
         return time.time() - written > 3600
     try:
-        return bool(psutil.Process(int(found[2])).create_time() > written + 1)  # a later process has the same id
+        return bool(psutil.Process(int(match[2])).create_time() > written + 1)  # a later process has the same id
     except psutil.NoSuchProcess:
         return True
 

@@ -13,13 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import CellId, Record, Unreadable, backbone_identity
+from benchmarks.store.weights import WeightStore
 
 if TYPE_CHECKING:
     import pandas as pd
 
 #: Columns of a frame without records, beside the cell's, so that readers find empty columns, not missing ones.
 _MORE_COLUMNS = (
-    *("gallery", "metric", "value", "status", "reason", "title", "floor", "headline", "notes", "key", "fit_id"),
+    *(
+        "gallery",
+        "metric",
+        "value",
+        "status",
+        "reason",
+        "title",
+        "floor",
+        "headline",
+        "notes",
+        "key",
+        "fit_id",
+        "weights",
+    ),
     *("dataset_version", "gallery_domain", "data_hash", "weights_hash", "identity", "precision", "scoring", "created"),
 )
 
@@ -33,8 +47,8 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
     NaN; ``status`` and ``reason`` give the cause. Columns: the cell (``method``, ``variant``, ``config`` as JSON,
     ``backbone``, ``dataset``, ``protocol``, ``rules``, ``split``, ``select``, ``seed``, ``limit``), ``gallery``,
     ``metric``, ``value`` (a fraction), ``status``, ``reason``, counts, cost, ``floor``, ``extension`` (what the
-    method's paper does not define, else empty), ``headline``, ``notes`` (a tuple), hashes, ``key``,
-    ``created``.
+    method's paper does not define, else empty), ``headline``, ``notes`` (a tuple), hashes, ``key``, ``weights`` (the
+    folder of its fit's weights below this one, else empty), ``created``.
 
     A record that cannot be read is a failed row with only what its file name contains (no ``data_hash``);
     ``report`` gets one line for each (default: a warning). Raises ``FileNotFoundError`` if there is no such folder.
@@ -49,6 +63,7 @@ def frame_and_records(path: Path | str, report: Callable[[str], None]) -> tuple[
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a results folder; run `python -m benchmarks.run --out {root}` first")
+    weights = WeightStore(root)
     records: dict[str, Record] = {}
     rows: list[dict[str, Any]] = []
     for record in ResultStore(root, report).entries():
@@ -82,6 +97,7 @@ def frame_and_records(path: Path | str, report: Callable[[str], None]) -> tuple[
             "total_parameters": record.cost.total_parameters,
             "notes": tuple(record.notes),
             "key": record.key,
+            "weights": weights.of_record(record),
             "created": record.created,
         }
         for gallery, headline in record.galleries.items():
@@ -101,17 +117,17 @@ def frame_and_records(path: Path | str, report: Callable[[str], None]) -> tuple[
 def _unreadable_row(entry: Unreadable) -> dict[str, Any]:
     """A failed row of :func:`load_results`: what a file's name says about its cell, and why it has no score."""
     parts = PurePosixPath(entry.name).parts
-    found = _FILE.fullmatch(parts[-1])
+    match = _FILE.fullmatch(parts[-1])
     cell = CellId(
-        method=found["method"] if found else "*", variant="", config={}, backbone="", rules="", select="",
+        method=match["method"] if match else "*", variant="", config={}, backbone="", rules="", select="",
         dataset=parts[1] if len(parts) == 4 else "*", protocol=parts[2] if len(parts) == 4 else "*",
-        split=found["split"] if found else "*", seed=int(found["seed"]) if found else 0,
+        split=match["split"] if match else "*", seed=int(match["seed"]) if match else 0,
     )  # fmt: skip
     about = {name: value for name, value in vars(cell).items() if name != "config"}
-    names = ("title", "fit_id", "dataset_version", "gallery_domain", "data_hash", "weights_hash", "identity")
+    names = ("title", "fit_id", "dataset_version", "gallery_domain", "data_hash", "weights_hash", "identity", "weights")
     empty = dict.fromkeys(names, "")
     return about | empty | {
         "config": "{}", "status": "failed", "reason": entry.reason, "floor": False, "precision": "", "scoring": 0,
-        "key": found["key"] if found else entry.name, "created": "", "gallery": "*", "headline": (), "extension": "",
+        "key": match["key"] if match else entry.name, "created": "", "gallery": "*", "headline": (), "extension": "",
         "notes": (), "metric": None, "value": math.nan,
     }  # fmt: skip

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from benchmarks.store.packed import (
     type_name,
     type_of,
 )
+from benchmarks.store.weights import FIT, FOLDER
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,9 +45,10 @@ KEPT = ("ap@all", "recall@1", "credit")
 LISTS = ("top_keys", "top_scores")
 
 
-def write_pack(store: ResultStore, out: Path, *, form: str = "lean", top: int = TOP) -> Manifest:
+def write_pack(store: ResultStore, out: Path, *, form: str = "lean", top: int = TOP, weights: bool = False) -> Manifest:
     """Write everything readable in ``store`` as a pack into the folder ``out``; the same records give the same bytes.
 
+    With ``weights``, the kept weights of fits are copied as they are; without, those in ``out`` are removed.
     Each file is replaced whole, the manifest last; a pack that was there is replaced. Raises :class:`PackError` if
     there is no record, if ``out`` is the store's own folder or has loose records (they would hide the pack), or if
     the store is itself a lean pack without the values that are requested.
@@ -82,6 +85,7 @@ def write_pack(store: ResultStore, out: Path, *, form: str = "lean", top: int = 
     for name, content in data.items():
         write_atomically(out / name, content)
     _copy_cards(store.root, out)
+    _copy_weights(store.root, out, take=weights)
     write_atomically(out / MANIFEST, (json.dumps(dataclasses.asdict(manifest), indent=1) + "\n").encode())
     return manifest
 
@@ -175,7 +179,7 @@ def _known_types(table: pa.Table, name: str) -> tuple[pa.Table, str]:
     """A record's table with columns of the types that a pack supports, and these as JSON: name and type, in order."""
     import pyarrow as pa
 
-    found, fields = [], []
+    types, fields = [], []
     for field in table.schema:
         kind = type_name(field.type)
         try:
@@ -184,9 +188,9 @@ def _known_types(table: pa.Table, name: str) -> tuple[pa.Table, str]:
             known = None
         if known is None or field.name == "record":
             raise PackError(f"{name}: a pack cannot hold the per-query column {field.name!r} ({kind})")
-        found.append([field.name, kind])
+        types.append([field.name, kind])
         fields.append(pa.field(field.name, known))
-    return table.cast(pa.schema(fields)), json.dumps(found, ensure_ascii=False)
+    return table.cast(pa.schema(fields)), json.dumps(types, ensure_ascii=False)
 
 
 class _Blocks:
@@ -288,6 +292,20 @@ def _parquet(table: pa.Table, note: dict[str, Any]) -> bytes:
         write_statistics=False,
     )
     return buffer.getvalue()
+
+
+def _copy_weights(source: Path, out: Path, *, take: bool) -> None:
+    """Copy the folders of weights; remove those of a former pack that no longer exist or are left out."""
+    current = (
+        {path.relative_to(source) for path in (source / FOLDER).glob("*/*/*") if path.is_file()} if take else set()
+    )
+    current = {name for name in current if not name.parts[-2].startswith(".") and not name.name.startswith(".")}
+    for name in sorted(current, key=lambda name: (name.name == FIT, name)):  # last: what makes them known
+        write_atomically(out / name, (source / name).read_bytes())
+    kept = {name.parent for name in current}
+    for folder in (out / FOLDER).glob("*/*"):
+        if folder.relative_to(out) not in kept:
+            shutil.rmtree(folder)
 
 
 def _copy_cards(source: Path, out: Path) -> None:

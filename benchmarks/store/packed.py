@@ -150,12 +150,12 @@ def open_pack(root: Path) -> Pack | None:
     place = root.resolve()
     known = _opened.get(place)
     if known is None or known[0] != state:
-        found: Pack | PackError
+        status: Pack | PackError
         try:
-            found = Pack(root)
+            status = Pack(root)
         except PackError as error:
-            found = error
-        known = (state, found)
+            status = error
+        known = (state, status)
         _opened[place] = known
         while len(_opened) > 4:
             del _opened[next(iter(_opened))]
@@ -199,11 +199,11 @@ def unscaled(column: pa.ChunkedArray) -> pa.Array:
     import pyarrow as pa
     from pyarrow import compute
 
-    one = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    if pa.types.is_list(one.type):
-        values = compute.divide(one.values.cast(pa.float64()), float(SCALE))
-        return pa.ListArray.from_arrays(one.offsets, values, mask=one.is_null())
-    return compute.divide(one.cast(pa.float64()), float(SCALE))
+    values_array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    if pa.types.is_list(values_array.type):
+        values = compute.divide(values_array.values.cast(pa.float64()), float(SCALE))
+        return pa.ListArray.from_arrays(values_array.offsets, values, mask=values_array.is_null())
+    return compute.divide(values_array.cast(pa.float64()), float(SCALE))
 
 
 class _readable:  # noqa: N801 - used as a block
@@ -250,7 +250,7 @@ def _manifest(path: Path) -> Manifest:
 
 def _state(path: Path) -> tuple[int, int, int] | None:
     try:
-        found = os.stat(path)  # noqa: PTH116 - the same for a path that is a folder or gone
+        status = os.stat(path)  # noqa: PTH116 - the same for a path that is a folder or gone
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -225,15 +225,24 @@ def json_value(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | bool) else str(value)
 
 
+_OBJECT = dict[str, Any]
+
+
 @functools.cache
 def _type_hints(kind: Hashable) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
+@functools.cache
+def _shape(kind: Hashable) -> tuple[Any, tuple[Any, ...], bool]:
+    """A type's origin, its arguments, and whether it is a dataclass; read once, for stores hold a million values."""
+    return typing.get_origin(kind), typing.get_args(kind), dataclasses.is_dataclass(kind)
+
+
 def parse_value(kind: Any, value: Any, where: str) -> Any:
     """``value`` as ``kind`` (a dataclass, a builtin, a Literal, a union or a container of these), checked."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
+    origin, arguments, has_fields = _shape(kind)
+    if has_fields:
         if not isinstance(value, dict):
             raise RecordError(f"{where} must be an object")
         types_of = _type_hints(typing.cast(Hashable, kind))
@@ -243,11 +252,11 @@ def parse_value(kind: Any, value: Any, where: str) -> Any:
                 values[item.name] = parse_value(types_of[item.name], value[item.name], f"{where}.{item.name}")
             elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
                 raise RecordError(f"{where}.{item.name} is missing")
-        return kind(**values)  # type: ignore[operator]
+        return kind(**values)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return parse_value(next(one for one in arguments if one is not type(None)), value, where)
+        return parse_value(next(argument for argument in arguments if argument is not type(None)), value, where)
     if origin is Literal:
         if value not in arguments:
             raise RecordError(f"{where} is {value!r}, not one of {', '.join(arguments)}")
@@ -257,6 +266,8 @@ def parse_value(kind: Any, value: Any, where: str) -> Any:
             return value
         return {key: parse_value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is list and isinstance(value, list):
+        if arguments[0] == _OBJECT and all(type(item) is dict for item in value):
+            return value  # loss curves, mostly
         return [parse_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
     if kind is Any:
         return value

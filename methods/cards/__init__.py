@@ -44,7 +44,7 @@ class Deviation:
 
 @dataclass(frozen=True)
 class MethodCard:
-    """What a method is and where it comes from; ``floor`` marks a baseline that knows nothing.
+    """What a method is and where it comes from; ``floor`` marks a baseline without learned knowledge.
 
     ``extensions``: results that the paper does not define and this suite does, by protocol (``"ucdr"``) or by
     protocol and kind of question (``"uda/retrieval"``, ``"uda/classification"``), each with what is done. Results carry
@@ -113,8 +113,8 @@ def _check(path: Path, where: str, kind: type, values: Mapping[str, Any]) -> Non
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(fields)}"
             raise CardError(f"{path}: {where} has the unknown key {key!r}; {hint}")
-    for key, one in fields.items():
-        required = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+    for key, entry in fields.items():
+        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
         if required and key not in values:
             raise CardError(f"{path}: {where} has no {key}; add a line {key} = ...")
     hints = typing.get_type_hints(kind)

@@ -454,7 +454,11 @@ class Backbone(ABC):
         """Normalise pixels [B, 3, H, W] in [0, 1] per channel.
 
         "clip": the checkpoint's own statistics (its image processor's mean and std); "imagenet"; "none": unchanged.
+
+        Raises ``BackboneError`` for whole numbers (8-bit images), which would be read as values in [0, 1].
         """
+        if not pixels.is_floating_point():
+            raise BackboneError(f"pixels must be floats in [0, 1], not {pixels.dtype}; pass pixels.float() / 255")
         if statistics == "none":
             return pixels
         if statistics == "clip":
@@ -1037,8 +1041,8 @@ def check_folder(folder: Path) -> None:
                 f"backbone folder {folder} has neither model.safetensors nor model.safetensors.index.json, which its"
                 " other safetensors files need: fetch the folder again"
             )
-        found = "only pickled weights" if any(folder.glob("*.bin")) else "no weights"
+        problem = "only pickled weights" if any(folder.glob("*.bin")) else "no weights"
         raise BackboneError(
-            f"backbone folder {folder} has {found}: convert them to model.safetensors"
+            f"backbone folder {folder} has {problem}: convert them to model.safetensors"
             " (CLIPModel.save_pretrained writes it); pickle is never loaded"
         )

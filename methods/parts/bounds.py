@@ -61,13 +61,13 @@ def faults(config: Any) -> list[tuple[str, str]]:
     """What is wrong with the values of a ``Config`` (a dataclass): pairs of field name and reason, in field order."""
     kind = type(config)
     hints = _hints(kind)
-    found = []
+    faulty = []
     for field in dataclasses.fields(kind):
         value = getattr(config, field.name)
         reason = _fault(config, field, value, hints.get(field.name))
         if reason:
-            found.append((field.name, reason))
-    return found
+            faulty.append((field.name, reason))
+    return faulty
 
 
 def _fault(config: Any, field: dataclasses.Field[Any], value: Any, hint: Any) -> str:
@@ -143,5 +143,5 @@ def _choices(hint: Any) -> tuple[Any, ...]:
         return typing.get_args(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         parts = [_choices(part) for part in typing.get_args(hint) if part is not type(None)]
-        return tuple(one for part in parts for one in part) if parts and all(parts) else ()
+        return tuple(item for part in parts for item in part) if parts and all(parts) else ()
     return ()

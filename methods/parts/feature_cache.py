@@ -118,9 +118,9 @@ class FeatureCache:
         if self.folder is not None and len(content) > CHUNK:
             files = self._files(scope, content)
             if files.started or self._large(compute(torch.zeros(1, dtype=torch.long)), len(content)):
-                found = self._from_files(files, compute)
-                if found is not None:
-                    return found
+                features = self._from_files(files, compute)
+                if features is not None:
+                    return features
                 return self._from_memory(scope.key, content, functools.partial(_read_or_compute, files, compute))
         return self._from_memory(scope.key, content, compute)
 
@@ -183,8 +183,8 @@ class FeatureCache:
             images.update(image.encode() + b"\n")
         return RowFiles(self.folder / scope.key[:32] / images.hexdigest()[:32], len(content))
 
-    def _large(self, one: dict[str, Tensor], count: int) -> bool:
-        return _size(one) * count > self.limit // 4
+    def _large(self, row: dict[str, Tensor], count: int) -> bool:
+        return _size(row) * count > self.limit // 4
 
 
 @functools.cache
@@ -319,7 +319,7 @@ def _read_or_compute(
 
 
 def _split(content: Iterable[str], values: dict[str, Tensor]) -> dict[str, Row]:
-    """Rows of their own memory, so that dropping one frees it."""
+    """Rows as a copy, so that dropping one frees it."""
     return {image: {name: value[row].clone() for name, value in values.items()} for row, image in enumerate(content)}
 
 

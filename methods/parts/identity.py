@@ -94,5 +94,5 @@ def _description(tokenizer: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """A list of equal values (``[16, 16]``, ``[49407]``) means the same as the value."""
     if isinstance(value, list | tuple):
-        return value[0] if value and all(one == value[0] for one in value) else list(value)
+        return value[0] if value and all(item == value[0] for item in value) else list(value)
     return value

@@ -295,9 +295,11 @@ def _sides(key: str, value: Any, *, square: bool) -> tuple[Resize, tuple[int, ..
 def _statistics(values: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation for pixels in [0, 1], whatever the rescale factor."""
     given = [values["image_mean"], values["image_std"]] if values["do_normalize"] else [0.0, 1.0]
-    mean, std = ([one] * 3 if isinstance(one, int | float) else one for one in given)
+    mean, std = ([value] * 3 if isinstance(value, int | float) else value for value in given)
     numbers = [*mean, *std] if isinstance(mean, list | tuple) and isinstance(std, list | tuple) else [None]
-    sound = all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in numbers)
+    sound = all(
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in numbers
+    )
     if not sound or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ProcessingError(
             f"image_mean {_shown(given[0])} and image_std {_shown(given[1])}: give three numbers each, the deviations"
@@ -312,7 +314,7 @@ def _statistics(values: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[flo
             " in [0, 1]: leave do_rescale out, or give those of pixels from 0 to 255"
         )
     scale = 1.0 if math.isclose(255 * factor, 1, rel_tol=1e-9) else 255 * factor
-    return tuple(float(one) / scale for one in mean), tuple(float(one) / scale for one in std)
+    return tuple(float(value) / scale for value in mean), tuple(float(value) / scale for value in std)
 
 
 def _check_result(

@@ -1,4 +1,4 @@
-"""Message passing of a graph network with torch_geometric, in a file of its own: that library loads slowly."""
+"""Message passing of a graph network with torch_geometric, in a separate file: that library loads slowly."""
 
 from __future__ import annotations
 

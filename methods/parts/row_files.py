@@ -97,13 +97,13 @@ class RowFiles:
 
         The mapping is for reading: changing such a tensor in place is a segmentation fault.
         """
-        found = {}
+        tensors = {}
         for name, (dtype, shape) in self._kinds.items():
             raw = self._raw(name)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch expects writable arrays
-                found[name] = torch.from_numpy(raw).view(dtype).view(self.count, *shape)
-        return found
+                tensors[name] = torch.from_numpy(raw).view(dtype).view(self.count, *shape)
+        return tensors
 
     def _raw(self, name: str) -> np.ndarray:
         """The bytes of a tensor's rows, uint8 ``[count, bytes]``, over its file."""
@@ -165,13 +165,13 @@ class RowFiles:
 
 def _checksums(raw: Sequence[np.ndarray], rows: Iterable[int]) -> np.ndarray:
     """CRC-32 of each of the rows, through all tensors: uint32 ``[len(rows)]``."""
-    found = []
+    values = []
     for row in rows:
         value = 0
         for tensor in raw:
             value = zlib.crc32(tensor[row], value)
-        found.append(value)
-    return np.array(found, dtype=np.uint32)
+        values.append(value)
+    return np.array(values, dtype=np.uint32)
 
 
 def row_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:

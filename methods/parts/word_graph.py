@@ -2,7 +2,7 @@
 
 Nodes are the classes, in the order given, then all their ancestors by synset name. Edges are WordNet's hypernymy;
 :func:`row_normalised` makes propagation weights of them: both directions, a self loop a node, rows summing to one.
-A class that WordNet does not know is a node without edges. The same names always give the same graph.
+A class that is not in WordNet is a node without edges. The same names always give the same graph.
 
 Shapes: C classes, N nodes, K edges, M messages of the graph network, E embedding width of CLIP.
 """
@@ -20,18 +20,20 @@ from torch.nn import functional as F
 
 from methods.parts.backbone import Backbone
 from methods.parts.feature_cache import FeatureScope, process_cache
-from methods.parts.senses import choose_senses, named_synset, nearest_sense, senses, wordnet
+from methods.parts.senses import choose_senses, named_synset, nearest_sense, senses, undisputed_wordnet, wordnet
 
 GraphSource = Literal["wordnet", "none", "random"]
 SenseChoice = Literal["context", "first"]
 
 
 def wordnet_path() -> Path:
-    """The folder, or the zip file, of the WordNet that nltk reads.
+    """The folder, or the zip file, of the WordNet that nltk reads; nltk itself is loaded only where it must decide.
 
     Raises:
         WordNetError: as :func:`wordnet` does.
     """
+    if (archive := undisputed_wordnet()) is not None:
+        return archive
     root = wordnet()._root
     return Path(root.zipfile.filename if hasattr(root, "zipfile") else str(root))
 
@@ -281,7 +283,7 @@ def receptive_field(edges: Tensor, nodes: int, rows: Sequence[int], layers: int 
 def text_vectors(backbone: Backbone, words: Sequence[tuple[str, ...]], template: str) -> Tensor:
     """Mean CLIP text embedding of each of n nodes' words in the ``template`` -> [n, E], L2-normalised.
 
-    Each node is encoded in a batch of its own, so that the last bits do not depend on the others, and once a process.
+    Each node is encoded in a separate batch, so that the last bits do not depend on the others, and once a process.
     """
     texts = [tuple(template.format(word) for word in node) for node in words]
 

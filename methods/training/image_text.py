@@ -1,19 +1,15 @@
-"""Methods with the image-text loss that differ in what they train: the base of CoOp, VPT, LoRA and CLIP-Full.
+"""Methods with the image-text loss that differ in what they train: the base of all trained baselines.
 
 Loss: cross-entropy over cosine(image, text of every class with labelled images) / tau, in batches balanced over
 domains, with Adam. A subclass says what is trained (:meth:`ImageTextMethod.build`) and how it changes an image or a
-text feature; everything else is here. For instance, a linear probe is::
+text feature; everything else is here. For instance, LayerNorm tuning is::
 
-    class LinearProbe(ImageTextMethod):
-        card, Config = read_card("linear_probe"), ImageTextConfig
-        needs = "features"
-        frozen_images = True
+    class LnTuning(OwnClipMethod):
+        card, Config, stage = read_card("ln_tuning"), ImageTextConfig, "LayerNorms"
 
         def build(self, seed: int) -> dict[str, nn.Parameter]:
-            return {"head": nn.Parameter(torch.eye(self.backbone.embed_dim, device=self.device))}
-
-        def head(self, features: Tensor) -> Tensor:
-            return features @ self.trainable()["head"].T
+            self.copy = self.backbone.clone()
+            return {name: value for name, value in self.copy.vision_parameters().items() if "norm" in name}
 
 Speed: texts that training does not change, and image features that it does not change where images are not augmented,
 are computed once. Target images and classes without labelled images are not used.
@@ -25,7 +21,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -154,6 +150,14 @@ class ImageTextMethod(Method):
 
     # --- training ---
 
+    def batches(self, data: TrainingData, generator: torch.Generator) -> Iterator[Tensor]:
+        """Endless index batches into the labelled images, equal in all processes: balanced over domains."""
+        return domain_batches(data, self.config.batch_size, generator, getattr(self.config, "sampler", "reshuffled"))
+
+    def encoded_rows(self, batch: Tensor) -> Tensor:
+        """The images of a batch that this process encodes and :meth:`loss` gets; default: its share of them."""
+        return share(batch)
+
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
         """Train on the labelled images."""
         config, start = self.config, time.perf_counter()
@@ -166,7 +170,7 @@ class ImageTextMethod(Method):
         labels = labels.to(self.device)
         prompts = self.prompts(names)
         augmentation = Augmentation() if config.augment else PLAIN
-        stream = domain_batches(data, config.batch_size, seeded(seed, batch_part), sampler)
+        stream = self.batches(data, seeded(seed, batch_part))
         fixed_texts = self.text_features(prompts) if config.fast and self.frozen_texts else None
         fixed_images = None
         if config.fast and self.frozen_images and not augmentation.active:
@@ -174,7 +178,7 @@ class ImageTextMethod(Method):
             fixed_images = fixed_images.to(self.device)
 
         def loss(step: int) -> Tensor:
-            index = share(next(stream))
+            index = self.encoded_rows(next(stream))
             if fixed_images is not None:
                 images = self.head(fixed_images[index])
             else:
@@ -225,6 +229,36 @@ class ImageTextMethod(Method):
         """Build the parameters if there are none yet."""
         if self.parameters is None:
             self.parameters = self.build(seed=0)
+
+
+@dataclass(frozen=True)
+class LinearMapConfig(ImageTextConfig):
+    """Settings of the methods that train a map of CLIP's image features."""
+
+    learning_rate: float = 1e-4  # of Adam. A step moves each of the E x E entries by about the rate, so that n steps
+    # turn a row of the identity by up to n sqrt(E) rates: at E = 512 all of it after 440 steps
+    augment: bool = False  # random crop, flip and colour jitter; without it image features are computed once
+
+
+class LinearMapMethod(ImageTextMethod):
+    """An :class:`ImageTextMethod` that trains a linear map of CLIP's frozen image features, the identity at first."""
+
+    stage = "linear map"
+    needs = "features"
+    config: LinearMapConfig
+
+    def build(self, seed: int) -> dict[str, nn.Parameter]:
+        """``map`` [E, E], the identity."""
+        return {"map": nn.Parameter(torch.eye(self.backbone.embed_dim).to(self.device))}
+
+    @property
+    def frozen_images(self) -> bool:
+        """True: the map reads frozen features."""
+        return True
+
+    def head(self, features: Tensor) -> Tensor:
+        """W f of image features f [B, E]."""
+        return features @ self.trainable()["map"].T
 
 
 class OwnClipMethod(ImageTextMethod):

@@ -118,7 +118,7 @@ class TwoStageMethod(Method):
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
         """Stage 1, then stage 2. Classes and domains without labelled images get no prompt."""
-        config, report, begun = self.config, FitReport(), time.perf_counter()
+        config, report, start = self.config, FitReport(), time.perf_counter()
         class_names, classes = seen_classes(data)
         present, domains = torch.unique(data.domains, return_inverse=True)
         self.build(class_names, [data.domain_names[int(number)] for number in present], seed=seed)
@@ -168,7 +168,7 @@ class TwoStageMethod(Method):
         for parameter in self.parameters().values():
             parameter.requires_grad_(False)
         report.trainable_parameters = count_parameters(trained)
-        report.seconds = time.perf_counter() - begun
+        report.seconds = time.perf_counter() - start
         return report
 
     def encode_images(self, pixels: Tensor) -> Tensor:

@@ -220,7 +220,16 @@ def test_capabilities_are_ordered() -> None:
 
 
 RUN = {
-    "features": {"random", "constant", "raw_pixel", "zero_shot", "full_finetune", "sre_clip"},
+    "features": {
+        "random",
+        "constant",
+        "raw_pixel",
+        "zero_shot",
+        "full_finetune",
+        "sre_clip",
+        "linear_probe",
+        "metric_head",
+    },
     "styles": {"coop", "lora", "ad_clip"},
 }
 

@@ -1,5 +1,6 @@
 """Names of the shipped backbones: the default, the versions, what v2 is."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,15 @@ def test_a_version_has_one_name_in_the_records(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(sources, "SHIPPED", tmp_path)
     _ship(tmp_path, "picto-clip-v2")
     assert sources.resolve("picto-clip-invariant") == sources.resolve("picto-clip-v2")
+
+
+def test_the_shipped_versions_load_and_their_cards_state_what_was_measured() -> None:
+    assert {"picto-clip-v2", "picto-clip-v3"} <= set(sources.shipped_versions())
+    for name, folder in sources.shipped_versions().items():
+        backbone = sources.load(name, device="cpu", precision="float32")
+        assert (backbone.name, backbone.image_size) == (name, 64)
+        measured = json.loads((folder / "measurements.json").read_text())
+        assert f"**{measured['top1']:.1%}**" in (folder / "README.md").read_text()
 
 
 def test_without_the_reference_version_the_newest_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

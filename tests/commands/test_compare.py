@@ -228,7 +228,7 @@ def test_unusable_input_is_one_line(
         ),
         ((old.root, old.root, "--threshold", "-1"), "threshold=-1.0 must be 0 or larger"),
         ((old.root, old.root, "--threshold", "nan"), "threshold=nan must be 0 or larger"),
-        ((old.root, old.root, "--alpha", "0"), "alpha=0.0 must lie between 0 and 1"),
+        ((old.root, old.root, "--alpha", "0"), "alpha=0.0 must be between 0 and 1"),
         ((old.root, old.root, "--out", blocked / "x.csv"), "name a file that can be written"),
     ):
         code, out, err = run(capsys, *arguments)

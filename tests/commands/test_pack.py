@@ -376,7 +376,9 @@ def test_what_cannot_be_packed_is_refused_in_one_line(
     shutil.copytree(loose.root, tmp_path / "other")
     assert "has loose records" in refused(str(loose.root), "--out", str(tmp_path / "other"))
     assert "rounded" in refused(lean, "--out", str(tmp_path / "x"), "--per-query", "full")
-    assert "cannot give --top 3" in refused(lean, "--out", str(tmp_path / "x"), "--top", "3")
+    assert "lean pack with --top 2; --top 3 needs the run's own records" in refused(
+        lean, "--out", str(tmp_path / "x"), "--top", "3"
+    )
     assert "--top takes" in refused(str(loose.root), "--out", str(tmp_path / "x"), "--top", "-1")
     assert "--top takes" in refused(str(loose.root), "--out", str(tmp_path / "x"), "--per-query", "full", "--top", "3")
     assert not (tmp_path / "x").exists()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
@@ -19,6 +20,7 @@ from PIL import Image, ImageFile
 from benchmarks.datasets import decoding, image_cache
 from benchmarks.datasets.decoding import ImageError, decode, readable_endings
 from benchmarks.datasets.picto_domains import PictoDomains
+from benchmarks.datasets.pixels import PixelCache, unit_range
 from methods.parts.preprocessing import ImageProcessing, ImageSize, read_processor
 
 
@@ -254,3 +256,16 @@ def test_signed_and_long_numbers_of_a_tiff_are_not_misread() -> None:
         decode(tiff(whole * 16777217, 1))
     with pytest.raises(ImageError, match="signed numbers of 8 bits"):
         decode(tiff((whole // 2).astype(np.int8), 2))
+
+
+def test_decoded_images_are_kept_and_equal(tiny_dataset: Any) -> None:
+    dataset = tiny_dataset()
+    cache = PixelCache(dataset, 32)
+    rows = np.array([5, 3, 5, 100])
+    first, second = cache[rows], cache[rows]
+    assert dataset.decoded == 3
+    assert torch.equal(first, second)
+    cache._kept = None
+    assert torch.equal(cache[rows], first), "what is kept never changes a number"
+    assert first.dtype is torch.uint8
+    assert (unit_range(first) - dataset.pixels(rows, 32)).abs().max() <= 0.5 / 255 + 1e-6

@@ -19,7 +19,20 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 #: Every document whose links are checked.
 LINKING = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md"))]
-COMMANDS = ("run", "ablate", "report", "compare", "data", "convert", "pack", "speed.training", "speed.ranking")
+COMMANDS = (
+    "run",
+    "ablate",
+    "report",
+    "compare",
+    "data",
+    "convert",
+    "pack",
+    "apply",
+    "embed",
+    "push",
+    "speed.training",
+    "speed.ranking",
+)
 
 _FENCE = re.compile(r"^```.*?^```[^\n]*$", flags=re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -169,11 +182,13 @@ def test_the_method_example_runs(tiny_dataset: type, tiny_folder: Path, tmp_path
     assert len(code.strip().splitlines()) < 30
     try:
         exec(compile(code, "own_method.md", "exec"), {"__name__": "docs_example"})
-        arguments = ["--methods", "centred_clip", "--datasets", "tiny", "--backbone", str(tiny_folder)]
+        arguments = ["--methods", "centred_clip,zero_shot", "--datasets", "tiny", "--backbone", str(tiny_folder)]
         assert main([*arguments, "--protocols", "ucdr", "--preset", "smoke", "--out", str(tmp_path)]) == 0
     finally:
         METHODS.remove("centred_clip")
-    assert set(load_results(tmp_path)["status"]) == {"ok"}
+    results = load_results(tmp_path)
+    assert set(results["method"]) == {"centred_clip", "zero_shot"}
+    assert set(results["status"]) == {"ok"}
 
 
 def test_the_data_set_example_runs(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,6 +265,24 @@ def test_recipes_methods_and_presets_in_commands_exist() -> None:
         for option, names in known.items():
             for value in re.findall(rf"--{option} (\S+)", rest):
                 assert value == "..." or set(value.split(",")) <= names, f"{page}: --{option} {value}"
+
+
+def test_the_recipe_table_names_every_recipe_with_its_fits_and_hours() -> None:
+    from benchmarks.runner.settings import recipe_file, recipes, resolve
+    from tests.runner.test_recipes import CELLS
+
+    table = (DOCS / "reproduce.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| `") and "GPU" not in line]
+    stated: dict[str, tuple[float, float]] = {}
+    for names, _, fits, hours in (row for row in rows if len(row) == 4):
+        listed = re.findall(r"`(\w+)`", names)
+        if set(listed) <= set(recipes()):
+            each = [float(value) for value in hours.split(",")]
+            stated |= {name: (float(fits.split()[0]), value) for name, value in zip(listed, each, strict=True)}
+    expected = {name: (CELLS[name], resolve({}, recipe_file(name)).gpu_hours_each_fit) for name in recipes()}
+    assert set(stated) == set(expected)
+    for name, (fits, each) in expected.items():
+        assert stated[name] == (fits, pytest.approx(fits * each)), name
 
 
 def test_figures_of_picto_domains_are_those_of_the_pack() -> None:

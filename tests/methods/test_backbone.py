@@ -521,3 +521,13 @@ def test_code_beside_a_checkpoint_is_never_run(tmp_path: Path) -> None:
     with contextlib.suppress(BackboneError):
         Backbone.load(folder)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("statistics", ["clip", "imagenet", "none"])
+def test_8_bit_images_are_refused_and_not_read_as_values_in_the_unit_range(
+    tiny_backbone: Backbone, statistics: Any
+) -> None:
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with pytest.raises(BackboneError, match=r"floats in \[0, 1\], not torch.uint8; pass pixels.float\(\) / 255"):
+        tiny_backbone.normalize(images, statistics)
+    assert tiny_backbone.normalize(images.float() / 255, statistics).is_floating_point()

@@ -1,4 +1,4 @@
-"""The trained baselines: coop, vpt_shallow, vpt_deep, full_finetune, lora."""
+"""The trained baselines: two linear maps, coop, vpt_shallow, vpt_deep, full_finetune, bitfit, ln_tuning, lora."""
 
 import dataclasses
 import hashlib
@@ -9,27 +9,36 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods.bitfit import BitFit
 from methods.coop import CoOp
 from methods.full_finetune import FullFinetune
 from methods.interface import Images, Method, MethodCard, TrainingData
+from methods.linear_probe import LinearProbe
+from methods.ln_tuning import LnTuning
 from methods.lora import LoRA
+from methods.metric_head import MetricHead, Partners, contrastive_terms
 from methods.parts.backbone import Backbone, BackboneError
 from methods.parts.prompts import PromptTemplate
 from methods.training.image_text import ImageTextConfig, ImageTextMethod, OwnClipMethod
+from methods.training.loop import TrainingError
 from methods.vpt import VPTDeep, VPTShallow
 from methods.zero_shot import ZeroShot
 from tests.docs.test_documents import generator
 from tests.support.golden import assert_golden, golden_set
 
 BASELINES: dict[str, type[Any]] = {
-    method.card.name: method for method in (CoOp, VPTShallow, VPTDeep, FullFinetune, LoRA)
+    method.card.name: method
+    for method in (CoOp, VPTShallow, VPTDeep, FullFinetune, LoRA, LinearProbe, MetricHead, BitFit, LnTuning)
 }
 #: Learning rates at which the random tiny CLIP learns within some steps (the defaults are for a trained CLIP).
 RATES = {"coop": 0.05, "vpt_shallow": 0.1, "vpt_deep": 0.1, "full_finetune": 2e-3, "lora": 2e-2}
+RATES |= {"linear_probe": 5e-2, "metric_head": 5e-2, "bitfit": 5e-2, "ln_tuning": 5e-2}
 NAMES = ("cat", "sea_turtle", "t-shirt", "hot_air_balloon", "unseen dog")
 DOMAINS = ("clipart", "flat", "sketch")
 UNSEEN = NAMES.index("unseen dog")
@@ -104,7 +113,7 @@ each = pytest.mark.parametrize("name", BASELINES)
 # --- what every baseline does ---
 
 
-@each
+@pytest.mark.parametrize("name", [name for name in BASELINES if name != "metric_head"])  # its loss knows no classes
 def test_fits_its_training_classes(name: str, tiny_backbone: Backbone) -> None:
     data = task()
     method = make(name, tiny_backbone, steps=60, batch_size=24, augment=False)
@@ -167,6 +176,10 @@ EXPECTED = {
     "vpt_deep": r"(deep_)?prompts",
     "full_finetune": r"(vision_model\..*|visual_projection\.weight)",
     "lora": r"(vision|text)_model\..*\.self_attn\.(q|k|v|out)_proj\.lora_(A|B)\.weight",
+    "linear_probe": r"map",
+    "metric_head": r"map",
+    "bitfit": r"vision_model\..*\.bias",
+    "ln_tuning": r"vision_model\..*(layrnorm|layer_norm1|layer_norm2|post_layernorm)\.(weight|bias)",
 }
 
 
@@ -213,6 +226,10 @@ def test_trains_all_of_the_claimed_parts(tiny_backbone: Backbone) -> None:
         "vpt_deep": 2 * 10 * 32,
         "full_finetune": vision,
         "lora": 2 * 2 * 4 * 8 * (32 + 32),  # towers, blocks, maps, rank, in + out
+        "linear_probe": 24 * 24,
+        "metric_head": 24 * 24,
+        "bitfit": 2 * (4 * 32 + 64 + 32 + 2 * 32) + 2 * 32,  # blocks: attention, MLP, LayerNorms; LayerNorms around
+        "ln_tuning": (2 * 2 + 2) * 2 * 32,
     }
 
 
@@ -374,8 +391,8 @@ def test_every_setting_is_documented(name: str) -> None:
 # --- a new baseline is a few lines ---
 
 
-class LinearProbe(ImageTextMethod):
-    card = MethodCard("linear_probe", "", "", "", 0, "", trains="a map behind CLIP")
+class OwnMap(ImageTextMethod):
+    card = MethodCard("own_map", "", "", "", 0, "", trains="a map behind CLIP")
     Config = ImageTextConfig
     stage = "probe"
     frozen_images = True
@@ -397,7 +414,7 @@ class NormTuning(OwnClipMethod):
         return {name: value for name, value in self.copy.vision_parameters().items() if "norm" in name}
 
 
-@pytest.mark.parametrize("new", [LinearProbe, NormTuning])
+@pytest.mark.parametrize("new", [OwnMap, NormTuning])
 def test_a_new_baseline_needs_only_what_it_trains(new: type[Any], tiny_backbone: Backbone, tmp_path: Path) -> None:
     data, features = task(), []
     before = weights(tiny_backbone)
@@ -444,7 +461,8 @@ def test_coop_leaves_images_to_clip(tiny_backbone: Backbone) -> None:
     assert not torch.allclose(moved.encode_images(pixels), method.encode_images(pixels), atol=1e-3)
 
 
-def test_coop_reads_no_image_twice_where_none_is_augmented(tiny_backbone: Backbone) -> None:
+@pytest.mark.parametrize("name", ["coop", "linear_probe", "metric_head"])
+def test_frozen_images_are_read_once_where_none_is_augmented(name: str, tiny_backbone: Backbone) -> None:
     class Counting(Toy):
         read = 0
 
@@ -454,16 +472,17 @@ def test_coop_reads_no_image_twice_where_none_is_augmented(tiny_backbone: Backbo
 
         @property
         def content(self) -> Sequence[str]:
-            return [f"counted-{number}" for number in range(len(self))]
+            return [f"counted-{name}-{number}" for number in range(len(self))]
 
     data = task()
     data.images = Counting(data.labels, data.domains)
-    make("coop", tiny_backbone, steps=9).fit(data, seed=0, log=quiet)
+    make(name, tiny_backbone, steps=9).fit(data, seed=0, log=quiet)
     assert Counting.read == len(data.images)
-    make("coop", tiny_backbone, steps=9).fit(data, seed=1, log=quiet)
+    make(name, tiny_backbone, steps=9).fit(data, seed=1, log=quiet)
     assert Counting.read == len(data.images)
-    make("coop", tiny_backbone, steps=9, augment=True).fit(data, seed=1, log=quiet)
-    assert Counting.read == len(data.images) + 9 * 12
+    make(name, tiny_backbone, steps=9, augment=True).fit(data, seed=1, log=quiet)
+    again = Counting.read - len(data.images)
+    assert again == 9 * 12 or (name == "metric_head" and 9 * 7 <= again <= 9 * 12)  # a partner may be an anchor too
 
 
 def test_coop_names_a_class_that_is_too_long(tiny_backbone: Backbone) -> None:
@@ -543,6 +562,219 @@ def test_lora_starts_from_clip_and_uses_peft_names(tiny_backbone: Backbone) -> N
     torch.testing.assert_close(method.encode_images(pixels), ZeroShot(tiny_backbone).encode_images(pixels))
     torch.testing.assert_close(method.encode_classes(NAMES), ZeroShot(tiny_backbone).encode_classes(NAMES))
     assert set(method.tensors()) == set(get_peft_model_state_dict(method.clip.model, save_embedding_layers=False))
+
+
+def frozen_features(backbone: Backbone, data: TrainingData) -> Tensor:
+    """What the stock model makes of a task's images."""
+    pixels = backbone.normalize(data.images.pixels(torch.arange(len(data.images))))
+    with torch.no_grad():
+        return backbone.model.get_image_features(pixels).pooler_output
+
+
+def stock_texts(backbone: Backbone) -> Tensor:
+    """What the stock model makes of the texts of the classes with images."""
+    with torch.no_grad():
+        ids = backbone.tokenize([f"a photo of a {name.replace('_', ' ')}" for name in NAMES[:4]])
+        return backbone.model.get_text_features(ids).pooler_output
+
+
+@pytest.mark.parametrize("classifier", ["texts", "trained"])
+def test_linear_probe_is_adam_on_a_map_of_frozen_features(classifier: str, tiny_backbone: Backbone) -> None:
+    data = task(domains=1)  # 16 images, one batch: all of them, whatever the order
+    changes = {"learning_rate": 1e-2, "temperature": 0.5, "classifier": classifier}
+    method = make("linear_probe", tiny_backbone, steps=4, batch_size=16, **changes)
+    report = method.fit(data, seed=0, log=quiet)
+    features, rows = frozen_features(tiny_backbone, data), F.normalize(stock_texts(tiny_backbone), dim=1)
+    trained = [matrix := torch.eye(24).requires_grad_()]
+    if classifier == "trained":
+        trained.append(rows.requires_grad_())
+    adam = torch.optim.Adam(trained, lr=1e-2)
+    for entry in report.losses:
+        loss = torch.zeros(())
+        for feature, label in zip(features, data.labels.tolist(), strict=True):
+            mapped = torch.stack([sum(w * f for w, f in zip(row, feature, strict=True)) for row in matrix])
+            cosines = [mapped @ row / (mapped.square().sum() * row.square().sum()).sqrt() for row in rows]
+            loss = loss - (cosines[label] / 0.5 - sum((cosine / 0.5).exp() for cosine in cosines).log()) / 16
+        assert entry["loss"] == pytest.approx(float(loss.detach()), abs=1e-5)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    torch.testing.assert_close(method.encode_raw(data.images.pixels(torch.arange(16))), features @ matrix.T.detach())
+    expected = (
+        F.normalize(rows, dim=1) if classifier == "trained" else ZeroShot(tiny_backbone).encode_classes(NAMES[:4])
+    )
+    torch.testing.assert_close(method.encode_classes(NAMES[:4]), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(method.encode_classes(NAMES[4:]), ZeroShot(tiny_backbone).encode_classes(NAMES[4:]))
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "metric_head", "bitfit", "ln_tuning"])
+def test_starts_from_clip(name: str, tiny_backbone: Backbone) -> None:
+    method = make(name, tiny_backbone, steps=1, learning_rate=0.0)
+    method.fit(task(), seed=0, log=quiet)
+    pixels = task().images.pixels(torch.arange(4))
+    torch.testing.assert_close(method.encode_images(pixels), ZeroShot(tiny_backbone).encode_images(pixels))
+    torch.testing.assert_close(method.encode_classes(NAMES), ZeroShot(tiny_backbone).encode_classes(NAMES))
+
+
+def looped_contrastive(embeddings: Tensor, labels: list[int], temperature: float) -> list[Tensor]:
+    """Khosla et al., equation 2, an anchor with positives at a time."""
+    unit = [row / row.square().sum().sqrt() for row in embeddings]
+    terms = []
+    for i, label in enumerate(labels):
+        positives = [p for p in range(len(labels)) if p != i and labels[p] == label]
+        below = sum((unit[i] @ unit[a] / temperature).exp() for a in range(len(labels)) if a != i)
+        parts = [-((unit[i] @ unit[p] / temperature).exp() / below).log() / len(positives) for p in positives]
+        if parts:
+            terms.append(torch.stack(parts).sum())
+    return terms
+
+
+def test_contrastive_terms_are_the_equation_and_so_are_their_gradients() -> None:
+    embeddings = torch.randn(9, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    labels = [3, 0, 3, 1, 0, 3, 2, 1, 0]  # class 2 has no positive
+    terms, count = contrastive_terms(embeddings, torch.tensor(labels), temperature=0.1)
+    expected = looped_contrastive(embeddings, labels, 0.1)
+    assert count.tolist() == [2, 2, 2, 1, 2, 2, 0, 1, 2]
+    assert float(terms[6].detach()) == 0
+    torch.testing.assert_close(terms[count > 0], torch.stack(expected))
+    (found,) = torch.autograd.grad(terms.sum(), embeddings)
+    torch.testing.assert_close(found, torch.autograd.grad(torch.stack(expected).sum(), embeddings)[0])
+
+
+@pytest.mark.parametrize("labels", [[0], [0, 1, 2]])
+def test_a_batch_without_positives_has_no_loss_and_no_gradient(labels: list[int]) -> None:
+    embeddings = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    terms, count = contrastive_terms(embeddings, torch.tensor(labels), temperature=0.1)
+    assert terms.tolist() == count.tolist() == [0] * len(labels)
+    terms.sum().backward()
+    assert embeddings.grad is not None and not embeddings.grad.any()
+
+
+def test_metric_head_is_adam_on_the_equation(tiny_backbone: Backbone) -> None:
+    data = task(domains=1)  # 16 anchors, so that with their partners a batch holds all 16 images
+    method = make("metric_head", tiny_backbone, steps=4, batch_size=32, learning_rate=1e-2)
+    report = method.fit(data, seed=0, log=quiet)
+    features, matrix = frozen_features(tiny_backbone, data), torch.eye(24).requires_grad_()
+    adam = torch.optim.Adam([matrix], lr=1e-2)
+    for entry in report.losses:
+        loss = torch.stack(looped_contrastive(features @ matrix.T, data.labels.tolist(), 0.1)).mean()
+        assert entry["loss"] == pytest.approx(float(loss.detach()), abs=1e-4)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    found = method.encode_raw(data.images.pixels(torch.arange(16)))
+    torch.testing.assert_close(found, features @ matrix.T.detach(), rtol=1e-3, atol=1e-4)
+    texts = F.normalize(stock_texts(tiny_backbone) @ method.tensors()["map"].T, dim=1)
+    torch.testing.assert_close(method.encode_classes(NAMES[:4]), texts, rtol=0, atol=1e-5)
+
+
+def test_metric_head_draws_the_images_of_a_class_together(tiny_backbone: Backbone) -> None:
+    data = task()
+    pixels, same = data.images.pixels(torch.arange(48)), data.labels[:, None] == data.labels
+    gaps = []
+    for steps, rate in ((1, 0.0), (40, 0.05)):
+        method = make("metric_head", tiny_backbone, steps=steps, batch_size=24, learning_rate=rate)
+        method.fit(data, seed=0, log=quiet)
+        cosines = (embedded := method.encode_images(pixels)) @ embedded.T
+        gaps.append(float(cosines[same].mean() - cosines[~same].mean()))
+    assert gaps[1] > gaps[0] + 0.3
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=12), st.integers(0, 99))
+def test_a_partner_is_of_the_class_and_of_another_domain_where_there_is_one(
+    images: list[tuple[int, int]], seed: int
+) -> None:
+    labels, domains = (torch.tensor(column) for column in zip(*images, strict=True))
+    partners, generator = Partners(labels, domains), torch.Generator().manual_seed(seed)
+    drawn = torch.stack([partners.draw(torch.arange(len(images)), generator) for _ in range(200)], dim=1)
+    for image, (label, domain) in enumerate(images):
+        of_class = [other for other, (its, _) in enumerate(images) if its == label]
+        allowed = [other for other in of_class if images[other][1] != domain]
+        allowed = allowed or [other for other in of_class if other != image] or [image]
+        assert set(drawn[image].tolist()) == set(allowed), "all of them, and no other"
+        most = torch.bincount(drawn[image]).max() / 200
+        assert abs(float(most) - 1 / len(allowed)) < 0.25, "evenly"
+
+
+@pytest.mark.parametrize("cross_domain", [True, False])
+def test_metric_head_batches_are_anchors_of_all_domains_and_partners(
+    cross_domain: bool, tiny_backbone: Backbone
+) -> None:
+    data = task()
+    method = make("metric_head", tiny_backbone, batch_size=12, cross_domain=cross_domain)
+    stream, own_domain_only = method.batches(data, torch.Generator().manual_seed(0)), 0
+    for _ in range(50):
+        batch = next(stream)
+        assert 7 <= len(batch) <= 12 and len(set(batch.tolist())) == len(batch)
+        assert all(int((data.domains[batch] == domain).sum()) >= 2 for domain in range(3))
+        for image in batch.tolist():
+            mates = [other for other in batch.tolist() if other != image and data.labels[other] == data.labels[image]]
+            assert mates, "every image has a positive"
+            own_domain_only += all(data.domains[other] == data.domains[image] for other in mates)
+    assert (own_domain_only > 0) == (not cross_domain)
+
+
+def test_metric_head_refuses_what_it_cannot_learn_from(tiny_backbone: Backbone) -> None:
+    data = task(domains=1)
+    data.labels = torch.arange(16)
+    data.class_names = tuple(f"class {number}" for number in range(16))
+    with pytest.raises(
+        TrainingError, match=r"^metric_head: no class has two labelled images, which the loss compares$"
+    ):
+        make("metric_head", tiny_backbone).fit(data, seed=0, log=quiet)
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds", "parts"),
+    [
+        ("bitfit", (nn.Linear, nn.LayerNorm, nn.Conv2d), ("bias",)),
+        ("ln_tuning", (nn.LayerNorm,), ("weight", "bias")),
+    ],
+)
+@pytest.mark.parametrize("text", [False, True])
+def test_a_part_of_clip_is_adam_on_the_stock_model(
+    name: str, kinds: tuple[type[nn.Module], ...], parts: tuple[str, ...], text: bool, tiny_backbone: Backbone
+) -> None:
+    data = task(domains=1)
+    changes = {"learning_rate": 1e-2, "temperature": 0.5, "text": text}
+    method = make(name, tiny_backbone, steps=3, batch_size=16, augment=False, **changes)
+    report = method.fit(data, seed=0, log=quiet)
+    model = tiny_backbone.clone().model
+    trained = {}
+    for tower in ("vision_model", "text_model")[: 2 if text else 1]:
+        for place, module in model.get_submodule(tower).named_modules():
+            for part in parts if isinstance(module, kinds) else ():
+                if (value := getattr(module, part, None)) is not None:
+                    trained[f"{tower}.{place}.{part}"] = value.requires_grad_()
+    assert set(method.tensors()) == set(trained)
+    adam = torch.optim.Adam(trained.values(), lr=1e-2)
+    ids = tiny_backbone.tokenize([f"a photo of a {name.replace('_', ' ')}" for name in NAMES[:4]])
+    pixels = tiny_backbone.normalize(data.images.pixels(torch.arange(16)))
+    for entry in report.losses:
+        images = F.normalize(model.get_image_features(pixels).pooler_output, dim=1)
+        texts = F.normalize(model.get_text_features(ids).pooler_output, dim=1)
+        loss = F.cross_entropy(images @ texts.T / 0.5, data.labels)
+        assert entry["loss"] == pytest.approx(float(loss.detach()), abs=1e-4)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "pattern"),
+    [
+        ("bitfit", {"biases": "query_and_mlp"}, r"vision_model\..*\.(self_attn\.q_proj|mlp\.fc1)\.bias"),
+        ("ln_tuning", {"parts": "gains"}, r"vision_model\..*norm[12]?\.weight"),
+        ("ln_tuning", {"parts": "biases"}, r"vision_model\..*norm[12]?\.bias"),
+    ],
+)
+def test_fewer_parts_are_trained_where_asked(
+    name: str, change: dict[str, Any], pattern: str, tiny_backbone: Backbone
+) -> None:
+    method = make(name, tiny_backbone, steps=1, **change)
+    method.fit(task(), seed=0, log=quiet)
+    assert all(re.fullmatch(pattern, key) for key in method.tensors())
+    assert len(method.tensors()) == {"bitfit": 2 * 2, "ln_tuning": 2 * 2 + 2}[name]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.datasets.pixels import unit_range
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.evaluation.classification import classify, classify_zero_shot
 from benchmarks.evaluation.ranking import rank
@@ -80,7 +81,7 @@ def trained(name: str, variant: str, bench: Resources) -> tuple[Method, torch.Te
     method = kind(bench.backbone, config, bench.device)
     torch.manual_seed(0)
     method.fit(training_data(task, pixels, lambda method, question: 0.5), seed=0, log=lambda **_: None)
-    return method, pixels[task.train[:5]], list(task.class_names)
+    return method, unit_range(pixels[task.train[:5]]), list(task.class_names)
 
 
 def answers(method: Method, pixels: torch.Tensor, names: list[str]) -> dict[str, torch.Tensor]:

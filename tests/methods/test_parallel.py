@@ -37,6 +37,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "vpt_deep": {"augment": False, "batch_size": 12, "steps": 2},
     "full_finetune": {"augment": False, "batch_size": 12, "steps": 2},
     "lora": {"augment": False, "batch_size": 12, "steps": 2},
+    "linear_probe": {"batch_size": 12, "steps": 2},
+    "metric_head": {"batch_size": 12, "steps": 2},
+    "bitfit": {"augment": False, "batch_size": 12, "steps": 2},
+    "ln_tuning": {"augment": False, "batch_size": 12, "steps": 2},
 }
 
 

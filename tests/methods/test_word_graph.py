@@ -1,7 +1,12 @@
 """Class graphs from WordNet, and propagation on them."""
 
 import itertools
+import os
+import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import nltk
@@ -13,7 +18,7 @@ from nltk.corpus.reader.wordnet import WordNetCorpusReader
 from nltk.corpus.util import LazyCorpusLoader
 from torch import Tensor
 
-import benchmarks  # noqa: F401 (brings WordNet's nouns)
+import benchmarks  # brings WordNet's nouns
 from methods.parts.senses import WordNetError, choose_senses, doubtful, wordnet
 from methods.parts.word_graph import (
     WordGraph,
@@ -308,3 +313,51 @@ def test_the_commonest_sense_stays_the_released_choice() -> None:
     names = ["monitor", "mug", "mouse", "car_(sedan)", "The_Eiffel_Tower"]
     found = build_graph(names, choice="first").synsets[: len(names)]
     assert found == ("proctor.n.01", "mug.n.01", "mouse.n.01", "", "")
+
+
+ANSWER = """
+import sys
+from methods.parts.senses import undisputed_wordnet, wordnet
+early = undisputed_wordnet()
+assert "nltk" not in sys.modules
+root = wordnet()._root
+read = root.zipfile.filename if hasattr(root, "zipfile") else root
+assert undisputed_wordnet() is None  # nltk decides from now on
+print(early or "", read, sep="|")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="nltk is always asked there")
+@pytest.mark.parametrize(
+    ("layout", "early"),
+    [
+        (("first/wordnet.zip",), True),
+        (("first/wordnet.zip", "second/wordnet.zip"), True),
+        (("first/wordnet.zip", "second/wordnet/"), False),
+        (("first/wordnet.zip", "home/wordnet/"), False),
+        (("second/wordnet.zip",), False),
+        (("first/wordnet.zip writable", "second/wordnet.zip"), False),
+    ],
+)
+def test_the_path_known_early_is_the_one_nltk_reads(layout: tuple[str, ...], early: bool, tmp_path: Path) -> None:
+    shipped = Path(benchmarks.__file__).parent / "assets" / "nltk_data" / "corpora" / "wordnet.zip"
+    for where in layout:
+        folder, _, name = where.removesuffix(" writable").partition("/")
+        corpora = tmp_path / (f"{folder}/nltk_data" if folder == "home" else folder) / "corpora"
+        corpora.mkdir(parents=True)
+        if name.endswith("/"):
+            shutil.unpack_archive(shipped, corpora)
+        else:
+            shutil.copyfile(shipped, corpora / name)
+            (corpora / name).chmod(0o644)
+        if where.endswith("writable"):
+            corpora.parent.chmod(0o777)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("NLTK", "HOME"))},
+        "NLTK_DATA": os.pathsep.join(str(tmp_path / name) for name in ("first", "second")),
+        "HOME": str(tmp_path / "home"),
+    }
+    done = subprocess.run([sys.executable, "-c", ANSWER], env=environment, capture_output=True, text=True, check=True)
+    answered, read = done.stdout.strip().split("|")
+    assert bool(answered) == early
+    assert not answered or Path(answered).resolve() == Path(read).resolve()

@@ -401,6 +401,22 @@ def test_supervised_contrastive_by_hand() -> None:
     assert float(headroom.supervised_contrastive(embedding, labels, 0.5)) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("scores", "following"),
+    [
+        ({1e-4: 0.5, 3e-4: 0.4, 1e-3: 0.3}, [3e-5]),
+        ({3e-5: 0.6, 1e-4: 0.5}, [9e-6]),
+        ({1e-4: 0.3, 3e-4: 0.4, 1e-3: 0.5}, [3e-3]),
+        ({1e-4: 0.3, 3e-4: 0.5, 1e-3: 0.4}, []),
+    ],
+)
+def test_the_range_of_learning_rates_grows_beyond_its_best_end(
+    scores: dict[float, float], following: list[float]
+) -> None:
+    trials = [{"learning_rate": rate, "map@all": score} for rate, score in scores.items()]
+    assert headroom.beyond(trials) == following
+
+
 def test_headroom_starts_at_zero_shot_and_uses_no_test_class(tmp_path: Path, tokenizer: object) -> None:
     from methods.parts.backbone import Backbone
 

@@ -23,7 +23,7 @@ from tests.support.every import METHOD_NAMES, Silent, small, small_set
 from tests.support.tiny_dataset import TinyShapes
 from tests.support.tiny_families import open_clip_folder, siglip_folder
 
-TOKENS = {"vpt_shallow", "vpt_deep", "pros", "ucdr_adapter"}
+TOKENS = {"vpt_shallow", "vpt_deep", "pros", "ucdr_adapter", "bitfit", "ln_tuning"}
 STYLES = {"coop", "lora", "ad_clip"}
 
 
@@ -121,7 +121,7 @@ def test_a_saved_method_gives_the_same_answers(
     task = resources.task("tiny", "uda", resources.splits("tiny", "uda")[0])
     cache = resources.pixels("tiny")
     data = training_data(task, cache, lambda method, question: 0.0)
-    pixels = cache[task.train[:5]]
+    pixels = cache[task.train[:5]].float() / 255
     for name in (name for name in METHOD_NAMES if name not in lacking and METHODS.get(name).trained):
         kind = METHODS.get(name)
         method = kind(resources.backbone, kind.Config(**small(kind)))

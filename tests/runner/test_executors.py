@@ -13,6 +13,7 @@ import pytest
 from benchmarks.reporting.csv_text import leaderboard_csv
 from benchmarks.reporting.data import ReportData
 from benchmarks.runner.executors import Outcome
+from benchmarks.runner.machine import final_settings
 from benchmarks.runner.plan import Plan, plan, search_key, shard
 from benchmarks.runner.presets import PRESETS, Preset
 from benchmarks.runner.registered_names import unnamed
@@ -145,7 +146,7 @@ def test_names_that_live_here_alone_keep_a_run_in_one_process(
     monkeypatch.setattr("benchmarks.runner.machine.cores", lambda: 8)
     settings = dataclasses.replace(settings, jobs=0)
     assert unnamed(settings) == []
-    assert Resources(settings).spread().jobs == 8
+    assert final_settings(settings, 0).jobs == 8
 
     class Homemade(Learner):
         card = dataclasses.replace(Learner.card, name="homemade")
@@ -154,8 +155,8 @@ def test_names_that_live_here_alone_keep_a_run_in_one_process(
     try:
         settings = dataclasses.replace(settings, methods=("learner", "homemade"))
         assert unnamed(settings) == ["homemade"]
-        assert Resources(settings).spread().jobs == 1
-        assert Resources(dataclasses.replace(settings, jobs=3)).spread().jobs == 3
+        assert final_settings(settings, 0).jobs == 1
+        assert final_settings(dataclasses.replace(settings, jobs=3), 0).jobs == 3
     finally:
         METHODS.remove("homemade")
 

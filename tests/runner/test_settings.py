@@ -1,16 +1,14 @@
-"""Settings: command line over file over defaults, types, names, seeds, shards; and the machine shared out."""
+"""Settings: command line over file over defaults, types, names, seeds, shards."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks.runner.machine import spread
 from benchmarks.runner.presets import PRESETS
 from benchmarks.runner.settings import Settings, SettingsError, config_changes, parse_set, resolve
 from methods.floors import RandomConfig
@@ -75,29 +73,6 @@ def test_seed_zero_is_a_seed_and_all_means_all() -> None:
     assert settings.methods == tuple(METHODS.defaults())
     assert {"ucdr", "uccdr", "udcdr"} <= set(settings.protocols)
     assert resolve({"seeds": "2,0,2"}).seeds == (2, 0)
-
-
-def test_jobs_and_threads_share_the_machine_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def shared(asked: Settings | None = None, **facts: float) -> tuple[int, int]:
-        made = spread(asked or Settings(), **facts)
-        return made.jobs, made.threads
-
-    monkeypatch.setattr("benchmarks.runner.machine.cores", lambda: 8)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=64 * 2**30))
-    monkeypatch.setenv("OMP_NUM_THREADS", "")
-    assert shared() == (8, 1)
-    assert shared(Settings(jobs=2)) == (2, 4)
-    assert shared(Settings(jobs=16)) == (16, 1)
-    assert shared(Settings(threads=4)) == (2, 4)
-    assert shared(weights_mib=600) == (8, 1)
-    assert shared(weights_mib=1700) == (4, 2), "48 GiB for workers of 11 GiB"
-    assert shared(weights_mib=10**6) == (1, 8)
-    assert shared(gpus=1) == (1, 8)
-    assert shared(gpus=4) == (4, 2)
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert shared() == (2, 3)
-    assert shared(Settings(jobs=1)) == (1, 3)
-    assert shared(Settings(jobs=1, threads=5)) == (1, 5)
 
 
 def test_shards_are_read_or_refused() -> None:

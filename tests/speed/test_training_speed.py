@@ -213,7 +213,7 @@ def test_defaults_keep_the_proportions_of_the_papers():
     ("arguments", "message"),
     [
         (["--methods", "prso"], "did you mean pros?"),
-        (["--methods", "zero_shot"], "takes no training steps"),
+        (["--methods", "zero_shot"], "is not trained"),
         (["--threads", "0"], "at least 1"),
         (["--classes", "-1"], "cannot be negative"),
         (["--backbones", "no/such/folder"], "does not exist"),

@@ -124,7 +124,9 @@ def load_curation(path: Path = CURATION) -> Curation:
     clipart = {image: name for name, images in data["clipart"].items() for image in images}
     for source, target in [*moves.items(), *clipart.items()]:
         if target not in classes:
-            raise ValueError(f"{path}: '{source}' goes to the unknown class '{target}': add the class or mend the name")
+            raise ValueError(
+                f"{path}: '{source}' goes to the unknown class '{target}': add the class or correct the name"
+            )
     one_drawing = tuple(frozenset(keys) for keys in data.get("one_drawing", ()))
     prefixes = frozenset(data["category_prefixes"])
     return Curation(classes, prefixes, clipart, drops, moves, data["dropped_classes"], one_drawing)
@@ -171,19 +173,19 @@ def match(iconify: Path, openclipart: Path, curation: Curation) -> list[Labelled
     """All drawings that belong to a class, in the order of domains, collections and names.
 
     Raises ``FileNotFoundError`` with the command that fetches a missing source, ``ValueError`` for a collection whose
-    licence does not allow redistribution or a curated clip-art file that the source lacks.
+    licence does not allow redistribution or a curated clip-art file that is missing from the source.
     """
     known = picto_sources.collections(iconify)
     phrases = curation.phrase_to_class
-    found: list[LabelledDrawing] = []
+    labelled: list[LabelledDrawing] = []
     for domain, prefixes in DOMAIN_COLLECTIONS.items():
         for prefix in prefixes:
             if prefix == "openclipart":
                 drawings = {drawing.name: drawing for drawing in picto_sources.openclipart(openclipart)}
                 for name, label in sorted(curation.clipart.items()):
                     if name not in drawings:
-                        raise ValueError(f"{openclipart} lacks {name}.svg: use Debian's openclipart-svg 1:0.18+dfsg")
-                    found.append(LabelledDrawing(drawings[name], label, domain))
+                        raise ValueError(f"{openclipart} has no {name}.svg: use Debian's openclipart-svg 1:0.18+dfsg")
+                    labelled.append(LabelledDrawing(drawings[name], label, domain))
                 continue
             if prefix not in known:
                 continue
@@ -195,8 +197,8 @@ def match(iconify: Path, openclipart: Path, curation: Curation) -> list[Labelled
                     options = candidate_phrases(drawing.name, curation.category_prefixes)
                     choice = next((phrases[option] for option in options if option in phrases), None)
                 if choice is not None:
-                    found.append(LabelledDrawing(drawing, choice, domain))
-    return [image for image in found if image.key not in curation.drops]
+                    labelled.append(LabelledDrawing(drawing, choice, domain))
+    return [image for image in labelled if image.key not in curation.drops]
 
 
 def draw(images: Iterable[LabelledDrawing], tick: Callable[[], None] = lambda: None) -> list[LabelledDrawing]:
@@ -350,10 +352,10 @@ def check_one_class(images: Sequence[LabelledDrawing], curation: Curation) -> No
     """Raises ``ValueError``, one line, if a drawing is in two classes (:func:`drawings_in_two_classes`)."""
     keys, labels = [image.key for image in images], [image.label for image in images]
     signatures = np.stack([image.signature for image in images])
-    found = drawings_in_two_classes(keys, labels, signatures, curation.one_drawing)
-    if found:
-        i, j = found[0]
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    pairs = drawings_in_two_classes(keys, labels, signatures, curation.one_drawing)
+    if pairs:
+        i, j = pairs[0]
+        more = f" (and {len(pairs) - 1} more)" if len(pairs) > 1 else ""
         raise ValueError(
             f"one drawing is in two classes: {images[i].id} and {images[j].id}{more}; drop one of the two under"
             f' "pictures" in {CURATION.name}'
@@ -405,7 +407,7 @@ def draw_held_back(images: Iterable[LabelledDrawing]) -> set[str]:
 
 
 def canonical_splits(splits: Mapping[str, str]) -> str:
-    """The text whose SHA-256 stands in the splits file: ``split<TAB>class`` lines, sorted."""
+    """The text whose SHA-256 is in the splits file: ``split<TAB>class`` lines, sorted."""
     return "".join(f"{line}\n" for line in sorted(f"{split}\t{name}" for name, split in splits.items()))
 
 

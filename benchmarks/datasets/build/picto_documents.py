@@ -78,7 +78,7 @@ def card(
     rows = []
     for domain in DOMAINS:
         count = [size[domain, split] for split in _SPLITS]
-        present = sum(domain in found for found in domains_of.values())
+        present = sum(domain in domains for domains in domains_of.values())
         used = {image.drawing.collection for image in images if image.domain == domain}
         feeding = ", ".join(prefix for prefix in DOMAIN_COLLECTIONS[domain] if prefix in used)
         rows.append(
@@ -97,7 +97,7 @@ def card(
         + " |"
         for kind, count in sorted(kinds.items())
     ]
-    spans = Counter(len(found) for found in domains_of.values())
+    spans = Counter(len(domains) for domains in domains_of.values())
     table = [
         f"| {name} | {classes[name].synset} | {split_of[name]} | "
         + " | ".join(str(cells[name, domain] or "") for domain in DOMAINS)
@@ -263,10 +263,10 @@ As the files' own metadata name them; dedicated to the public domain.
 
 
 def _plainest(images: Sequence[LabelledDrawing], label: str, domain: str) -> LabelledDrawing | None:
-    found = [image for image in images if image.label == label and image.domain == domain]
+    examples = [image for image in images if image.label == label and image.domain == domain]
     collections = DOMAIN_COLLECTIONS[domain]
     return min(
-        found,
+        examples,
         key=lambda p: (collections.index(p.drawing.collection), len(p.drawing.name), p.drawing.name),
         default=None,
     )

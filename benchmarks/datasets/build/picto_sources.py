@@ -174,11 +174,11 @@ def collections(iconify: Path) -> dict[str, CollectionInfo]:
             f"{index} is missing: give the folder 'package' that `npm pack @iconify/json@{ICONIFY_VERSION}` and"
             " `tar xzf` make"
         )
-    found = {}
+    collections = {}
     for prefix, info in sorted(json.loads(index.read_text(encoding="utf-8")).items()):
         license_ = info.get("license", {})
         author = info.get("author", {})
-        found[prefix] = CollectionInfo(
+        collections[prefix] = CollectionInfo(
             prefix=prefix,
             title=info.get("name", prefix),
             author=author.get("name", ""),
@@ -189,7 +189,7 @@ def collections(iconify: Path) -> dict[str, CollectionInfo]:
             total=int(info.get("total", 0)),
             palette=bool(info.get("palette", False)),
         )
-    return found
+    return collections
 
 
 def corpus_collections(iconify: Path) -> list[str]:
@@ -275,8 +275,8 @@ def openclipart(folder: Path) -> Iterator[Drawing]:
 
 
 def _rdf(text: str, pattern: str) -> str:
-    found = re.search(pattern, text, flags=re.DOTALL)
-    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", found.group(1))).split()) if found else ""
+    match = re.search(pattern, text, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", match.group(1))).split()) if match else ""
 
 
 def render(drawing: Drawing, size: int) -> np.ndarray | None:

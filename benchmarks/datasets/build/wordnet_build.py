@@ -54,7 +54,7 @@ def build(source: Path) -> dict[str, bytes]:
     """The corpus as file name -> content, from the folder with WordNet 3.0's database files.
 
     Raises:
-        ValueError: the folder lacks a file, or a file is not that of WordNet 3.0.
+        ValueError: a file is missing from the folder, or a file is not that of WordNet 3.0.
     """
     for name in ("data.noun", "index.noun", "noun.exc", "cntlist.rev"):
         if not (source / name).is_file():

@@ -103,12 +103,14 @@ class Pool(ABC, Generic[W]):
         worker.unit, worker.group, worker.kept = unit, group, set()
 
     def take_in(self, worker: W, kind: str, *values: Any) -> None:
-        """A message of a worker: a record, a search, progress, or that its group is done or cannot be done."""
+        """A message of a worker: a record, a search, weights, progress, or that its group is done or cannot be done."""
         if kind == "record":
             worker.kept.add(values[0].key)
             self.schedule.keep(*values)
         elif kind == "search":
             self.schedule.keep_search(*values)
+        elif kind == "weights":
+            self.schedule.keep_weights(*values)
         elif kind == "done":
             worker.group = None
         elif kind == "error":

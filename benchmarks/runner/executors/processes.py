@@ -37,6 +37,7 @@ from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import Settings
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import CellId, Record, Search
+from benchmarks.store.weights import FitWeights
 
 #: Numbers from inside ``fit`` are passed on at most this often, in seconds.
 EVERY = 0.25
@@ -195,7 +196,10 @@ def _work(connection: Connection, settings: Settings, registered: Sequence[tuple
     def keep_search(group: FitGroup, search: Search) -> None:
         connection.send(("search", group, search))
 
-    runner = GroupRunner(resources, _Sending(connection), keep, keep_search)
+    def keep_weights(group: FitGroup, weights: FitWeights) -> None:
+        connection.send(("weights", dataclasses.replace(group, cells=group.cells[:1]), weights))
+
+    runner = GroupRunner(resources, _Sending(connection), keep, keep_search, keep_weights)
     while True:
         try:
             group, search = connection.recv()

@@ -29,6 +29,7 @@ from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import Settings, SettingsError
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record, Search
+from benchmarks.store.weights import FitWeights
 
 
 def run_on_ray(plan: Plan, resources: Resources, store: ResultStore, progress: Progress) -> Outcome:
@@ -142,7 +143,9 @@ class _Remote:
         prepare_process(settings.threads)
         register_missing(registered)
         self._messages: list[tuple[Any, ...]] = []
-        self._runner = GroupRunner(Resources(settings), SilentProgress(), self._keep, self._keep_search)
+        self._runner = GroupRunner(
+            Resources(settings), SilentProgress(), self._keep, self._keep_search, self._keep_weights
+        )
 
     def group(self, group: FitGroup, search: Search | None) -> list[tuple[Any, ...]]:
         """Records, the search if one was made, and how it ended."""
@@ -160,3 +163,6 @@ class _Remote:
 
     def _keep_search(self, group: FitGroup, search: Search) -> None:
         self._messages.append(("search", group, search))
+
+    def _keep_weights(self, group: FitGroup, weights: FitWeights) -> None:
+        self._messages.append(("weights", dataclasses.replace(group, cells=group.cells[:1]), weights))

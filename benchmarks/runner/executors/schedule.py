@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from benchmarks.runner.model_cards import scored_card
 from benchmarks.runner.outcome import FailFast, Outcome, Progress
 from benchmarks.runner.plan import Cell, FitGroup, Plan, search_inputs, search_key, unit_key
 from benchmarks.runner.records import make_record
 from benchmarks.runner.resources import Resources
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record, Search
+from benchmarks.store.weights import FitWeights, WeightStore, fit_key
 from methods.registry import METHODS
 
 
@@ -43,6 +45,11 @@ class Schedule:
         self._waiting: list[Unit] = []
         self._searches: dict[str, Search] = {}
         self._searching: set[str] = set()
+        self.weights = WeightStore(store.root, read_only=store.read_only)
+        self._cells_of: dict[str, list[Cell]] = {}  # by fit, where weights are kept
+        if self.settings.keep_weights is not None:
+            for cell in plan.cells:
+                self._cells_of.setdefault(fit_key(cell.inputs), []).append(cell)
 
     def begin(self) -> None:
         """Store what could not be planned or does not apply, count what is finished already, and queue the rest."""
@@ -112,6 +119,29 @@ class Schedule:
         with contextlib.suppress(OSError):  # disk full: the failed records name it
             self.store.write_search(group.dataset, group.method, key, search_inputs(group), search)
 
+    def keep_weights(self, group: FitGroup, weights: FitWeights) -> None:
+        """Store the weights of a fit; where that fails, the outcome says so and the records are kept all the same."""
+        assert self.settings.keep_weights is not None
+        problem = weights.problem
+        try:
+            if not problem:
+                self.weights.write(group.cells[0].inputs, weights, self.settings.keep_weights)
+        except OSError as error:
+            problem = f"{self.settings.out}: {error.strerror or error}; free space there, then --force"
+        if problem:
+            where = f"{group.method} on {group.dataset}, seed {group.seed}"
+            self.outcome.problems.append(f"{where}: the weights are not kept ({problem})")
+
+    def _card(self, record: Record) -> None:
+        """Write the model card of a record's fit again, with the scores of all records that the fit has by now."""
+        cells = self._cells_of.get(fit_key(record.inputs), ()) if "task" in record.inputs else ()
+        if record.status != "ok" or not cells or not self.weights.of_record(record):
+            return
+        others = (self.store.finished(cell.id, cell.key, set_aside=False) for cell in cells if cell.key != record.key)
+        scored = sorted((record, *filter(None, others)), key=lambda one: (one.cell.protocol, one.cell.split))
+        with contextlib.suppress(OSError):  # the card of before stays
+            self.weights.write_card(record.inputs, scored_card(scored))
+
     def keep(self, record: Record, per_query: pd.DataFrame | None = None) -> None:
         """Store a record; raises :class:`FailFast` if that is asked for and the cell failed."""
         try:
@@ -122,6 +152,8 @@ class Schedule:
             record = dataclasses.replace(record, status="failed", reason=reason, scores={}, per_query=None)
             with contextlib.suppress(OSError):  # the row without its per-query values may still fit
                 self.store.write(record)
+        if self._cells_of:
+            self._card(record)
         self.outcome.add(record.status)
         self.progress.cell(record.cell, record.status, record.reason)
         if record.status == "failed" and self.settings.fail_fast:

@@ -28,7 +28,7 @@ def run_serially(plan: Plan, resources: Resources, store: ResultStore, progress:
 
 def work(schedule: Schedule, resources: Resources, progress: Progress) -> None:
     """Carry out everything that is waiting."""
-    runner = GroupRunner(resources, progress, schedule.keep, schedule.keep_search)
+    runner = GroupRunner(resources, progress, schedule.keep, schedule.keep_search, schedule.keep_weights)
     while (unit := schedule.take()) is not None:
         while unit.groups:
             group = unit.groups.popleft()
