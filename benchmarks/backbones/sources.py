@@ -66,7 +66,7 @@ def resolve(name_or_folder: str) -> tuple[str, str]:
             f" open_clip_config.json beside them, or --config FILE), and use --backbone {path.stem}"
         )
     if name_or_folder in OPENAI:
-        raise ValueError(f"backbone {name_or_folder} is OpenAI's name: use its Hub name, {OPENAI[name_or_folder]}")
+        raise ValueError(f"backbone {name_or_folder} is OpenAI's name: use its Hub name {OPENAI[name_or_folder]}")
     return "", name_or_folder
 
 

@@ -194,7 +194,7 @@ def test_a_hub_name_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatc
         sources.load("open_clip:timm/none", device="cpu", precision="float32")
     with pytest.raises(BackboneError, match=r"give a folder with open_clip_config\.json, or a Hub name"):
         sources.load(f"open_clip:{tmp_path / 'none'}", device="cpu", precision="float32")
-    with pytest.raises(ValueError, match=r"use its Hub name, open_clip:timm/resnet50_clip.openai"):
+    with pytest.raises(ValueError, match=r"use its Hub name open_clip:timm/resnet50_clip.openai"):
         sources.load("RN50", device="cpu", precision="float32")
 
 
