@@ -53,7 +53,7 @@ def build_parser(prog: str = "benchmarks.apply") -> argparse.ArgumentParser:
 @command
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.apply") -> int:
     """Run the command; exit code 0, 1 if images were left out, 2 if nothing could be done."""
-    arguments = build_parser(prog).parse_args(argv)
+    arguments = build_parser(prog).parse_intermixed_args(argv)  # IMAGES may follow options
     from benchmarks.applying.image_index import ApplyError
     from benchmarks.runner.settings import SettingsError
     from benchmarks.store.weights import WeightsError

@@ -31,9 +31,12 @@ that they are good to about 1e-13 of the product of the two lengths.
 
 Speed
 -----
-No ranking is sorted. The figures only need, for each relevant item, how many gallery items score higher and how many
-score the same: one counting pass over buckets between the lowest and the highest relevant score settles nearly all of
-the gallery, and only the few items that share a bucket with a relevant one are sorted.
+No ranking is made. The figures only need, for each relevant item, how many gallery items score higher and how many
+score the same. Where few items are relevant, cosines are computed in float32 first, and only items that are closer to a
+relevant one than a float32 product can tell apart get their exact score (`benchmarks.evaluation.screening`). Else one
+counting pass over buckets between the lowest and the highest relevant exact score settles nearly all of the gallery,
+and only the few items that share a bucket with a relevant one are sorted. With ``whole=False`` nothing is computed of
+what lies below the largest cut. Both ways give the same figures to the last bit.
 ``python -m benchmarks.speed.ranking`` measures the cost as a multiple of the matrix product alone.
 """
 
@@ -48,6 +51,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from benchmarks.evaluation import screening
+from benchmarks.evaluation.screening import Float32Screen
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,6 +78,12 @@ _BUCKETS = 8192
 _SLAB = 1024
 _MIB = 2**20
 _SCORES_MIB = 128
+
+_SCREEN_FROM = 2048
+"""Gallery items from which a float32 screen pays."""
+
+_SCREEN_RELEVANT = 100
+"""All figures are screened where, on average, at most one item in this many is relevant."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +165,7 @@ def rank(
     recall_ks: Sequence[int] = (1, 10, 100),
     without_relevant: WithoutRelevant = "exclude",
     top: int = 0,
+    whole: bool = True,
     memory_mib: float = 512,
     progress: Callable[[int], None] | None = None,
 ) -> RetrievalScores:
@@ -169,6 +182,7 @@ def rank(
         without_relevant: ``exclude`` leaves queries without a relevant item out of the means (NaN in their row),
             ``zero`` counts them as 0. Either way they are reported as ``n_without_relevant``.
         top: keep ids and scores of this many best items of each query (0: none).
+        whole: also ``ap@all``; without it, only the first places up to the largest cut are looked at, which is faster.
         memory_mib: ceiling in MiB for everything allocated here beside the inputs and the result.
         progress: called after each chunk with the number of queries finished in it.
 
@@ -181,7 +195,17 @@ def rank(
         raise ValueError(f"similarity={similarity!r} is unknown; use 'cosine' or 'sqeuclidean'")
     scorer = _Scorer(q, g, similarity, memory_mib * _MIB)
     return _score(
-        scorer, query_labels, gallery_labels, similarity, ks, recall_ks, without_relevant, top, memory_mib, progress
+        scorer,
+        query_labels,
+        gallery_labels,
+        similarity,
+        ks,
+        recall_ks,
+        without_relevant,
+        top,
+        whole,
+        memory_mib,
+        progress,
     )
 
 
@@ -198,7 +222,7 @@ def nearest(
     rows = np.empty((min(step, len(query)), len(gallery)))
     for start in range(0, len(query), step):
         part = rows[: min(step, len(query) - start)]
-        scorer.fill(part, start)
+        scorer.fill(part, slice(start, start + step))
         for i, row in enumerate(part, start):
             ids[i], scores[i] = _best(row, k, scorer.unit)
     return ids, scores
@@ -219,7 +243,17 @@ def rank_scores(
     given = _as_array(scores, "scores")
     _check_finite(given, "scores")
     return _score(
-        _Given(given), query_labels, gallery_labels, "given", ks, recall_ks, without_relevant, top, memory_mib, None
+        _Given(given),
+        query_labels,
+        gallery_labels,
+        "given",
+        ks,
+        recall_ks,
+        without_relevant,
+        top,
+        True,
+        memory_mib,
+        None,
     )
 
 
@@ -254,8 +288,8 @@ class _Given:
         self.chunk_bytes = float(_SCORES_MIB * _MIB)
         self.unit = 1.0
 
-    def fill(self, out: Float64, start: int) -> None:
-        out[:] = self.scores[start : start + len(out)]
+    def fill(self, out: Float64, queries: slice | Int64) -> None:
+        out[:] = self.scores[queries]
 
 
 class _Scorer:
@@ -283,10 +317,10 @@ class _Scorer:
             if self.kept is not None:
                 self.kept[part] = grid
 
-    def fill(self, out: Float64, start: int) -> None:
-        """Write the scores [b, N] of b queries from ``start`` on, in multiples of ``unit``."""
+    def fill(self, out: Float64, queries: slice | Int64) -> None:
+        """Write the scores [b, N] of b queries in multiples of ``unit``."""
         d = self.query.shape[1]
-        grid, norms = fixed_point(self.query[start : start + len(out)], low=not self.cosine)
+        grid, norms = fixed_point(self.query[queries], low=not self.cosine)
         swapped = grid if self.cosine else np.roll(grid, d, axis=1)
         for first in range(0, self.shape[1], self.slab):
             part = slice(first, first + self.slab)
@@ -380,6 +414,140 @@ def _best(row: Float64, top: int, unit: float) -> tuple[Int64, Float64]:
     return ids, row[ids] * unit
 
 
+@dataclass(frozen=True)
+class _Positions:
+    """What is found of one query: (greater, equal) of its relevant items, best first, and its best items with scores;
+    None where not asked for."""
+
+    counts: tuple[Int64, Int64] | None
+    best: tuple[Int64, Float64] | None
+
+
+class _Rows:
+    """Positions from rows of exact scores."""
+
+    def __init__(self, source: _Scorer | _Given, top: int) -> None:
+        self.source, self.top = source, top
+        n = source.shape[1]
+        self.count = _Counter(n)
+        self.fixed_bytes = source.fixed_bytes + _Counter.fixed_bytes(n) + 16.0 * n
+        self.row_bytes = source.row_bytes + 8.0 * n
+        self.chunk_bytes = source.chunk_bytes
+        self._scores = np.empty((0, n))
+
+    def positions(self, queries: Int64, columns: Sequence[Int64]) -> list[_Positions]:
+        """Of these queries, with the positions of each one's relevant items."""
+        if len(self._scores) < len(queries):
+            self._scores = np.empty((0, self.source.shape[1]))  # frees it first
+            self._scores = np.empty((len(queries), self.source.shape[1]))
+        self.source.fill(self._scores[: len(queries)], _as_slice(queries))
+        return [
+            _Positions(
+                self.count(row, of_query) if len(of_query) else None,
+                _best(row, self.top, self.source.unit) if self.top else None,
+            )
+            for row, of_query in zip(self._scores, columns, strict=False)
+        ]
+
+
+class _ScreenedRows:
+    """Positions from float32 rows and a few exact scores; from exact rows where the screen declines.
+
+    ``cut``: only the first so many places count, and positions below are given as N; None: all count.
+    """
+
+    def __init__(self, scorer: _Scorer, top: int, cut: int | None) -> None:
+        assert scorer.kept is not None
+        n, d = scorer.kept.shape
+        self.scorer, self.top, self.cut = scorer, top, cut
+        self.screen = Float32Screen(scorer.kept, FIXED_POINT, screening.BLOCK if cut is None else d)
+        self.exact = _Rows(scorer, top)
+        self.fixed_bytes = self.exact.fixed_bytes + Float32Screen.fixed_bytes(n, d) + self.exact.row_bytes
+        self.row_bytes = scorer.row_bytes + 4.0 * n + 4.0 * min(n, _SLAB) + 4.0 * d
+        self.chunk_bytes = scorer.chunk_bytes
+        self._singles = np.empty((0, n), np.float32)
+        self._useless = False
+
+    @staticmethod
+    def pays(source: _Scorer | _Given, n_relevant: Int64, cut: int | None, top: int, budget: float) -> bool:
+        """Whether to screen: cosines, a gallery that is kept, room for its float32 copy, few items of interest."""
+        if not isinstance(source, _Scorer) or not source.cosine or source.kept is None or not len(n_relevant):
+            return False
+        n, d = source.kept.shape
+        needed = source.fixed_bytes + Float32Screen.fixed_bytes(n, d) + 2 * (source.row_bytes + 12.0 * n)
+        few = n_relevant.mean() * _SCREEN_RELEVANT <= n if cut is None else cut <= min(n, screening.MOST) // 2
+        return n >= _SCREEN_FROM and few and top <= screening.MOST // 2 and needed + 64.0 * n < budget / 2
+
+    def positions(self, queries: Int64, columns: Sequence[Int64]) -> list[_Positions]:
+        """As `_Rows.positions`."""
+        if self._useless:
+            return self._exactly(queries, columns)
+        if len(self._singles) < len(queries):
+            self._singles = np.empty((0, self.scorer.shape[1]), np.float32)
+            self._singles = np.empty((len(queries), self.scorer.shape[1]), np.float32)
+        directions, _ = fixed_point(self.scorer.query[_as_slice(queries)])
+        self.screen.fill(self._singles[: len(queries)], directions)
+        found: list[_Positions | None] = [
+            self._screened(row, direction, of_query)
+            for row, direction, of_query in zip(self._singles, directions, columns, strict=False)
+        ]
+        declined = [place for place, one in enumerate(found) if one is None]
+        self._useless = 2 * len(declined) > len(queries)
+        again = iter(self._exactly(queries[declined], [columns[place] for place in declined]))
+        return [next(again) if one is None else one for one in found]
+
+    def _exactly(self, queries: Int64, columns: Sequence[Int64]) -> list[_Positions]:
+        """By exact rows, in chunks of half as many queries, for they take twice the memory."""
+        step = max(1, len(self._singles) // 2)
+        self._singles = self._singles if not self._useless else self._singles[:0]
+        found = []
+        for start in range(0, len(queries), step):
+            part = slice(start, start + step)
+            found += self.exact.positions(queries[part], columns[part])
+        return found
+
+    def _screened(self, row: NDArray[np.float32], direction: Float64, columns: Int64) -> _Positions | None:
+        k = max(self.top, self.cut or 0)
+        first = self.screen.best(row, direction, k) if k else None
+        if k and first is None:
+            return None
+        counts = best = None
+        if first is not None and self.top:
+            ids, scores = first
+            order = np.argsort(-scores, kind="stable")[: self.top]
+            best = ids[order], scores[order] * self.scorer.unit
+        if len(columns) and self.cut is None:
+            if len(columns) > screening.MOST:
+                return None
+            counts = self.screen.counts(row, direction, columns, self.screen.exact(direction, columns))
+            if counts is None:
+                return None
+        elif len(columns):
+            assert first is not None
+            counts = _counts_among(*first, columns, len(row))
+        return _Positions(counts, best)
+
+
+def _counts_among(ids: Int64, scores: Float64, columns: Int64, n: int) -> tuple[Int64, Int64]:
+    """(greater, equal) of relevant items ``columns`` among the best items ``ids``, best first; the others come last,
+    tied, after all ``n`` items: no cut reaches them."""
+    place = ids.searchsorted(columns)
+    relevant = np.sort(scores[place[ids.take(place, mode="clip") == columns]])
+    ordered = np.sort(scores)
+    right = ordered.searchsorted(relevant, "right")
+    greater, equal = np.full(len(columns), n), np.full(len(columns), len(columns) - len(relevant))
+    greater[: len(relevant)] = (len(ordered) - right)[::-1]
+    equal[: len(relevant)] = (right - ordered.searchsorted(relevant, "left"))[::-1]
+    return greater, equal
+
+
+def _as_slice(queries: Int64) -> slice | Int64:
+    """Consecutive numbers as a slice, which copies nothing."""
+    if len(queries) and int(queries[-1]) - int(queries[0]) == len(queries) - 1:
+        return slice(int(queries[0]), int(queries[-1]) + 1)
+    return queries
+
+
 def _score(
     source: _Scorer | _Given,
     query_labels: Any,
@@ -389,6 +557,7 @@ def _score(
     recall_ks: Sequence[int],
     without_relevant: WithoutRelevant,
     top: int,
+    whole: bool,
     memory_mib: float,
     progress: Callable[[int], None] | None,
 ) -> RetrievalScores:
@@ -400,6 +569,8 @@ def _score(
     if any(k != int(k) or k < 1 for k in (*ks, *recall_ks)) or top < 0:
         raise ValueError(f"cuts must be positive integers, got ks={tuple(ks)}, recall_ks={tuple(recall_ks)}, top={top}")
     ks, recall_ks = [int(k) for k in ks], [int(k) for k in recall_ks]
+    if not (whole or ks or recall_ks):
+        raise ValueError("whole=False needs a cut; give ks or recall_ks")
     columns_of, class_of_query = _columns_by_class(query_labels, gallery_labels, n_queries, n)
     n_relevant = np.array([len(columns_of[c]) for c in class_of_query], np.int64)
 
@@ -407,35 +578,38 @@ def _score(
     top_ids = np.empty((n_queries, top), np.int64) if top else None
     top_scores = np.empty((n_queries, top)) if top else None
     harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, n + 1))])
-    names = _columns(ks, recall_ks)
+    names = _columns(ks, recall_ks, whole)
     empty = np.nan if without_relevant == "exclude" else 0.0
     values = {name: np.full(n_queries, empty) for name in names}
-    fixed = source.fixed_bytes + _Counter.fixed_bytes(n) + 16.0 * n
-    count = _Counter(n)
-    row_bytes = source.row_bytes + 8.0 * n
-    chunks = list(_chunks(n_relevant, row_bytes, fixed, memory_mib * _MIB, source.chunk_bytes))
-    scores = np.empty((max((stop - start for start, stop in chunks), default=0), n))
-    for start, stop in chunks:
-        source.fill(scores[: stop - start], start)
-        counts = []
-        for i, row in enumerate(scores[: stop - start], start):
-            if n_relevant[i]:
-                counts.append(count(row, columns_of[class_of_query[i]]))
-            if top_ids is not None and top_scores is not None:
-                top_ids[i], top_scores[i] = _best(row, top, source.unit)
-        if counts:
+    budget = memory_mib * _MIB
+    cut = None if whole else min(max((*ks, *recall_ks)), n)
+    rows: _Rows | _ScreenedRows
+    if _ScreenedRows.pays(source, n_relevant, cut, top, budget):
+        assert isinstance(source, _Scorer)
+        rows = _ScreenedRows(source, top, cut)
+    else:
+        rows = _Rows(source, top)
+    for start, stop in list(_chunks(n_relevant, rows.row_bytes, rows.fixed_bytes, budget, rows.chunk_bytes)):
+        columns = [columns_of[c] for c in class_of_query[start:stop]]
+        positions = rows.positions(np.arange(start, stop), columns)
+        for i, one in enumerate(positions, start):
+            if top_ids is not None and top_scores is not None and one.best is not None:
+                top_ids[i], top_scores[i] = one.best
+        found = [one.counts for one in positions if one.counts is not None]
+        if found:
             where = start + np.flatnonzero(n_relevant[start:stop])
-            greater, equal = (np.concatenate(part) for part in zip(*counts, strict=True))
-            for name, column in _figures(greater, equal, n_relevant[where], n, ks, recall_ks, harmonic).items():
+            greater, equal = (np.concatenate(part) for part in zip(*found, strict=True))
+            figures = _figures(greater, equal, n_relevant[where], n, ks, recall_ks, harmonic, whole)
+            for name, column in figures.items():
                 values[name][where] = column
         if progress is not None:
             progress(stop - start)
     return RetrievalScores(values, n_relevant, n, without_relevant, similarity, top_ids, top_scores)
 
 
-def _columns(ks: Sequence[int], recall_ks: Sequence[int]) -> list[str]:
+def _columns(ks: Sequence[int], recall_ks: Sequence[int], whole: bool) -> list[str]:
     cut = [name for k in ks for name in (f"ap@{k}[retrieved]", f"ap@{k}[trec]", f"p@{k}")]
-    return ["ap@all", *cut, *(f"recall@{k}" for k in recall_ks)]
+    return [*(["ap@all"] if whole else []), *cut, *(f"recall@{k}" for k in recall_ks)]
 
 
 def _mean_name(column: str) -> str:
@@ -493,6 +667,7 @@ def _figures(
     ks: Sequence[int],
     recall_ks: Sequence[int],
     harmonic: Float64,
+    whole: bool,
 ) -> dict[str, Float64]:
     """Expected figures of queries that have relevant items.
 
@@ -519,7 +694,7 @@ def _figures(
         h = np.where(inside == 1, 1.0 / (greater + 1), harmonic[greater + inside] - harmonic[greater])
         return ((f + 1) * h + slope * (inside - (greater + 1) * h)) / e
 
-    out = {"ap@all": np.add.reduceat(precision_sum(equal), starts) / n_relevant}
+    out = {"ap@all": np.add.reduceat(precision_sum(equal), starts) / n_relevant} if whole else {}
     for k in ks:
         inside = np.clip(k - greater, 0, equal)
         part = precision_sum(inside)

@@ -29,26 +29,27 @@ from benchmarks.store.records import Record
 class PlotPool:
     """Draws plots in ``workers`` other processes; with 0 in this one, when a plot is asked for.
 
-    Where the processes cannot be used (they were killed, say) plots are drawn in this one.
+    Where a process dies (killed for memory, say), the plots that were lost with it are drawn again, one at a time in
+    another process: the plot whose process dies then is left out, the others are kept.
     """
 
     def __init__(self, workers: int = 0) -> None:
         self._workers = workers
         self._pool: ProcessPoolExecutor | None = None
+        self._single: ProcessPoolExecutor | None = None
 
     def draw(self, function: str, arguments: tuple[Any, ...], folder: Path) -> Callable[[], tuple[list[Path], str]]:
         """Begin to draw a plot; returns a function that waits for its result."""
-        if self._workers:
+        if not self._workers:
+            result = plots.draw_plot(function, arguments, folder)
+            return lambda: result
+        try:
             if self._pool is None:
-                self._pool = ProcessPoolExecutor(self._workers, mp_context=get_context("spawn"))
-            try:
-                future: Future[tuple[list[Path], str]] = self._pool.submit(plots.draw_plot, function, arguments, folder)
-            except (BrokenProcessPool, OSError):
-                self._workers = 0
-            else:
-                return lambda: self._result(future, function, arguments, folder)
-        result = plots.draw_plot(function, arguments, folder)
-        return lambda: result
+                self._pool = _processes(self._workers)
+            future: Future[tuple[list[Path], str]] = self._pool.submit(plots.draw_plot, function, arguments, folder)
+        except (BrokenProcessPool, OSError):
+            return lambda: self._again(function, arguments, folder)
+        return lambda: self._result(future, function, arguments, folder)
 
     def _result(
         self, future: Future[tuple[list[Path], str]], function: str, arguments: tuple[Any, ...], folder: Path
@@ -56,12 +57,29 @@ class PlotPool:
         try:
             return future.result()
         except (BrokenProcessPool, OSError):
+            return self._again(function, arguments, folder)
+
+    def _again(self, function: str, arguments: tuple[Any, ...], folder: Path) -> tuple[list[Path], str]:
+        """Draw a plot that was lost, alone in a process."""
+        try:
+            if self._single is None:
+                self._single = _processes(1)
+            return self._single.submit(plots.draw_plot, function, arguments, folder).result()
+        except BrokenProcessPool:
+            self._single = None
+            return [], "the process that drew it died"
+        except OSError:  # no process can be started
             return plots.draw_plot(function, arguments, folder)
 
     def close(self) -> None:
         """End the processes."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        for pool in (self._pool, self._single):
+            if pool is not None:
+                pool.shutdown(cancel_futures=True)
+
+
+def _processes(count: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
 
 
 @dataclass

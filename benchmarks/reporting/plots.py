@@ -274,8 +274,10 @@ def cost_against_score(table: ScoreTable, costs: Sequence[MethodCost], folder: P
             for row, value in zip(rows, values, strict=True):
                 colour, shape = marks[row.label]
                 x = value if value > 0 else least / 6
-                place.scatter(x, 100 * (row.mean.value or 0), color=colour, marker=shape, s=22, linewidths=0.4,
-                              edgecolors="white", zorder=3, label=plain(shorten(row.label)))  # fmt: skip
+                place.scatter(
+                    x, 100 * (row.mean.value or 0), color=colour, marker=shape, s=44 if shape == "*" else 22,
+                    linewidths=0.4, edgecolors="white", zorder=3, label=plain(shorten(row.label)),
+                )  # fmt: skip
             place.set_xscale("log")
             ticks = [
                 10.0**n for n in range(int(math.log10(least)), math.ceil(math.log10(max(positive, default=10))) + 1)

@@ -35,7 +35,8 @@ def test_the_shipped_versions_load_and_their_cards_state_what_was_measured() -> 
         backbone = sources.load(name, device="cpu", precision="float32")
         assert (backbone.name, backbone.image_size) == (name, 64)
         measured = json.loads((folder / "measurements.json").read_text())
-        assert f"**{measured['top1']:.1%}**" in (folder / "README.md").read_text()
+        assert measured["weights_hash"] == backbone.weights_hash
+        assert f"**{measured['train_and_validation_classes']['top1']:.1%}**" in (folder / "README.md").read_text()
 
 
 def test_without_the_reference_version_the_newest_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,14 +22,14 @@ def test_small_run_prints_and_writes_the_ratio(tmp_path, capsys):
     assert printed.err == ""
 
 
-def test_progress_covers_all_queries_of_both_phases():
-    seen = {"bare product": 0, "ranking": 0}
+def test_progress_covers_all_queries_of_every_phase():
+    seen = dict.fromkeys(ranking.PHASES, 0)
 
     def count(phase, done):
         seen[phase] += done
 
     ranking.measure(1100, 50, 8, 5, 2, "sqeuclidean", progress=count)
-    assert seen == {"bare product": 2200, "ranking": 2200}
+    assert seen == dict.fromkeys(ranking.PHASES, 2200)
 
 
 def test_bad_size_is_one_line():
