@@ -29,6 +29,9 @@ Extensions (the paper classifies target images and nothing else):
 10. **No target images** (UCDR family): a batch pairs two different training domains, the first drawn in proportion to
     its images; the second plays the target, and its labels are not read.
 
+A ResNet's n layers are its four stages, whose widths w differ: narrower ones are filled with zeros where a table holds
+all of them, and no weight reads these.
+
 Shapes: B images, C classes, n layers, J image tokens, w vision width, v text width, E embedding width.
 """
 
@@ -45,10 +48,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.cards import read_card
-from methods.interface import FitReport, Images, Log, Method, TrainingData
+from methods.interface import FitReport, Images, Log, Method, TrainingData, added
 from methods.official import ad_clip as official
 from methods.parts.augment import Augmentation, augment
-from methods.parts.backbone import Backbone, Statistics, token_statistics
+from methods.parts.backbone import PromptBackbone, Statistics, stack_layers
 from methods.parts.feature_cache import layer_statistics
 from methods.parts.losses import cosine_similarities, mean_entropy
 from methods.parts.prompts import PromptTemplate, encode_prompts
@@ -71,16 +74,17 @@ class VisionFeatures:
 
     @classmethod
     @torch.no_grad()
-    def extract(cls, backbone: Backbone, pixels: Tensor, layers: int = 0) -> VisionFeatures:
-        """(1) One pass over normalised pixels [B, 3, H, W]; styles of the last ``layers`` blocks (0: of all)."""
-        states = backbone.run_vision_layers(backbone.image_tokens(pixels))  # n tensors [B, T, w]
-        mu, sigma = token_statistics(states[-layers:])
-        return cls(backbone.readout(states[-1][:, 0]), mu.transpose(0, 1), sigma.transpose(0, 1))
+    def extract(cls, backbone: PromptBackbone, pixels: Tensor, layers: int = 0) -> VisionFeatures:
+        """(1) One pass over normalised pixels [B, 3, H, W]; styles of the last ``layers`` layers (0: of all)."""
+        features, mu, sigma = backbone.encode_styles(pixels, layers)
+        return cls(features, stack_layers(mu), stack_layers(sigma))
 
-    @property
-    def style(self) -> Tensor:
-        """[mu_l ; sigma_l] of every layer: [B, n, 2w]."""
-        return torch.cat([self.mu, self.sigma], dim=-1)
+    def style(self, widths: Sequence[int]) -> Tensor:
+        """[mu_l ; sigma_l] of every layer, zeros behind those of narrower layers: [B, n, 2w]."""
+        if set(widths) == {self.mu.shape[-1]}:
+            return torch.cat([self.mu, self.sigma], dim=-1)
+        pairs = (torch.cat([self.mu[:, n, :w], self.sigma[:, n, :w]], dim=-1) for n, w in enumerate(widths))
+        return stack_layers(list(pairs))
 
     def __getitem__(self, index: Tensor) -> VisionFeatures:
         return VisionFeatures(self.features[index], self.mu[index], self.sigma[index])
@@ -96,36 +100,44 @@ class VisionFeatures:
 class Projectors(nn.Module):
     """All that AD-CLIP trains, and the learned tokens (the *context*) of the prompts that they write."""
 
-    def __init__(self, backbone: Backbone, config: AdClipConfig, generator: torch.Generator) -> None:
+    def __init__(self, backbone: PromptBackbone, config: AdClipConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
-        if config.layers > backbone.vision_layers:
+        widths = backbone.style_widths
+        if config.layers > len(widths):
             raise ValueError(
-                f"ad_clip: layers {config.layers} is more than the {backbone.vision_layers} vision blocks of backbone"
+                f"ad_clip: layers {config.layers} is more than the {len(widths)} vision blocks of backbone"
                 f" {backbone.name}; lower it, or 0 for all"
             )
-        self.layers = config.layers or backbone.vision_layers
-        wide, narrow, out = 2 * backbone.vision_width, backbone.vision_width, backbone.text_width
+        self.widths = narrow = widths[-config.layers :]
+        self.layers, wide, out = len(narrow), tuple(2 * width for width in narrow), backbone.text_width
         domain_wide = wide if config.domain_input == "concat" else narrow
         style_wide = wide if config.style_input == "concat" else narrow
         self.domain = LayerwiseMLP(
-            self.layers, domain_wide, config.domain_hidden, out, generator, relu=config.domain_projector == "mlp"
+            domain_wide, config.domain_hidden, out, generator, relu=config.domain_projector == "mlp"
         )
-        self.style = LayerwiseMLP(self.layers, style_wide, config.style_hidden, out, generator, relu=True)
-        self.content = ContentProjector(
-            self.layers, narrow, 1 if config.shared_mix else config.image_tokens, out, generator
-        )
+        self.style = LayerwiseMLP(style_wide, config.style_hidden, out, generator, relu=True)
+        self.content = ContentProjector(narrow, 1 if config.shared_mix else config.image_tokens, out, generator)
+        if config.fixed_first:
+            for first in (self.domain.linear1, self.style.linear1, self.content.linear):
+                first.requires_grad_(False)
+
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that an optimiser gets: all, or with ``fixed_first`` all but the first maps."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def domain_tokens(self, image: VisionFeatures) -> Tensor:
         """(2) P_v: style -> n domain tokens [B, n, v]."""
         concat = self.config.domain_input == "concat"
-        tokens: Tensor = self.domain(image.style if concat else official.average_style(image.mu, image.sigma))
+        tokens: Tensor = self.domain(
+            image.style(self.widths) if concat else official.average_style(image.mu, image.sigma)
+        )
         return tokens
 
     def style_tokens(self, image: VisionFeatures) -> Tensor:
         """(3) f_smn: style -> the source domain tokens that it predicts [B, n, v]."""
-        concat = self.config.style_input == "concat"
-        tokens: Tensor = self.style(image.style if concat else official.neighbour_means(image.style))
+        concat, style = self.config.style_input == "concat", image.style(self.widths)
+        tokens: Tensor = self.style(style if concat else official.neighbour_means(style))
         return tokens
 
     def image_tokens(self, image: VisionFeatures) -> Tensor:
@@ -168,12 +180,10 @@ class Projectors(nn.Module):
 class LayerwiseMLP(nn.Module):
     """Two linear maps for every layer, with a ReLU or nothing between them: [B, n, in] -> [B, n, out]."""
 
-    def __init__(
-        self, layers: int, wide: int, hidden: int, out: int, generator: torch.Generator, *, relu: bool
-    ) -> None:
+    def __init__(self, wide: Sequence[int], hidden: int, out: int, generator: torch.Generator, *, relu: bool) -> None:
         super().__init__()
-        self.linear1 = LayerwiseLinear(layers, wide, hidden, generator)
-        self.linear2 = LayerwiseLinear(layers, hidden, out, generator)
+        self.linear1 = layerwise_linear(wide, hidden, generator)
+        self.linear2 = layerwise_linear([hidden] * len(wide), out, generator)
         self.relu = relu
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -185,15 +195,23 @@ class LayerwiseMLP(nn.Module):
 class ContentProjector(nn.Module):
     """A linear map for every layer, then linear mixes over the layers: [B, n, in] -> [B, mixes, out]."""
 
-    def __init__(self, layers: int, wide: int, mixes: int, out: int, generator: torch.Generator) -> None:
+    def __init__(self, wide: Sequence[int], mixes: int, out: int, generator: torch.Generator) -> None:
         super().__init__()
+        layers = len(wide)
         bound = layers**-0.5
-        self.linear = LayerwiseLinear(layers, wide, out, generator)
+        self.linear = layerwise_linear(wide, out, generator)
         self.mix_weight = nn.Parameter(torch.empty(mixes, layers).uniform_(-bound, bound, generator=generator))
         self.mix_bias = nn.Parameter(torch.empty(mixes).uniform_(-bound, bound, generator=generator))
 
     def forward(self, inputs: Tensor) -> Tensor:
         return torch.einsum("jn,bnv->bjv", self.mix_weight, self.linear(inputs)) + self.mix_bias[:, None]
+
+
+def layerwise_linear(wide: Sequence[int], out: int, generator: torch.Generator) -> nn.Module:
+    """A linear map from each of n layers' own width: [B, n, in] -> [B, n, out]."""
+    if len(set(wide)) == 1:
+        return LayerwiseLinear(len(wide), wide[0], out, generator)
+    return UnequalLinear(wide, out, generator)
 
 
 class LayerwiseLinear(nn.Module):
@@ -207,6 +225,19 @@ class LayerwiseLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return torch.einsum("bni,noi->bno", inputs, self.weight) + self.bias
+
+
+class UnequalLinear(nn.Module):
+    """:class:`LayerwiseLinear` for layers of unequal widths: of a row it reads as many values as its layer is wide."""
+
+    def __init__(self, wide: Sequence[int], out: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(LayerwiseLinear(1, width, out, generator) for width in wide)
+        self.wide = tuple(wide)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        parts = zip(self.layers, self.wide, strict=True)
+        return torch.cat([linear(inputs[:, n : n + 1, :width]) for n, (linear, width) in enumerate(parts)], dim=1)
 
 
 # --- the loss --------------------------------------------------------------------------------------------------------
@@ -298,6 +329,7 @@ class AdClipConfig:
     domain_input: Literal["concat", "average"] = "concat"  # P_v reads [mu ; sigma], or (mu + sigma) / 2 (official)
     style_input: Literal["concat", "neighbours"] = "concat"  # f_smn reads [mu ; sigma], or neighbour means (official)
     schedule: Literal["epoch", "iteration"] = "epoch"  # what the learning rate advances with; official: iteration
+    fixed_first: bool = added(False)  # True leaves each projector's first maps as drawn; official with a ResNet: True
     statistics: Statistics = "clip"  # pixel normalisation: clip, imagenet or none
 
     learning_rate: float = 1e-2  # of Adam, at the top of the cosine; half a period of the cosine is ``epochs``
@@ -349,9 +381,15 @@ class AdClip(Method):
 
     card = read_card("ad_clip")
     Config = AdClipConfig
+    needs = "styles"
+    backbone: PromptBackbone
     fact_names = ("class_names",)
     one_process = "its loss takes means over the two halves of a batch"
-    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": official.SETTINGS}
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
+        "official": official.SETTINGS,
+        "official_resnet": official.RESNET_SETTINGS,
+    }
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "no_ce": {"ce_weight": 0.0},
         "no_smn": {"smn_weight": 0.0, "test_tokens": "own"},  # an untrained f_smn writes no tokens
@@ -368,7 +406,7 @@ class AdClip(Method):
     }
 
     def __init__(
-        self, backbone: Backbone, config: AdClipConfig | None = None, device: str | torch.device | None = None
+        self, backbone: PromptBackbone, config: AdClipConfig | None = None, device: str | torch.device | None = None
     ) -> None:
         super().__init__(backbone, config, device)
         self.projectors = Projectors(backbone, self.config, seeded(0, _INIT)).to(self.device)
@@ -413,7 +451,9 @@ class AdClip(Method):
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam over the projectors, weight decay as an L2 term of the gradient."""
         return torch.optim.Adam(
-            self.projectors.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+            self.projectors.trained(),
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
         )
 
     def learning_rate(self, step: int, steps: int) -> float:
@@ -443,7 +483,7 @@ class AdClip(Method):
             labels = data.labels[first].to(self.device)
             return self.losses(source(first, 2 * step), target(second, 2 * step + 1), labels, prompts).total
 
-        report = FitReport(trainable_parameters=count_parameters(list(self.projectors.parameters())))
+        report = FitReport(trainable_parameters=count_parameters(self.projectors.trained()))
         run_stage(
             self,
             data,
@@ -546,5 +586,5 @@ class AdClip(Method):
         count, layers = len(tensors.get("anchors.features", ())), self.projectors.layers
         if self._anchors is None or len(self._anchors) != count:
             features = torch.empty(count, self.backbone.embed_dim, device=self.device)
-            mu, sigma = torch.empty(2, count, layers, self.backbone.vision_width, device=self.device)
+            mu, sigma = torch.empty(2, count, layers, max(self.projectors.widths), device=self.device)
             self._anchors = VisionFeatures(features, mu, sigma)

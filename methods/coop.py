@@ -26,9 +26,11 @@ from torch import Tensor, nn
 
 from methods.cards import read_card
 from methods.official.pros_release import BASELINE
+from methods.parts.backbone import ClipBackbone, PromptBackbone
+from methods.parts.capabilities import Capability
 from methods.parts.prompt_units import new_context
 from methods.parts.prompts import PromptTemplate, encode_prompts
-from methods.training.image_text import ImageTextMethod, ReleasedConfig
+from methods.training.image_text import ImageTextMethod, Prompts, ReleasedConfig
 from methods.training.loop import seeded
 
 
@@ -48,6 +50,7 @@ class CoOp(ImageTextMethod):
     card = read_card("coop")
     Config = CoOpConfig
     stage = "context"
+    needs = "styles"
     variants: ClassVar = {"official": {**BASELINE, "train_projections": True, "augment": True}}
     ablations: ClassVar[dict[str, dict[str, Any]]] = {
         "context_4": {"context_tokens": 4},
@@ -56,6 +59,12 @@ class CoOp(ImageTextMethod):
         "augmented": {"augment": True},
     }
     config: CoOpConfig
+    backbone: PromptBackbone
+
+    @classmethod
+    def needs_of(cls, config: CoOpConfig) -> Capability:
+        """``tokens`` to train both projections, as only a vision transformer's image branch ends with one."""
+        return "tokens" if config.train_projections else cls.needs
 
     def build(self, seed: int) -> dict[str, nn.Parameter]:
         """``context`` [m, v] from N(0, 0.02^2); with ``train_projections`` CLIP's projections by CLIPModel's names."""
@@ -79,8 +88,9 @@ class CoOp(ImageTextMethod):
         """The classes' texts with places for the context."""
         return PromptTemplate.build(self.backbone, names, self.config.template, self.config.context_tokens)
 
-    def text_features(self, prompts: PromptTemplate) -> Tensor:
+    def text_features(self, prompts: Prompts) -> Tensor:
         """Text features [C, E] of ``X_1 ... X_m {class}.``, not normalised."""
+        assert isinstance(prompts, PromptTemplate)
         learned, fast = self.trainable(), self.config.fast
         projection = learned.get("text_projection.weight")
         return encode_prompts(
@@ -89,6 +99,9 @@ class CoOp(ImageTextMethod):
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Image features [B, E] of normalised pixels, not normalised: frozen CLIP's, through the projection in use."""
+        if not isinstance(self.backbone, ClipBackbone):
+            with torch.no_grad():
+                return self.backbone.encode_images(pixels)
         with torch.no_grad():
             tokens = self.backbone.run_vision(self.backbone.image_tokens(pixels), read=0)
         return self.backbone.readout(tokens, projection=self.trainable().get("visual_projection.weight"))

@@ -26,6 +26,7 @@ class ClassMeans(Method):
     Learned: ``means`` [C, D] of the C classes with labelled images, whose names are ``names``.
     """
 
+    needs = "features"  # of which it uses none
     trained = False
     fact_names: ClassVar[tuple[str, ...]] = ("names",)
     names: tuple[str, ...] = ()

@@ -40,6 +40,7 @@ class FullFinetune(OwnClipMethod):
     card = read_card("full_finetune")
     Config = FullFinetuneConfig
     stage = "vision tower"
+    needs = "features"
     lowest_rate = 1e-8
     seed_parts = (0, 1)  # nothing is drawn at the start
     variants: ClassVar = {"official": {**BASELINE, "train_text": True}}
@@ -59,6 +60,11 @@ class FullFinetune(OwnClipMethod):
             if not self.config.temperature:
                 trained["logit_scale"] = self.copy.model.logit_scale
         return trained
+
+    @property
+    def frozen_texts(self) -> bool:
+        """Whether the text tower is left as it is."""
+        return not self.config.train_text
 
     def loss(self, images: Tensor, texts: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy over cosine / tau, or over cosine times CLIP's own scale, which may be trained."""

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from methods.cards import Deviation, MethodCard, Similarity
 from methods.cards.model_card import ModelScore, model_card
+from methods.parts.capabilities import Capability, shortfall
 from methods.parts.memory import aligned
 from methods.parts.parallel import agree, processes
 
@@ -44,9 +45,29 @@ __all__ = [
     "Similarity",
     "TrainingData",
     "WithheldError",
+    "added",
     "restore",
+    "stated",
     "unit_length",
 ]
+
+
+def added(default: Any) -> Any:
+    """The default of a ``Config``'s setting that is newer than stored records: ``shift: float = added(0.0)``.
+
+    At its default it is left out of a score's key and record (:func:`stated`), which are then those from before.
+    """
+    return field(default=default, metadata={"added": True})
+
+
+def stated(config: Any) -> dict[str, Any]:
+    """The settings of a config by name, as keys and records state them: all, without :func:`added` ones at default."""
+    values = dataclasses.asdict(config)
+    for one in dataclasses.fields(config):
+        if one.metadata.get("added") and values[one.name] == one.default:
+            del values[one.name]
+    return values
+
 
 #: ``log(stage=..., step=..., loss=...)``: ``fit`` calls it with the numbers of a step; the record stores them.
 Log = Callable[..., None]
@@ -57,7 +78,8 @@ class WithheldError(RuntimeError):
 
 
 class NotApplicableError(RuntimeError):
-    """A method defines no result for a request, e.g. a pixel baseline for a class it has no images of."""
+    """A method defines no result for a request, e.g. a pixel baseline for a class it has no images of, or a method that
+    changes CLIP's tokens on a backbone that has none."""
 
 
 class NotFittedError(RuntimeError):
@@ -207,6 +229,8 @@ class Method(ABC):
     what is kept beside them (``fact_names``), and the untrained parts that a checkpoint's tensors are copied into
     (:meth:`prepare_state`); the base class checks, saves and loads them. They may set
 
+    * ``needs``: what the backbone must offer, ``features``, ``styles`` or ``tokens``
+      (:mod:`methods.parts.capabilities`; default: ``tokens``), and :meth:`needs_of` where it depends on the config;
     * ``trained = False`` when the embedding of an image does not depend on the training data, so that encoded images
       are shared between tasks (``fit`` still runs once a task: a floor averages its class means there);
     * ``variants``: named changes to the defaults, e.g. ``{"official": {"mask": False}}``; ``paper`` is the defaults;
@@ -219,6 +243,7 @@ class Method(ABC):
 
     card: ClassVar[MethodCard]
     Config: ClassVar[type] = NoConfig
+    needs: ClassVar[Capability] = "tokens"
     trained: ClassVar[bool] = True
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -229,12 +254,22 @@ class Method(ABC):
     fact_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, backbone: Backbone, config: Any = None, device: str | torch.device | None = None) -> None:
-        """``device``: where it computes, which must be where the backbone is (default: there)."""
+        """``device``: where it computes, which must be where the backbone is (default: there).
+
+        Raises :class:`NotApplicableError` for a backbone that does not offer what the config needs.
+        """
         self.backbone = backbone
         self.config = self.Config() if config is None else config
         if not isinstance(self.config, self.Config):
             raise TypeError(f"{self.card.name}: config must be {self.Config.__name__}, not {type(config).__name__}")
+        if reason := shortfall(self.card.name, self.needs_of(self.config), backbone.name, backbone.offers):
+            raise NotApplicableError(reason)
         self.device = torch.device(backbone.device if device is None else device)
+
+    @classmethod
+    def needs_of(cls, config: Any) -> Capability:
+        """What a backbone must offer to a method of this config; default: ``needs``."""
+        return cls.needs
 
     @classmethod
     def files(cls, config: Any) -> Mapping[str, Path]:

@@ -29,6 +29,9 @@ from methods.training.loop import seeded
 #: The linear maps of an attention layer that are adapted, by CLIPModel's names.
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
+#: Those of the attention pool that ends CLIP's ResNets, whose convolutions are not adapted.
+POOL_TARGETS = ("q_proj", "k_proj", "v_proj", "c_proj")
+
 
 @dataclass(frozen=True)
 class LoRAConfig(ImageTextConfig):
@@ -51,6 +54,7 @@ class LoRA(OwnClipMethod):
     card = read_card("lora")
     Config = LoRAConfig
     stage = "adapters"
+    needs = "styles"  # a text tower of CLIP, and attention of CLIP in the image tower
     ablations: ClassVar[dict[str, dict[str, Any]]] = {
         "vision_only": {"text": False},
         "text_only": {"vision": False},
@@ -71,6 +75,8 @@ class LoRA(OwnClipMethod):
         config, generator = self.config, seeded(seed, 0)
         towers = "|".join(name for name, on in (("vision_model", config.vision), ("text_model", config.text)) if on)
         pattern = rf"({towers})\..*\.self_attn\.({'|'.join(TARGETS)})"
+        if config.vision:
+            pattern = rf"{pattern}|vision_model\.attnpool\.({'|'.join(POOL_TARGETS)})"
         model = (copy := self.backbone.clone()).model
         with torch.random.fork_rng(devices=[]):  # peft draws from the global generator; its draws are replaced below
             peft = PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=pattern, lora_dropout=0.0)

@@ -38,7 +38,7 @@ from methods.cards import read_card
 from methods.interface import TrainingData
 from methods.official.pros import SETTINGS, first_output
 from methods.parts.augment import Augmentation
-from methods.parts.backbone import Backbone, Statistics, VisionTower
+from methods.parts.backbone import ClipBackbone, Statistics, VisionTower
 from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import rank
 from methods.parts.prompt_units import TEXT_TEMPLATE, ReadOut, new_context, new_units, prompted_tokens, read_image
@@ -56,7 +56,9 @@ class ProSModel(nn.Module):
     Pixels [B, 3, H, W] are normalised.
     """
 
-    def __init__(self, backbone: Backbone, config: ProSConfig, domains: int, classes: int, generator: torch.Generator):
+    def __init__(
+        self, backbone: ClipBackbone, config: ProSConfig, domains: int, classes: int, generator: torch.Generator
+    ):
         super().__init__()
         self.backbone, self.config = (backbone,), config  # a tuple, so that frozen weights are no parameters here
         length, width = config.prompt_length, backbone.vision_width
@@ -241,6 +243,7 @@ class ProS(TwoStageMethod):
 
     card = read_card("pros")
     Config = ProSConfig
+    backbone: ClipBackbone
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": SETTINGS}
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "no_units": {"units": "none"},

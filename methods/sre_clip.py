@@ -37,8 +37,9 @@ from torch.nn import functional as F
 from methods.cards import read_card
 from methods.interface import FitReport, Images, Log, Method, TrainingData
 from methods.official import sre_clip as official
-from methods.parts.backbone import Backbone
+from methods.parts.backbone import Backbone, ClipBackbone, PromptBackbone
 from methods.parts.bounds import Bound
+from methods.parts.capabilities import Capability
 from methods.parts.feature_cache import frozen_values, image_features
 from methods.parts.losses import mean_entropy
 from methods.parts.senses import WordNetError
@@ -422,6 +423,7 @@ class SreClip(Method):
 
     card = read_card("sre_clip")
     Config = SreClipConfig
+    needs = "features"
     reads_synsets = True
     one_process = "its images attend to all others of their batch, and train on stored features in minutes"
     fact_names = ("class_names", "synsets", "senses", "seed", "sizes")
@@ -458,6 +460,13 @@ class SreClip(Method):
         self._reference: Tensor | None = None
         self._graph: WordGraph | None = None
         self._encoded: dict[str, Tensor] = {}  # class embeddings of the current weights
+
+    @classmethod
+    def needs_of(cls, config: SreClipConfig) -> Capability:
+        """``tokens`` for attention to patches, ``styles`` for token embeddings as word vectors, else ``features``."""
+        if config.attention == "patches":
+            return "tokens"
+        return "styles" if config.class_vectors == "words" and not config.word_vectors else cls.needs
 
     @property
     def model(self) -> SreClipModel:
@@ -561,6 +570,7 @@ class SreClip(Method):
         return self._unit(self.backbone.encode_images(self.backbone.normalize(pixels)))
 
     def _tokens(self, pixels: Tensor) -> dict[str, Tensor]:
+        assert isinstance(self.backbone, ClipBackbone)
         tokens = self.backbone.run_vision(self.backbone.image_tokens(self.backbone.normalize(pixels)))
         return {"tokens": self.backbone.readout(tokens)}
 
@@ -582,6 +592,7 @@ class SreClip(Method):
         words = [graph.words[int(node)] for node in field.nodes]
         if self.config.class_vectors == "text":
             return self._text_vectors(words)
+        assert isinstance(self.backbone, PromptBackbone)
         return official.word_vectors(self.backbone, [names[0] for names in words], self.config.word_vectors)
 
     def _text_vectors(self, words: Sequence[tuple[str, ...]]) -> Tensor:

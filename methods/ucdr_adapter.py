@@ -38,7 +38,7 @@ from methods.cards import read_card
 from methods.interface import TrainingData
 from methods.official.ucdr_adapter import SETTINGS, hardest_triplet_loss
 from methods.parts.augment import Augmentation
-from methods.parts.backbone import Backbone, Statistics
+from methods.parts.backbone import ClipBackbone, Statistics
 from methods.parts.feature_cache import frozen_values
 from methods.parts.losses import TEMPERATURE, image_text_loss, triplet_hinge
 from methods.parts.parallel import gather, share
@@ -66,7 +66,7 @@ class ImageBranch(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, config: UCDRAdapterConfig, domains: int, classes: int, generator: torch.Generator
+        self, backbone: ClipBackbone, config: UCDRAdapterConfig, domains: int, classes: int, generator: torch.Generator
     ) -> None:
         super().__init__()
         self.config, width = config, backbone.vision_width
@@ -165,7 +165,7 @@ class UCDRAdapterModel:
     """
 
     def __init__(
-        self, backbone: Backbone, config: UCDRAdapterConfig, prompts: PromptTemplate, domains: int, *, seed: int
+        self, backbone: ClipBackbone, config: UCDRAdapterConfig, prompts: PromptTemplate, domains: int, *, seed: int
     ) -> None:
         self.backbone, self.config, self.prompts = backbone, config, prompts
         tokens, sizes = config.context_tokens, (domains, len(prompts))
@@ -334,6 +334,7 @@ class UCDRAdapter(TwoStageMethod):
 
     card = read_card("ucdr_adapter")
     Config = UCDRAdapterConfig
+    backbone: ClipBackbone
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": SETTINGS}
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "no_ltst": {"context_tokens": 0},

@@ -27,9 +27,9 @@ from torch.nn import functional as F
 
 from methods.cards import read_card
 from methods.official.pros_release import BASELINE
+from methods.parts.backbone import ClipBackbone
 from methods.parts.prompt_units import new_units, prompted_tokens
-from methods.parts.prompts import PromptTemplate
-from methods.training.image_text import ImageTextMethod, ReleasedConfig
+from methods.training.image_text import ImageTextMethod, Prompts, ReleasedConfig
 from methods.training.loop import seeded
 
 
@@ -62,6 +62,7 @@ class VPTShallow(ImageTextMethod):
         "not_augmented": {"augment": False},
     }
     config: VPTConfig
+    backbone: ClipBackbone
 
     def build(self, seed: int) -> dict[str, nn.Parameter]:
         """``prompts`` [K, w], uniform in [-v, v] with v = sqrt(6 / (3 p^2 + w)).
@@ -88,7 +89,7 @@ class VPTShallow(ImageTextMethod):
             read = backbone.run_vision(tokens, deep_prompts=deep)[:, 0]
         return backbone.readout(read, projection=learned.get("visual_projection.weight"))
 
-    def text_features(self, prompts: PromptTemplate) -> Tensor:
+    def text_features(self, prompts: Prompts) -> Tensor:
         """Normalised text features [C, E] of frozen CLIP."""
         return F.normalize(super().text_features(prompts), dim=-1)
 

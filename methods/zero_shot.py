@@ -34,6 +34,7 @@ class ZeroShot(Method):
 
     card = read_card("zero_shot")
     Config = ZeroShotConfig
+    needs = "features"
     trained = False
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:

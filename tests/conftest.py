@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from methods.parts.backbone import Backbone
-from tests.support.tiny_clip import tiny_clip_folder
+from tests.support import torchvision_operators
+
+torchvision_operators.declare()  # before anything imports torchvision
+
+from methods.parts.backbone import Backbone  # noqa: E402
+from tests.support.tiny_clip import tiny_clip_folder  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

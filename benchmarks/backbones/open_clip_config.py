@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from methods.parts.preprocessing import CLIP_MEAN, CLIP_STD, ImageProcessing, read_processor
+
 NAME = "open_clip_config.json"
 
 ACTIVATIONS = ("quick_gelu", "gelu")
@@ -62,15 +64,8 @@ def read(file: Path) -> CheckpointFacts:
 
     Raises :class:`ConfigError` if it cannot be read, or has settings that ``transformers.CLIPModel`` does not support.
     """
-    try:
-        whole = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise ConfigError(f"it cannot be read as JSON ({reason})") from error
-    whole = whole if isinstance(whole, dict) else {}
-    model = whole.get("model_cfg", whole)
-    if not isinstance(model, dict) or not all(isinstance(model.get(key), dict) for key in ("vision_cfg", "text_cfg")):
-        raise ConfigError("it has no vision_cfg and text_cfg: give open_clip's config of the model")
+    whole = content(file)
+    model = whole["model_cfg"]
     vision, text = model["vision_cfg"], model["text_cfg"]
     for where, part in (("", model), ("vision_cfg", vision), ("text_cfg", text)):
         _refuse_unknown(where, part)
@@ -101,6 +96,75 @@ def read(file: Path) -> CheckpointFacts:
         },
         preprocess=_preprocess(whole.get("preprocess_cfg") or {}),
     )
+
+
+def content(file: Path) -> dict[str, Any]:
+    """The whole file, with the model's config as ``model_cfg``; raises :class:`ConfigError` if it is none."""
+    try:
+        whole = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ConfigError(f"it cannot be read as JSON ({reason})") from error
+    whole = whole if isinstance(whole, dict) else {}
+    model = whole.get("model_cfg", whole)
+    if not isinstance(model, dict) or not all(isinstance(model.get(key), dict) for key in ("vision_cfg", "text_cfg")):
+        raise ConfigError("it has no vision_cfg and text_cfg: give open_clip's config of the model")
+    return {**whole, "model_cfg": model}
+
+
+def is_plain(file: Path) -> bool:
+    """Whether the model is a CLIP with a vision transformer that ``transformers.CLIPModel`` computes as well.
+
+    Raises :class:`ConfigError` if the file is no config of open_clip's.
+    """
+    if is_resnet(file):
+        return False
+    try:
+        read(file)
+    except ConfigError:
+        return False
+    return True
+
+
+def is_resnet(file: Path) -> bool:
+    """Whether the model is a CLIP with OpenAI's ResNet and text tower."""
+    model = content(file)["model_cfg"]
+    layers = model["vision_cfg"].get("layers")
+    if not isinstance(layers, list) or len(layers) != 4 or model["vision_cfg"].get("timm_model_name"):
+        return False
+    try:
+        _refuse_unknown("", model)
+        _refuse_unknown("text_cfg", model["text_cfg"])
+    except ConfigError:
+        return False
+    return True
+
+
+def image_processing(file: Path) -> ImageProcessing:
+    """How an image becomes the model's pixels; raises :class:`ConfigError` for what is not supported."""
+    whole = content(file)
+    size = _one_side(whole["model_cfg"]["vision_cfg"].get("image_size", 224))
+    if not isinstance(size, int):
+        raise ConfigError(f"vision_cfg.image_size {size!r} is not square: only square images are supported")
+    return read_processor(processor(_preprocess(whole.get("preprocess_cfg") or {}), size), size)
+
+
+def processor(preprocess: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """``CheckpointFacts.preprocess`` as an image processor's config for images of ``size`` pixels."""
+    square = {"height": size, "width": size}
+    squash = preprocess.get("squash", False)
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "image_mean": preprocess.get("image_mean", CLIP_MEAN),
+        "image_std": preprocess.get("image_std", CLIP_STD),
+        "resample": preprocess.get("resample", 3),
+        "size": square if squash else {"shortest_edge": size},
+        "crop_size": square,
+        "do_resize": True,
+        "do_center_crop": not squash,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+    }
 
 
 def _refuse_unknown(where: str, part: Mapping[str, Any]) -> None:

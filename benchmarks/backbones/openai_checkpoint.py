@@ -30,7 +30,6 @@ from torch import Tensor
 from benchmarks.backbones import open_clip_config
 from benchmarks.backbones.open_clip_config import CheckpointFacts
 from methods.parts.backbone import hub_unreachable
-from methods.parts.preprocessing import CLIP_MEAN, CLIP_STD
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig
@@ -397,14 +396,13 @@ def clip_config(
         raise CheckpointError("is a CLIP with a ResNet: only the vision transformers (ViT-...) can be used")
     try:
         patches, vision_positions = weights["visual.conv1.weight"], weights["visual.positional_embedding"]
-        vocabulary, text_width = weights["token_embedding.weight"].shape
-        context = weights["positional_embedding"].shape[0]
+        for name in ("token_embedding.weight", "positional_embedding"):
+            weights[name]
         projection = weights["text_projection"].shape[1]
     except KeyError as error:
         raise CheckpointError(f"has no {error.args[0]}: it is not a CLIP in OpenAI's naming") from None
     width, _, _, patch = patches.shape
     vision_hidden = _hidden(weights, "visual.", width)
-    text_hidden = _hidden(weights, "", text_width)
     return CLIPConfig(
         projection_dim=projection,
         vision_config={
@@ -417,20 +415,28 @@ def clip_config(
             "hidden_act": facts.activation or "quick_gelu",
             "projection_dim": projection,
         },
-        text_config={
-            "hidden_size": text_width,
-            "intermediate_size": text_hidden,
-            "num_hidden_layers": _blocks(weights, ""),
-            "num_attention_heads": facts.text_heads or max(1, text_width // 64),
-            "max_position_embeddings": context,
-            "vocab_size": vocabulary,
-            "hidden_act": facts.activation or "quick_gelu",
-            "projection_dim": projection,
-            "bos_token_id": vocabulary - 2 if start_id is None else start_id,
-            "eos_token_id": vocabulary - 1 if end_id is None else end_id,
-            "pad_token_id": vocabulary - 1 if end_id is None else end_id,
-        },
+        text_config=text_config(weights, start_id=start_id, end_id=end_id, facts=facts),
     )
+
+
+def text_config(
+    weights: Mapping[str, Tensor], *, start_id: int | None, end_id: int | None, facts: CheckpointFacts
+) -> dict[str, Any]:
+    """The text tower's part of :func:`clip_config`, whatever the image tower."""
+    vocabulary, width = weights["token_embedding.weight"].shape
+    return {
+        "hidden_size": width,
+        "intermediate_size": _hidden(weights, "", width),
+        "num_hidden_layers": _blocks(weights, ""),
+        "num_attention_heads": facts.text_heads or max(1, width // 64),
+        "max_position_embeddings": weights["positional_embedding"].shape[0],
+        "vocab_size": vocabulary,
+        "hidden_act": facts.activation or "quick_gelu",
+        "projection_dim": weights["text_projection"].shape[1],
+        "bos_token_id": vocabulary - 2 if start_id is None else start_id,
+        "eos_token_id": vocabulary - 1 if end_id is None else end_id,
+        "pad_token_id": vocabulary - 1 if end_id is None else end_id,
+    }
 
 
 def _hidden(weights: Mapping[str, Tensor], prefix: str, width: int) -> int:
@@ -571,7 +577,11 @@ def convert(
     work = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         work.mkdir(parents=True)
-        if source.is_dir() and (source / "config.json").is_file():
+        if _only_features(source):
+            if config or activation or head_width:
+                raise CheckpointError(f"folder {source} keeps its config: leave the other options out")
+            _copy_as_safetensors(source, work)
+        elif source.is_dir() and (source / "config.json").is_file():
             if config or activation or head_width:
                 raise CheckpointError(
                     f"folder {source} has a config.json with all settings: leave the other options out"
@@ -586,6 +596,34 @@ def convert(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return out
+
+
+def _only_features(folder: Path) -> bool:
+    """Whether a folder holds a model of open_clip's, or a SigLIP, that keeps its own layout."""
+    try:
+        if (file := open_clip_config.beside(folder)) is not None and folder.is_dir():
+            return not open_clip_config.is_plain(file)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return isinstance(config, dict) and config.get("model_type") == "siglip"
+    except (OSError, ValueError):  # reading it as a CLIP says what is wrong
+        return False
+
+
+def _copy_as_safetensors(folder: Path, out: Path) -> None:
+    """The folder with its pickled weights, read without running them, as safetensors under the same name."""
+    from safetensors.torch import save_file
+
+    names = {"open_clip_pytorch_model.bin": "open_clip_model.safetensors", "pytorch_model.bin": "model.safetensors"}
+    found = next((name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(f"folder {folder} has none of {' and '.join(names)}: there is nothing to convert")
+    weights = read_weights(folder / found)
+    save_file(
+        {name: value.contiguous().clone() for name, value in weights.items()}, out / names[found], {"format": "pt"}
+    )
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".txt", ".model"):
+            shutil.copyfile(file, out / file.name)
 
 
 def _open_clip_weights(folder: Path) -> Path:
@@ -655,7 +693,7 @@ def _complete(source: Path, weights: Mapping[str, Tensor], facts: CheckpointFact
     return facts
 
 
-def _check_sizes(source: Path, config: CLIPConfig, facts: CheckpointFacts) -> None:
+def check_sizes(source: Path, config: CLIPConfig, facts: CheckpointFacts) -> None:
     vision, text = config.vision_config, config.text_config
     sizes = {
         "embed_dim": config.projection_dim,
@@ -694,27 +732,13 @@ def _convert_openai(source: Path, out: Path, tokenizer: str, facts: CheckpointFa
         )
     ends = {"start_id": vocabulary.bos_token_id, "end_id": vocabulary.eos_token_id}
     one_head = CheckpointFacts("gelu", weights["visual.conv1.weight"].shape[0], 1)  # shapes do not depend on heads
-    _check_shapes(clip_config(weights, **ends, facts=one_head), values, source)
+    check_shapes(clip_config(weights, **ends, facts=one_head), values, source)
     facts = _complete(source, weights, facts)
     config = clip_config(weights, **ends, facts=facts)
-    _check_sizes(source, config, facts)
+    check_sizes(source, config, facts)
     _save(config, values, out, source)
     vocabulary.save_pretrained(out)
-    size = config.vision_config.image_size
-    square = {"height": size, "width": size}
-    squash = facts.preprocess.get("squash", False)
-    processor = {
-        "image_processor_type": "CLIPImageProcessor",
-        "image_mean": facts.preprocess.get("image_mean", CLIP_MEAN),
-        "image_std": facts.preprocess.get("image_std", CLIP_STD),
-        "resample": facts.preprocess.get("resample", 3),
-        "size": square if squash else {"shortest_edge": size},
-        "crop_size": square,
-        "do_resize": True,
-        "do_center_crop": not squash,
-        "do_normalize": True,
-        "do_convert_rgb": True,
-    }
+    processor = open_clip_config.processor(facts.preprocess, config.vision_config.image_size)
     (out / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
 
 
@@ -736,7 +760,7 @@ def _convert_folder(source: Path, out: Path) -> None:
             shutil.copyfile(file, out / file.name)
 
 
-def _check_shapes(config: CLIPConfig, values: Mapping[str, Tensor], source: Path) -> Any:
+def check_shapes(config: CLIPConfig, values: Mapping[str, Tensor], source: Path) -> Any:
     """An empty model of the config; raises :class:`CheckpointError` naming the first weight that does not fit it."""
     from transformers import CLIPModel
 
@@ -752,7 +776,7 @@ def _check_shapes(config: CLIPConfig, values: Mapping[str, Tensor], source: Path
 
 
 def _save(config: CLIPConfig, values: Mapping[str, Tensor], out: Path, source: Path) -> None:
-    model = _check_shapes(config, values, source)
+    model = check_shapes(config, values, source)
     float_values = {name: value.float().contiguous() for name, value in values.items()}
     model.load_state_dict(float_values, strict=False, assign=True)
     model.save_pretrained(out, max_shard_size="50GB")

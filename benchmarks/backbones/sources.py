@@ -1,7 +1,8 @@
 """Backbones by name: ``picto-clip`` is the default shipped version; every other name goes to ``Backbone.load``.
 
-Any CLIP can be used: a Hub name (``openai/clip-vit-base-patch32``) or a folder. OpenAI's ``.pt`` files become folders
-with ``python -m benchmarks.convert``. Every score names the version (``picto-clip-v2``), never just ``picto-clip``.
+Any CLIP can be used: a Hub name (``openai/clip-vit-base-patch32``) or a folder, also open_clip's (a folder, or
+``open_clip:`` before a Hub name) and SigLIP. OpenAI's ``.pt`` files become folders with
+``python -m benchmarks.convert``. Every score names the version (``picto-clip-v2``), never just ``picto-clip``.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ DEFAULT = "picto-clip-v2"
 #: Other names of shipped versions, which describe them.
 ALIASES = {"picto-clip-invariant": "picto-clip-v2"}
 
-#: OpenAI's names of the CLIPs with a vision transformer, and where the Hub has them.
+#: OpenAI's names of its CLIPs, and where the Hub has them.
 OPENAI = {
     "ViT-B/32": "openai/clip-vit-base-patch32",
     "ViT-B/16": "openai/clip-vit-base-patch16",
     "ViT-L/14": "openai/clip-vit-large-patch14",
+    "RN50": "open_clip:timm/resnet50_clip.openai",
+    "RN101": "open_clip:timm/resnet101_clip.openai",
 }
 
 
@@ -62,12 +65,6 @@ def resolve(name_or_folder: str) -> tuple[str, str]:
             f" `python -m benchmarks.convert {name_or_folder} {path.stem}` (open_clip's weights with their"
             f" open_clip_config.json beside them, or --config FILE), and use --backbone {path.stem}"
         )
-    if (path / "open_clip_config.json").is_file() and not (path / "config.json").is_file():
-        raise ValueError(
-            f"backbone {name_or_folder} is a folder of open_clip's: convert it first, with"
-            f" `python -m benchmarks.convert {name_or_folder} {path.name}-converted`, and use --backbone"
-            f" {path.name}-converted"
-        )
     if name_or_folder in OPENAI:
         raise ValueError(f"backbone {name_or_folder} is OpenAI's name: use its Hub name {OPENAI[name_or_folder]}")
     return "", name_or_folder
@@ -79,11 +76,20 @@ def load(name_or_folder: str, *, device: str, precision: Literal["float32", "bf1
     Raises ``ValueError`` (``BackboneError`` is one) that names the problem and, for a missing checkpoint of the Hub,
     the command that fetches it.
     """
-    from methods.parts.backbone import Backbone, BackboneError
+    from methods.parts.backbone import BackboneError, OtherModelError
 
     name, source = resolve(name_or_folder)
     try:
-        backbone = Backbone.load(source, device=device, precision=precision)
+        backbone = _load(source, device=device, precision=precision)
+    except OtherModelError as error:
+        from benchmarks.backbones.loading import load_siglip
+
+        if error.kind != "siglip":
+            raise BackboneError(
+                f"backbone {source} is a {error.kind!r} checkpoint: of the models in transformers' layout, those with"
+                " model_type 'clip' or 'siglip' can be used"
+            ) from error
+        return load_siglip(source, device=device, precision=precision)
     except BackboneError as error:
         convert = "`python -m benchmarks.convert FOLDER OUT` converts a folder whose weights are only pickled"
         if "only pickled weights" in str(error):
@@ -95,3 +101,12 @@ def load(name_or_folder: str, *, device: str, precision: Literal["float32", "bf1
         ) from error
     backbone.name = name or backbone.name
     return backbone
+
+
+def _load(source: str, *, device: str, precision: Literal["float32", "bf16"]) -> Backbone:
+    from benchmarks.backbones.loading import is_open_clip, load_open_clip
+    from methods.parts.backbone import Backbone
+
+    if is_open_clip(source):
+        return load_open_clip(source, device=device, precision=precision)
+    return Backbone.load(source, device=device, precision=precision)

@@ -268,14 +268,18 @@ def beside(results: pd.DataFrame | None = None, path: Path = PUBLISHED) -> pd.Da
 
 
 def backbone_kind(name: str) -> str:
-    """``ViT-B/32``, ``ViT-B/16`` or ``ViT-L/14`` of an OpenAI checkpoint's name or folder, "" for anything else.
+    """``ViT-B/32``, ``ViT-B/16``, ``ViT-L/14``, ``RN50`` or ``RN101`` of an OpenAI checkpoint's name or folder, "" for
+    anything else.
 
-    Known are the Hub names (``openai/clip-vit-base-patch32``) and folders called like them or like OpenAI's files
-    (``ViT-B-32``); the weights in a folder of another name are unknown.
+    Known are the Hub names (``openai/clip-vit-base-patch32``, ``timm/resnet50_clip.openai``) and folders called like
+    them or like OpenAI's files (``ViT-B-32``); the weights in a folder of another name are unknown.
     """
     last = name.rstrip("/").rpartition("/")[2].lower()
     sizes = {"base-patch32": "B/32", "base-patch16": "B/16", "large-patch14": "L/14"}
     short = {"vit-b-32": "B/32", "vit-b-16": "B/16", "vit-l-14": "L/14"}
+    resnets = {"resnet50_clip.openai": "RN50", "rn50": "RN50", "resnet101_clip.openai": "RN101", "rn101": "RN101"}
+    if last in resnets:
+        return resnets[last]
     known = {f"clip-vit-{size}": kind for size, kind in sizes.items()} | short
     return f"ViT-{known[last]}" if last in known else ""
 
@@ -328,8 +332,6 @@ def _obstacle(name: str, method: str, dataset: str, metric: str, place: Publishe
         return "the source does not name the metric's convention"
     if place.obstacle:
         return place.obstacle
-    if place.backbone.startswith("RN"):
-        return f"backbone {place.backbone} is not supported (vision transformers only)"
     return ""
 
 
@@ -478,7 +480,7 @@ def _differences(figure: Mapping[Any, Any], ours: pd.Series) -> Iterator[str]:
     config = json.loads(ours["config"])
     if ours["dataset"] != dataset:
         yield f"ours on {ours['dataset']}"
-    if not ours["backbone"].startswith("openai/"):
+    if not ours["backbone"].startswith(("openai/", "timm/")):
         yield f"weights of the folder {ours['backbone']}, taken for OpenAI's by its name"
     if steps := config.get("steps", 0):
         yield f"ours trained for {steps} steps, not on the paper's schedule"
@@ -487,7 +489,7 @@ def _differences(figure: Mapping[Any, Any], ours: pd.Series) -> Iterator[str]:
             yield f"ours with {name} {config[name]}, published with {value}"
     if protocol == "uda" and method == "zero_shot" and config.get("template", TEMPLATE) != TEMPLATE:
         yield f"ours with the template {config['template']!r}"
-    if method in PAPERS and ours["variant"] != "official":
+    if method in PAPERS and not ours["variant"].startswith("official"):
         yield f"ours is the variant {ours['variant']}, not the released code's"
     if protocol in ("ucdr", "uccdr", "udcdr") and rules == "clean":
         yield "published ranks raw features by squared Euclidean distance, ours by cosine"

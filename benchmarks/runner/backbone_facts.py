@@ -18,17 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import benchmarks.backbones
 import methods.parts
 from benchmarks.backbones import sources
 from benchmarks.datasets.contents import tree_hash
 from benchmarks.datasets.image_cache import cache_folder
+from methods.parts.capabilities import Capability
 from methods.parts.preprocessing import ImageProcessing
 
 if TYPE_CHECKING:
     from methods.parts.backbone import Backbone
 
 #: Packages that decide what becomes of a checkpoint's files.
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "open_clip_torch", "timm")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class BackboneFacts:
     """What records and plans hold of a backbone.
 
     ``identity`` and ``preprocessing`` are those of :class:`methods.parts.backbone.Backbone`; ``image_size`` is in
-    pixels, ``weights_mib`` the size of its parameters.
+    pixels, ``weights_mib`` the size of its parameters; ``offers``: what methods it can serve.
     """
 
     name: str
@@ -45,6 +47,7 @@ class BackboneFacts:
     precision: Literal["float32", "bf16"]
     image_size: int
     weights_mib: float
+    offers: Capability = "tokens"
 
     @classmethod
     def of(cls, backbone: Backbone) -> Self:
@@ -57,6 +60,7 @@ class BackboneFacts:
             precision=backbone.precision,
             image_size=int(backbone.image_size),
             weights_mib=weights / 2**20,
+            offers=backbone.offers,
         )
 
     @property
@@ -95,7 +99,8 @@ def _memory(name_or_folder: str) -> Path | None:
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             parts.append(f"{package} {importlib.metadata.version(package)}")
-    for code in sorted(Path(methods.parts.__path__[0]).glob("*.py")):
+    folders = (methods.parts.__path__[0], benchmarks.backbones.__path__[0])
+    for code in (file for place in folders for file in sorted(Path(place).glob("*.py"))):
         parts.append(hashlib.sha256(code.read_bytes()).hexdigest())
     return cache / "backbones" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}.json"
 

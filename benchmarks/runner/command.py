@@ -153,7 +153,7 @@ def announce(run: Run, terminal: Terminal) -> None:
 
     Raises :class:`~benchmarks.runner.settings.SettingsError` if that leaves nothing.
     """
-    from benchmarks.runner.plan import validation_notes
+    from benchmarks.runner.plan import unfit_notes, validation_notes
     from benchmarks.runner.settings import SettingsError
 
     terminal.note(", ".join(_displayed(run.displayed_settings)))
@@ -167,6 +167,8 @@ def announce(run: Run, terminal: Terminal) -> None:
             terminal.warn(f"{name}: {note}")
     for name, reason in {**run.plan.skipped, **(run.ablation.skipped if run.ablation else {})}.items():
         terminal.warn(f"skipped: {name}: {reason}")
+    for note in unfit_notes(run.plan):
+        terminal.warn(f"not applicable: {note}")
     for note in validation_notes(run.plan, run.settings, run.resources):
         terminal.warn(f"note: {note}")
     if not (run.whole.cells or run.whole.broken):

@@ -28,8 +28,9 @@ def list_plan(plan: Plan, settings: Settings, store: ResultStore) -> Iterator[st
             cached += finished
             if not finished:
                 to_run.append(cell)
-            yield f"{'cached' if finished else 'to run'}  {cell_line(cell)}"
-        if to_run:
+            state = "n/a   " if group.unfit else "cached" if finished else "to run"
+            yield f"{state}  {cell_line(cell)}"
+        if to_run and not group.unfit:
             unfinished.append(dataclasses.replace(group, cells=tuple(to_run)))
     for broken in plan.broken:
         yield broken_line(broken)

@@ -27,8 +27,9 @@ from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import Settings, SettingsError, config_changes, nearest
 from benchmarks.runner.tuned import TunedFileError, TunedRate, tuned_rates
 from benchmarks.store.records import SCORING, CellId, content_key
-from methods.interface import Method
+from methods.interface import Method, stated
 from methods.parts.bounds import faults
+from methods.parts.capabilities import shortfall
 from methods.registry import METHODS
 
 #: Seed of the trainings that pick a learning rate, whatever the seeds of the run: all seeds of a method and training
@@ -61,7 +62,8 @@ class FitGroup:
 
     ``config`` is an instance of the method's ``Config``; ``choice`` says what takes the place of
     ``config.learning_rate``. A group of ``tuning`` is searched and not fitted: the validation score of a rate is its
-    mean over the group's task and those of the ``partners`` (cells on other splits).
+    mean over the group's task and those of the ``partners`` (cells on other splits). ``unfit``: why
+    the method cannot run on the backbone, in one line; the cells are then not applicable, and nothing is fitted.
     """
 
     method: str
@@ -73,6 +75,7 @@ class FitGroup:
     cells: tuple[Cell, ...]
     tuning: bool = False
     partners: tuple[Cell, ...] = ()
+    unfit: str = ""
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
@@ -141,7 +144,8 @@ def plan(settings: Settings, resources: Resources, arms: Mapping[str, Sequence[A
     """Plan a run: each method as configured, or, where ``arms`` has it, once for each of its arms.
 
     Raises :class:`~benchmarks.runner.settings.SettingsError` for a ``--set`` or ``--variant`` that fits no method, or a
-    backbone that cannot be loaded. A data set or method that cannot be used becomes :class:`Broken` cells instead.
+    backbone that cannot be loaded or that no chosen method can run on. A data set or method that cannot be used becomes
+    :class:`Broken` cells instead.
     """
     methods, unusable = _methods(settings)
     changes = config_changes(settings, {name: method.Config for name, method in methods.items()})
@@ -198,8 +202,18 @@ def plan(settings: Settings, resources: Resources, arms: Mapping[str, Sequence[A
         # an arm that sets the very rate that another one has is the same cell (keys are known once all cells are made)
         own = tuple(cell for cell in cells if arm_of.setdefault(cell.key, number) == number)
         if own:
-            fits.append(FitGroup(name, config, choices[group], dataset, seed, fit_id, own))
+            reason = unfit(methods[name], config, resources)
+            choice = RateChoice() if reason else choices[group]
+            fits.append(FitGroup(name, config, choice, dataset, seed, fit_id, own, unfit=reason))
+    if fits and not broken and all(group.unfit for group in fits):
+        raise SettingsError(f"--backbone: {'; '.join(dict.fromkeys(group.unfit for group in fits))}")
     return Plan(tuple(fits), tuple(broken), skipped)
+
+
+def unfit(method: type[Method], config: Any, resources: Resources) -> str:
+    """Why a method of this config cannot run on the backbone, in one line; "" if it can."""
+    facts = resources.backbone_facts
+    return shortfall(method.card.name, method.needs_of(config), facts.name, facts.offers)
 
 
 def _configured(
@@ -258,10 +272,15 @@ def unvalidated(settings: Settings, task: Task, method: type[Method]) -> str:
     return f"no validation task: {rate}{kept}"
 
 
+def unfit_notes(plan: Plan) -> list[str]:
+    """A line for each reason for which methods of a plan cannot run on the backbone."""
+    return list(dict.fromkeys(group.unfit for group in plan.groups if group.unfit))
+
+
 def validation_notes(plan: Plan, settings: Settings, resources: Resources) -> list[str]:
     """A line for each validation task of a plan that is missing or not the protocol's usual one."""
     notes: dict[tuple[str, str], list[str]] = {}
-    for group in plan.groups:
+    for group in (one for one in plan.groups if not one.unfit):
         for cell in group.cells:
             task = resources.task(cell.id.dataset, cell.id.protocol, cell.id.split)
             method = METHODS.get(group.method)
@@ -290,7 +309,7 @@ def make_cell(
     fit_id = task.fit_id
     if settings.select == "oracle":  # validates on this very task's test retrieval, so no other task shares the model
         fit_id = f"{task.fit_id}-{task.protocol}-{task.split}"
-    values = dataclasses.asdict(config)
+    values = stated(config)
     cell = CellId(
         method=name,
         variant=settings.variant if settings.variant in method.variants else "paper",
@@ -331,6 +350,8 @@ def make_cell(
         "select": settings.select,
         "seed": seed,
     }
+    if reason := unfit(method, config, resources):
+        inputs["not_applicable"] = reason  # a later version may run it
     if method.reads_synsets:
         inputs["dataset"]["synsets"] = _hash(sorted(source.synsets.items()), source.synsets_published)
     leading = {question.name: source.card.headline.metrics() for question in task.retrievals}

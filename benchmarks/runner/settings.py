@@ -163,9 +163,15 @@ def recipe_file(name: str) -> Path:
 def _as_published(settings: Settings, stated: Mapping[str, Any]) -> Settings:
     """The papers' backbone and protocols unless file or command line states others.
 
+    A variant that recipes of their own have (AD-CLIP's ``official_resnet``) means those recipes; any other, those of
+    the papers' main variants.
+
     Raises :class:`SettingsError` if the papers of these methods and data sets have several backbones.
     """
-    recipes_used = paper_recipes(settings.methods, settings.datasets)
+    found = paper_recipes(settings.methods, settings.datasets)
+    special = [recipe for recipe in found if recipe["variant"] not in ("paper", "official")]
+    named = [recipe for recipe in special if recipe["variant"] == settings.variant]
+    recipes_used = named or [recipe for recipe in found if recipe not in special]
     if recipes_used and "backbone" not in stated:
         backbones = sorted({recipe["backbone"] for recipe in recipes_used})
         if len(backbones) > 1:

@@ -20,6 +20,10 @@ SETTINGS: dict[str, Any] = {
     "schedule": "iteration",
 }
 
+#: Those of the released code with CLIP's ResNet, whose projectors keep their first layers in plain lists of Python: no
+#: optimiser gets them, and no file.
+RESNET_SETTINGS: dict[str, Any] = {**SETTINGS, "fixed_first": True}
+
 
 def average_style(mu: Tensor, sigma: Tensor) -> Tensor:
     """Input of the domain projector: (mu + sigma) / 2, of two tensors [B, n, w] -> [B, n, w]."""

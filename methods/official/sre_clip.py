@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.parts.backbone import Backbone
+from methods.parts.backbone import PromptBackbone
 from methods.parts.senses import WordNetError
 
 #: Where the released code does something else than the paper, as changes to the config.
@@ -101,7 +101,7 @@ class SurplusMemory:
 
 
 @torch.no_grad()
-def word_vectors(backbone: Backbone, names: Sequence[str], file: str) -> Tensor:
+def word_vectors(backbone: PromptBackbone, names: Sequence[str], file: str) -> Tensor:
     """A word vector for each of n names -> [n, F], L2-normalised.
 
     From ``file``, or without one ("") the mean CLIP token embedding of a name: the released word vectors are not

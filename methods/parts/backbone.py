@@ -1,9 +1,10 @@
 """CLIP for methods that change its tokens, prompts or weights (docs/architecture.md, "Backbone").
 
-:class:`Backbone` wraps any ``transformers.CLIPModel`` checkpoint and lets a method run the vision tower on its own
-tokens, read any token or every block's state, and run the text tower on given embeddings. All sizes come from the
-checkpoint's config. The weights are frozen; a method that trains a part of CLIP trains its own copy of it and passes
-that copy in (``class_token=``, ``projection=``), or trains a :meth:`Backbone.clone`. The shared backbone never changes.
+:class:`Backbone` is the interface: what any image-text model does. :class:`ClipBackbone` wraps any
+``transformers.CLIPModel`` checkpoint and lets a method run the vision tower on its own tokens, read any token or every
+block's state, and run the text tower on given embeddings. All sizes come from the checkpoint's config. The weights are
+frozen; a method that trains a part of CLIP trains its own copy of it and passes that copy in (``class_token=``,
+``projection=``), or trains a :meth:`Backbone.clone`. The shared backbone never changes.
 
 Shapes: B images, C texts, P patches (grid x grid), w vision width, v text width, E embedding width, L context length.
 """
@@ -14,14 +15,16 @@ import contextlib
 import copy
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from methods.parts.capabilities import Capability
 from methods.parts.identity import config_hash, tokenizer_hash
 from methods.parts.memory import align_parameters
 from methods.parts.preprocessing import ImageProcessing, ImageSize, ProcessingError, read_processor
@@ -51,7 +54,15 @@ class BackboneError(ValueError):
     """A checkpoint, text or image that the backbone cannot use; the message is one line and names the fix."""
 
 
-def _square(value: Any, what: str) -> int:
+class OtherModelError(BackboneError):
+    """A checkpoint of ``transformers`` that is not a CLIP: ``kind`` is its config's ``model_type``."""
+
+    def __init__(self, message: str, kind: Any) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def square(value: Any, what: str) -> int:
     """A config size that may be a number or a pair of equal numbers."""
     sides = {int(side) for side in (value if isinstance(value, list | tuple) else [value])}
     if len(sides) != 1:
@@ -77,6 +88,12 @@ def token_statistics(hidden_per_layer: Sequence[Tensor], eps: float = 2.3e-8) ->
     return mu, ((squares + eps) / hidden.shape[2]).sqrt()
 
 
+def stack_layers(values: Sequence[Tensor]) -> Tensor:
+    """A value of each of n layers, [B, w_l] each -> [B, n, w], w the largest width; zeros fill narrower layers."""
+    widest = max(value.shape[-1] for value in values)
+    return torch.stack([F.pad(value, (0, widest - value.shape[-1])) for value in values], dim=1)
+
+
 class VisionTower(nn.Module):
     """A CLIP vision transformer run on given tokens. Parameters are named as in ``CLIPModel`` (``vision_model.*``)."""
 
@@ -86,8 +103,8 @@ class VisionTower(nn.Module):
         config = vision_model.config
         self.width: int = config.hidden_size
         self.layers: int = config.num_hidden_layers
-        self.patch_size: int = _square(config.patch_size, "patch size")
-        self.image_size: int = _square(config.image_size, "image size")
+        self.patch_size: int = square(config.patch_size, "patch size")
+        self.image_size: int = square(config.image_size, "image size")
         self.grid: int = self.image_size // self.patch_size
 
     @classmethod
@@ -266,17 +283,27 @@ class TextTower(nn.Module):
         return normed
 
 
-class Backbone:
-    """A frozen CLIP whose towers run on given tokens. Build it with :meth:`load` or :meth:`from_config`.
+class Backbone(ABC):
+    """A frozen image-text model: what methods use of it. :meth:`load` and :meth:`from_config` make a CLIP.
+
+    This class is the part that every backbone has, *features*: images and texts become vectors of one space.
+    ``offers`` says what more there is (:mod:`methods.parts.capabilities`): :class:`PromptBackbone` adds *styles*,
+    :class:`ClipBackbone` *tokens*. ``causal_text`` says whether a text token depends on earlier ones alone, so that a
+    text may be cut behind the token that is read, and texts may share the work of a common beginning; without it every
+    text runs whole.
 
     ``precision`` "float32", or "bf16": weights stay float32 and the matrix products run in bfloat16 (autocast); what a
     tower returns is float32 in both cases. A training step of a method belongs inside ``with backbone.autocast():``.
     """
 
+    offers: ClassVar[Capability] = "features"
+    causal_text: ClassVar[bool] = False
+
     def __init__(
         self,
-        model: CLIPModel,
+        model: nn.Module,
         *,
+        image_size: int,
         tokenizer: Any = None,
         name: str = "unnamed",
         preprocessing: Mapping[str, Any] | None = None,
@@ -284,119 +311,203 @@ class Backbone:
     ) -> None:
         if precision not in ("float32", "bf16"):
             raise BackboneError(f"precision {precision!r} is unknown: use float32 or bf16")
-        self.model = model.float().eval().requires_grad_(False)
+        self.model: Any = model.float().eval().requires_grad_(False)
         align_parameters(self.model)
-        self.vision = VisionTower(model.vision_model)
-        self.text = TextTower(model.text_model)
         self.tokenizer = tokenizer
         self.name = name
         self.precision: Precision = precision
-        self.preprocessing: dict[str, Any] = ImageProcessing.of_record(
-            preprocessing or {}, self.vision.image_size
-        ).record()
+        self._side = image_size
+        self.preprocessing: dict[str, Any] = ImageProcessing.of_record(preprocessing or {}, image_size).record()
         self._hash: tuple[tuple[tuple[int, int], ...], str] | None = None
-        self._check_tokenizer()
 
-    # --- building -----------------------------------------------------------------------------------------------------
+    # --- building ----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def load(cls, name_or_folder: str | Path, *, device: str = "cpu", precision: Precision = "float32") -> Self:
-        """Load a CLIP checkpoint: a folder in Hugging Face format, or a name on the Hugging Face Hub.
+    def load(cls, name_or_folder: str | Path, *, device: str = "cpu", precision: Precision = "float32") -> ClipBackbone:
+        """The CLIP in a folder in Hugging Face format or of a Hub name: :meth:`ClipBackbone.load`.
 
-        Only safetensors weights are read. ``name`` becomes the Hub name, or the folder's last two parts.
-
-        Raises:
-            BackboneError: nothing there, not a CLIP, no safetensors, weights that are missing, left over, of another
-                shape or not finite, or a tokenizer or image processor that cannot be used.
+        :func:`benchmarks.backbones.sources.load` also takes the backbones that offer less.
         """
-        from transformers import AutoTokenizer, CLIPConfig, CLIPModel
-
-        text = str(name_or_folder)
-        folder = Path(text).expanduser()
-        name, unreached = text, ""
-        if folder.is_dir():
-            _check_folder(folder)
-            text = str(folder)
-            name = f"{folder.resolve().parent.name}/{folder.resolve().name}"
-        elif (
-            folder.exists()
-            or isinstance(name_or_folder, Path)
-            or text.startswith((".", "/", "~"))
-            or text.count("/") > 1
-        ):
-            raise BackboneError(f"backbone folder {text} does not exist: give a folder with config.json, or a Hub name")
-        else:
-            unreached = hub_unreachable(text)
-        local = folder.is_dir() or bool(unreached)
-        part = "config.json"
-        try:
-            given, _ = CLIPConfig.get_config_dict(text, local_files_only=local)
-            kind = given.get("model_type")
-            if kind != "clip":
-                raise BackboneError(f"backbone {text} is a {kind!r} checkpoint: only model_type 'clip' can be used")
-            config = CLIPConfig.from_pretrained(text, local_files_only=local)
-            part = "weights"
-            with _quiet_loading(local):
-                model, report = CLIPModel.from_pretrained(
-                    text,
-                    config=config,
-                    dtype=torch.float32,
-                    use_safetensors=True,
-                    attn_implementation="sdpa",
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # they are in the report
-                    local_files_only=local,
-                )
-            _check_weights(text, model, report)
-            part = "tokenizer"
-            tokenizer = AutoTokenizer.from_pretrained(text, local_files_only=local, trust_remote_code=False)
-            part = "preprocessor_config.json"
-            preprocessing = _preprocessing(text, local, _square(config.vision_config.image_size, "image size"))
-        except BackboneError:
-            raise
-        except Exception as error:  # transformers raises OSError, ValueError, SafetensorError, KeyError, ... here
-            reason = " ".join(str(error).split())[:400] or type(error).__name__
-            if folder.is_dir() and part == "tokenizer":
-                reason = reason if len(reason) <= 200 else f"{reason[:197]}..."
-                advice = (
-                    "put the checkpoint's own tokenizer.json (or vocab.json and merges.txt) and tokenizer_config.json"
-                    " into the folder"
-                )
-            elif folder.is_dir():
-                advice = f"check the folder's {part}"
-            else:
-                reason = f"it is not in the local Hub cache, and the Hub: {unreached}" if unreached else reason
-                advice = "a Hub name needs the network, or HF_HUB_OFFLINE=1 with the checkpoint in the local Hub cache"
-            raise BackboneError(f"backbone {text}: its {part} cannot be loaded ({reason}): {advice}") from error
-        backbone = cls(model, tokenizer=tokenizer, name=name, preprocessing=preprocessing, precision=precision)
-        return backbone.to(device)
+        return ClipBackbone.load(name_or_folder, device=device, precision=precision)
 
     @classmethod
     def from_config(
         cls, config: CLIPConfig, seed: int, *, tokenizer: Any = None, precision: Precision = "float32"
-    ) -> Self:
-        """A CLIP of this config with random weights; the same seed gives the same weights."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            from transformers import CLIPModel
+    ) -> ClipBackbone:
+        """A CLIP with random weights: :meth:`ClipBackbone.from_config`."""
+        return ClipBackbone.from_config(config, seed, tokenizer=tokenizer, precision=precision)
 
-            model = CLIPModel(config)
-        return cls(model, tokenizer=tokenizer, name=f"random-{seed}", precision=precision)
-
+    @abstractmethod
     def clone(self) -> Self:
         """A deep copy whose weights may be trained; frozen until a method sets ``requires_grad_`` on its parameters."""
-        return type(self)(
-            copy.deepcopy(self.model),
-            tokenizer=self.tokenizer,
-            name=self.name,
-            preprocessing=self.preprocessing,
-            precision=self.precision,
-        )
 
     def to(self, device: str | torch.device) -> Self:
         """Move the weights; returns self."""
         self.model.to(device)
         return self
+
+    # --- sizes and identity ------------------------------------------------------------------------------------------
+
+    @property
+    def image_size(self) -> int:
+        """Side of an image in pixels; it carries :attr:`processing`."""
+        return ImageSize(self.processing)
+
+    @property
+    def processing(self) -> ImageProcessing:
+        """How an image becomes the pixels that this backbone takes; :attr:`preprocessing` states it for records."""
+        return ImageProcessing.of_record(self.preprocessing, self._side)
+
+    @property
+    @abstractmethod
+    def embed_dim(self) -> int:
+        """Width E of the shared embedding."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        parameter: Tensor = next(self.model.parameters())
+        return parameter.device
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor from cosine to logit: the exponential of CLIP's parameter of that name (100 for OpenAI's CLIP)."""
+        return float(self.model.logit_scale.detach().exp())
+
+    @property
+    def weights_hash(self) -> str:
+        """sha256 over the sorted names of the weights and their float32 bytes; computed anew only after one changed."""
+        parameters = sorted(self._weights())
+        stamp = tuple((tensor.data_ptr(), tensor._version) for _, tensor in parameters)
+        if self._hash is None or self._hash[0] != stamp:
+            digest = hashlib.sha256()
+            for name, tensor in parameters:
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            self._hash = (stamp, digest.hexdigest())
+        return self._hash[1]
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        """What a checkpoint stores, by name: the parameters."""
+        return self.model.named_parameters()
+
+    @property
+    @abstractmethod
+    def config_hash(self) -> str:
+        """sha256 of all that determines the towers' output beside the weights."""
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """sha256 of all that decides which ids a text gets; "" without a tokenizer."""
+        return tokenizer_hash(self.tokenizer)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Hashes of all that determines what the towers make of normalised pixels and of texts: ``weights_hash``,
+        ``config_hash`` and ``tokenizer_hash`` (:mod:`methods.parts.identity`)."""
+        return {
+            "weights_hash": self.weights_hash,
+            "config_hash": self.config_hash,
+            "tokenizer_hash": self.tokenizer_hash,
+        }
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of this backbone's precision: bfloat16 autocast for "bf16", nothing for "float32".
+
+        The cache of cast weights is off, so passes with and without gradients may share one context.
+        """
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
+        return contextlib.nullcontext()
+
+    # --- parameters --------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def vision_parameters(self) -> dict[str, nn.Parameter]:
+        """What an image's features depend on, by the model's names."""
+
+    @abstractmethod
+    def text_parameters(self) -> dict[str, nn.Parameter]:
+        """What a text's features depend on, by the model's names."""
+
+    def _parameters_of(self, *prefixes: str) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, tensor) for name, tensor in self.model.named_parameters() if name.startswith(prefixes))
+
+    def load_parameters(self, values: Mapping[str, Tensor]) -> None:
+        """Copy the given values into the parameters of those names (a clone's trained weights, read back from a file).
+
+        Raises:
+            BackboneError: a name that this backbone does not have, or another shape.
+        """
+        own = dict(self.model.named_parameters())
+        for name, value in values.items():
+            if name not in own or own[name].shape != value.shape:
+                shape = tuple(own[name].shape) if name in own else "absent"
+                raise BackboneError(f"weight {name} {tuple(value.shape)} does not fit backbone {self.name} ({shape})")
+        with torch.no_grad():
+            for name, value in values.items():
+                own[name].copy_(value)
+
+    # --- images and texts --------------------------------------------------------------------------------------------
+
+    def normalize(self, pixels: Tensor, statistics: Statistics = "clip") -> Tensor:
+        """Normalise pixels [B, 3, H, W] in [0, 1] per channel.
+
+        "clip": the checkpoint's own statistics (its image processor's mean and std); "imagenet"; "none": unchanged.
+
+        Raises ``BackboneError`` for whole numbers (8-bit images), which would be read as values in [0, 1].
+        """
+        if not pixels.is_floating_point():
+            raise BackboneError(f"pixels must be floats in [0, 1], not {pixels.dtype}; pass pixels.float() / 255")
+        if statistics == "none":
+            return pixels
+        if statistics == "clip":
+            mean, std = self.preprocessing["mean"], self.preprocessing["std"]
+        elif statistics == "imagenet":
+            mean, std = IMAGENET_MEAN, IMAGENET_STD
+        else:
+            raise BackboneError(f"statistics {statistics!r} are unknown: use clip, imagenet or none")
+        shape = (1, 3, 1, 1)
+        return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
+
+    @abstractmethod
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Image features of normalised pixels [B, 3, H, W] -> [B, E], not L2-normalised; gradients flow into the
+        weights that are trained."""
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids [C, L] of C texts, on the backbone's device.
+
+        Raises:
+            BackboneError: a text is longer than the context.
+        """
+
+    @abstractmethod
+    def encode_ids(self, ids: Tensor) -> Tensor:
+        """Text features of token ids [C, L] -> [C, E], not L2-normalised."""
+
+    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
+        """Text features of C texts -> [C, E], not L2-normalised."""
+        if not texts:
+            return torch.zeros(0, self.embed_dim, device=self.device)
+        return torch.cat([self.encode_ids(part) for part in self.tokenize(texts).split(batch_size)])
+
+
+class PromptBackbone(Backbone):
+    """A backbone that offers *styles*: layer statistics of images, and CLIP's causal text tower on given embeddings.
+
+    ``model`` has the text tower as ``text_model`` (a ``transformers`` CLIP text model), ``text_projection`` and
+    ``logit_scale``.
+    """
+
+    offers: ClassVar[Capability] = "styles"
+    causal_text = True
+
+    def __init__(self, model: nn.Module, *, image_size: int, **rest: Any) -> None:
+        super().__init__(model, image_size=image_size, **rest)
+        self.text = TextTower(self.model.text_model)
+        self._check_tokenizer()
 
     def _check_tokenizer(self) -> None:
         """The place where a text is read must be the tokenizer's end of text (else features are silently wrong)."""
@@ -448,42 +559,12 @@ class Backbone:
                 " or cut off; fetch the tokenizer's files again"
             )
 
-    # --- sizes and identity -------------------------------------------------------------------------------------------
+    # --- sizes -------------------------------------------------------------------------------------------------------
 
     @property
-    def vision_width(self) -> int:
-        """Width w of the vision tower."""
-        return self.vision.width
-
-    @property
-    def vision_layers(self) -> int:
-        """Number n of vision blocks."""
-        return self.vision.layers
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch in pixels."""
-        return self.vision.patch_size
-
-    @property
-    def image_size(self) -> int:
-        """Side of an image in pixels; it carries :attr:`processing`."""
-        return ImageSize(self.processing)
-
-    @property
-    def processing(self) -> ImageProcessing:
-        """How an image becomes the pixels that this backbone takes; :attr:`preprocessing` states it for records."""
-        return ImageProcessing.of_record(self.preprocessing, self.vision.image_size)
-
-    @property
-    def grid(self) -> int:
-        """Patches along a side."""
-        return self.vision.grid
-
-    @property
-    def embed_dim(self) -> int:
-        """Width E of the shared embedding."""
-        return int(self.model.config.projection_dim)
+    @abstractmethod
+    def style_widths(self) -> tuple[int, ...]:
+        """Width of each of the n layers whose statistics are a style."""
 
     @property
     def text_width(self) -> int:
@@ -503,93 +584,11 @@ class Backbone:
     @property
     def vocabulary_size(self) -> int:
         """Rows of the token embedding."""
-        return int(self.model.config.text_config.vocab_size)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.class_token.device
-
-    @property
-    def logit_scale(self) -> float:
-        """Factor from cosine to logit: the exponential of CLIP's parameter of that name (100 for OpenAI's CLIP)."""
-        return float(self.model.logit_scale.detach().exp())
-
-    @property
-    def weights_hash(self) -> str:
-        """sha256 over the sorted parameter names and their float32 bytes; computed anew only after a weight changed."""
-        parameters = sorted(self.model.named_parameters())
-        stamp = tuple((tensor.data_ptr(), tensor._version) for _, tensor in parameters)
-        if self._hash is None or self._hash[0] != stamp:
-            digest = hashlib.sha256()
-            for name, tensor in parameters:
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-            self._hash = (stamp, digest.hexdigest())
-        return self._hash[1]
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """Hashes of all that determines what the towers make of normalised pixels and of texts: ``weights_hash``,
-        ``config_hash`` and ``tokenizer_hash`` (:mod:`methods.parts.identity`)."""
-        return {
-            "weights_hash": self.weights_hash,
-            "config_hash": config_hash(self.model.config),
-            "tokenizer_hash": tokenizer_hash(self.tokenizer),
-        }
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The context of this backbone's precision: bfloat16 autocast for "bf16", nothing for "float32".
-
-        The cache of cast weights is off, so passes with and without gradients may share one context.
-        """
-        if self.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
-        return contextlib.nullcontext()
-
-    # --- parameters ---------------------------------------------------------------------------------------------------
-
-    def vision_parameters(self) -> dict[str, nn.Parameter]:
-        """The image branch by CLIPModel's names: ``vision_model.*`` and ``visual_projection.weight``."""
-        return dict(self._parameters_of("vision_model.", "visual_projection."))
+        return int(self.model.text_model.config.vocab_size)
 
     def text_parameters(self) -> dict[str, nn.Parameter]:
         """The text branch by CLIPModel's names: ``text_model.*`` and ``text_projection.weight``."""
         return dict(self._parameters_of("text_model.", "text_projection."))
-
-    def _parameters_of(self, *prefixes: str) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, tensor) for name, tensor in self.model.named_parameters() if name.startswith(prefixes))
-
-    def load_parameters(self, values: Mapping[str, Tensor]) -> None:
-        """Copy the given values into the parameters of those names (a clone's trained weights, read back from a file).
-
-        Raises:
-            BackboneError: a name that this backbone does not have, or another shape.
-        """
-        own = dict(self.model.named_parameters())
-        for name, value in values.items():
-            if name not in own or own[name].shape != value.shape:
-                shape = tuple(own[name].shape) if name in own else "absent"
-                raise BackboneError(f"weight {name} {tuple(value.shape)} does not fit backbone {self.name} ({shape})")
-        with torch.no_grad():
-            for name, value in values.items():
-                own[name].copy_(value)
-
-    @property
-    def class_token(self) -> Tensor:
-        """The vision tower's class token [w], without its position."""
-        return self.vision.class_token
-
-    @property
-    def vision_positions(self) -> Tensor:
-        """[1+P, w]; row 0 belongs to the class token."""
-        return self.vision.positions
-
-    @property
-    def vision_projection(self) -> Tensor:
-        """Weight [E, w] of the image projection."""
-        weight: Tensor = self.model.visual_projection.weight
-        return weight
 
     @property
     def text_projection(self) -> Tensor:
@@ -597,66 +596,14 @@ class Backbone:
         weight: Tensor = self.model.text_projection.weight
         return weight
 
-    # --- images -----------------------------------------------------------------------------------------------------
+    # --- styles ------------------------------------------------------------------------------------------------------
 
-    def normalize(self, pixels: Tensor, statistics: Statistics = "clip") -> Tensor:
-        """Normalise pixels [B, 3, H, W] in [0, 1] per channel.
+    @abstractmethod
+    def encode_styles(self, pixels: Tensor, layers: int = 0) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Features [B, E] of normalised pixels [B, 3, H, W], and the mean and deviation over its positions of each of
+        the last ``layers`` layers (0: all n): tensors [B, w_l] (:func:`token_statistics`)."""
 
-        "clip": the checkpoint's own statistics (its image processor's mean and std); "imagenet"; "none": unchanged.
-
-        Raises ``BackboneError`` for whole numbers (8-bit images), which would be read as values in [0, 1].
-        """
-        if not pixels.is_floating_point():
-            raise BackboneError(f"pixels must be floats in [0, 1], not {pixels.dtype}; pass pixels.float() / 255")
-        if statistics == "none":
-            return pixels
-        if statistics == "clip":
-            mean, std = self.preprocessing["mean"], self.preprocessing["std"]
-        elif statistics == "imagenet":
-            mean, std = IMAGENET_MEAN, IMAGENET_STD
-        else:
-            raise BackboneError(f"statistics {statistics!r} are unknown: use clip, imagenet or none")
-        shape = (1, 3, 1, 1)
-        return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
-
-    def patch_tokens(self, pixels: Tensor) -> Tensor:
-        """Patches of normalised pixels [B, 3, H, W] -> [B, P, w], without positions."""
-        with self.autocast():
-            return self.vision.patch_tokens(pixels)
-
-    def image_tokens(self, pixels: Tensor, *, class_token: Tensor | None = None) -> Tensor:
-        """``[class token ; patches] + positions`` [B, 1+P, w]; ``class_token`` [w] replaces the frozen one."""
-        with self.autocast():
-            return self.vision.image_tokens(pixels, class_token=class_token)
-
-    def run_vision(self, tokens: Tensor, *, deep_prompts: Tensor | None = None, read: int | None = None) -> Tensor:
-        """Pre-LayerNorm and all blocks, tokens [B, T, w] -> [B, T, w], with ``read`` [B, w] (see VisionTower.run)."""
-        with self.autocast():
-            return self.vision.run(tokens, deep_prompts=deep_prompts, read=read)
-
-    def run_vision_layers(self, tokens: Tensor) -> list[Tensor]:
-        """The state [B, T, w] after each of the n blocks; the last equals :meth:`run_vision`."""
-        with self.autocast():
-            return self.vision.run_layers(tokens)
-
-    def readout(self, hidden: Tensor, *, projection: Tensor | None = None) -> Tensor:
-        """Post-LayerNorm and projection of a read-out token [B, w] -> [B, E], not normalised.
-
-        ``projection`` [E, w] replaces the frozen one. ``backbone.vision.norm`` is the LayerNorm alone.
-        """
-        with self.autocast():
-            normed = self.vision.norm(hidden)
-            features = self.model.visual_projection(normed) if projection is None else F.linear(normed, projection)
-            return features.float()
-
-    def encode_images(
-        self, pixels: Tensor, *, class_token: Tensor | None = None, projection: Tensor | None = None
-    ) -> Tensor:
-        """CLIP's image features of normalised pixels [B, 3, H, W] -> [B, E], not L2-normalised."""
-        tokens = self.image_tokens(pixels, class_token=class_token)
-        return self.readout(self.run_vision(tokens, read=0), projection=projection)
-
-    # --- texts --------------------------------------------------------------------------------------------------------
+    # --- texts -------------------------------------------------------------------------------------------------------
 
     def token_ids(self, text: str) -> list[int]:
         """The tokens of a piece of text, without start and end."""
@@ -737,6 +684,233 @@ class Backbone:
         return torch.cat(parts)
 
 
+class ClipBackbone(PromptBackbone):
+    """A frozen CLIP whose towers run on given tokens. Build it with :meth:`load` or :meth:`from_config`."""
+
+    offers: ClassVar[Capability] = "tokens"
+
+    def __init__(
+        self,
+        model: CLIPModel,
+        *,
+        tokenizer: Any = None,
+        name: str = "unnamed",
+        preprocessing: Mapping[str, Any] | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        self.vision = VisionTower(model.vision_model)
+        super().__init__(
+            model,
+            image_size=self.vision.image_size,
+            tokenizer=tokenizer,
+            name=name,
+            preprocessing=preprocessing,
+            precision=precision,
+        )
+
+    # --- building ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, name_or_folder: str | Path, *, device: str = "cpu", precision: Precision = "float32") -> Self:
+        """Load a CLIP checkpoint: a folder in Hugging Face format, or a name on the Hugging Face Hub.
+
+        Only safetensors weights are read. ``name`` becomes the Hub name, or the folder's last two parts.
+
+        Raises:
+            BackboneError: nothing there, not a CLIP, no safetensors, weights that are missing, left over, of another
+                shape or not finite, or a tokenizer or image processor that cannot be used.
+        """
+        from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+
+        text = str(name_or_folder)
+        folder = Path(text).expanduser()
+        name, unreached = text, ""
+        if folder.is_dir():
+            check_folder(folder)
+            text = str(folder)
+            name = f"{folder.resolve().parent.name}/{folder.resolve().name}"
+        elif (
+            folder.exists()
+            or isinstance(name_or_folder, Path)
+            or text.startswith((".", "/", "~"))
+            or text.count("/") > 1
+        ):
+            raise BackboneError(f"backbone folder {text} does not exist: give a folder with config.json, or a Hub name")
+        else:
+            unreached = hub_unreachable(text)
+        local = folder.is_dir() or bool(unreached)
+        part = "config.json"
+        try:
+            given, _ = CLIPConfig.get_config_dict(text, local_files_only=local)
+            kind = given.get("model_type")
+            if kind != "clip":
+                raise OtherModelError(
+                    f"backbone {text} is a {kind!r} checkpoint: only model_type 'clip' can be used", kind
+                )
+            config = CLIPConfig.from_pretrained(text, local_files_only=local)
+            part = "weights"
+            with quiet_loading(local):
+                model, report = CLIPModel.from_pretrained(
+                    text,
+                    config=config,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    attn_implementation="sdpa",
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # they are in the report
+                    local_files_only=local,
+                )
+            _check_weights(text, model, report)
+            part = "tokenizer"
+            tokenizer = AutoTokenizer.from_pretrained(text, local_files_only=local, trust_remote_code=False)
+            part = "preprocessor_config.json"
+            preprocessing = processor_record(text, local, square(config.vision_config.image_size, "image size"))
+        except BackboneError:
+            raise
+        except Exception as error:  # transformers raises OSError, ValueError, SafetensorError, KeyError, ... here
+            reason = " ".join(str(error).split())[:400] or type(error).__name__
+            if folder.is_dir() and part == "tokenizer":
+                reason = reason if len(reason) <= 200 else f"{reason[:197]}..."
+                advice = (
+                    "put the checkpoint's own tokenizer.json (or vocab.json and merges.txt) and tokenizer_config.json"
+                    " into the folder"
+                )
+            elif folder.is_dir():
+                advice = f"check the folder's {part}"
+            else:
+                reason = f"it is not in the local Hub cache, and the Hub: {unreached}" if unreached else reason
+                advice = "a Hub name needs the network, or HF_HUB_OFFLINE=1 with the checkpoint in the local Hub cache"
+            raise BackboneError(f"backbone {text}: its {part} cannot be loaded ({reason}): {advice}") from error
+        backbone = cls(model, tokenizer=tokenizer, name=name, preprocessing=preprocessing, precision=precision)
+        return backbone.to(device)
+
+    @classmethod
+    def from_config(
+        cls, config: CLIPConfig, seed: int, *, tokenizer: Any = None, precision: Precision = "float32"
+    ) -> Self:
+        """A CLIP of this config with random weights; the same seed gives the same weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            from transformers import CLIPModel
+
+            model = CLIPModel(config)
+        return cls(model, tokenizer=tokenizer, name=f"random-{seed}", precision=precision)
+
+    def clone(self) -> Self:
+        """A deep copy whose weights may be trained; frozen until a method sets ``requires_grad_`` on its parameters."""
+        return type(self)(
+            copy.deepcopy(self.model),
+            tokenizer=self.tokenizer,
+            name=self.name,
+            preprocessing=self.preprocessing,
+            precision=self.precision,
+        )
+
+    # --- sizes and identity ------------------------------------------------------------------------------------------
+
+    @property
+    def vision_width(self) -> int:
+        """Width w of the vision tower."""
+        return self.vision.width
+
+    @property
+    def vision_layers(self) -> int:
+        """Number n of vision blocks."""
+        return self.vision.layers
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return self.vision.patch_size
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.vision.grid
+
+    @property
+    def embed_dim(self) -> int:
+        """Width E of the shared embedding."""
+        return int(self.model.config.projection_dim)
+
+    @property
+    def style_widths(self) -> tuple[int, ...]:
+        """The vision width, n times."""
+        return (self.vision_width,) * self.vision_layers
+
+    @property
+    def config_hash(self) -> str:
+        """sha256 of what determines the output in CLIP's config."""
+        return config_hash(self.model.config)
+
+    # --- parameters --------------------------------------------------------------------------------------------------
+
+    def vision_parameters(self) -> dict[str, nn.Parameter]:
+        """The image branch by CLIPModel's names: ``vision_model.*`` and ``visual_projection.weight``."""
+        return dict(self._parameters_of("vision_model.", "visual_projection."))
+
+    @property
+    def class_token(self) -> Tensor:
+        """The vision tower's class token [w], without its position."""
+        return self.vision.class_token
+
+    @property
+    def vision_positions(self) -> Tensor:
+        """[1+P, w]; row 0 belongs to the class token."""
+        return self.vision.positions
+
+    @property
+    def vision_projection(self) -> Tensor:
+        """Weight [E, w] of the image projection."""
+        weight: Tensor = self.model.visual_projection.weight
+        return weight
+
+    # --- images ------------------------------------------------------------------------------------------------------
+
+    def patch_tokens(self, pixels: Tensor) -> Tensor:
+        """Patches of normalised pixels [B, 3, H, W] -> [B, P, w], without positions."""
+        with self.autocast():
+            return self.vision.patch_tokens(pixels)
+
+    def image_tokens(self, pixels: Tensor, *, class_token: Tensor | None = None) -> Tensor:
+        """``[class token ; patches] + positions`` [B, 1+P, w]; ``class_token`` [w] replaces the frozen one."""
+        with self.autocast():
+            return self.vision.image_tokens(pixels, class_token=class_token)
+
+    def run_vision(self, tokens: Tensor, *, deep_prompts: Tensor | None = None, read: int | None = None) -> Tensor:
+        """Pre-LayerNorm and all blocks, tokens [B, T, w] -> [B, T, w], with ``read`` [B, w] (see VisionTower.run)."""
+        with self.autocast():
+            return self.vision.run(tokens, deep_prompts=deep_prompts, read=read)
+
+    def run_vision_layers(self, tokens: Tensor) -> list[Tensor]:
+        """The state [B, T, w] after each of the n blocks; the last equals :meth:`run_vision`."""
+        with self.autocast():
+            return self.vision.run_layers(tokens)
+
+    def readout(self, hidden: Tensor, *, projection: Tensor | None = None) -> Tensor:
+        """Post-LayerNorm and projection of a read-out token [B, w] -> [B, E], not normalised.
+
+        ``projection`` [E, w] replaces the frozen one. ``backbone.vision.norm`` is the LayerNorm alone.
+        """
+        with self.autocast():
+            normed = self.vision.norm(hidden)
+            features = self.model.visual_projection(normed) if projection is None else F.linear(normed, projection)
+            return features.float()
+
+    def encode_images(
+        self, pixels: Tensor, *, class_token: Tensor | None = None, projection: Tensor | None = None
+    ) -> Tensor:
+        """CLIP's image features of normalised pixels [B, 3, H, W] -> [B, E], not L2-normalised."""
+        tokens = self.image_tokens(pixels, class_token=class_token)
+        return self.readout(self.run_vision(tokens, read=0), projection=projection)
+
+    def encode_styles(self, pixels: Tensor, layers: int = 0) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Features, and the statistics of the tokens behind each block, the class token among them."""
+        states = self.run_vision_layers(self.image_tokens(pixels))
+        mu, sigma = token_statistics(states[-layers:])
+        return self.readout(states[-1][:, 0]), list(mu), list(sigma)
+
+
 def _tokenizers_description(tokenizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """A ``tokenizers`` tokenizer as its ``tokenizer.json`` would describe it, and its ``model``; else empty."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -767,7 +941,7 @@ def _without_merge(tokenizer: Any) -> list[str]:
 
 
 @contextlib.contextmanager
-def _quiet_loading(local: bool) -> Iterator[None]:
+def quiet_loading(local: bool) -> Iterator[None]:
     """No progress bar and no report table while local files are read; a download from the Hub keeps its bar."""
     if not local:
         yield
@@ -835,7 +1009,7 @@ def _check_weights(text: str, model: CLIPModel, report: Mapping[str, Any]) -> No
             raise BackboneError(f"backbone {text}: weight {name} is not finite: the file is broken, fetch it again")
 
 
-def _preprocessing(text: str, local: bool, size: int) -> dict[str, Any]:
+def processor_record(text: str, local: bool, size: int) -> dict[str, Any]:
     """What a checkpoint's image processor does, as :meth:`ImageProcessing.record`; CLIP's own without one.
 
     Raises:
@@ -857,7 +1031,7 @@ def _preprocessing(text: str, local: bool, size: int) -> dict[str, Any]:
         raise BackboneError(f"backbone {text}: {file} has {error}") from error
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """The files that a checkpoint folder needs, with the fix for what is missing."""
     if not (folder / "config.json").is_file():
         raise BackboneError(f"backbone folder {folder} has no config.json: it is not a Hugging Face CLIP checkpoint")

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.parts.backbone import Backbone, Statistics, token_statistics
+from methods.parts.backbone import Backbone, PromptBackbone, Statistics, stack_layers
 from methods.parts.row_files import RowFiles
 
 #: Images computed between two writes to files, all that a killed process loses: a multiple of every batch size in
@@ -212,7 +212,7 @@ def image_features(
 
 
 def layer_statistics(
-    backbone: Backbone,
+    backbone: PromptBackbone,
     images: Images,
     *,
     statistics: Statistics = "clip",
@@ -221,18 +221,14 @@ def layer_statistics(
 ) -> dict[str, Tensor]:
     """Frozen image features and layer styles of all N images, on the CPU.
 
-    ``features`` [N, E] (not L2-normalised), ``mu`` and ``sigma`` [N, n, w]: mean and deviation over the tokens after
-    each of the n vision blocks (:func:`methods.parts.backbone.token_statistics`).
+    ``features`` [N, E] (not L2-normalised), ``mu`` and ``sigma`` [N, n, w]: mean and deviation over the positions of
+    each of the n layers (:meth:`methods.parts.backbone.PromptBackbone.encode_styles`); w is the widest layer's, and
+    zeros fill the others.
     """
 
     def compute(pixels: Tensor) -> dict[str, Tensor]:
-        states = backbone.run_vision_layers(backbone.image_tokens(backbone.normalize(pixels, statistics)))
-        mu, sigma = token_statistics(states)
-        return {
-            "features": backbone.readout(states[-1][:, 0]),
-            "mu": mu.transpose(0, 1),
-            "sigma": sigma.transpose(0, 1),
-        }
+        features, mu, sigma = backbone.encode_styles(backbone.normalize(pixels, statistics))
+        return {"features": features, "mu": stack_layers(mu), "sigma": stack_layers(sigma)}
 
     return frozen_values(
         backbone, "layer_statistics", images, compute, statistics=statistics, cache=cache, batch_size=batch_size

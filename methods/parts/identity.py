@@ -12,7 +12,7 @@ import hashlib
 import json
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +52,13 @@ def config_facts(config: CLIPConfig) -> dict[str, Any]:
     """What determines the output in a CLIP's config, defaults filled in: ``projection_dim``, ``vision``, ``text``."""
     towers: dict[str, dict[str, Any]] = {}
     for name, fields in (("vision", VISION_FIELDS), ("text", TEXT_FIELDS)):
-        tower = getattr(config, f"{name}_config")
-        towers[name] = {field: _plain(getattr(tower, field, None)) for field in fields}
+        towers[name] = tower_facts(getattr(config, f"{name}_config"), fields)
     return {"projection_dim": config.projection_dim, **towers}
+
+
+def tower_facts(config: Any, fields: Sequence[str]) -> dict[str, Any]:
+    """What a tower reads of its config."""
+    return {field: _plain(getattr(config, field, None)) for field in fields}
 
 
 def config_hash(config: CLIPConfig) -> str:

@@ -41,18 +41,19 @@ _CLIP_DEFAULTS: Mapping[str, Any] = {
     "image_mean": CLIP_MEAN,
     "image_std": CLIP_STD,
 }
+_SQUASHED: Mapping[str, Any] = {
+    **_CLIP_DEFAULTS,
+    "size": {"height": 224, "width": 224},
+    "default_to_square": True,
+    "do_center_crop": None,
+    "crop_size": None,
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+}
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "CLIP": _CLIP_DEFAULTS,
-    "ViT": {
-        **_CLIP_DEFAULTS,
-        "size": {"height": 224, "width": 224},
-        "default_to_square": True,
-        "resample": 2,
-        "do_center_crop": None,
-        "crop_size": None,
-        "image_mean": (0.5, 0.5, 0.5),
-        "image_std": (0.5, 0.5, 0.5),
-    },
+    "ViT": {**_SQUASHED, "resample": 2},
+    "Siglip": _SQUASHED,
 }
 _KIND_ENDINGS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
 

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from methods.parts.backbone import Backbone, insert_prompts
+from methods.parts.backbone import ClipBackbone, PromptBackbone, insert_prompts
 
 #: The text of a class, for :meth:`methods.parts.prompts.PromptTemplate.build`.
 TEXT_TEMPLATE = "a photo of {name} from {context} domain."
@@ -27,20 +27,20 @@ ReadOut = Literal["class_token", "first_prompt"]
 _READ_INDEX: dict[ReadOut, int] = {"class_token": 0, "first_prompt": 1}
 
 
-def new_units(rows: int, backbone: Backbone, generator: torch.Generator) -> Tensor:
+def new_units(rows: int, backbone: ClipBackbone, generator: torch.Generator) -> Tensor:
     """Untrained units [rows, w], uniform in [-v, v] with ``v = sqrt(6 / (3 p^2 + w))``, p the patch size."""
     width, patch = backbone.vision_width, backbone.patch_size
     bound = math.sqrt(6.0 / (3 * patch * patch + width))
     return (torch.empty(rows, width).uniform_(-bound, bound, generator=generator)).to(backbone.device)
 
 
-def new_context(tokens: int, backbone: Backbone, generator: torch.Generator) -> Tensor:
+def new_context(tokens: int, backbone: PromptBackbone, generator: torch.Generator) -> Tensor:
     """Untrained text context [tokens, v], normal with standard deviation 0.02."""
     return torch.empty(tokens, backbone.text_width).normal_(0.0, CONTEXT_STD, generator=generator).to(backbone.device)
 
 
 def prompted_tokens(
-    backbone: Backbone, pixels: Tensor, prompts: Tensor, *, class_token: Tensor | None = None
+    backbone: ClipBackbone, pixels: Tensor, prompts: Tensor, *, class_token: Tensor | None = None
 ) -> Tensor:
     """The main sequence ``[class token + pos_0 ; prompts ; patches + pos_1..P]`` -> [B, 1+K+P, w].
 
@@ -51,7 +51,7 @@ def prompted_tokens(
 
 
 def read_image(
-    backbone: Backbone, tokens: Tensor, read_out: ReadOut, *, projection: Tensor | None = None, plain: bool = False
+    backbone: ClipBackbone, tokens: Tensor, read_out: ReadOut, *, projection: Tensor | None = None, plain: bool = False
 ) -> Tensor:
     """Pre-LayerNorm, blocks, post-LayerNorm of the read-out token and projection: tokens [B, T, w] -> [B, E].
 

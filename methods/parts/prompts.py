@@ -18,7 +18,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from methods.parts.backbone import Backbone, BackboneError
+from methods.parts.backbone import BackboneError, PromptBackbone
 from methods.parts.bounds import CONTEXT, NAME
 
 #: Classes of one length wait for longer ones until they are this many: smaller parts cost more than their padding.
@@ -50,7 +50,7 @@ class PromptTemplate:
     longest: int
 
     @classmethod
-    def build(cls, backbone: Backbone, names: Sequence[str], template: str, context: int = 0) -> Self:
+    def build(cls, backbone: PromptBackbone, names: Sequence[str], template: str, context: int = 0) -> Self:
         """Write ``template`` for every class.
 
         ``template`` holds ``{name}`` and, for learned context, ``{context}``, the place of ``context`` slots, set
@@ -84,7 +84,7 @@ class PromptTemplate:
         return cls.from_ids(backbone, ids, slots)
 
     @classmethod
-    def from_ids(cls, backbone: Backbone, ids: Tensor, slots: Tensor) -> Self:
+    def from_ids(cls, backbone: PromptBackbone, ids: Tensor, slots: Tensor) -> Self:
         """Prompts from token ids [C, L] (end of text included) and context slots [C, m]; m may be 0."""
         ids = ids.long().to(backbone.device)
         slots = slots.long().to(backbone.device)
@@ -129,7 +129,7 @@ class PromptTemplate:
         return self.slots.shape[1]
 
 
-def _words(backbone: Backbone, text: str) -> list[int]:
+def _words(backbone: PromptBackbone, text: str) -> list[int]:
     return backbone.token_ids(text) if text.strip() else []
 
 
@@ -142,7 +142,7 @@ def _with_context(embedded: Tensor, slots: Tensor, context: Tensor) -> Tensor:
 
 
 def encode_prompts(
-    backbone: Backbone,
+    backbone: PromptBackbone,
     prompts: PromptTemplate,
     context: Tensor | None = None,
     *,
@@ -157,14 +157,14 @@ def encode_prompts(
     into it and into ``projection`` [E, v], which replaces the frozen text projection.
 
     ``shared_prefix=False`` runs every prompt from its start; ``cut=False`` (only there) also runs the tokens behind the
-    end of text: both are the plain path, with the same numbers. ``class_chunk`` bounds memory: that many classes at a
-    time.
+    end of text: both are the plain path, with the same numbers, which a backbone without ``causal_text`` always takes.
+    ``class_chunk`` bounds memory: that many classes at a time.
 
     Raises:
         BackboneError: the context's shape does not fit the prompts' slots.
     """
     if context is None:
-        context = backbone.class_token.new_zeros(0, backbone.text_width)
+        context = backbone.text_projection.new_zeros(0, backbone.text_width)
     if context.ndim not in (2, 3) or tuple(context.shape[-2:]) != (prompts.context, backbone.text_width):
         raise BackboneError(
             f"context has shape {tuple(context.shape)}, the prompts take [{prompts.context}, {backbone.text_width}]"
@@ -172,6 +172,8 @@ def encode_prompts(
         )
     if shared_prefix and not cut:
         raise BackboneError("cut=False is the plain path: use it with shared_prefix=False")
+    if not backbone.causal_text:
+        shared_prefix = cut = False
     per_image = context if context.ndim == 3 else context[None]
     grouped = prompts.by_length
     if class_chunk is not None:
@@ -190,7 +192,7 @@ def encode_prompts(
     return features if context.ndim == 3 else features[0]
 
 
-def _read_plain(backbone: Backbone, prompts: PromptTemplate, context: Tensor, *, cut: bool) -> Tensor:
+def _read_plain(backbone: PromptBackbone, prompts: PromptTemplate, context: Tensor, *, cut: bool) -> Tensor:
     """Every prompt by itself, context [S, m, v] -> [S, C, v]."""
     embedded = _with_context(backbone.embed_tokens(prompts.ids), prompts.slots, context)
     with backbone.autocast():
@@ -199,7 +201,7 @@ def _read_plain(backbone: Backbone, prompts: PromptTemplate, context: Tensor, *,
 
 
 def _read_behind_prefix(
-    backbone: Backbone, prompts: PromptTemplate, parts: Sequence[PromptTemplate], context: Tensor
+    backbone: PromptBackbone, prompts: PromptTemplate, parts: Sequence[PromptTemplate], context: Tensor
 ) -> Tensor:
     """The prefix once, then the suffixes of each part behind it, context [S, m, v] -> [S, C, v]."""
     length, in_prefix = prompts.prefix_length, prompts.prefix_slots

@@ -32,15 +32,18 @@ from torch.nn import functional as F
 from methods.interface import FitReport, Log, Method, TrainingData
 from methods.official.pros_release import RATE_FLOOR, decayed_rate
 from methods.parts.augment import PLAIN, Augmentation, augment
-from methods.parts.backbone import Backbone, Statistics
-from methods.parts.bounds import Bound
+from methods.parts.backbone import Backbone, ClipBackbone, PromptBackbone, Statistics
+from methods.parts.bounds import Bound, fill
 from methods.parts.feature_cache import image_features
 from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import share
 from methods.parts.prompt_units import read_image
-from methods.parts.prompts import PromptTemplate, encode_prompts
+from methods.parts.prompts import PromptTemplate, class_text, encode_prompts
 from methods.training.batches import Sampler, domain_batches, epoch_images, seen_classes
 from methods.training.loop import run_single_stage, seeded
+
+#: Texts of C classes: with places for learned context, or the token ids [C, L] of a backbone that offers features.
+Prompts = PromptTemplate | Tensor
 
 
 @dataclass(frozen=True)
@@ -118,15 +121,23 @@ class ImageTextMethod(Method):
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Image features [B, E] of normalised pixels [B, 3, H, W], not L2-normalised."""
-        tokens = self.clip.image_tokens(pixels)
-        return self.head(read_image(self.clip, tokens, "class_token", plain=not self.config.fast))
+        clip = self.clip
+        if not isinstance(clip, ClipBackbone):
+            return self.head(clip.encode_images(pixels))
+        tokens = clip.image_tokens(pixels)
+        return self.head(read_image(clip, tokens, "class_token", plain=not self.config.fast))
 
-    def prompts(self, names: Sequence[str]) -> PromptTemplate:
+    def prompts(self, names: Sequence[str]) -> Prompts:
         """The classes' texts; raises ``BackboneError`` if one exceeds the backbone's context length."""
-        return PromptTemplate.build(self.backbone, names, self.config.template)
+        if isinstance(self.backbone, PromptBackbone):
+            return PromptTemplate.build(self.backbone, names, self.config.template)
+        return self.backbone.tokenize([fill(self.config.template, class_text(name)) for name in names])
 
-    def text_features(self, prompts: PromptTemplate) -> Tensor:
+    def text_features(self, prompts: Prompts) -> Tensor:
         """Text features [C, E], not L2-normalised."""
+        if isinstance(prompts, Tensor):
+            return self.clip.encode_ids(prompts)
+        assert isinstance(self.clip, PromptBackbone)
         return encode_prompts(self.clip, prompts, shared_prefix=self.config.fast, cut=self.config.fast)
 
     def loss(self, images: Tensor, texts: Tensor, labels: Tensor) -> Tensor:
@@ -233,6 +244,7 @@ class LinearMapMethod(ImageTextMethod):
     """An :class:`ImageTextMethod` that trains a linear map of CLIP's frozen image features, the identity at first."""
 
     stage = "linear map"
+    needs = "features"
     config: LinearMapConfig
 
     def build(self, seed: int) -> dict[str, nn.Parameter]:

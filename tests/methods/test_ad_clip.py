@@ -489,6 +489,7 @@ def test_every_variant_and_ablation_runs(tiny_backbone: Backbone, name: str, tar
         if not torch.allclose(value, start.projectors.state_dict()[key], rtol=0, atol=1e-7)
     }  # fmt: skip
     still = {"no_domain_tokens": ("domain", "style"), "no_image_tokens": ("content",), "no_smn": ("style",)}
+    still["variant official_resnet"] = ("domain.linear1", "style.linear1", "content.linear")
     expected = {key for key in method.projectors.state_dict() if not key.startswith(still.get(name, ("-",)))}
     assert moved <= expected
     assert len(moved) >= len(expected) - 1  # the mix's bias has no gradient but weight decay's
@@ -599,3 +600,29 @@ def test_unusable_settings_are_named(tiny_backbone: Backbone) -> None:
     for ask in (lambda m: m.encode_images(images(1)), lambda m: m.encode_classes(UNSEEN)):
         with pytest.raises(RuntimeError, match="call fit or load"):
             ask(AdClip(tiny_backbone))
+
+
+# --- layers of unequal widths (CLIP's ResNets) -----------------------------------------------------------------------
+
+
+def test_maps_of_unequal_layers_read_their_own_width_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = ad_clip.layerwise_linear((2, 5, 3), 4, generator)
+    assert sum(value.numel() for value in maps.parameters()) == (2 + 5 + 3) * 4 + 3 * 4
+    inputs = torch.randn(6, 3, 5, generator=generator)
+    out = maps(inputs)
+    for layer, width in enumerate((2, 5, 3)):
+        linear = maps.layers[layer]
+        wanted = inputs[:, layer, :width] @ linear.weight[0].T + linear.bias[0]
+        torch.testing.assert_close(out[:, layer], wanted)
+    filled = inputs.clone()
+    filled[:, 0, 2:], filled[:, 2, 3:] = 7.0, 7.0
+    assert torch.equal(maps(filled), out)
+
+
+def test_styles_of_unequal_layers_lie_at_the_front() -> None:
+    mu, sigma = torch.zeros(1, 2, 3), torch.zeros(1, 2, 3)
+    mu[0, 0, :2], sigma[0, 0, :2] = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+    mu[0, 1], sigma[0, 1] = torch.tensor([5.0, 6.0, 7.0]), torch.tensor([8.0, 9.0, 10.0])
+    style = ad_clip.VisionFeatures(torch.zeros(1, 4), mu, sigma).style((2, 3))
+    assert style[0].tolist() == [[1.0, 2.0, 3.0, 4.0, 0.0, 0.0], [5.0, 6.0, 7.0, 8.0, 9.0, 10.0]]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel
 
-from methods.parts.backbone import Backbone, BackboneError, VisionTower, insert_prompts, token_statistics
+from methods.parts.backbone import Backbone, BackboneError, ClipBackbone, VisionTower, insert_prompts, token_statistics
 from tests.support.tiny_clip import tiny_clip_folder, tiny_config, tiny_model, tiny_tokenizer
 
 TEXTS = ["a photo of a cat", "a sketch of a hot air balloon from clipart domain.", "dog"]
@@ -95,7 +95,7 @@ def test_texts_are_read_where_transformers_reads_them(tiny_backbone: Backbone) -
         config = tiny_config(text={"eos_token_id": eos, "vocab_size": 10})
         model = tiny_model(config=config)
         with torch.no_grad():
-            close(Backbone(model).encode_ids(ids), model.get_text_features(ids).pooler_output)
+            close(ClipBackbone(model).encode_ids(ids), model.get_text_features(ids).pooler_output)
     with pytest.raises(BackboneError, match="no end-of-text token"):
         tiny_backbone.eot_positions(torch.tensor([[1, 2, 3]]))
 
@@ -349,7 +349,7 @@ def test_load_refuses_other_models_and_incomplete_or_foreign_parts(tmp_path: Pat
 
     small = tiny_model(config=tiny_config(text={"vocab_size": 100}))
     with pytest.raises(BackboneError, match="do not belong together"):
-        Backbone(small, tokenizer=tiny_tokenizer())
+        ClipBackbone(small, tokenizer=tiny_tokenizer())
 
 
 def test_half_precision_files_load_as_float32(tmp_path: Path) -> None:

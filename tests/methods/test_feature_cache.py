@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from methods.parts import feature_cache, row_files
-from methods.parts.backbone import Backbone, token_statistics
+from methods.parts.backbone import Backbone, ClipBackbone, token_statistics
 from methods.parts.feature_cache import FeatureCache, FeatureScope, image_features, layer_statistics
 from tests.support.tiny_clip import tiny_model
 
@@ -134,7 +134,7 @@ def test_every_part_of_the_key_matters(tiny_backbone: Backbone, tiny_folder: Pat
         lambda: image_features(Backbone.load(tiny_folder, precision="bf16"), album(), cache=cache),
         lambda: image_features(tiny_backbone, album(seed=1), cache=cache),
         lambda: layer_statistics(tiny_backbone, album(), cache=cache)["features"],
-        lambda: image_features(Backbone(tiny_model(seed=1)), album(), cache=cache),
+        lambda: image_features(ClipBackbone(tiny_model(seed=1)), album(), cache=cache),
     ]
     for count, ask in enumerate(changed, start=2):
         ask()

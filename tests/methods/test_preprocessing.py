@@ -87,7 +87,7 @@ def test_a_very_long_image_is_resized_where_it_is_seen() -> None:
         ({"rescale_factor": 0}, "rescale_factor 0: give a number above 0"),
         ({"do_rescale": False}, "do_rescale false with image_mean"),
         ({"image_std": [1, float("nan"), 1]}, "image_mean .*three numbers each"),
-        ({"image_processor_type": "SiglipImageProcessor"}, "image_processor_type 'SiglipImageProcessor'"),
+        ({"image_processor_type": "BlipImageProcessor"}, "image_processor_type 'BlipImageProcessor'"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_by_key(change: dict[str, Any], reason: str, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import Settings, SettingsError, resolve
 from tests.datasets import transfer_trees, trees
 from tests.support.tiny_clip import tiny_clip_folder, tiny_config
+from tests.support.tiny_families import open_clip_folder
 
 #: Each recipe's cells on the tree: splits times seeds; and its fits, all seeds and splits apart.
 CELLS = {
@@ -34,6 +35,9 @@ CELLS = {
     "ad_clip_office_home": 60,
     "ad_clip_visda": 5,
     "ad_clip_mini_domainnet": 60,
+    "ad_clip_rn50_office_home": 60,
+    "ad_clip_rn50_visda": 5,
+    "ad_clip_rn50_mini_domainnet": 60,
     "sre_clip_i2awa": 1,
     "sre_clip_i2webv": 1,
 }
@@ -244,7 +248,8 @@ def test_recipes_state_the_published_settings(method: str) -> None:
         for metric, field in PUBLISHED_SETTINGS[method].items():
             assert dict(settings.set)[f"{name}.{field}"] == float(told[metric]), metric
         kind = published.backbone_kind(settings.backbone)
-        assert kind == ("ViT-B/16" if method == "AD-CLIP" else "ViT-B/32")
+        resnet = settings.variant == "official_resnet"
+        assert kind == ("RN50" if resnet else "ViT-B/16" if method == "AD-CLIP" else "ViT-B/32")
         if "seed" in told:
             assert settings.seeds == (int(told["seed"]),)
 
@@ -294,6 +299,21 @@ def test_a_paper_runs_end_to_end(
     assert record["cell"]["rules"] == "official"
     scores = {metric: value for one in record["scores"].values() for metric, value in one["metrics"].items()}
     assert 0 <= scores[metric] <= 1
+
+
+def test_ad_clips_resnet_table_runs_end_to_end(data_root: Path, tmp_path: Path) -> None:
+    """Random weights, the four stages as wide as those of RN50."""
+    pytest.importorskip("open_clip")
+    open_clip_folder(tmp_path / "rn", "resnet", vision_cfg={"image_size": 224, "width": 64, "layers": [1, 1, 1, 1]})
+    (record,) = end_to_end("ad_clip_rn50_visda", "12", data_root, tmp_path / "rn", tmp_path / "results")
+    assert record["status"] == "ok", record["reason"]
+    assert record["cell"]["variant"] == "official_resnet"
+    assert record["fit"]["steps"] == 2
+    text, mix = 32, 4
+    second_and_mix = 2 * mix * text + 256 * text * mix + 384 * text * mix + mix + 1
+    assert record["cost"]["trainable_parameters"] == second_and_mix
+    scores = {metric: value for one in record["scores"].values() for metric, value in one["metrics"].items()}
+    assert 0 <= scores["accuracy[class]"] <= 1
 
 
 @pytest.mark.slow

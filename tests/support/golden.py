@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 from transformers.initialization import no_init_weights
 
-from methods.parts.backbone import Backbone
+from methods.parts.backbone import Backbone, ClipBackbone
 
 FEATURES = 1e-4  # outputs and losses, relative to the largest magnitude of an array
 GRADIENT = 1e-3  # gradients, relative to a parameter's gradient norm
@@ -132,7 +132,7 @@ def _filled_clip(folder: Path, vision_layers: int, text_layers: int) -> Backbone
     golden = golden_set()
     values = {name: golden.fill(name, tuple(value.shape)) for name, value in model.state_dict().items()}
     model.load_state_dict(values, assign=True)
-    return Backbone(model, name=f"golden-{golden.tag}-{vision_layers}-{text_layers}")
+    return ClipBackbone(model, name=f"golden-{golden.tag}-{vision_layers}-{text_layers}")
 
 
 class Compared(Mapping[str, np.ndarray]):

@@ -52,7 +52,7 @@ class Schedule:
                 self._cells_of.setdefault(fit_key(cell.inputs), []).append(cell)
 
     def begin(self) -> None:
-        """Store what could not be planned, count what is finished already, and queue the rest."""
+        """Store what could not be planned or does not apply, count what is finished already, and queue the rest."""
         for broken in self.plan.broken:
             values = {"reason": broken.reason, "traceback": broken.traceback}
             self.keep(make_record(self.resources, broken.cell, "failed", **values))
@@ -62,6 +62,10 @@ class Schedule:
                 continue
             left = tuple(cell for cell in group.cells if group.tuning or not self._finished(cell))
             if not left:
+                continue
+            if group.unfit:
+                for cell in left:
+                    self.keep(make_record(self.resources, cell, "not_applicable", reason=group.unfit))
                 continue
             search = search_key(group)
             key = f"{unit_key(group)} {group.fit_id} {group.seed}" if METHODS.get(group.method).trained else ""
