@@ -338,7 +338,7 @@ def make_cell(
             "preprocessing": backbone.preprocessing,
             "precision": backbone.precision,
         },
-        "dataset": resources.dataset_facts(dataset),
+        "dataset": dict(resources.dataset_facts(dataset)),  # a copy: what a method adds is its own
         "task": {
             "protocol": task.protocol,
             "split": task.split,

@@ -379,8 +379,10 @@ def test_what_cannot_be_packed_is_refused_in_one_line(
     assert "lean pack with --top 2; --top 3 needs the run's own records" in refused(
         lean, "--out", str(tmp_path / "x"), "--top", "3"
     )
-    assert "--top takes" in refused(str(loose.root), "--out", str(tmp_path / "x"), "--top", "-1")
-    assert "--top takes" in refused(str(loose.root), "--out", str(tmp_path / "x"), "--per-query", "full", "--top", "3")
+    assert "--top is 0 or more" in refused(str(loose.root), "--out", str(tmp_path / "x"), "--top", "-1")
+    assert "--top is 0 or more" in refused(
+        str(loose.root), "--out", str(tmp_path / "x"), "--per-query", "full", "--top", "3"
+    )
     assert not (tmp_path / "x").exists()
 
 

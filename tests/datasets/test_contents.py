@@ -236,7 +236,7 @@ def test_verify_reads_the_content_whatever_is_remembered(
     true = OwnFolder(root).data_hash
     dataset = OwnFolder(root)
     lies = ["00" * 32] * 24
-    contents.remember(dataset.paths(), lies, name=dataset._cache_name, begun=time.time())
+    contents.remember(dataset.paths(), lies, name=dataset._cache_name, start=time.time())
     assert OwnFolder(root).data_hash != true, "remembered"
     verify(OwnFolder(root))
     assert f"data hash {true}" in capsys.readouterr().out

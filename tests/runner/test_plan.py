@@ -27,6 +27,18 @@ def test_cells_with_the_same_training_data_share_a_fit(settings: Settings) -> No
     assert [status for _, status in watcher.cells] == ["ok"] * 9
 
 
+@pytest.mark.parametrize("order", [("zero_shot", "sre_clip"), ("sre_clip", "zero_shot")])
+def test_a_key_does_not_depend_on_the_other_methods_of_a_run(settings: Settings, order: tuple[str, ...]) -> None:
+    """SRE-CLIP's key has the classes' synsets as it reads them; that of another method in the same run does not."""
+
+    def keys(methods: tuple[str, ...]) -> dict[str, set[str]]:
+        run = dataclasses.replace(settings, methods=methods, protocols=("dazsl",))
+        cells = plan(run, Resources(run)).cells
+        return {name: {cell.key for cell in cells if cell.id.method == name} for name in methods}
+
+    assert keys(order) == keys(("zero_shot",)) | keys(("sre_clip",))
+
+
 def test_what_changes_the_score_changes_the_key(settings: Settings, tiny_folder: Path, tmp_path: Path) -> None:
     from tests.support.tiny_clip import tiny_clip_folder
 
