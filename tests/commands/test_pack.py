@@ -380,9 +380,8 @@ def test_what_cannot_be_packed_is_refused_in_one_line(
         lean, "--out", str(tmp_path / "x"), "--top", "3"
     )
     assert "--top is 0 or more" in refused(str(loose.root), "--out", str(tmp_path / "x"), "--top", "-1")
-    assert "--top is 0 or more" in refused(
-        str(loose.root), "--out", str(tmp_path / "x"), "--per-query", "full", "--top", "3"
-    )
+    both = ("--per-query", "full", "--top", "3")
+    assert "--top is 0 or more" in refused(str(loose.root), "--out", str(tmp_path / "x"), *both)
     assert not (tmp_path / "x").exists()
 
 
