@@ -40,7 +40,7 @@ from benchmarks.runner.settings import Settings
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record
 from methods.interface import FitReport, Log, Method, TrainingData, WithheldError
-from methods.parts.backbone import Backbone
+from methods.parts.backbone import Backbone, PromptBackbone
 from methods.parts.feature_cache import process_cache
 from methods.parts.prompts import class_text
 from methods.registry import METHODS
@@ -344,9 +344,9 @@ def rows_in(question: Question | None) -> Iterator[int]:
 
 def fit(method: type[Method], task: Task, world: Dataset, backbone: Backbone) -> Fitted:
     """Fit on the world's images of the task; seed 3."""
-    cache, texts, token_ids = Tripwire(world, backbone.image_size), [], Backbone.token_ids
+    cache, texts, token_ids = Tripwire(world, backbone.image_size), [], PromptBackbone.token_ids
 
-    def noting(self: Backbone, text: str) -> list[int]:
+    def noting(self: PromptBackbone, text: str) -> list[int]:
         texts.append(text)
         return token_ids(self, text)
 
@@ -354,7 +354,7 @@ def fit(method: type[Method], task: Task, world: Dataset, backbone: Backbone) ->
     made = method(backbone, method.Config(**small(method)))
     data = training_data(task, cache, cache.score)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Backbone, "token_ids", noting)
+        patch.setattr(PromptBackbone, "token_ids", noting)
         torch.manual_seed(3)
         report = made.fit(data, seed=3, log=lambda **numbers: None)
     return Fitted(task, made, report, cache, texts)
