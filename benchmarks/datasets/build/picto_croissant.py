@@ -93,7 +93,7 @@ def croissant() -> dict[str, Any]:
         "name": "PictoDomains",
         "description": f"{card.title}. A benchmark for retrieval across domains, classes linked to WordNet 3.0.",
         "version": f"{card.version.removeprefix('v')}.0.0",
-        "datePublished": "2026-11-01",
+        "datePublished": "2026-11-27",
         "license": licences,
         "creator": {"@type": "sc:Organization", "name": "The UCDR-Bench authors"},
         "url": path.name,
