@@ -8,45 +8,23 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from benchmarks import data
 from benchmarks.datasets import image_workers
-from benchmarks.datasets.base import DatasetCard, DatasetError
+from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.domainnet import DomainNet
-from benchmarks.datasets.folder_dataset import FolderDataset, canonical_classes
 from benchmarks.datasets.office_home import OfficeHome
 from benchmarks.datasets.own_folder import OwnFolder
-from benchmarks.datasets.splits import held_back
-from benchmarks.datasets.tree_scan import Place, scan
+from benchmarks.datasets.tree_scan import scan
 from tests.datasets import trees
+from tests.datasets.small import PLACES, Small, small_tree
 from tests.datasets.trees import class_tree, damage, image_bytes, write_images
-
-PLACES = (Place("photo", ("Photo", "photos")), Place("draw", ("draw/256",)))
-
-
-CLASSES = ("ant", "bee", "hot_dog")
-
-
-class Small(FolderDataset):
-    card = DatasetCard(
-        "small", "Small", "v1", "here", "MIT", gallery_domain="photo", layout="ROOT/{photo,draw}/CLASS/*"
-    )
-    places = PLACES
-    also_named = ("Small",)
-
-    def arrange(self, found: pd.DataFrame) -> pd.DataFrame:
-        found = canonical_classes(self, found, CLASSES, {"bumblebee": "bee"})
-        split = found["class"].map({"ant": "train", "bee": "val", "hot_dog": "test"})
-        return found.assign(split=split, held_back=held_back(found, ["ant"], "photo"))
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    made = tmp_path / "data" / "small"
-    class_tree(made, ("photos", "draw/256"), ("ant", "Bumble-Bee", "hot-dog"), 4)
-    return made
+    return small_tree(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -10,41 +10,18 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from benchmarks.datasets import decoding, image_cache, image_workers
-from benchmarks.datasets.base import DatasetCard, DatasetError
-from benchmarks.datasets.folder_dataset import FolderDataset, canonical_classes
-from benchmarks.datasets.splits import held_back
-from benchmarks.datasets.tree_scan import Place
-from tests.datasets.trees import class_tree, image_bytes
-
-PLACES = (Place("photo", ("Photo", "photos")), Place("draw", ("draw/256",)))
-
-
-CLASSES = ("ant", "bee", "hot_dog")
-
-
-class Small(FolderDataset):
-    card = DatasetCard(
-        "small", "Small", "v1", "here", "MIT", gallery_domain="photo", layout="ROOT/{photo,draw}/CLASS/*"
-    )
-    places = PLACES
-    also_named = ("Small",)
-
-    def arrange(self, found: pd.DataFrame) -> pd.DataFrame:
-        found = canonical_classes(self, found, CLASSES, {"bumblebee": "bee"})
-        split = found["class"].map({"ant": "train", "bee": "val", "hot_dog": "test"})
-        return found.assign(split=split, held_back=held_back(found, ["ant"], "photo"))
+from benchmarks.datasets.base import DatasetError
+from tests.datasets.small import Small, small_tree
+from tests.datasets.trees import image_bytes
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    made = tmp_path / "data" / "small"
-    class_tree(made, ("photos", "draw/256"), ("ant", "Bumble-Bee", "hot-dog"), 4)
-    return made
+    return small_tree(tmp_path)
 
 
 def test_decoded_once_and_kept_across_processes_and_copies(root: Path, tmp_path: Path) -> None:

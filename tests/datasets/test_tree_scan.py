@@ -7,39 +7,17 @@ import sys
 import unicodedata
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from benchmarks.datasets.base import DatasetCard, DatasetError, dataset_root
-from benchmarks.datasets.folder_dataset import FolderDataset, canonical_classes
-from benchmarks.datasets.splits import held_back
-from benchmarks.datasets.tree_scan import Place, scan
-from tests.datasets.trees import class_tree, damage, write_images
-
-PLACES = (Place("photo", ("Photo", "photos")), Place("draw", ("draw/256",)))
-
-
-CLASSES = ("ant", "bee", "hot_dog")
-
-
-class Small(FolderDataset):
-    card = DatasetCard(
-        "small", "Small", "v1", "here", "MIT", gallery_domain="photo", layout="ROOT/{photo,draw}/CLASS/*"
-    )
-    places = PLACES
-    also_named = ("Small",)
-
-    def arrange(self, found: pd.DataFrame) -> pd.DataFrame:
-        found = canonical_classes(self, found, CLASSES, {"bumblebee": "bee"})
-        split = found["class"].map({"ant": "train", "bee": "val", "hot_dog": "test"})
-        return found.assign(split=split, held_back=held_back(found, ["ant"], "photo"))
+from benchmarks.datasets.base import DatasetError, dataset_root
+from benchmarks.datasets.tree_scan import scan
+from tests.datasets.small import PLACES, Small, small_tree
+from tests.datasets.trees import damage, write_images
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    made = tmp_path / "data" / "small"
-    class_tree(made, ("photos", "draw/256"), ("ant", "Bumble-Bee", "hot-dog"), 4)
-    return made
+    return small_tree(tmp_path)
 
 
 def test_a_sorted_listing_with_domains_and_classes(root: Path) -> None:
