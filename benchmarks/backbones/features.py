@@ -6,7 +6,6 @@ are encoded whole, weights may be trained, and nothing else of the towers is rea
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -60,17 +59,9 @@ class OpenClipBackbone(_Features):
         self.config = config
         super().__init__(model, **rest)
 
-    def clone(self) -> OpenClipBackbone:
-        """A deep copy whose weights may be trained."""
-        return type(self)(
-            copy.deepcopy(self.model),
-            config=self.config,
-            image_size=self._side,
-            tokenizer=self.tokenizer,
-            name=self.name,
-            preprocessing=self.preprocessing,
-            precision=self.precision,
-        )
+    def _construction(self) -> dict[str, Any]:
+        """What the class is built with beside the model."""
+        return {**super()._construction(), "config": self.config, "image_size": self._side}
 
     @property
     def embed_dim(self) -> int:
@@ -152,16 +143,6 @@ class SiglipBackbone(_Features):
                 f"backbone {name}: the tokenizer's largest id is {largest}, the model has"
                 f" {model.config.text_config.vocab_size} tokens: tokenizer and weights do not belong together"
             )
-
-    def clone(self) -> SiglipBackbone:
-        """A deep copy whose weights may be trained."""
-        return type(self)(
-            copy.deepcopy(self.model),
-            tokenizer=self.tokenizer,
-            name=self.name,
-            preprocessing=self.preprocessing,
-            precision=self.precision,
-        )
 
     @property
     def embed_dim(self) -> int:

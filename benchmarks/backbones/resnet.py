@@ -7,7 +7,6 @@ method trains the weights. Attention pooling at the end reads the mean position 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -39,17 +38,9 @@ class ResNetBackbone(PromptBackbone):
         self.config = config
         super().__init__(model, **rest)
 
-    def clone(self) -> ResNetBackbone:
-        """A deep copy whose weights may be trained; BatchNorm's statistics stay as stored."""
-        return type(self)(
-            copy.deepcopy(self.model),
-            config=self.config,
-            image_size=self._side,
-            tokenizer=self.tokenizer,
-            name=self.name,
-            preprocessing=self.preprocessing,
-            precision=self.precision,
-        )
+    def _construction(self) -> dict[str, Any]:
+        """What the class is built with beside the model."""
+        return {**super()._construction(), "config": self.config, "image_size": self._side}
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         """The parameters, and BatchNorm's means and variances."""

@@ -337,9 +337,18 @@ class Backbone(ABC):
         """A CLIP with random weights: :meth:`ClipBackbone.from_config`."""
         return ClipBackbone.from_config(config, seed, tokenizer=tokenizer, precision=precision)
 
-    @abstractmethod
     def clone(self) -> Self:
         """A deep copy whose weights may be trained; frozen until a method sets ``requires_grad_`` on its parameters."""
+        return type(self)(copy.deepcopy(self.model), **self._construction())
+
+    def _construction(self) -> dict[str, Any]:
+        """What the class is built with beside the model, for :meth:`clone`."""
+        return {
+            "tokenizer": self.tokenizer,
+            "name": self.name,
+            "preprocessing": self.preprocessing,
+            "precision": self.precision,
+        }
 
     def to(self, device: str | torch.device) -> Self:
         """Move the weights; returns self."""
@@ -795,16 +804,6 @@ class ClipBackbone(PromptBackbone):
 
             model = CLIPModel(config)
         return cls(model, tokenizer=tokenizer, name=f"random-{seed}", precision=precision)
-
-    def clone(self) -> Self:
-        """A deep copy whose weights may be trained; frozen until a method sets ``requires_grad_`` on its parameters."""
-        return type(self)(
-            copy.deepcopy(self.model),
-            tokenizer=self.tokenizer,
-            name=self.name,
-            preprocessing=self.preprocessing,
-            precision=self.precision,
-        )
 
     # --- sizes and identity ------------------------------------------------------------------------------------------
 

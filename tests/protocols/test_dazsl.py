@@ -10,6 +10,7 @@ from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.picto_domains import PictoDomains
 from benchmarks.protocols.dazsl import PROTOCOL as DAZSL
 from benchmarks.protocols.task import Classification
+from tests.protocols.adaptation import check_official_rules
 from tests.support.tiny_dataset import TinyShapes
 
 
@@ -90,12 +91,4 @@ def test_dazsl_labels_seen_classes_only(dataset: PictoDomains) -> None:
 
 
 def test_official_rules_train_on_the_whole_source_and_select_on_the_target(dataset: PictoDomains) -> None:
-    split = DAZSL.splits(dataset)[0]
-    clean, task = (DAZSL.task(dataset, split, rules) for rules in ("clean", "official"))
-    task.check(dataset)
-    assert isinstance(clean.validation, Classification)
-    kept = set(dataset.table["class"].to_numpy()[clean.train])
-    held_out = clean.validation.rows[dataset.table["class"].isin(kept).to_numpy()[clean.validation.rows]]
-    assert set(task.train) == {*clean.train, *held_out}
-    assert task.validation is task.classifications[0]
-    assert task.class_names == task.classifications[0].class_names
+    check_official_rules(dataset, DAZSL)

@@ -9,8 +9,7 @@ import pytest
 
 from benchmarks.datasets.base import Dataset
 from benchmarks.protocols import uccdr, ucdr
-from tests.protocols.golden_tree import GoldenPlain
-from tests.protocols.unseen_classes import check_test_images_are_new, check_who_sees_what, facts
+from tests.protocols.unseen_classes import check_plain_listing, check_test_images_are_new, check_who_sees_what, facts
 
 
 def test_who_sees_what(dataset: Dataset) -> None:
@@ -47,13 +46,4 @@ def test_queries_and_galleries_are_those_of_ucdr(dataset: Dataset, rules: Any) -
 
 @pytest.mark.golden
 def test_official_tasks_without_a_mixed_gallery(golden_splits: dict[str, Any]) -> None:
-    """The released code's plain listing: every image of a training class is trained on, and the gallery is unseen."""
-    expected, dataset = golden_splits["expected"], GoldenPlain(golden_splits)
-    for protocol in (uccdr.PROTOCOL,):
-        task = protocol.task(dataset, "quickdraw", "official")
-        task.check(dataset)
-        assert [one.name for one in task.retrievals] == ["unseen"]
-        assert len(task.retrievals[0].gallery) == expected["gallery_plain_test_count"]
-        trained = facts(dataset, task.train)
-        assert int((trained["domain"] == "real").sum()) == expected["gallery_plain_train_count"]
-        assert list(task.class_names) == expected["full_train_classes"]
+    check_plain_listing(uccdr.PROTOCOL, golden_splits)

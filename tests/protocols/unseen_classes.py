@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.datasets.base import Dataset
+from tests.protocols.golden_tree import GoldenPlain
 
 
 def facts(dataset: Dataset, rows: np.ndarray) -> pd.DataFrame:
@@ -69,3 +70,15 @@ def check_test_images_are_new(dataset: Dataset, protocol: Any) -> None:
         if protocol.name != "udcdr":
             assert not trained & set(facts(dataset, task.retrievals[0].query)["class"])
             assert not trained & set(facts(dataset, task.retrievals[0].gallery)["class"])
+
+
+def check_plain_listing(protocol: Any, golden_splits: dict[str, Any]) -> None:
+    """The released code's plain listing: every image of a training class is trained on, and the gallery is unseen."""
+    expected, dataset = golden_splits["expected"], GoldenPlain(golden_splits)
+    task = protocol.task(dataset, "quickdraw", "official")
+    task.check(dataset)
+    assert [one.name for one in task.retrievals] == ["unseen"]
+    assert len(task.retrievals[0].gallery) == expected["gallery_plain_test_count"]
+    trained = facts(dataset, task.train)
+    assert int((trained["domain"] == "real").sum()) == expected["gallery_plain_train_count"]
+    assert list(task.class_names) == expected["full_train_classes"]
