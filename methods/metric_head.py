@@ -32,11 +32,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.cards import read_card
-from methods.interface import TrainingData
+from methods.interface import NotApplicableError, TrainingData
 from methods.parts.parallel import processes, rank
 from methods.training.batches import batches
 from methods.training.image_text import LinearMapConfig, LinearMapMethod
-from methods.training.loop import TrainingError
 
 
 def contrastive_terms(images: Tensor, labels: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
@@ -116,10 +115,13 @@ class MetricHead(LinearMapMethod):
     def batches(self, data: TrainingData, generator: torch.Generator) -> Iterator[Tensor]:
         """Endless index batches of anchors, balanced over domains, and their partners: sorted, each image once.
 
-        Raises :class:`~methods.training.loop.TrainingError` if no class has two labelled images.
+        Raises :class:`~methods.interface.NotApplicableError` if no class has two labelled images.
         """
         if len(data.labelled_classes) == len(data.labels):
-            raise TrainingError(f"{self.card.name}: no class has two labelled images, which the loss compares")
+            wanted = "compares two images of a class; no class has two labelled ones here"
+            raise NotApplicableError(f"{self.card.name} {wanted}")
+                f"{self.card.name} compares two images of a class; no class has two labelled ones here"
+            )
         domains = data.domains if self.config.cross_domain else torch.zeros_like(data.domains)
         partners = Partners(data.labels, domains)
         for anchors in batches(data, max(1, self.config.batch_size // 2), generator, balanced="domain"):

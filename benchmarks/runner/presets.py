@@ -76,7 +76,7 @@ PRESETS: Mapping[str, Preset] = {
             steps=2,
             batch_size=8,
             validations=1,
-            limit=128,
+            limit=256,
             splits=1,
         ),
         Preset(

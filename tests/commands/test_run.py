@@ -291,7 +291,7 @@ def test_official_rows_stand_in_tables_of_their_own(command: Command, tmp_path: 
 def test_smoke_is_marked_as_meaningless(command: Command, tmp_path: Path) -> None:
     assert command("--methods", "random", "--protocols", "ucdr,udcdr", "--preset", "smoke") == 0
     text = (tmp_path / "results" / "report" / "leaderboard.md").read_text()
-    assert "LIMITED to 128 images a role" in text
+    assert "LIMITED to 256 images a role" in text
     frame = benchmarks.load_results(tmp_path / "results")
     assert set(frame["split"]) == {"glyph"}, "one split"
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from methods.bitfit import BitFit
 from methods.coop import CoOp
 from methods.full_finetune import FullFinetune
-from methods.interface import Images, Method, MethodCard, TrainingData
+from methods.interface import Images, Method, MethodCard, NotApplicableError, TrainingData
 from methods.linear_probe import LinearProbe
 from methods.ln_tuning import LnTuning
 from methods.lora import LoRA
@@ -26,7 +26,6 @@ from methods.metric_head import MetricHead, Partners, contrastive_terms
 from methods.parts.backbone import Backbone, BackboneError
 from methods.parts.prompts import PromptTemplate
 from methods.training.image_text import ImageTextConfig, ImageTextMethod, OwnClipMethod
-from methods.training.loop import TrainingError
 from methods.vpt import VPTDeep, VPTShallow
 from methods.zero_shot import ZeroShot
 from tests.docs.test_documents import generator
@@ -719,7 +718,7 @@ def test_metric_head_refuses_what_it_cannot_learn_from(tiny_backbone: Backbone) 
     data.labels = torch.arange(16)
     data.class_names = tuple(f"class {number}" for number in range(16))
     with pytest.raises(
-        TrainingError, match=r"^metric_head: no class has two labelled images, which the loss compares$"
+        NotApplicableError, match=r"^metric_head compares two images of a class; no class has two labelled ones here$"
     ):
         make("metric_head", tiny_backbone).fit(data, seed=0, log=quiet)
 
