@@ -120,8 +120,6 @@ class MetricHead(LinearMapMethod):
         if len(data.labelled_classes) == len(data.labels):
             wanted = "compares two images of a class; no class has two labelled ones here"
             raise NotApplicableError(f"{self.card.name} {wanted}")
-                f"{self.card.name} compares two images of a class; no class has two labelled ones here"
-            )
         domains = data.domains if self.config.cross_domain else torch.zeros_like(data.domains)
         partners = Partners(data.labels, domains)
         for anchors in batches(data, max(1, self.config.batch_size // 2), generator, balanced="domain"):
