@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -117,6 +117,7 @@ class TrainingData:
     * ``target``: unlabelled target-domain images, where the protocol shows any.
     * ``validate(method)``: the protocol's validation score of the method with its current weights (higher is better).
       It uses nothing that the protocol withholds, unless the run selects by ``oracle``.
+    * ``select``: what the run selects by; ``last`` asks for the weights of the last step.
 
     Asking for what the protocol withholds raises :class:`WithheldError`, which names the protocol.
     """
@@ -134,7 +135,7 @@ class TrainingData:
         target: Images | None = None,
         synsets: Mapping[str, str] | None = None,
         synsets_published: bool = True,
-        select: Literal["last", "val", "oracle"] = "val",
+        select: str = "val",
     ) -> None:
         if not len(images) == len(labels) == len(domains):
             raise ValueError(

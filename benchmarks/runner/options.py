@@ -33,7 +33,17 @@ def build_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentP
         "--rules", metavar="NAME", help="clean (default), or official: as the released code, flaws included"
     )
     how.add_argument("--variant", metavar="NAME", help="named settings of the methods that have them (default: paper)")
-    how.add_argument("--select", metavar="NAME", help="which step's weights: last, val (default), or oracle (marked)")
+    how.add_argument(
+        "--select",
+        metavar="NAME",
+        help="which step's weights: last, val (default), oracle (marked); without target labels (uda, dazsl): im, snd,"
+        " bnm, entropy, dev",
+    )
+    how.add_argument(
+        "--selectors",
+        metavar="LIST",
+        help="record at each validation what these ways to select without target labels say, or all; changes no score",
+    )
     how.add_argument(
         "--search",
         action="store_true",

@@ -21,7 +21,7 @@ from benchmarks.runner.presets import PRESETS, Preset
 from methods.registry import METHODS
 
 Rules = Literal["clean", "official"]
-Select = Literal["last", "val", "oracle"]
+Select = Literal["last", "val", "oracle", "im", "snd", "bnm", "entropy", "dev"]
 Precision = Literal["float32", "bf16"]
 KeepWeights = Literal["best", "all"]
 
@@ -45,6 +45,7 @@ class Settings:
     on validation data, in place of tuned rates or a preset's grid. ``shard`` is (number from 1, of how many).
     ``gpu_hours_each_fit`` and ``gpu_hours_basis`` are what a recipe's file expects of one fit, and why; a dry run
     prints them. ``keep_weights``: which fits' weights stay with the records (:mod:`benchmarks.store.weights`).
+    ``selectors``: for which of the ways to select without target labels each validation's value is recorded.
 
     Under ``--preset full`` the recipes apply even without ``--recipe``: each method's config on each
     data set is that of its recipe (:func:`paper_config`); where data sets are named (not ``all``), backbone and
@@ -76,6 +77,7 @@ class Settings:
     fail_fast: bool = False
     force: bool = False
     keep_weights: KeepWeights | None = None
+    selectors: tuple[str, ...] = ()
     gpu_hours_each_fit: float = 0.0
     gpu_hours_basis: str = ""
 
@@ -109,6 +111,7 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
         _one_of(key, getattr(settings, key), get_args(kind))
     if settings.keep_weights is not None:
         _one_of("keep-weights", settings.keep_weights, get_args(KeepWeights))
+    settings = dataclasses.replace(settings, selectors=_selectors(settings))
     _one_of("executor", settings.executor, executors())
     _one_of("preset", settings.preset, PRESETS)
     for seed in settings.seeds:
@@ -130,6 +133,20 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
     if settings.gpu_hours_basis:
         settings = dataclasses.replace(settings, gpu_hours_basis=_basis(settings, stated))
     return _as_published(settings, values) if settings.preset == "full" else settings
+
+
+def _selectors(settings: Settings) -> tuple[str, ...]:
+    """The selectors to record, ``all`` written out. Raises :class:`SettingsError` where no validation is made."""
+    known = get_args(Select)[3:]
+    if settings.selectors and settings.select == "last":
+        raise SettingsError("--selectors: --select last makes no validation to record; take another --select")
+    if settings.select in known and settings.rules == "official":
+        raise SettingsError(
+            f"--select {settings.select}: the official rules select on the test images; leave --rules or --select out"
+        )
+    for name in settings.selectors:
+        _one_of("selectors", name, ("all", *known))
+    return known if "all" in settings.selectors else tuple(dict.fromkeys(settings.selectors))
 
 
 def _still_applicable(stated: Mapping[str, Any], values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
