@@ -47,7 +47,8 @@ def selection_question(task: Task, selector: str) -> Question | None:
     """The question whose score chooses a model: ``val`` and ``last`` the validation task, ``oracle`` the first test
     question (classification before retrieval), others unlabelled target images. None where the task has none."""
     if selector == "oracle":
-        return (*task.classifications, *task.retrievals)[0]
+        tests: tuple[Question, ...] = (*task.classifications, *task.retrievals)
+        return tests[0]
     if selector not in LABEL_FREE:
         return task.validation
     held_out = task.validation if isinstance(task.validation, Classification) else None

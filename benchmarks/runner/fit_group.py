@@ -288,7 +288,7 @@ class GroupRunner:
             encoded = EncodedImages(encode_as(method, rules), cache, lambda count: None, device=method.device)
             scores = SelectionScores(method, encoded, rules)
             if selectors:
-                where = {name: logged[-1][name] for name in ("stage", "step") if logged and name in logged[-1]}
+                where = {name: value for name, value in (logged or [{}])[-1].items() if name in ("stage", "step")}
                 checkpoints.append({**where, **checkpoint_values(task, selectors, scores.score)})
             return scores.score(question)
 

@@ -51,8 +51,8 @@ class SelectionScores:
         held_out, source = question.held_out, sample(question.source, table["key"].to_numpy(), most)
         number_of = {name: number for number, name in enumerate(held_out.class_names)}
         labels = np.array([number_of[name] for name in table["class"].to_numpy()[held_out.rows]], dtype=np.int64)
-        features = [self._encoded[rows] for rows in (source, target, held_out.rows)]
-        return dev(*features, self._of_rows(held_out.rows, held_out.class_names), labels)
+        trained, unlabelled, asked = (self._encoded[rows] for rows in (source, target, held_out.rows))
+        return dev(trained, unlabelled, asked, self._of_rows(held_out.rows, held_out.class_names), labels)
 
     def _of_rows(self, rows: np.ndarray, names: tuple[str, ...]) -> torch.Tensor:
         """Logits ``[len(rows), len(names)]``; kept, as several selectors read the same ones."""
