@@ -114,7 +114,8 @@ class TrainingData:
     * ``unseen_names``: those of them without labelled images, where the protocol shows any.
     * ``synsets``: WordNet synset names of class names, where they are known; ``synsets_published``: whether they come
       with the data set (True) or were chosen for this suite (False), so that the official code did not have them.
-    * ``target``: unlabelled target-domain images, where the protocol shows any.
+    * ``target``: unlabelled target-domain images, where the protocol shows any; ``target_domain``: the name of their
+      domain, else None.
     * ``validate(method)``: the protocol's validation score of the method with its current weights (higher is better).
       It uses nothing that the protocol withholds, unless the run selects by ``oracle``.
     * ``select``: what the run selects by; ``last`` asks for the weights of the last step.
@@ -136,6 +137,7 @@ class TrainingData:
         synsets: Mapping[str, str] | None = None,
         synsets_published: bool = True,
         select: str = "val",
+        target_domain: str | None = None,
     ) -> None:
         if not len(images) == len(labels) == len(domains):
             raise ValueError(
@@ -150,6 +152,7 @@ class TrainingData:
         self.synsets = dict(synsets or {})
         self.synsets_published = synsets_published
         self.select = select
+        self.target_domain = target_domain
         self._validate = validate
         self._target = target
 

@@ -43,4 +43,5 @@ def training_data(task: Task, cache: PixelCache, score: Score, *, select: str = 
         synsets=synsets,
         synsets_published=cache.dataset.synsets_published,
         select=select,
+        target_domain=None if task.target is None or task.transfer is None else task.transfer[1],
     )

@@ -98,13 +98,16 @@ def perform(options: dict[str, Any], prog: str, command: str, arms: Arms | None 
 
 def resolved(options: dict[str, Any]) -> Settings:
     """The settings of command-line options and the file they name."""
-    from benchmarks.runner.settings import parse_set, recipe_file, resolve
+    from benchmarks.runner.settings import SHORT, parse_set, recipe_file, resolve
 
     file, recipe = options.pop("config", None), options.pop("recipe", None)
     if recipe is not None:
         file = recipe_file(recipe)
     if "set" in options:
         options["set"] = parse_set(options["set"])
+    for name in SHORT:
+        if name in options:
+            options["set"] = (*options.get("set", ()), (name, options.pop(name)))
     return resolve(options, file)
 
 

@@ -327,6 +327,7 @@ def make_cell(
         seed=seed,
         limit=settings.limit,
         ablation=ablation,
+        shots=shots_text(settings),
     )
     inputs: dict[str, Any] = {
         "scoring": SCORING,
@@ -354,6 +355,8 @@ def make_cell(
         "select": settings.select,
         "seed": seed,
     }
+    if settings.shots is not None:
+        inputs["task"]["shots"] = {"count": settings.shots, "draw": settings.shots_draw}
     if reason := unfit(method, config, resources):
         inputs["not_applicable"] = reason  # a later version may run it
     if method.reads_synsets:
@@ -453,8 +456,17 @@ def _placeholder(settings: Settings, method: str, dataset: str, protocol: str) -
         select=settings.select,
         seed=settings.seeds[0],
         limit=settings.limit,
+        shots=shots_text(settings),
     )
-    return Cell(cell, {"unplanned": dataclasses.asdict(cell)}, {"*": ()}, "")
+    about = {name: value for name, value in dataclasses.asdict(cell).items() if name != "shots" or value}
+    return Cell(cell, {"unplanned": about}, {"*": ()}, "")
+
+
+def shots_text(settings: Settings) -> str:
+    """The shots as a record states them: ``""``, ``"4"`` or ``"4 draw 1"``."""
+    if settings.shots is None:
+        return ""
+    return f"{settings.shots} draw {settings.shots_draw}" if settings.shots_draw else str(settings.shots)
 
 
 def _broken(settings: Settings, method: str, dataset: str, protocol: str, error: Exception) -> Broken:

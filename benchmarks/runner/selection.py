@@ -38,6 +38,9 @@ class SelectionScores:
         if isinstance(question, Classification):
             known = self._logits.get((question.rows.tobytes(), question.class_names))
             answers = score_classification(self._method, self._encoded, question, self._rules, known=known)
+            if question.each_domain:
+                domains = self._encoded.pixels.dataset.table["domain"].to_numpy()[question.rows]
+                return float(np.mean([answers.scores.credit[domains == name].mean() for name in np.unique(domains)]))
             return answers.scores.means()["accuracy[image]" if question.seen is None else "h[image]"]
         return score_retrieval(self._method, self._encoded, question, self._rules, ks=()).means()["map@all"]
 

@@ -30,6 +30,9 @@ class SettingsError(ValueError):
     """A setting that cannot be used; one line that names the option and the fix (exit code 2)."""
 
 
+#: Settings of methods that have an option of their own beside ``--set``.
+SHORT = ("templates", "class_names")
+
 #: Seeds are whole numbers below this.
 SEEDS = 2**32
 
@@ -45,6 +48,7 @@ class Settings:
     on validation data, in place of tuned rates or a preset's grid. ``shard`` is (number from 1, of how many).
     ``gpu_hours_each_fit`` and ``gpu_hours_basis`` are what a recipe's file expects of one fit, and why; a dry run
     prints them. ``keep_weights``: which fits' weights stay with the records (:mod:`benchmarks.store.weights`).
+    ``shots``: labelled images a class and domain, drawn anew for another ``shots_draw``.
     ``selectors``: for which of the ways to select without target labels each validation's value is recorded.
 
     Under ``--preset full`` the recipes apply even without ``--recipe``: each method's config on each
@@ -69,6 +73,8 @@ class Settings:
     set: tuple[tuple[str, Any], ...] = ()
     out: str = "results/run"
     limit: int | None = None
+    shots: int | None = None
+    shots_draw: int = 0
     threads: int = 0
     jobs: int = 0
     executor: str = "local"
@@ -119,9 +125,13 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
             raise SettingsError(f"--seeds: a seed is 0 or larger and at most {SEEDS - 1}, not {seed}")
     if not 0 <= settings.gpu_hours_each_fit < float("inf"):
         raise SettingsError(f"{file}: gpu_hours_each_fit must be 0 or more, not {settings.gpu_hours_each_fit}")
-    for key in ("limit", "threads", "jobs"):
-        if (value := getattr(settings, key)) is not None and value < (1 if key == "limit" else 0):
-            raise SettingsError(f"--{key} must be positive, not {value}")
+    for key in ("limit", "shots", "threads", "jobs", "shots_draw"):
+        if (value := getattr(settings, key)) is not None and value < (1 if key in ("limit", "shots") else 0):
+            raise SettingsError(f"--{key.replace('_', '-')} must be positive, not {value}")
+    if settings.shots_draw and settings.shots is None:
+        raise SettingsError("--shots-draw needs --shots, the number of images a class and domain")
+    if settings.shots is not None and settings.rules == "official":
+        raise SettingsError("--shots: the official rules train on all images; leave --rules or --shots out")
     settings = dataclasses.replace(
         settings,
         methods=_names("methods", settings.methods),
@@ -246,6 +256,8 @@ def config_changes(
             raise SettingsError(
                 f"{option} {key}: {method} is not a method of this run; add it to --methods, or leave the setting out"
             )
+        if not reached and key in SHORT:
+            raise SettingsError(f"--{key.replace('_', '-')}: no method of this run has it; add zero_shot to --methods")
         if not reached:
             every = {n for m in fields for n in fields[m]} | {f"{m}.{n}" for m in fields for n in fields[m]}
             raise SettingsError(
@@ -313,7 +325,7 @@ def _convert(key: str, value: Any) -> Any:
             if not names:
                 raise ValueError
             return names
-        if key in ("limit", "threads", "jobs"):
+        if key in ("limit", "shots", "shots_draw", "threads", "jobs"):
             return None if value is None else _whole(value)
         if isinstance(default, float):
             return float(value)

@@ -31,7 +31,10 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class CellId:
-    """The cell of the plan that a record belongs to; ``ablation`` names the factor switched in an ablation."""
+    """The cell of the plan that a record belongs to; ``ablation`` names the factor switched in an ablation.
+
+    ``shots``: labelled images a class and domain, "" for all, "4 draw 1" for another draw than the first.
+    """
 
     method: str
     variant: str
@@ -45,6 +48,7 @@ class CellId:
     seed: int
     limit: int | None = None
     ablation: str = ""
+    shots: str = ""
 
 
 @dataclass(frozen=True)
