@@ -322,7 +322,7 @@ def _convert(key: str, value: Any) -> Any:
         if isinstance(default, tuple):
             items = value.split(",") if isinstance(value, str) else value
             names = tuple(item.strip() for item in items if item.strip())
-            if not names:
+            if not names and key != "selectors":
                 raise ValueError
             return names
         if key in ("limit", "shots", "shots_draw", "threads", "jobs"):
