@@ -158,7 +158,7 @@ def write(
     corpus: Path | None = None,
     beside: Sequence[Path] = (),
 ) -> Path:
-    """Write ``picto-clip-VERSION`` (``v3`` for 3): weights, tokenizer, image processor, card, corpus list, measurements.
+    """Write ``picto-clip-VERSION`` (``v3`` for 3): weights, tokenizer, image processor, card, corpus, measurements.
 
     ``beside``: results of ``evaluate --headroom --json`` of other backbones, named by file, for the card's comparison;
     the run's own are in its ``evaluation.json`` where that was measured at the same step.
