@@ -762,7 +762,8 @@ def check_sizes(source: Path, config: CLIPConfig, facts: CheckpointFacts) -> Non
 def _convert_openai(source: Path, out: Path, tokenizer: str, facts: CheckpointFacts) -> None:
     weights = {_PREFIXES.sub("", name): value for name, value in read_weights(source).items()}
     if is_resnet(weights):
-        return _convert_resnet(source, weights, out, tokenizer, facts)
+        _convert_resnet(source, weights, out, tokenizer, facts)
+        return
     try:
         clip_config(weights)
         values = clip_weights(weights)
