@@ -177,7 +177,7 @@ class VisionTower(nn.Module):
         return run_last_block_leading(last, hidden, count)
 
     def run_leading_shared(self, shared: Tensor, rows: Tensor | None, own: Tensor, count: int) -> Tensor:
-        """:meth:`run_leading` of sequences that begin with rows of one table: ``[shared[rows] ; own]`` -> [B, count, w].
+        """:meth:`run_leading` where sequences begin with rows of one table: ``[shared[rows] ; own]`` -> [B, count, w].
 
         ``shared`` [S, w]; ``rows`` [B, R] into it (None: all S in order); ``own`` [B, T, w], each image's tokens. Up to
         the first block's attention a token depends on nothing else: LayerNorms, queries, keys and values of the shared
