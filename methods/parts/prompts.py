@@ -220,8 +220,8 @@ def suffix_bytes(backbone: PromptBackbone, prompts: PromptTemplate, images: int)
     """About the bytes that the longest suffix of one class, for ``images`` contexts, keeps for backward.
 
     A token keeps in a block about 16 vectors of the text width (8 of them the MLP's four times wider arrays) and a
-    weight for every head and token that it may attend to. The first block, which the contexts share, and the last, which
-    computes one token, keep less: with 12 blocks two thirds of this were measured.
+    weight for every head and token that it may attend to. The first block, which the contexts share, and the last,
+    which computes one token, keep less: with 12 blocks two thirds of this were measured.
     """
     tokens = prompts.longest + 1 - prompts.prefix_length
     heads = int(backbone.model.text_model.config.num_attention_heads)
