@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class ZeroShot(Method):
     """CLIP without any training."""
 
     card = read_card("zero_shot")
-    Config = ZeroShotConfig
+    Config: ClassVar[type] = ZeroShotConfig
     needs = "features"
     trained = False
 

@@ -201,7 +201,7 @@ def check_texts(method: str, templates: str, class_names: str) -> None:
     for setting, source, read in (("templates", templates, templates_of), ("class_names", class_names, names_of)):
         try:
             if source:
-                read(source)  # type: ignore[operator]
+                read(source)
         except TextsError as error:
             raise TextsError(f"{method}: {setting}: {error}") from error
 

@@ -200,6 +200,17 @@ def test_a_search_picks_its_rate_by_the_selector(sweep: Any, tmp_path: Path) -> 
         assert one.fit.learning_rate == max(trials, key=lambda trial: trial["validation"])["learning_rate"]
 
 
+def test_fits_that_were_finished_before_are_counted(
+    sweep: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(tmp_path) == 0
+    assert "without selectors" not in capsys.readouterr().out
+    assert sweep(tmp_path, "--selectors", "im") == 0
+    assert "without selectors: 1 of 1 fits were finished before; --force fits again" in capsys.readouterr().out
+    assert sweep(tmp_path, "--selectors", "im", "--force") == 0
+    assert "without selectors" not in capsys.readouterr().out
+
+
 def test_cells_that_share_a_fit_have_its_checkpoints_once(sweep: Any, tmp_path: Path) -> None:
     assert sweep(tmp_path, "--selectors", "all", protocols="ucdr,udcdr") == 0
     by_fit: dict[str, list[Record]] = {}
