@@ -41,7 +41,8 @@ class SelectorPicks:
 def picks(label: str, protocol: str, records: Sequence[Record]) -> list[SelectorPicks]:
     """The rows of a method on a protocol: over the steps of its fits, and over the trials of its searches.
 
-    ``records``: of one configuration. Of cells that share a fit, one has its checkpoints.
+    ``records``: of one configuration. Of cells that share a fit, one has its checkpoints. A fit with a single
+    checkpoint is left out.
     """
     rows = []
     pools = {
@@ -50,12 +51,13 @@ def picks(label: str, protocol: str, records: Sequence[Record]) -> list[Selector
     }
     question = next((question_of(one) for one in records), "")
     for over, of_kind in pools.items():
-        found = [chosen for pool in of_kind if (chosen := picked(pool, last=over == "steps"))]
+        of_kind = [pool for pool in map(scored, of_kind) if len(pool) > 1]  # of one there is nothing to choose
+        found = [picked(pool, last=over == "steps") for pool in of_kind]
         if not found:
             continue
         names = [name for name in SELECTOR_ORDER if all(name in one for one in found)]
         scores = {name: math.fsum(one[name] for one in found) / len(found) for name in names}
-        mean = math.fsum(len(pool) for pool in of_kind if pool) / len(found)
+        mean = math.fsum(len(pool) for pool in of_kind) / len(found)
         method = records[0].cell.method
         rows.append(SelectorPicks(method, label, protocol, question, over, len(found), mean, scores))
     return rows
@@ -72,7 +74,7 @@ def picked(pool: Sequence[Checkpoint], *, last: bool = True) -> dict[str, float]
 
     Empty for a pool without test scores; a way without a finite value is left out, ``last`` too unless asked for.
     """
-    pool = [one for one in pool if _finite(one.get("oracle"))]
+    pool = scored(pool)
     if not pool:
         return {}
     scores = {"last": float(pool[-1]["oracle"])} if last else {}
@@ -81,6 +83,11 @@ def picked(pool: Sequence[Checkpoint], *, last: bool = True) -> dict[str, float]
         if known and name != "last":
             scores[name] = float(max(known, key=lambda one: one[name])["oracle"])
     return scores
+
+
+def scored(pool: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """The checkpoints that have a score on the test data."""
+    return [one for one in pool if _finite(one.get("oracle"))]
 
 
 def last_stage(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:

@@ -88,6 +88,8 @@ def test_the_report_has_the_table_where_there_are_checkpoints(store: ResultStore
 def test_only_a_method_with_checkpoints_has_a_row(store: ResultStore) -> None:
     records = [record for record in store.records() if record.cell.method == "plain"]
     assert records and picks("plain", "dazsl", records) == []
+    lone = [dataclasses.replace(record, fit=Fit(fit_id="a", checkpoints=STEPS[:1])) for record in records]
+    assert picks("plain", "dazsl", lone) == [], "one checkpoint leaves nothing to choose"
     assert selection_grid([]).rows == ()
 
 
