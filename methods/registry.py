@@ -172,6 +172,7 @@ for _name, _target, _summary in (
     ("lora", "methods.lora:LoRA", "low-rank adapters on the attention of both towers (peft)"),
     ("bitfit", "methods.bitfit:BitFit", "the biases of CLIP's vision tower"),
     ("ln_tuning", "methods.ln_tuning:LnTuning", "the LayerNorms of CLIP's vision tower"),
+    ("clip_adapter", "methods.clip_adapter:ClipAdapter", "a bottleneck behind frozen features, blended with them"),
     ("pros", "methods.pros:ProS", "ProS: prompting to simulate"),
     ("ucdr_adapter", "methods.ucdr_adapter:UCDRAdapter", "UCDR-Adapter: domain and class prompts, then generated ones"),
     ("ad_clip", "methods.ad_clip:AdClip", "AD-CLIP: prompts written from an image's style and content"),

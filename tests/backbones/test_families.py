@@ -229,6 +229,7 @@ RUN = {
         "sre_clip",
         "linear_probe",
         "metric_head",
+        "clip_adapter",
     },
     "styles": {"coop", "lora", "ad_clip"},
 }
