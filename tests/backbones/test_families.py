@@ -230,6 +230,8 @@ RUN = {
         "linear_probe",
         "metric_head",
         "clip_adapter",
+        "tip_adapter",
+        "tip_adapter_f",
     },
     "styles": {"coop", "lora", "ad_clip"},
 }
