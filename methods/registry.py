@@ -175,6 +175,7 @@ for _name, _target, _summary in (
     ("clip_adapter", "methods.clip_adapter:ClipAdapter", "a bottleneck behind frozen features, blended with them"),
     ("tip_adapter", "methods.tip_adapter:TipAdapter", "a cache of labelled images beside CLIP's texts, not trained"),
     ("tip_adapter_f", "methods.tip_adapter:TipAdapterF", "the same, its keys trained"),
+    ("sketch_lvm", "methods.sketch_lvm:SketchLvm", "prompts of each domain and LayerNorms under a triplet loss"),
     ("pros", "methods.pros:ProS", "ProS: prompting to simulate"),
     ("ucdr_adapter", "methods.ucdr_adapter:UCDRAdapter", "UCDR-Adapter: domain and class prompts, then generated ones"),
     ("ad_clip", "methods.ad_clip:AdClip", "AD-CLIP: prompts written from an image's style and content"),

@@ -23,9 +23,10 @@ from methods.interface import Images, Method, MethodCard, NotApplicableError, Tr
 from methods.linear_probe import LinearProbe
 from methods.ln_tuning import LnTuning
 from methods.lora import LoRA
-from methods.metric_head import MetricHead, Partners, contrastive_terms
+from methods.metric_head import MetricHead, contrastive_terms
 from methods.parts.backbone import Backbone, BackboneError
 from methods.parts.prompts import PromptTemplate
+from methods.training.batches import Partners
 from methods.training.image_text import ImageTextConfig, ImageTextMethod, OwnClipMethod
 from methods.vpt import VPTDeep, VPTShallow
 from methods.zero_shot import ZeroShot

@@ -40,6 +40,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "linear_probe": {"batch_size": 12, "steps": 2},
     "metric_head": {"batch_size": 12, "steps": 2},
     "clip_adapter": {"batch_size": 12, "steps": 2},
+    "sketch_lvm": {"batch_size": 12, "steps": 2},
     "bitfit": {"augment": False, "batch_size": 12, "steps": 2},
     "ln_tuning": {"augment": False, "batch_size": 12, "steps": 2},
 }

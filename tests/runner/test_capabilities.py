@@ -24,6 +24,7 @@ from tests.support.tiny_dataset import TinyShapes
 from tests.support.tiny_families import open_clip_folder, siglip_folder
 
 TOKENS = {"vpt_shallow", "vpt_deep", "pros", "ucdr_adapter", "bitfit", "ln_tuning"}
+TOKENS |= {"sketch_lvm"}
 STYLES = {"coop", "lora", "ad_clip"}
 
 
