@@ -57,6 +57,7 @@ from methods.parts.losses import cosine_similarities, mean_entropy
 from methods.parts.prompts import PromptTemplate, encode_prompts
 from methods.training.batches import batches, domain_pairs, target_batches
 from methods.training.loop import budget, count_parameters, run_stage, seeded
+from methods.training.sgd import warm_cosine
 
 # --- the model -------------------------------------------------------------------------------------------------------
 
@@ -460,9 +461,13 @@ class AdClip(Method):
         """Warm-up, then a cosine in the epochs (``epochs`` in ``steps``) or iterations that have passed."""
         config = self.config
         passed = step if config.schedule == "iteration" else step * config.epochs // steps
-        if passed < config.warmup_epochs:
-            return config.warmup_rate
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (passed - config.warmup_epochs) / config.epochs))
+        return warm_cosine(
+            passed,
+            config.learning_rate,
+            periods=config.epochs,
+            warmup=config.warmup_epochs,
+            warmup_rate=config.warmup_rate,
+        )
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
         """Train on labelled images and target images, or other training domains where there are none (10)."""

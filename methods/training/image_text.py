@@ -74,6 +74,17 @@ class ReleasedConfig(ImageTextConfig):
     sampler: Sampler = "reshuffled"  # of batches; released: one order for all seeds and epochs
 
 
+@dataclass(frozen=True)
+class TrainingBatch:
+    """The images of a training step; of several processes that train together, this one's share of them."""
+
+    step: int  # from 0
+    index: Tensor  # [B] into the training images
+    labels: Tensor  # [B] of them, as :meth:`ImageTextMethod.labelled` numbers the classes
+    pixels: Tensor | None  # [B, 3, H, W], augmented and normalised; None where frozen features are known
+    features: Tensor | None  # [B, E], frozen features that are known
+
+
 class ImageTextMethod(Method):
     """A part of CLIP, or something beside it, trained with the image-text loss."""
 
@@ -150,6 +161,43 @@ class ImageTextMethod(Method):
 
     # --- training ---
 
+    @property
+    def augmentation(self) -> Augmentation:
+        """The augmentation of training images."""
+        return Augmentation() if self.config.augment else PLAIN
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of what is trained."""
+        parameters, config = self.trainable().values(), self.config
+        return torch.optim.Adam(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+    def step_rate(self, step: int, steps: int) -> float | None:
+        """The learning rate of a step (from 0) of all ``steps``; None: as in ``schedule``, else constant."""
+        return None
+
+    def labelled(self, data: TrainingData) -> tuple[Sequence[str], Tensor]:
+        """The names that training tells apart, and each image's label among them; default: classes with images."""
+        return seen_classes(data)
+
+    def begin(self, data: TrainingData, seed: int) -> None:
+        """Called as training begins, with untrained parts in place: compute what stays constant. Default: nothing."""
+
+    def batch_loss(self, batch: TrainingBatch, prompts: Prompts, fixed_texts: Tensor | None) -> Tensor:
+        """The loss of a batch; ``fixed_texts`` [C, E]: the text features, where training leaves them as they are."""
+        images = self.batch_images(batch)
+        texts = self.text_features(prompts) if fixed_texts is None else fixed_texts
+        return self.loss(images, texts, batch.labels)
+
+    def batch_images(self, batch: TrainingBatch) -> Tensor:
+        """Image features [B, E] of a batch, not L2-normalised."""
+        if batch.features is not None:
+            return self.head(batch.features)
+        assert batch.pixels is not None
+        return self.image_features(batch.pixels)
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Called after each step (from 0) of all ``steps``, before a validation. Default: nothing."""
+
     def batches(self, data: TrainingData, generator: torch.Generator) -> Iterator[Tensor]:
         """Endless index batches into the labelled images, equal in all processes: balanced over domains."""
         return domain_batches(data, self.config.batch_size, generator, getattr(self.config, "sampler", "reshuffled"))
@@ -166,10 +214,11 @@ class ImageTextMethod(Method):
         self.parameters = self.build(seed)
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        names, labels = seen_classes(data)
+        names, labels = self.labelled(data)
         labels = labels.to(self.device)
         prompts = self.prompts(names)
-        augmentation = Augmentation() if config.augment else PLAIN
+        augmentation = self.augmentation
+        self.begin(data, seed)
         stream = self.batches(data, seeded(seed, batch_part))
         fixed_texts = self.text_features(prompts) if config.fast and self.frozen_texts else None
         fixed_images = None
@@ -179,16 +228,19 @@ class ImageTextMethod(Method):
 
         def loss(step: int) -> Tensor:
             index = self.encoded_rows(next(stream))
+            pixels = features = None
             if fixed_images is not None:
-                images = self.head(fixed_images[index])
+                features = fixed_images[index]
             else:
                 pixels = augment(data.images.pixels(index), augmentation, seeded(seed, augment_part, step))
-                images = self.image_features(self.backbone.normalize(pixels.to(self.device), config.train_statistics))
-            texts = self.text_features(prompts) if fixed_texts is None else fixed_texts
-            return self.loss(images, texts, labels[index])
+                pixels = self.backbone.normalize(pixels.to(self.device), config.train_statistics)
+            return self.batch_loss(TrainingBatch(step, index, labels[index], pixels, features), prompts, fixed_texts)
 
         def rate(epoch: int) -> float:
             return decayed_rate(config.learning_rate, epoch, self.lowest_rate)
+
+        def step_rate(step: int, steps: int) -> float:
+            return self.step_rate(step, steps) or 0.0
 
         report = run_single_stage(
             self,
@@ -199,6 +251,9 @@ class ImageTextMethod(Method):
             loss=loss,
             images=epoch_images(data, sampler, config.batch_size),
             rate=rate if getattr(config, "schedule", "constant") == "released" else None,
+            optimizer=self.optimizer(),
+            step_rate=None if self.step_rate(0, 1) is None else step_rate,
+            after_step=self.after_step,
         )
         report.seconds = time.perf_counter() - start
         return report

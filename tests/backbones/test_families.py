@@ -230,7 +230,7 @@ RUN = {
         "linear_probe",
         "metric_head",
     },
-    "styles": {"coop", "lora", "ad_clip"},
+    "styles": {"coop", "lora", "ad_clip", "dapl", "cocoop"},
 }
 
 
