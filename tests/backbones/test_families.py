@@ -233,7 +233,7 @@ RUN = {
         "tip_adapter",
         "tip_adapter_f",
     },
-    "styles": {"coop", "lora", "ad_clip"},
+    "styles": {"coop", "lora", "ad_clip", "dapl", "cocoop"},
 }
 
 
