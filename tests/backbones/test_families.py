@@ -232,6 +232,7 @@ RUN = {
         "clip_adapter",
         "tip_adapter",
         "tip_adapter_f",
+        "cmkd",
     },
     "styles": {"coop", "lora", "ad_clip", "dapl", "cocoop"},
 }
