@@ -181,6 +181,7 @@ for _name, _target, _summary in (
     ("ivlp", "methods.maple:IVLP", "deep prompts in both towers, independent of each other"),
     ("promptsrc", "methods.promptsrc:PromptSRC", "PromptSRC: prompts of both towers held to frozen CLIP"),
     ("dapl", "methods.dapl:DAPL", "DAPL: context for all domains and for each, pseudo-labelled target"),
+    ("pda", "methods.pda:PDA", "PDA: prompts of both towers, features aligned by banks of source and target"),
     ("cmkd", "methods.cmkd:CMKD", "CMKD: the vision tower and a head, taught by CLIP's texts on target images"),
     ("pros", "methods.pros:ProS", "ProS: prompting to simulate"),
     ("ucdr_adapter", "methods.ucdr_adapter:UCDRAdapter", "UCDR-Adapter: domain and class prompts, then generated ones"),

@@ -22,15 +22,17 @@ from tests.methods.test_baselines import NAMES, Target, Toy, quiet, scores, task
 
 #: Settings at which the random tiny CLIP learns within some steps (the defaults are for a trained CLIP).
 LEARNS: dict[str, dict[str, Any]] = {
+    "pda": {"learning_rate": 0.1, "steps": 150, "batch_size": 24, "augment": False, "coupled": 1, "target_weight": 0.1},
     "cmkd": {"learning_rate": 1e-3, "head_rate": 50.0, "steps": 60, "batch_size": 24, "augment": False},
     "sketch_lvm": {"learning_rate": 0.02, "steps": 60, "batch_size": 24},
     "tip_adapter": {"views": 0},
     "tip_adapter_f": {"learning_rate": 0.05, "steps": 60, "batch_size": 24, "augment": False, "views": 0},
 }
 #: The protocols' target images are read by these.
-READS_TARGET = {"cmkd"}
+READS_TARGET = {"cmkd", "pda"}
 #: A checkpoint's tensors that are no trained parameters.
 SEEN_ONLY: dict[str, set[str]] = {"sketch_lvm": {"domain_means"}, "cmkd": {"head.mean", "head.var"}}
+SEEN_ONLY["pda"] = {"bank.source", "bank.target", *(f"ift.norm{n}.{of}" for n in (1, 2) for of in ("mean", "var"))}
 
 each = pytest.mark.parametrize("name", LEARNS)
 trained_ones = pytest.mark.parametrize("name", [name for name in LEARNS if METHODS.get(name).trained])

@@ -186,7 +186,7 @@ def test_options_that_start_further_processes_are_refused_once(monkeypatch: pyte
 def test_every_method_says_whether_it_can_be_spread() -> None:
     trained = {name for name in METHODS.names() if METHODS.get(name).trained and not METHODS.get(name).card.floor}
     alone = {name for name in trained if METHODS.get(name).one_process}
-    assert alone == {"ad_clip", "sre_clip", "dapl", "tip_adapter_f", "cmkd"}
+    assert alone == {"ad_clip", "sre_clip", "dapl", "tip_adapter_f", "cmkd", "pda"}
     assert not {name for name in trained if METHODS.get(name).one_process == Method.one_process}
 
 
