@@ -1,5 +1,5 @@
 """CMKD: unsupervised domain adaption harnessing vision-language pre-training (Zhou and Zhou, TCSVT 2024).
-docs/methods.md, Baselines.
+docs/methods.md, CMKD.
 
 Idea: the vision tower is trained with a task head on labelled source images; on unlabelled target images CLIP's frozen
 *texts* are the teacher. The teacher's answers are not copied: they are common sense that steers the student's own

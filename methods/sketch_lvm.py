@@ -1,4 +1,4 @@
-"""CLIP for all things zero-shot sketch-based image retrieval (Sain et al., CVPR 2023). docs/methods.md, Baselines.
+"""CLIP for all things zero-shot sketch-based image retrieval (Sain et al., CVPR 2023). docs/methods.md, Sketch_LVM.
 
 Idea: sketches and photos are embedded by the same CLIP vision tower, each with prompt tokens of its own, and what makes
 one space of both is a triplet loss across the two, with CLIP's texts as anchors of the classes:

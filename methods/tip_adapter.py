@@ -1,4 +1,4 @@
-"""Tip-Adapter: training-free adaption of CLIP for few-shot classification (Zhang et al., ECCV 2022). docs/methods.md.
+"""Tip-Adapter: training-free adaption of CLIP for few-shot classification (Zhang et al., ECCV 2022). docs/methods.md, Baselines.
 
 Idea: a few labelled images of each class are kept as a *cache*, their CLIP features as keys and their classes as
 values. An image asks the cache and CLIP's texts, and the two answers are added:

@@ -132,6 +132,9 @@ METHODS: Mapping[str, str] = {
     "UCDR-Adapter": "ucdr_adapter",
     "UCDR-Adapter: Full": "ucdr_adapter",
     "AD-CLIP": "ad_clip",
+    "DAPL": "dapl",
+    "CoCoOp": "cocoop",
+    "MaPLe": "maple",
     "SRE-CLIP": "sre_clip",
     "SRE-CLIP (dev run)": "sre_clip",
     "SRE-CLIP Adapter": "sre_clip",
@@ -467,7 +470,7 @@ def _value(figure: Mapping[Any, Any], rows: pd.DataFrame) -> tuple[float | None,
 
 
 #: The papers' own methods: their releases pick the model on the test set.
-PAPERS = ("pros", "ucdr_adapter", "ad_clip", "sre_clip")
+PAPERS = ("pros", "ucdr_adapter", "ad_clip", "sre_clip", "dapl")
 
 #: Settings that a fixed number of steps makes void.
 _SCHEDULE = ("epochs", "stage1_epochs", "validate_every", "patience")

@@ -488,7 +488,7 @@ def test_unfavourable_sources_stay_unmatched() -> None:
     assert inferred["reason"].str.contains("convention").all()
     assert row(table, published_method="UCDR-Adapter: + Mask")["reason"] == "an ablation of the paper"
     resnet = table[table["backbone"] == "RN50"]
-    ours = resnet["published_method"].isin(("AD-CLIP", "Zero-shot CLIP", "CLIP-FT"))
+    ours = resnet["published_method"].isin(("AD-CLIP", "DAPL", "Zero-shot CLIP", "CLIP-FT"))
     assert (resnet["published_method"] == "AD-CLIP").sum() >= 18
     assert resnet[~ours]["reason"].str.contains("not in the suite").all()
     assert (resnet[ours]["reason"] == "not run").all()
