@@ -1,4 +1,5 @@
-"""CLIP-Adapter: better vision-language models with feature adapters (Gao et al., IJCV 2024). docs/methods.md, Baselines.
+"""CLIP-Adapter: better vision-language models with feature adapters (Gao et al., IJCV 2024).
+docs/methods.md, Baselines.
 
 Idea: CLIP stays frozen; a small network behind it (a bottleneck of two linear maps without biases, a ReLU after each)
 adds what the training classes need, and a residual connection with a fixed ratio keeps what CLIP knows:

@@ -120,6 +120,11 @@ class CMKDConfig(ImageTextConfig):
     augment: bool = True  # random crops and flips
     crop: float = 0.77  # smallest share of an image that a crop keeps: (224 / 256)^2
 
+    @property
+    def augmentation(self) -> Augmentation:
+        """Random crop and flip."""
+        return Augmentation(self.crop, True, 0.0) if self.augment else PLAIN
+
 
 # --- the method ------------------------------------------------------------------------------------------------------
 
@@ -178,11 +183,6 @@ class CMKD(AdaptationMethod, OwnClipMethod):
         return self.logit_scale() * cosine_similarities(features, texts)
 
     # --- training ---
-
-    @property
-    def augmentation(self) -> Augmentation:
-        """Random crop and flip."""
-        return Augmentation(self.config.crop, True, 0.0) if self.config.augment else PLAIN
 
     def labelled(self, data: TrainingData) -> tuple[Sequence[str], Tensor]:
         """All class names that training may use."""

@@ -1,4 +1,5 @@
-"""PDA: prompt-based distribution alignment for unsupervised domain adaptation (Bai et al., AAAI 2024). docs/methods.md, PDA.
+"""PDA: prompt-based distribution alignment for unsupervised domain adaptation (Bai et al., AAAI 2024).
+docs/methods.md, PDA.
 
 Idea: both CLIP towers are prompted as in MaPLe (the *base branch*), and an image's feature looks at what is typical of
 each class in the source and in the target domain (the *alignment branch*), so that one text classifier fits both.

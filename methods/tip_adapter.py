@@ -1,4 +1,5 @@
-"""Tip-Adapter: training-free adaption of CLIP for few-shot classification (Zhang et al., ECCV 2022). docs/methods.md, Baselines.
+"""Tip-Adapter: training-free adaption of CLIP for few-shot classification (Zhang et al., ECCV 2022).
+docs/methods.md, Baselines.
 
 Idea: a few labelled images of each class are kept as a *cache*, their CLIP features as keys and their classes as
 values. An image asks the cache and CLIP's texts, and the two answers are added:
@@ -79,6 +80,16 @@ class TipAdapterConfig:
     flip: bool = True  # random horizontal flips
     fast: bool = True  # the exact speed-ups of docs/methods.md; False: the plain path, with the same numbers
 
+    @property
+    def crops(self) -> Augmentation:
+        """Random resized crop and flip."""
+        return Augmentation(self.crop, self.flip, 0.0)
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What an image may go through before it is learned from."""
+        return self.crops if self.views else PLAIN
+
 
 class TipAdapter(ImageTextMethod):
     """A cache of a few labelled images beside frozen CLIP; nothing is trained."""
@@ -126,12 +137,12 @@ class TipAdapter(ImageTextMethod):
         names, labels = seen_classes(data)
         self.class_names, self.cached_classes = tuple(names), tuple(labels.tolist())
         self.alpha, self.beta = config.alpha, config.beta
-        augmentation = Augmentation(config.crop, config.flip, 0.0) if config.views else PLAIN
+        augmentation = config.crops if config.views else PLAIN
         keys = []
         for number, index in enumerate(torch.arange(len(few)).split(CACHE_BATCH)):
-            pixels, features = data.images.pixels(index), []
+            stored, features = data.images.stored(index).to(self.device), []
             for view in range(max(1, config.views)):
-                seen = augment(pixels, augmentation, seeded(seed, 3, number, view)).to(self.device)
+                seen = augment(stored, augmentation, seeded(seed, 3, number, view))
                 features.append(self.backbone.encode_images(self.backbone.normalize(seen, config.train_statistics)))
             keys.append(F.normalize(torch.stack(features).mean(dim=0), dim=-1))
         self.parameters = {"keys": nn.Parameter(torch.cat(keys), requires_grad=False)}
@@ -204,6 +215,11 @@ class TipAdapterFConfig(TipAdapterConfig):
     patience: int = 0  # validations without gain before training stops; 0: never
     augment: bool = True  # crops and flips of the training images; without them their features are computed once
 
+    @property
+    def augmentation(self) -> Augmentation:
+        """What an image may go through before it is learned from, in the cache or in training."""
+        return self.crops if self.views or self.augment else PLAIN
+
 
 class TipAdapterF(TipAdapter):
     """:class:`TipAdapter` whose keys are trained."""
@@ -217,8 +233,8 @@ class TipAdapterF(TipAdapter):
 
     @property
     def augmentation(self) -> Augmentation:
-        """Random resized crop and flip."""
-        return Augmentation(self.config.crop, self.config.flip, 0.0) if self.config.augment else PLAIN
+        """That of training."""
+        return self.config.crops if self.config.augment else PLAIN
 
     def optimizer(self) -> torch.optim.Optimizer:
         """AdamW over the keys, with the epsilon of the released code."""

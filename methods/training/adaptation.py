@@ -52,8 +52,9 @@ class AdaptationMethod(ImageTextMethod):
         stream = target_batches(len(images), config.batch_size, seeded(seed, _TARGET_BATCHES))
 
         def pixels(step: int) -> Tensor:
-            seen = augment(images.pixels(next(stream)), augmentation, seeded(seed, _TARGET_AUGMENT, step))
-            return self.backbone.normalize(seen.to(self.device), config.train_statistics)
+            stored = images.stored(next(stream)).to(self.device)
+            seen = augment(stored, augmentation, seeded(seed, _TARGET_AUGMENT, step))
+            return self.backbone.normalize(seen, config.train_statistics)
 
         self._target = pixels
 

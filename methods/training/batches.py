@@ -104,6 +104,10 @@ class Subset(Images):
         """As of the whole set, at the places that ``index`` [B] has there."""
         return self.images.pixels(self.index[index])
 
+    def stored(self, index: Tensor) -> Tensor:
+        """The same as they are kept."""
+        return self.images.stored(self.index[index])
+
     @property
     def content(self) -> Sequence[str]:
         """Content hashes of these images."""

@@ -65,6 +65,11 @@ class ImageTextConfig:
     augment: bool = True  # random crop, flip and colour jitter
     fast: bool = True  # False: the plain path with the same numbers, everything computed anew at every step
 
+    @property
+    def augmentation(self) -> Augmentation:
+        """The augmentation of training images."""
+        return Augmentation() if self.augment else PLAIN
+
 
 @dataclass(frozen=True)
 class ReleasedConfig(ImageTextConfig):
@@ -164,7 +169,8 @@ class ImageTextMethod(Method):
     @property
     def augmentation(self) -> Augmentation:
         """The augmentation of training images."""
-        return Augmentation() if self.config.augment else PLAIN
+        augmentation: Augmentation = self.config.augmentation
+        return augmentation
 
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimiser of what is trained."""
@@ -232,8 +238,9 @@ class ImageTextMethod(Method):
             if fixed_images is not None:
                 features = fixed_images[index]
             else:
-                pixels = augment(data.images.pixels(index), augmentation, seeded(seed, augment_part, step))
-                pixels = self.backbone.normalize(pixels.to(self.device), config.train_statistics)
+                pixels = data.images.stored(index).to(self.device)
+                pixels = augment(pixels, augmentation, seeded(seed, augment_part, step))
+                pixels = self.backbone.normalize(pixels, config.train_statistics)
             return self.batch_loss(TrainingBatch(step, index, labels[index], pixels, features), prompts, fixed_texts)
 
         def rate(epoch: int) -> float:
