@@ -16,9 +16,9 @@ from benchmarks.store.records import CellId, Record, content_key
 OWN = ("encode", "rank", "classify")
 
 #: What a cell of each method costs relative to the others': median seconds of all phases over the scored records of
-#: ``results/reference`` (``sum(record.cost.seconds.values())``; preset standard, two cores). Only ratios count. Methods that
-#: it did not have yet: one cell of ``udcdr`` and 40 steps each, in proportion to ``coop``, ``vpt_shallow`` and
-#: ``full_finetune`` beside them.
+#: ``results/reference`` (``sum(record.cost.seconds.values())``; preset standard, two cores). Only ratios count.
+#: Methods that it did not have yet: one cell of ``udcdr`` and 40 steps each, in proportion to ``coop``, ``vpt_shallow``
+#: and ``full_finetune`` beside them.
 RELATIVE_COSTS: Mapping[str, float] = {
     "zero_shot": 0.1,
     "constant": 0.1,
