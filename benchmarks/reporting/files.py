@@ -26,9 +26,9 @@ def write_report(
 ) -> list[Path]:
     """Write ``leaderboard.{md,csv,tex}``, ``plots/`` and the page `PAGE`; returns the files, the Markdown first.
 
-    ``pairs.csv`` has the tests of all pairs of methods. ``published.md`` beside them has the papers' figures of these data sets, where there are any; ``ablations.csv`` the
-    scores of ablations. Where nothing changed since the folder was written, nothing is written again
-    (`benchmarks.reporting.digests`), and the same problems are reported as then.
+    ``pairs.csv`` has the tests of all pairs of methods; ``published.md`` the papers' figures of these data sets, where
+    there are any; ``ablations.csv`` the scores of ablations. Where nothing changed since the folder was written,
+    nothing is written again (`benchmarks.reporting.digests`), and the same problems are reported as then.
 
     Args:
         data: of the report; a part that fails is reported, and does not stop the tables.

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.datasets.image_cache import cache_folder
-from benchmarks.datasets.pixels import PixelCache, unit_range
+from benchmarks.datasets.pixels import PixelCache
 from benchmarks.runner.plan import FitGroup
 from benchmarks.store.records import content_key
 from methods.interface import Method
 from methods.parts.feature_cache import one_thread_a_batch, side_by_side
+from methods.parts.feeding import unit_range
 from methods.parts.row_files import RowFiles
 
 #: Images encoded at once. Every batch has this size (the last is filled up) and on a CPU is computed by one thread,

@@ -65,6 +65,11 @@ class ImageTextConfig:
     augment: bool = True  # random crop, flip and colour jitter
     fast: bool = True  # False: the plain path with the same numbers, everything computed anew at every step
 
+    @property
+    def augmentation(self) -> Augmentation:
+        """The augmentation of training images."""
+        return Augmentation() if self.augment else PLAIN
+
 
 @dataclass(frozen=True)
 class ReleasedConfig(ImageTextConfig):
@@ -161,11 +166,6 @@ class ImageTextMethod(Method):
 
     # --- training ---
 
-    @property
-    def augmentation(self) -> Augmentation:
-        """The augmentation of training images."""
-        return Augmentation() if self.config.augment else PLAIN
-
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimiser of what is trained."""
         parameters, config = self.trainable().values(), self.config
@@ -217,7 +217,7 @@ class ImageTextMethod(Method):
         names, labels = self.labelled(data)
         labels = labels.to(self.device)
         prompts = self.prompts(names)
-        augmentation = self.augmentation
+        augmentation = config.augmentation
         self.begin(data, seed)
         stream = self.batches(data, seeded(seed, batch_part))
         fixed_texts = self.text_features(prompts) if config.fast and self.frozen_texts else None
@@ -232,8 +232,9 @@ class ImageTextMethod(Method):
             if fixed_images is not None:
                 features = fixed_images[index]
             else:
-                pixels = augment(data.images.pixels(index), augmentation, seeded(seed, augment_part, step))
-                pixels = self.backbone.normalize(pixels.to(self.device), config.train_statistics)
+                pixels = data.images.stored(index).to(self.device)
+                pixels = augment(pixels, augmentation, seeded(seed, augment_part, step))
+                pixels = self.backbone.normalize(pixels, config.train_statistics)
             return self.batch_loss(TrainingBatch(step, index, labels[index], pixels, features), prompts, fixed_texts)
 
         def rate(epoch: int) -> float:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.datasets.base import Dataset
 from benchmarks.datasets.picto_domains import PictoDomains, pack_path
-from benchmarks.datasets.pixels import PixelCache, unit_range
+from benchmarks.datasets.pixels import PixelCache
 from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.protocols.task import Classification, Retrieval, Task
 from benchmarks.protocols.training import Question, training_data
@@ -43,6 +43,7 @@ from methods.interface import FitReport, Log, Method, TrainingData, WithheldErro
 from methods.parts.backbone import Backbone, PromptBackbone
 from methods.parts.bounds import fill
 from methods.parts.feature_cache import process_cache
+from methods.parts.feeding import unit_range
 from methods.parts.prompts import class_text
 from methods.parts.templates import IMAGENET_60
 from methods.registry import METHODS

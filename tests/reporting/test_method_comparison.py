@@ -336,4 +336,6 @@ def test_pairs_as_csv_are_the_tested_pairs_of_the_leading_metric(store: ResultSt
         assert float(row["difference"]) == pytest.approx(entry["difference"], rel=1e-5)
         assert float(row["p_holm"]) == pytest.approx(entry["p_holm"], rel=1e-5)
         assert float(row["low"]) <= float(row["difference"]) <= float(row["high"])
-    assert pairs_csv(ReportData(load_results(store.root))).count("\n") == 1, "nothing is tested without per-query values"
+    assert pairs_csv(ReportData(load_results(store.root))).count("\n") == 1, (
+        "nothing is tested without per-query values"
+    )
