@@ -43,7 +43,8 @@ test data. The cards are written from the abstracts, the README files and the co
 UCDR-Adapter `dbbd797`, AD-CLIP `c82d861` (with Dassl `c61a1b5`), SRE-CLIP `f392d02`,
 DAPL `f2d8f24`, CoCoOp `1fbb1a6`, MaPLe `904dbd7`, PromptSRC `8be7dcf`,
 CLIP-Adapter `9ac913a`, Tip-Adapter `327763e`, Sketch_LVM `432c504`, PDA `144e6c4`, CMKD `052f925`.
-"Not in the abstract" means that the paper's abstract leaves the point open, so the released code may well be what the authors intended.
+"Not in the abstract" means that
+the paper's abstract leaves the point open, so the released code may well be what the authors intended.
 
 * **Switch**: the field of the method's config that chooses between the two. The default is the paper's behaviour;
   `--variant official` sets all switches of a method to the released code's. One switch alone:

@@ -255,15 +255,16 @@ class DAPL(SgdMethod):
 
     def _target_features(self, images: Images, seed: int) -> Callable[[int], Tensor]:
         """CLIP's features of the target images of a step."""
-        config, augmentation = self.config, self.augmentation
+        config, augmentation = self.config, self.config.augmentation
         stream = target_batches(len(images), config.batch_size, seeded(seed, _TARGET_BATCHES))
         if config.fast and not augmentation.active:
             known = image_features(self.backbone, images, statistics=config.train_statistics)
             return lambda step: known[next(stream)].to(self.device)
 
         def features(step: int) -> Tensor:
-            pixels = augment(images.pixels(next(stream)), augmentation, seeded(seed, _TARGET_AUGMENT, step))
-            return self.image_features(self.backbone.normalize(pixels.to(self.device), config.train_statistics))
+            pixels = images.stored(next(stream)).to(self.device)
+            pixels = augment(pixels, augmentation, seeded(seed, _TARGET_AUGMENT, step))
+            return self.image_features(self.backbone.normalize(pixels, config.train_statistics))
 
         return features
 

@@ -145,7 +145,7 @@ class PromptSRC(IVLP):
         texts = IMAGENET_60 if config.diverse_texts else (config.template,)
         features = [encode_prompts(self.backbone, PromptTemplate.build(self.backbone, names, text)) for text in texts]
         self._frozen_texts = torch.stack(features).mean(dim=0)
-        if config.fast and not self.augmentation.active:
+        if config.fast and not config.augmentation.active:
             known = image_features(self.backbone, data.images, statistics=config.train_statistics)
             self._frozen_images = known.to(self.device)
 

@@ -81,14 +81,9 @@ class TipAdapterConfig:
     fast: bool = True  # the exact speed-ups of docs/methods.md; False: the plain path, with the same numbers
 
     @property
-    def crops(self) -> Augmentation:
-        """Random resized crop and flip."""
-        return Augmentation(self.crop, self.flip, 0.0)
-
-    @property
     def augmentation(self) -> Augmentation:
-        """What an image may go through before it is learned from."""
-        return self.crops if self.views else PLAIN
+        """The augmentation of the cached images' views."""
+        return Augmentation(self.crop, self.flip, 0.0) if self.views else PLAIN
 
 
 class TipAdapter(ImageTextMethod):
@@ -137,12 +132,12 @@ class TipAdapter(ImageTextMethod):
         names, labels = seen_classes(data)
         self.class_names, self.cached_classes = tuple(names), tuple(labels.tolist())
         self.alpha, self.beta = config.alpha, config.beta
-        augmentation = config.crops if config.views else PLAIN
+        views = config.views if config.augmentation.active else 0
         keys = []
         for number, index in enumerate(torch.arange(len(few)).split(CACHE_BATCH)):
             stored, features = data.images.stored(index).to(self.device), []
-            for view in range(max(1, config.views)):
-                seen = augment(stored, augmentation, seeded(seed, 3, number, view))
+            for view in range(max(1, views)):
+                seen = augment(stored, config.augmentation if views else PLAIN, seeded(seed, 3, number, view))
                 features.append(self.backbone.encode_images(self.backbone.normalize(seen, config.train_statistics)))
             keys.append(F.normalize(torch.stack(features).mean(dim=0), dim=-1))
         self.parameters = {"keys": nn.Parameter(torch.cat(keys), requires_grad=False)}
@@ -213,12 +208,12 @@ class TipAdapterFConfig(TipAdapterConfig):
     steps: int = 0  # 0 for the epochs, or the number of optimiser steps
     validate_every: int = 0  # steps between validations; 0: once an epoch, or ten times in ``steps``
     patience: int = 0  # validations without gain before training stops; 0: never
-    augment: bool = True  # crops and flips of the training images; without them their features are computed once
+    augment: bool = True  # crops and flips in training; False: neither there nor in the cache, whatever ``views`` is
 
     @property
     def augmentation(self) -> Augmentation:
-        """What an image may go through before it is learned from, in the cache or in training."""
-        return self.crops if self.views or self.augment else PLAIN
+        """The augmentation of training images and of the cached images' views."""
+        return Augmentation(self.crop, self.flip, 0.0) if self.augment else PLAIN
 
 
 class TipAdapterF(TipAdapter):
@@ -230,11 +225,6 @@ class TipAdapterF(TipAdapter):
     trained = True
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {**TipAdapter.ablations, "not_augmented": {"augment": False}}
     config: TipAdapterFConfig
-
-    @property
-    def augmentation(self) -> Augmentation:
-        """That of training."""
-        return self.config.crops if self.config.augment else PLAIN
 
     def optimizer(self) -> torch.optim.Optimizer:
         """AdamW over the keys, with the epsilon of the released code."""

@@ -225,8 +225,7 @@ def encode_prompts(
         shared_prefix = cut = False
     per_image = context if context.ndim == 3 else context[None]
     grouped = prompts.by_length
-    learned = (context, backbone.text.positions) + (() if deep_prompts is None else (deep_prompts,))
-    trained = torch.is_grad_enabled() and any(one.requires_grad for one in learned)
+    trained = torch.is_grad_enabled() and (context.requires_grad or backbone.text.positions.requires_grad)
     kept = sum(suffix_bytes(backbone, part, len(per_image)) * len(part) for _, part in grouped)
     checkpointed = shared_prefix and trained and kept > CHECKPOINT_ABOVE
     if checkpointed:
@@ -241,9 +240,7 @@ def encode_prompts(
         ]
     parts = [part for _, part in grouped]
     if shared_prefix:
-        read = _read_behind_prefix(
-            backbone, prompts, parts, per_image, deep_prompts=deep_prompts, checkpointed=checkpointed
-        )
+        read = _read_behind_prefix(backbone, prompts, parts, per_image, deep_prompts, checkpointed=checkpointed)
     else:
         read = torch.cat([_read_plain(backbone, part, per_image, deep_prompts, cut=cut) for part in parts], dim=1)
     read = read[:, torch.cat([index for index, _ in grouped]).argsort()]  # back in the order of the classes
@@ -280,8 +277,8 @@ def _read_behind_prefix(
     prompts: PromptTemplate,
     parts: Sequence[PromptTemplate],
     context: Tensor,
+    deep_prompts: Tensor | None,
     *,
-    deep_prompts: Tensor | None = None,
     checkpointed: bool = False,
 ) -> Tensor:
     """The prefix once, then the suffixes of each part behind it, context [S, m, v] -> [S, C, v].

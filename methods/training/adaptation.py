@@ -48,7 +48,7 @@ class AdaptationMethod(ImageTextMethod):
         """Start the stream of target images, where the protocol shows any."""
         if not data.has_target:
             return
-        images, config, augmentation = data.target, self.config, self.augmentation
+        images, config, augmentation = data.target, self.config, self.config.augmentation
         stream = target_batches(len(images), config.batch_size, seeded(seed, _TARGET_BATCHES))
 
         def pixels(step: int) -> Tensor:

@@ -166,12 +166,6 @@ class ImageTextMethod(Method):
 
     # --- training ---
 
-    @property
-    def augmentation(self) -> Augmentation:
-        """The augmentation of training images."""
-        augmentation: Augmentation = self.config.augmentation
-        return augmentation
-
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimiser of what is trained."""
         parameters, config = self.trainable().values(), self.config
@@ -223,7 +217,7 @@ class ImageTextMethod(Method):
         names, labels = self.labelled(data)
         labels = labels.to(self.device)
         prompts = self.prompts(names)
-        augmentation = self.augmentation
+        augmentation = config.augmentation
         self.begin(data, seed)
         stream = self.batches(data, seeded(seed, batch_part))
         fixed_texts = self.text_features(prompts) if config.fast and self.frozen_texts else None

@@ -42,16 +42,16 @@ class SgdConfig(ImageTextConfig):
     patience: int = 0  # validations without gain before training stops; 0: never
     augment: bool = True  # random crop (8 to 100 % of the image) and flip
 
+    @property
+    def augmentation(self) -> Augmentation:
+        """The augmentation of training images."""
+        return Augmentation(crop=0.08, flip=True, jitter=0.0) if self.augment else PLAIN
+
 
 class SgdMethod(ImageTextMethod):
     """An :class:`~methods.training.image_text.ImageTextMethod` that is trained this way."""
 
     config: SgdConfig
-
-    @property
-    def augmentation(self) -> Augmentation:
-        """Random resized crop and flip."""
-        return Augmentation(crop=0.08, flip=True, jitter=0.0) if self.config.augment else PLAIN
 
     def optimizer(self) -> torch.optim.Optimizer:
         """SGD over what is trained; weight decay is an L2 term of the gradient."""
