@@ -22,7 +22,9 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -35,12 +37,13 @@ from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Backbone, ClipBackbone, PromptBackbone, Statistics
 from methods.parts.bounds import Bound, fill
 from methods.parts.feature_cache import image_features
+from methods.parts.feeding import feed
 from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import share
 from methods.parts.prompt_units import read_image
 from methods.parts.prompts import PromptTemplate, class_text, encode_prompts
 from methods.training.batches import Sampler, domain_batches, epoch_images, seen_classes
-from methods.training.loop import run_single_stage, seeded
+from methods.training.loop import budget, run_single_stage, seeded
 
 #: Texts of C classes: with places for learned context, or the token ids [C, L] of a backbone that offers features.
 Prompts = PromptTemplate | Tensor
@@ -219,21 +222,24 @@ class ImageTextMethod(Method):
         prompts = self.prompts(names)
         augmentation = config.augmentation
         self.begin(data, seed)
-        stream = self.batches(data, seeded(seed, batch_part))
+        images = epoch_images(data, sampler, config.batch_size)
+        steps = budget(config.steps, config.epochs, images, config.batch_size)
+        stream = map(self.encoded_rows, islice(self.batches(data, seeded(seed, batch_part)), steps))
         fixed_texts = self.text_features(prompts) if config.fast and self.frozen_texts else None
         fixed_images = None
         if config.fast and self.frozen_images and not augmentation.active:
             fixed_images = image_features(self.backbone, data.images, statistics=config.train_statistics)
             fixed_images = fixed_images.to(self.device)
+        read = None if fixed_images is not None else lambda index: (data.images.stored(index),)
+        fed = feed(stream, read, self.device)
 
         def loss(step: int) -> Tensor:
-            index = self.encoded_rows(next(stream))
+            index, stored = next(fed)
             pixels = features = None
             if fixed_images is not None:
                 features = fixed_images[index]
             else:
-                pixels = data.images.stored(index).to(self.device)
-                pixels = augment(pixels, augmentation, seeded(seed, augment_part, step))
+                pixels = augment(stored[0], augmentation, seeded(seed, augment_part, step))
                 pixels = self.backbone.normalize(pixels, config.train_statistics)
             return self.batch_loss(TrainingBatch(step, index, labels[index], pixels, features), prompts, fixed_texts)
 
@@ -243,19 +249,20 @@ class ImageTextMethod(Method):
         def step_rate(step: int, steps: int) -> float:
             return self.step_rate(step, steps) or 0.0
 
-        report = run_single_stage(
-            self,
-            data,
-            log,
-            stage=self.stage,
-            trained=self.parameters,
-            loss=loss,
-            images=epoch_images(data, sampler, config.batch_size),
-            rate=rate if getattr(config, "schedule", "constant") == "released" else None,
-            optimizer=self.optimizer(),
-            step_rate=None if self.step_rate(0, 1) is None else step_rate,
-            after_step=self.after_step,
-        )
+        with closing(fed):
+            report = run_single_stage(
+                self,
+                data,
+                log,
+                stage=self.stage,
+                trained=self.parameters,
+                loss=loss,
+                images=images,
+                rate=rate if getattr(config, "schedule", "constant") == "released" else None,
+                optimizer=self.optimizer(),
+                step_rate=None if self.step_rate(0, 1) is None else step_rate,
+                after_step=self.after_step,
+            )
         report.seconds = time.perf_counter() - start
         return report
 
