@@ -16,13 +16,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import benchmarks.backbones
 import methods.parts
 from benchmarks.backbones import sources
 from benchmarks.datasets.contents import tree_hash
 from benchmarks.datasets.image_cache import cache_folder
+from benchmarks.runner.machine import FinalPrecision
 from methods.parts.capabilities import Capability
 from methods.parts.preprocessing import ImageProcessing
 
@@ -44,7 +45,7 @@ class BackboneFacts:
     name: str
     identity: Mapping[str, str]
     preprocessing: Mapping[str, Any]
-    precision: Literal["float32", "bf16"]
+    precision: FinalPrecision
     image_size: int
     weights_mib: float
     offers: Capability = "tokens"
@@ -69,9 +70,7 @@ class BackboneFacts:
         return ImageProcessing.of_record(self.preprocessing, self.image_size)
 
 
-def backbone_facts(
-    name_or_folder: str, precision: Literal["float32", "bf16"], load: Callable[[], Backbone]
-) -> BackboneFacts:
+def backbone_facts(name_or_folder: str, precision: FinalPrecision, load: Callable[[], Backbone]) -> BackboneFacts:
     """The facts of a backbone: remembered ones where no file has changed, else those of ``load()``, which are kept.
 
     Raises what :func:`benchmarks.backbones.sources.resolve` or ``load`` raises for a backbone that cannot be used.
@@ -105,7 +104,7 @@ def _memory(name_or_folder: str) -> Path | None:
     return cache / "backbones" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}.json"
 
 
-def _read(file: Path, precision: Literal["float32", "bf16"]) -> BackboneFacts | None:
+def _read(file: Path, precision: FinalPrecision) -> BackboneFacts | None:
     """The facts in a file; None if there is none, or it is damaged."""
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))

@@ -42,7 +42,9 @@ def build_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentP
     how.add_argument("--set", metavar="KEY=VALUE", action="append", help="[method.]field=value; may be repeated")
     how.add_argument("--limit", metavar="N", type=int, help="at most N training, query and gallery images each")
     how.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda, cuda:1, ...")
-    how.add_argument("--precision", metavar="NAME", help="float32 (default) or bf16")
+    how.add_argument(
+        "--precision", metavar="NAME", help="auto (default: bf16 on a GPU that has it), float32, tf32, bf16"
+    )
     how.add_argument(
         "--threads",
         metavar="N",

@@ -46,7 +46,7 @@ def compared_distances(
     the released code compares.
     """
     if shuffle is not None:
-        order = torch.randperm(len(before), generator=shuffle).to(before.device)
+        order = torch.randperm(len(before), generator=shuffle)
         before, after = before[order][:, order], after[order][:, order]
     if diagonal:
         before, after = before.diagonal().unsqueeze(0), after.diagonal().unsqueeze(0)

@@ -18,13 +18,14 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.parts.capabilities import Capability
+from methods.parts.frozen import keep_casts
 from methods.parts.identity import config_hash, tokenizer_hash
 from methods.parts.memory import align_parameters
 from methods.parts.preprocessing import ImageProcessing, ImageSize, ProcessingError, read_processor
@@ -41,7 +42,7 @@ from methods.parts.transformer import (
 if TYPE_CHECKING:  # loaded with the first backbone: a plan needs none of it
     from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
-Precision = Literal["float32", "bf16"]
+Precision = Literal["float32", "tf32", "bf16"]
 Statistics = Literal["clip", "imagenet", "none"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -292,8 +293,11 @@ class Backbone(ABC):
     text may be cut behind the token that is read, and texts may share the work of a common beginning; without it every
     text runs whole.
 
-    ``precision`` "float32", or "bf16": weights stay float32 and the matrix products run in bfloat16 (autocast); what a
-    tower returns is float32 in both cases. A training step of a method belongs inside ``with backbone.autocast():``.
+    ``precision`` "float32"; "tf32": the same, where the process lets a GPU round the factors of float32 products
+    (:func:`benchmarks.runner.process_settings.prepare_process` does); or "bf16": weights stay float32 and the matrix
+    products run in bfloat16 (autocast), those of frozen weights from a copy that is made once
+    (:mod:`methods.parts.frozen`). What a tower returns is float32 in all cases. A training step of a method belongs
+    inside ``with backbone.autocast():``.
     """
 
     offers: ClassVar[Capability] = "features"
@@ -309,16 +313,20 @@ class Backbone(ABC):
         preprocessing: Mapping[str, Any] | None = None,
         precision: Precision = "float32",
     ) -> None:
-        if precision not in ("float32", "bf16"):
-            raise BackboneError(f"precision {precision!r} is unknown: use float32 or bf16")
+        if precision not in get_args(Precision):
+            raise BackboneError(f"precision {precision!r} is unknown: use {', '.join(get_args(Precision))}")
         self.model: Any = model.float().eval().requires_grad_(False)
         align_parameters(self.model)
+        if precision == "bf16":
+            keep_casts(self.model)
         self.tokenizer = tokenizer
         self.name = name
         self.precision: Precision = precision
         self._side = image_size
         self.preprocessing: dict[str, Any] = ImageProcessing.of_record(preprocessing or {}, image_size).record()
         self._hash: tuple[tuple[tuple[int, int], ...], str] | None = None
+        self._scale: tuple[tuple[int, int], float] | None = None
+        self._statistics: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
     # --- building ----------------------------------------------------------------------------------------------------
 
@@ -380,8 +388,15 @@ class Backbone(ABC):
 
     @property
     def logit_scale(self) -> float:
-        """Factor from cosine to logit: the exponential of CLIP's parameter of that name (100 for OpenAI's CLIP)."""
-        return float(self.model.logit_scale.detach().exp())
+        """Factor from cosine to logit: the exponential of CLIP's parameter of that name (100 for OpenAI's CLIP).
+
+        It is read from the device once, and again only after it changed.
+        """
+        parameter: Tensor = self.model.logit_scale
+        stamp = (parameter.data_ptr(), parameter._version)
+        if self._scale is None or self._scale[0] != stamp:  # reading it makes the host wait for the device
+            self._scale = (stamp, float(parameter.detach().exp()))
+        return self._scale[1]
 
     @property
     def weights_hash(self) -> str:
@@ -423,7 +438,8 @@ class Backbone(ABC):
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context of this backbone's precision: bfloat16 autocast for "bf16", nothing for "float32".
 
-        The cache of cast weights is off, so passes with and without gradients may share one context.
+        Autocast's own cache of cast weights is off, so passes with and without gradients may share one context (it
+        would not hold frozen weights anyway: :mod:`methods.parts.frozen` does).
         """
         if self.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
@@ -476,8 +492,12 @@ class Backbone(ABC):
             mean, std = IMAGENET_MEAN, IMAGENET_STD
         else:
             raise BackboneError(f"statistics {statistics!r} are unknown: use clip, imagenet or none")
-        shape = (1, 3, 1, 1)
-        return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
+        key = (*mean, *std, pixels.device, pixels.dtype)
+        if key not in self._statistics:  # sent to the device once
+            shape = (1, 3, 1, 1)
+            self._statistics[key] = pixels.new_tensor(mean).view(shape), pixels.new_tensor(std).view(shape)
+        means, deviations = self._statistics[key]
+        return (pixels - means) / deviations
 
     @abstractmethod
     def encode_images(self, pixels: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -34,7 +35,7 @@ from methods.interface import Method
 from methods.registry import METHODS
 from methods.training.loop import training_attention
 from tests.support.every import METHOD_NAMES, Silent, small, small_set
-from tests.support.sim_device import simulated
+from tests.support.sim_device import simulated, syncs
 from tests.support.tiny_clip import tiny_tokenizer
 from tests.support.tiny_dataset import TinyShapes
 
@@ -72,15 +73,20 @@ def bench(folder: Path, device: str, precision: str = "float32") -> Resources:
     return Resources(resolve(settings))
 
 
-def trained(name: str, variant: str, bench: Resources) -> tuple[Method, torch.Tensor, list[str]]:
-    """A method after a few steps of UDA (the protocol that shows target images), images and class names."""
-    kind = METHODS.get(name)
+def trained(name: str, variant: str, bench: Resources, **more: Any) -> tuple[Method, torch.Tensor, list[str]]:
+    """A method after a few steps of UDA (the protocol that shows target images), images and class names.
+
+    ``more``: other settings, where the method has them, and ``log``.
+    """
+    kind, log = METHODS.get(name), more.pop("log", lambda **_: None)
     task = bench.task("tiny", "uda", bench.splits("tiny", "uda")[0])
     pixels = bench.pixels("tiny")
-    config = kind.Config(**{**dict(kind.variants).get(variant, {}), **small(kind)})
+    fields = {field.name for field in dataclasses.fields(kind.Config)}
+    changes = {**small(kind), **{field: value for field, value in more.items() if field in fields}}
+    config = kind.Config(**{**dict(kind.variants).get(variant, {}), **changes})
     method = kind(bench.backbone, config, bench.device)
     torch.manual_seed(0)
-    method.fit(training_data(task, pixels, lambda method, question: 0.5), seed=0, log=lambda **_: None)
+    method.fit(training_data(task, pixels, lambda method, question: 0.5), seed=0, log=log)
     return method, unit_range(pixels[task.train[:5]]), list(task.class_names)
 
 
@@ -117,11 +123,36 @@ def test_every_method_on_the_device(
             )
 
 
+#: Of each stage, steps that make what is kept, and those behind them whose waits are counted.
+WARM, COUNTED = 1, 2
+
+
 @pytest.mark.simulated
-@pytest.mark.parametrize("name", [name for name in METHOD_NAMES if METHODS.get(name).trained])
-def test_bf16_on_the_device(name: str, tiny_folder: Path, tiny: None, sim: str) -> None:
-    given = answers(*trained(name, "paper", bench(tiny_folder, sim, "bf16")))
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_bf16_and_waits_on_the_device(
+    name: str, variant: str, tiny_folder: Path, tmp_path: Path, tiny: None, sim: str
+) -> None:
+    on_device = bench(tiny_folder, sim, "bf16")
+    stages = 2 if hasattr(METHODS.get(name).Config, "stage1_share") else 1
+    steps: list[tuple[str, int, dict[str, int]]] = []
+
+    def log(**numbers: Any) -> None:
+        if "loss" in numbers:
+            steps.append((numbers["stage"], numbers["step"], dict(syncs)))
+        syncs.clear()
+
+    more = {"steps": stages * (WARM + COUNTED), "stage1_share": 0.5, "validate_every": 0, "patience": 0}
+    more |= {"warmup_share": 0.0, "memory": 8}  # SRE-CLIP's target losses, all of them
+    method, pixels, names = trained(name, variant, on_device, log=log, **more)
+    counted = [one for one in steps if one[1] > WARM]
+    assert len(counted) == (stages * COUNTED if "steps" in small(METHODS.get(name)) else 0)
+    assert [one for one in counted if sum(one[2].values()) > 1] == [], "a step waits for the device once, for its loss"
+    given = answers(method, pixels, names)
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in given.values())
+    method.save(tmp_path / "kept")
+    loaded = type(method).load(tmp_path / "kept", on_device.backbone, on_device.device)
+    for key, value in answers(loaded, pixels, names).items():
+        torch.testing.assert_close(value.cpu(), given[key].cpu(), msg=key)
 
 
 @pytest.mark.simulated
@@ -226,6 +257,36 @@ def test_the_device_allows_what_cuda_allows(sim: str) -> None:
 
 
 @pytest.mark.simulated
+def test_what_would_wait_for_the_device_is_counted(sim: str) -> None:
+    there = torch.arange(6.0, device=sim)
+    waiting: list[Callable[[], Any]] = [
+        lambda: float(there[0]),
+        lambda: there.cpu(),
+        lambda: there.tolist(),
+        lambda: bool((there > 2).any()),
+        lambda: there[there > 2],
+        lambda: there.index_put_((there > 2,), torch.zeros(3, device=sim)),
+        lambda: torch.empty(6).copy_(there),
+        lambda: torch.nonzero(there),
+        lambda: torch.unique(there),
+    ]
+    running: list[Callable[[], Any]] = [
+        lambda: there + 1,
+        lambda: there[torch.tensor([1])],
+        lambda: there.masked_fill(there > 2, 0.0),
+        lambda: torch.where(there > 2, there, 0.0),
+        lambda: torch.ones(3).to(sim),
+        lambda: there.view(2, 3).max(dim=0).values,
+    ]
+    for calls, expected in ((waiting, 1), (running, 0)):
+        for number, call in enumerate(calls):
+            syncs.clear()
+            call()
+            assert sum(syncs.values()) == expected, (number, syncs)
+            assert all(place.startswith(__file__) for place in syncs)
+
+
+@pytest.mark.simulated
 def test_nothing_is_left_behind() -> None:
     generator, swap = torch.Generator, torch.__future__.get_swap_module_params_on_conversion()
     drawn = torch.rand(3, generator=torch.Generator().manual_seed(1))
@@ -296,6 +357,21 @@ def test_float32_is_float32_and_each_record_says_so(before: bool, arithmetic: No
     assert torch.are_deterministic_algorithms_enabled()
     torch.backends.cudnn.allow_tf32 = True
     assert environment("cpu", 1).tf32 is True  # what is so, not what should be
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_a_record_states_the_arithmetic(precision: str, arithmetic: None) -> None:
+    prepare_process(0, precision)
+    found = environment("cpu", 1)
+    assert found.tf32 is (precision == "tf32")
+    stated = found.arithmetic
+    assert (stated["matmul_tf32"], stated["cudnn_tf32"]) == (found.tf32, found.tf32)
+    assert stated["deterministic"] == "warn" and stated["cudnn_benchmark"] is False
+    assert stated["cublas_workspace"] == os.environ["CUBLAS_WORKSPACE_CONFIG"] != ""
+    assert stated["training_attention"] == ["math"] and set(stated["attention"]) >= {"math", "flash"}
+    torch.use_deterministic_algorithms(False)
+    assert environment("cpu", 1).arithmetic["deterministic"] is False
+    json.dumps(stated)
 
 
 def test_memory_that_is_only_reserved_is_not_written(arithmetic: None) -> None:
