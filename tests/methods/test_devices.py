@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -16,33 +15,25 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.datasets.pixels import unit_range
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.evaluation.classification import classify, classify_zero_shot
 from benchmarks.evaluation.ranking import rank
 from benchmarks.evaluation.search import search
-from benchmarks.protocols.training import training_data
 from benchmarks.run import main
 from benchmarks.runner.environment import environment
 from benchmarks.runner.fit_group import GroupRunner
 from benchmarks.runner.machine import pick_device
 from benchmarks.runner.process_settings import prepare_process
-from benchmarks.runner.resources import Resources
-from benchmarks.runner.settings import SettingsError, resolve
+from benchmarks.runner.settings import SettingsError
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record
-from methods.interface import Method
 from methods.registry import METHODS
 from methods.training.loop import training_attention
-from tests.support.every import METHOD_NAMES, Silent, small, small_set
+from tests.support.device_grid import VARIANTS, answers, bench, trained
+from tests.support.every import Silent, small, small_set
 from tests.support.sim_device import simulated, syncs
 from tests.support.tiny_clip import tiny_tokenizer
 from tests.support.tiny_dataset import TinyShapes
-
-#: Every method with its paper settings and, where there are any, those of its released code.
-VARIANTS = [
-    (name, variant) for name in METHOD_NAMES for variant in dict.fromkeys(["paper", *METHODS.get(name).variants])
-]
 
 
 @pytest.mark.timeout(900)
@@ -65,40 +56,6 @@ def tiny() -> Iterator[None]:
     DATASETS.add("tiny", TinyShapes)
     yield
     DATASETS.remove("tiny")
-
-
-def bench(folder: Path, device: str, precision: str = "float32") -> Resources:
-    settings = {"methods": METHOD_NAMES, "protocols": ("uda",), "datasets": "tiny", "preset": "smoke", "jobs": 1}
-    settings |= {"backbone": str(folder), "out": "unused", "threads": 1, "device": device, "precision": precision}
-    return Resources(resolve(settings))
-
-
-def trained(name: str, variant: str, bench: Resources, **more: Any) -> tuple[Method, torch.Tensor, list[str]]:
-    """A method after a few steps of UDA (the protocol that shows target images), images and class names.
-
-    ``more``: other settings, where the method has them, and ``log``.
-    """
-    kind, log = METHODS.get(name), more.pop("log", lambda **_: None)
-    task = bench.task("tiny", "uda", bench.splits("tiny", "uda")[0])
-    pixels = bench.pixels("tiny")
-    fields = {field.name for field in dataclasses.fields(kind.Config)}
-    changes = {**small(kind), **{field: value for field, value in more.items() if field in fields}}
-    config = kind.Config(**{**dict(kind.variants).get(variant, {}), **changes})
-    method = kind(bench.backbone, config, bench.device)
-    torch.manual_seed(0)
-    method.fit(training_data(task, pixels, lambda method, question: 0.5), seed=0, log=log)
-    return method, unit_range(pixels[task.train[:5]]), list(task.class_names)
-
-
-def answers(method: Method, pixels: torch.Tensor, names: list[str]) -> dict[str, torch.Tensor]:
-    """What a run asks of a method."""
-    with torch.no_grad():
-        return {
-            "embeddings": method.encode_images(pixels),
-            "raw": method.encode_raw(pixels),
-            "classes": method.encode_classes(names),
-            "logits": method.classify(pixels, names),
-        }
 
 
 @pytest.mark.simulated
