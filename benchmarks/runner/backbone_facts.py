@@ -49,6 +49,7 @@ class BackboneFacts:
     image_size: int
     weights_mib: float
     offers: Capability = "tokens"
+    towers: Mapping[str, int] | None = None  # fields of benchmarks.runner.sizing.Towers, where both are transformers
 
     @classmethod
     def of(cls, backbone: Backbone) -> Self:
@@ -62,12 +63,29 @@ class BackboneFacts:
             image_size=int(backbone.image_size),
             weights_mib=weights / 2**20,
             offers=backbone.offers,
+            towers=_towers(backbone),
         )
 
     @property
     def processing(self) -> ImageProcessing:
         """How an image becomes the backbone's input pixels."""
         return ImageProcessing.of_record(self.preprocessing, self.image_size)
+
+
+def _towers(backbone: Backbone) -> dict[str, int] | None:
+    if backbone.offers != "tokens":
+        return None
+    config = backbone.model.config
+    vision, text = config.vision_config, config.text_config
+    return {
+        "vision_width": int(vision.hidden_size),
+        "vision_layers": int(vision.num_hidden_layers),
+        "vision_heads": int(vision.num_attention_heads),
+        "vision_tokens": (int(backbone.image_size) // int(vision.patch_size)) ** 2 + 1,
+        "text_width": int(text.hidden_size),
+        "text_layers": int(text.num_hidden_layers),
+        "text_heads": int(text.num_attention_heads),
+    }
 
 
 def backbone_facts(name_or_folder: str, precision: FinalPrecision, load: Callable[[], Backbone]) -> BackboneFacts:
