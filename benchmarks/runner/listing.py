@@ -76,8 +76,8 @@ def memory_lines(groups: Sequence[FitGroup], settings: Settings, resources: Reso
         smaller = [f"--set {method}.batch_size=N", *[f"{method}.stage1_batch_size=N"] * (method in TWO_STAGES)]
         rounded = "" if facts.precision == "bf16" else " or --precision bf16"
         yield (
-            f"memory  {method} on {dataset} takes about {_digits(need)} GiB in training ({what}), {resources.device} has"
-            f" {_digits(room)} GiB: a smaller batch ({', '.join(smaller)}){rounded}"
+            f"memory  {method} on {dataset} takes about {_digits(need)} GiB in training ({what}), {resources.device}"
+            f" has {_digits(room)} GiB: a smaller batch ({', '.join(smaller)}){rounded}"
         )
 
 

@@ -46,6 +46,9 @@ def build_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentP
         "--precision", metavar="NAME", help="auto (default: bf16 on a GPU that has it), float32, tf32, bf16"
     )
     how.add_argument(
+        "--compile", action="store_true", help="compile the frozen towers (torch.compile); changes last digits"
+    )
+    how.add_argument(
         "--threads",
         metavar="N",
         type=int,

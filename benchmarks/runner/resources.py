@@ -69,7 +69,8 @@ class LazyBackbone:
     def _as_stored(self) -> Backbone:
         settings = self._settings
         try:
-            return sources.load(settings.backbone, device=self._device, precision=self._precision)
+            backbone = sources.load(settings.backbone, device=self._device, precision=self._precision)
+            return backbone.compile() if settings.compile else backbone
         except ValueError as error:  # BackboneError is one
             raise SettingsError(f"--backbone: {error}") from error
 

@@ -16,7 +16,7 @@ import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.parts.capabilities import Capability
-from methods.parts.frozen import keep_casts
+from methods.parts.frozen import cast_now, keep_casts
 from methods.parts.identity import config_hash, tokenizer_hash
 from methods.parts.memory import align_parameters
 from methods.parts.preprocessing import ImageProcessing, ImageSize, ProcessingError, read_processor
@@ -44,6 +44,9 @@ if TYPE_CHECKING:  # loaded with the first backbone: a plan needs none of it
 
 Precision = Literal["float32", "tf32", "bf16"]
 Statistics = Literal["clip", "imagenet", "none"]
+
+#: How a tower runs a block: :func:`methods.parts.transformer.run_block`, or its compiled form.
+RunBlock = Callable[..., Tensor]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Configs older than transformers 4.31 have 2, whatever the tokenizer; the text is then read at its largest id.
@@ -101,6 +104,7 @@ class VisionTower(nn.Module):
     def __init__(self, vision_model: CLIPVisionModel) -> None:
         super().__init__()
         self.vision_model = vision_model
+        self.block: RunBlock = run_block  # or its compiled form
         config = vision_model.config
         self.width: int = config.hidden_size
         self.layers: int = config.num_hidden_layers
@@ -162,7 +166,7 @@ class VisionTower(nn.Module):
                 prompts = deep_prompts[number - 1]
                 hidden = insert_prompts(torch.cat([hidden[:, :1], hidden[:, 1 + prompts.shape[-2] :]], dim=1), prompts)
             if read is None or number < len(blocks) - 1:
-                hidden = run_block(block, hidden)
+                hidden = self.block(block, hidden)
             else:
                 index = torch.full((hidden.shape[0],), read, device=hidden.device)
                 hidden = run_last_block(block, hidden, index)
@@ -181,7 +185,7 @@ class VisionTower(nn.Module):
         hidden: Tensor = self.vision_model.pre_layrnorm(tokens)
         states = []
         for block in self.vision_model.encoder.layers:
-            hidden = run_block(block, hidden)
+            hidden = self.block(block, hidden)
             states.append(hidden)
         return states
 
@@ -197,6 +201,7 @@ class TextTower(nn.Module):
     def __init__(self, text_model: nn.Module) -> None:
         super().__init__()
         self.text_model: Any = text_model
+        self.block: RunBlock = run_block  # or its compiled form
         config: Any = text_model.config
         self.width: int = config.hidden_size
         self.layers: int = config.num_hidden_layers
@@ -247,7 +252,7 @@ class TextTower(nn.Module):
         hidden = embeddings + self.positions[: embeddings.shape[1]]
         blocks = list(self.text_model.encoder.layers)
         for block in blocks[:-1] if cut else blocks:
-            hidden = run_block(block, hidden, causal=True)
+            hidden = self.block(block, hidden, causal=True)
         read = run_last_block(blocks[-1], hidden, eot, causal=True) if cut else take_token(hidden, eot)
         return self._norm(read)[:, 0]
 
@@ -302,6 +307,8 @@ class Backbone(ABC):
 
     offers: ClassVar[Capability] = "features"
     causal_text: ClassVar[bool] = False
+    #: Whether the towers' blocks are compiled (:meth:`compile`).
+    compiled: bool = False
 
     def __init__(
         self,
@@ -444,6 +451,25 @@ class Backbone(ABC):
         if self.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
         return contextlib.nullcontext()
+
+    def compile(self, **options: Any) -> Self:
+        """Compile the towers' blocks with ``torch.compile(..., **options)``; returns self, with ``compiled`` True.
+
+        The numbers then differ in their last digits. Clones, which a method trains, are not compiled.
+
+        Raises:
+            BackboneError: it has no transformer that this package runs block by block.
+        """
+        towers = [tower for tower in (getattr(self, "vision", None), getattr(self, "text", None)) if tower is not None]
+        if not towers:
+            raise BackboneError(f"backbone {self.name} cannot be compiled: only the transformers of a CLIP can")
+        with self.autocast():
+            cast_now(self.model)
+        block = torch.compile(run_block, **options)
+        for tower in towers:
+            tower.block = block
+        self.compiled = True
+        return self
 
     # --- parameters --------------------------------------------------------------------------------------------------
 

@@ -23,11 +23,12 @@ class _KeepsCasts(nn.Module):
     def cast(self, name: str) -> Tensor | None:
         """The parameter of this name as autocast would cast it, or the parameter itself where that is not known."""
         value: Tensor | None = getattr(self, name)
+        if torch.compiler.is_compiling():  # made before: see Backbone.compile
+            made = getattr(self, "_casts", None)
+            return made[name][1] if made is not None and name in made else value
         if value is None or value.requires_grad or not torch.is_autocast_enabled(value.device.type):
             return value
         kept: dict[str, tuple[Any, Tensor]] = self.__dict__.setdefault("_casts", {})
-        if torch.compiler.is_compiling():  # made before: see Backbone.compile
-            return kept[name][1] if name in kept else value
         dtype = torch.get_autocast_dtype(value.device.type)
         stamp = (value.data_ptr(), value._version, dtype)
         if name not in kept or kept[name][0] != stamp:
