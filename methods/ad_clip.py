@@ -526,7 +526,7 @@ class AdClip(Method):
             return lambda index, draw: table[index].to(self.device)
 
         def features(index: Tensor, draw: int) -> VisionFeatures:
-            pixels = images.pixels(index).to(self.device)
+            pixels = images.stored(index).to(self.device)
             return self._extract(augment(pixels, config.augmentation, seeded(seed, _AUGMENT, draw)))
 
         return features

@@ -99,6 +99,14 @@ class Images(ABC):
         Raises :class:`WithheldError` for any other index.
         """
 
+    def stored(self, index: Tensor) -> Tensor:
+        """The images at ``index [B]`` as they are kept, ``[B, 3, H, W]``: uint8 RGB, or :meth:`pixels` (the default).
+
+        A quarter of the bytes to copy to a device, where :func:`methods.parts.feeding.unit_range` or the augmentation
+        makes the floats.
+        """
+        return self.pixels(index)
+
     @property
     @abstractmethod
     def content(self) -> Sequence[str]:

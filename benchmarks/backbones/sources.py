@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from methods.parts.backbone import Backbone, Precision
 
-#: Folder of the shipped versions, ``picto-clip-v1``, ``picto-clip-v2``, ...
+#: Folder of the shipped versions, ``picto-clip-v2``, ``picto-clip-v3``, ...
 SHIPPED = Path(__file__).parents[1] / "assets" / "picto_clip"
 
 #: What ``picto-clip`` means: the version the committed reference was made with (where it is missing, the newest).
@@ -34,8 +34,8 @@ OPENAI = {
 
 
 def shipped_versions() -> dict[str, Path]:
-    """Shipped versions of picto-clip by name, oldest first."""
-    folders = [path for path in SHIPPED.glob("picto-clip-v*") if (path / "config.json").is_file()]
+    """Shipped versions of picto-clip: those named by a word (``picto-clip-unseen``), then by number, oldest first."""
+    folders = [path for path in SHIPPED.glob("picto-clip-*") if (path / "config.json").is_file()]
     return {
         path.name: path for path in sorted(folders, key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])
     }
@@ -53,7 +53,7 @@ def resolve(name_or_folder: str) -> tuple[str, str]:
         return name, str(versions[name])
     if name_or_folder in versions:
         return name_or_folder, str(versions[name_or_folder])
-    if re.fullmatch(r"picto-clip(-v[\d.]+)?", name_or_folder) and not Path(name_or_folder).is_dir():
+    if re.fullmatch(r"picto-clip(-v[\d.]+|-unseen)?", name_or_folder) and not Path(name_or_folder).is_dir():
         there = ", ".join(versions) or "none"
         raise ValueError(
             f"backbone {name_or_folder} is not in this installation (there: {there}); use --backbone FOLDER"

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.datasets.image_cache import cache_folder
-from benchmarks.datasets.pixels import PixelCache, unit_range
+from benchmarks.datasets.pixels import PixelCache
 from benchmarks.runner.plan import FitGroup
 from benchmarks.store.records import content_key
 from methods.interface import Method
 from methods.parts.feature_cache import one_thread_a_batch, side_by_side
+from methods.parts.feeding import unit_range
 from methods.parts.parallel import gather, processes, rank
 from methods.parts.row_files import RowFiles
 
@@ -43,8 +44,9 @@ class EncodedImages:
 
     With a ``folder``, embeddings of more than :data:`LARGE` bytes are kept in memory-mapped files there, and those that
     an earlier process left are used. ``seconds`` is the time spent in the method, ``count`` the images that went
-    through it (fillers included). Processes that train together share the work. ``device`` is the method's: on a CPU with several threads, each computes a batch of
-    its own.
+    through it (fillers included). ``device`` is the method's: on a CPU with several threads, each computes a batch of
+    its own. Processes that train together encode every n-th batch each and exchange what they found, so all of them
+    must ask for the same rows, inside :func:`methods.parts.parallel.fail_together`.
     """
 
     def __init__(

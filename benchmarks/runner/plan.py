@@ -331,6 +331,7 @@ def make_cell(
             "version": method.version,
             "config": values,
             **choice.inputs(),
+            **augmentation_inputs(config),
             "files": resources.file_hashes(method, config),
         },
         "backbone": {
@@ -358,6 +359,12 @@ def make_cell(
     leading = {question.name: source.card.headline.metrics() for question in task.retrievals}
     leading |= {question.name: classification_metrics(question) for question in task.classifications}
     return Cell(cell, inputs, leading, fit_id)
+
+
+def augmentation_inputs(config: Any) -> dict[str, int]:
+    """What the key of a score says of its augmentation: its version, where training images are augmented."""
+    augmentation = getattr(config, "augmentation", None)
+    return {"augmentation": augmentation.version} if augmentation is not None and augmentation.active else {}
 
 
 def search_inputs(group: FitGroup) -> dict[str, Any]:

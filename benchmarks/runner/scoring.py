@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.datasets.pixels import unit_range
 from benchmarks.evaluation.classification import ClassificationScores, classify, classify_zero_shot
 from benchmarks.evaluation.ranking import RULES, RetrievalScores, rank
 from benchmarks.protocols.task import Classification, Retrieval
 from benchmarks.runner.embeddings import BATCH, EncodedImages
 from methods.interface import Method, unit_length
+from methods.parts.feeding import unit_range
 
 #: Logits held at a time (64 MiB).
 LOGITS = 1 << 24

@@ -32,6 +32,7 @@ from methods.parts.preprocessing import ImageProcessing, ImageSize, ProcessingEr
 from methods.parts.transformer import (
     KeysValues,
     prefix_keys_values,
+    project_tokens,
     run_block,
     run_block_after_prefix,
     run_last_block,
@@ -179,6 +180,30 @@ class VisionTower(nn.Module):
         for block in blocks:
             hidden = run_block(block, hidden)
         return run_last_block_leading(last, hidden, count)
+
+    def run_leading_shared(self, shared: Tensor, rows: Tensor | None, own: Tensor, count: int) -> Tensor:
+        """:meth:`run_leading` where sequences begin with rows of one table: ``[shared[rows] ; own]`` -> [B, count, w].
+
+        ``shared`` [S, w]; ``rows`` [B, R] into it (None: all S in order); ``own`` [B, T, w], each image's tokens. Up to
+        the first block's attention a token depends on nothing else: LayerNorms, queries, keys and values of the shared
+        ones are computed once, not once per image. The same numbers but for rounding.
+        """
+        first, *blocks = self.vision_model.encoder.layers
+
+        def spread(values: Tensor) -> Tensor:
+            return values.expand(len(own), -1, -1) if rows is None else F.embedding(rows, values)
+
+        if not blocks:
+            return self.run_leading(torch.cat([spread(shared), own], dim=1), count)
+        parts = []
+        for tokens in (shared, own):
+            hidden = self.vision_model.pre_layrnorm(tokens)
+            parts.append((hidden, *project_tokens(first, hidden)))
+        hidden, *projected = (torch.cat([spread(table), each], dim=1) for table, each in zip(*parts, strict=True))
+        hidden = run_block(first, hidden, projected=(projected[0], projected[1], projected[2]))
+        for block in blocks[:-1]:
+            hidden = run_block(block, hidden)
+        return run_last_block_leading(blocks[-1], hidden, count)
 
     def run_layers(self, tokens: Tensor) -> list[Tensor]:
         """Like :meth:`run`, returning the state [B, T, w] after each of the n blocks (the last one is run's result)."""

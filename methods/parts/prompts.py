@@ -17,9 +17,16 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from methods.parts.backbone import BackboneError, PromptBackbone
 from methods.parts.bounds import CONTEXT, NAME
+
+#: Bytes of activations kept for backward above which the suffixes run in checkpointed pieces (a second forward).
+CHECKPOINT_ABOVE = 16 << 30
+
+#: Bytes of activations of such a piece, or of one class where that is more.
+PIECE_BYTES = 1 << 30
 
 #: Classes of one length wait for longer ones until they are this many: smaller parts cost more than their padding.
 SMALLEST_PART = 8
@@ -158,7 +165,9 @@ def encode_prompts(
 
     ``shared_prefix=False`` runs every prompt from its start; ``cut=False`` (only there) also runs the tokens behind the
     end of text: both are the plain path, with the same numbers, which a backbone without ``causal_text`` always takes.
-    ``class_chunk`` bounds memory: that many classes at a time.
+    ``class_chunk`` bounds memory: that many classes at a time. Where a gradient is wanted and the suffixes' activations
+    would exceed :data:`CHECKPOINT_ABOVE`, pieces of the classes are computed again in the backward pass, so that memory
+    no longer grows with the classes; values and gradients are the same but for rounding.
 
     Raises:
         BackboneError: the context's shape does not fit the prompts' slots.
@@ -176,6 +185,13 @@ def encode_prompts(
         shared_prefix = cut = False
     per_image = context if context.ndim == 3 else context[None]
     grouped = prompts.by_length
+    trained = torch.is_grad_enabled() and (context.requires_grad or backbone.text.positions.requires_grad)
+    kept = sum(suffix_bytes(backbone, part, len(per_image)) * len(part) for _, part in grouped)
+    checkpointed = shared_prefix and trained and kept > CHECKPOINT_ABOVE
+    if checkpointed:
+        class_chunk = min(
+            class_chunk or len(prompts), max(1, PIECE_BYTES // suffix_bytes(backbone, prompts, len(per_image)))
+        )
     if class_chunk is not None:
         grouped = [
             (piece, part if len(part) <= class_chunk else prompts.select(piece))
@@ -184,7 +200,7 @@ def encode_prompts(
         ]
     parts = [part for _, part in grouped]
     if shared_prefix:
-        read = _read_behind_prefix(backbone, prompts, parts, per_image)
+        read = _read_behind_prefix(backbone, prompts, parts, per_image, checkpointed=checkpointed)
     else:
         read = torch.cat([_read_plain(backbone, part, per_image, cut=cut) for part in parts], dim=1)
     read = read[:, torch.cat([index for index, _ in grouped]).argsort()]  # back in the order of the classes
@@ -200,10 +216,31 @@ def _read_plain(backbone: PromptBackbone, prompts: PromptTemplate, context: Tens
     return read.unflatten(0, (context.shape[0], len(prompts)))
 
 
+def suffix_bytes(backbone: PromptBackbone, prompts: PromptTemplate, images: int) -> int:
+    """About the bytes that the longest suffix of one class, for ``images`` contexts, keeps for backward.
+
+    A token keeps in a block about 16 vectors of the text width (8 of them the MLP's four times wider arrays) and a
+    weight for every head and token that it may attend to. The first block, which the contexts share, and the last,
+    which computes one token, keep less: with 12 blocks two thirds of this were measured.
+    """
+    tokens = prompts.longest + 1 - prompts.prefix_length
+    heads = int(backbone.model.text_model.config.num_attention_heads)
+    floats = 16 * backbone.text_width + heads * (prompts.longest + 1)
+    return images * tokens * backbone.text_layers * floats * (2 if backbone.precision == "bf16" else 4)
+
+
 def _read_behind_prefix(
-    backbone: PromptBackbone, prompts: PromptTemplate, parts: Sequence[PromptTemplate], context: Tensor
+    backbone: PromptBackbone,
+    prompts: PromptTemplate,
+    parts: Sequence[PromptTemplate],
+    context: Tensor,
+    *,
+    checkpointed: bool = False,
 ) -> Tensor:
-    """The prefix once, then the suffixes of each part behind it, context [S, m, v] -> [S, C, v]."""
+    """The prefix once, then the suffixes of each part behind it, context [S, m, v] -> [S, C, v].
+
+    ``checkpointed`` keeps of each part its context and result alone, and computes the rest again for backward.
+    """
     length, in_prefix = prompts.prefix_length, prompts.prefix_slots
     shared, own = context[:, :in_prefix], context[:, in_prefix:]
     prefix = _with_context(
@@ -213,13 +250,18 @@ def _read_behind_prefix(
     )[:, 0]
     with backbone.autocast():
         keys_values = backbone.text.run_prefix(prefix)
-    reads = []
-    for part in parts:
+
+    def read(part: PromptTemplate) -> Tensor:
         suffix = _with_context(
             backbone.embed_tokens(part.ids[:, length : part.longest + 1]),
             part.slots[:, in_prefix:] - length,
             own if own.shape[1] else own[:1],
         )
         with backbone.autocast():
-            reads.append(backbone.text.run_after_prefix(keys_values, suffix, part.eot - length))
-    return torch.cat(reads, dim=1)
+            return backbone.text.run_after_prefix(keys_values, suffix, part.eot - length)
+
+    if checkpointed:  # nothing in the tower is random
+        return torch.cat(
+            [checkpoint(read, part, use_reentrant=False, preserve_rng_state=False) for part in parts], dim=1
+        )
+    return torch.cat([read(part) for part in parts], dim=1)

@@ -65,6 +65,11 @@ class ImageTextConfig:
     augment: bool = True  # random crop, flip and colour jitter
     fast: bool = True  # False: the plain path with the same numbers, everything computed anew at every step
 
+    @property
+    def augmentation(self) -> Augmentation:
+        """The augmentation of training images."""
+        return Augmentation() if self.augment else PLAIN
+
 
 @dataclass(frozen=True)
 class ReleasedConfig(ImageTextConfig):
@@ -169,7 +174,7 @@ class ImageTextMethod(Method):
         names, labels = seen_classes(data)
         labels = labels.to(self.device)
         prompts = self.prompts(names)
-        augmentation = Augmentation() if config.augment else PLAIN
+        augmentation = config.augmentation
         stream = self.batches(data, seeded(seed, batch_part))
         fixed_texts = self.text_features(prompts) if config.fast and self.frozen_texts else None
         fixed_images = None
@@ -182,8 +187,9 @@ class ImageTextMethod(Method):
             if fixed_images is not None:
                 images = self.head(fixed_images[index])
             else:
-                pixels = augment(data.images.pixels(index), augmentation, seeded(seed, augment_part, step))
-                images = self.image_features(self.backbone.normalize(pixels.to(self.device), config.train_statistics))
+                pixels = data.images.stored(index).to(self.device)
+                pixels = augment(pixels, augmentation, seeded(seed, augment_part, step))
+                images = self.image_features(self.backbone.normalize(pixels, config.train_statistics))
             texts = self.text_features(prompts) if fixed_texts is None else fixed_texts
             return self.loss(images, texts, labels[index])
 

@@ -142,7 +142,7 @@ class TwoStageMethod(Method):
             ) -> Tensor:
                 whole = next(stream)
                 index = share(whole)
-                pixels = data.images.pixels(index).to(self.device)
+                pixels = data.images.stored(index).to(self.device)
                 pixels = augment(pixels, config.augmentation, seeded(seed, self.random_augment, number, step))
                 pixels = self.backbone.normalize(pixels, config.train_statistics)
                 numbers = domains[index].to(self.device), classes[index].to(self.device)

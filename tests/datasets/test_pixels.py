@@ -20,7 +20,8 @@ from PIL import Image, ImageFile
 from benchmarks.datasets import decoding, image_cache
 from benchmarks.datasets.decoding import ImageError, decode, readable_endings
 from benchmarks.datasets.picto_domains import PictoDomains
-from benchmarks.datasets.pixels import PixelCache, unit_range
+from benchmarks.datasets.pixels import PixelCache
+from methods.parts.feeding import unit_range
 from methods.parts.preprocessing import ImageProcessing, ImageSize, read_processor
 
 

@@ -27,6 +27,7 @@ from benchmarks.runner.process_settings import prepare_process
 from benchmarks.runner.settings import SettingsError
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record
+from methods.parts.augment import Augmentation, augment
 from methods.registry import METHODS
 from methods.training.loop import training_attention
 from tests.support.device_grid import VARIANTS, answers, bench, trained
@@ -117,6 +118,17 @@ def test_training_on_the_device_gives_the_numbers_of_the_cpu(tiny_folder: Path, 
     of_device, of_cpu = (answers(*trained("coop", "paper", bench(tiny_folder, device))) for device in (sim, "cpu"))
     for key, value in of_device.items():
         torch.testing.assert_close(value.cpu(), of_cpu[key], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize("crop", [0.5, 1.0])
+def test_images_are_augmented_on_the_device(crop: float, sim: str) -> None:
+    pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    on_device, on_cpu = (
+        augment(pixels.to(device), Augmentation(crop), torch.Generator().manual_seed(1)) for device in (sim, "cpu")
+    )
+    assert on_device.device.type == sim
+    torch.testing.assert_close(on_device.cpu(), on_cpu, atol=1e-6, rtol=0)
 
 
 @pytest.mark.simulated

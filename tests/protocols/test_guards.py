@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.datasets.base import Dataset
 from benchmarks.datasets.picto_domains import PictoDomains, pack_path
-from benchmarks.datasets.pixels import PixelCache, unit_range
+from benchmarks.datasets.pixels import PixelCache
 from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.protocols.task import Classification, Retrieval, Task
 from benchmarks.protocols.training import Question, training_data
@@ -42,6 +42,7 @@ from benchmarks.store.records import Record
 from methods.interface import FitReport, Log, Method, TrainingData, WithheldError
 from methods.parts.backbone import Backbone, PromptBackbone
 from methods.parts.feature_cache import process_cache
+from methods.parts.feeding import unit_range
 from methods.parts.prompts import class_text
 from methods.registry import METHODS
 from tests.support.every import METHOD_NAMES, PROTOCOL_NAMES, Silent, small

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.datasets.pixels import unit_range
 from benchmarks.protocols.training import training_data
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import resolve
 from methods.interface import Method
+from methods.parts.feeding import unit_range
 from methods.registry import METHODS
 from tests.support.every import METHOD_NAMES, small
 
