@@ -195,10 +195,11 @@ def test_equal_devices_share_embeddings(settings: Settings, monkeypatch: pytest.
 
 def one_of_several(number: int, processes: int, out: Path) -> None:
     """A process that encodes with others; the last one knows a part already."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=number, world_size=processes)
     encoded, rows = _sums()
+    everything = encoded_alone(rows)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=number, world_size=processes)
     if number == processes - 1:
-        encoded._kept = encoded_alone(rows)
+        encoded._kept = everything
         encoded._known[rows[:40]] = True
     some = encoded[rows[10:30]].clone()
     np.save(out / f"{number}.npy", np.concatenate([encoded[rows].numpy(), some.numpy()]))
