@@ -124,7 +124,7 @@ class PrototypeBranch(nn.Module):
         rows, count = field.sizes[LAYERS - layer], field.counts[LAYERS - layer]
         if dropout is not None and self.dropout > 0:
             keep = torch.rand(hidden.shape, generator=dropout) >= self.dropout
-            hidden = hidden * keep.to(hidden.device) / (1 - self.dropout)
+            hidden = hidden * keep.to(hidden.device, non_blocking=True) / (1 - self.dropout)
         received = self.propagate(hidden, field.messages[:, :count], field.weights[:count], rows)
         output: Tensor = linear(received)  # Ahat (X W) = (Ahat X) W
         return output
@@ -514,7 +514,9 @@ class SreClip(Method):
             self._encoded.clear()  # the weights have changed
             index = next(source_stream)
             prototypes = model.prototypes(seeded(seed, _DROPOUT, step))
-            terms = model.source_terms(source(index), labels[index], prototypes, seeded(seed, _PAIRS, step))
+            terms = model.source_terms(
+                source(index), labels[index.to(self.device, non_blocking=True)], prototypes, seeded(seed, _PAIRS, step)
+            )
             source_loss = model.total(terms)
             if target is None:
                 return source_loss
@@ -602,7 +604,7 @@ class SreClip(Method):
             table = frozen_values(self.backbone, "projected tokens", images, self._tokens)["tokens"]
         else:
             table = image_features(self.backbone, images)
-        return lambda index: self._unit(table[index].to(self.device))
+        return lambda index: self._unit(table[index].to(self.device, non_blocking=True))
 
     def _node_vectors(self, graph: WordGraph, field: Field) -> Tensor:
         """X [n, F] of the nodes of a field, L2-normalised."""

@@ -47,7 +47,8 @@ def compared_distances(
     """
     if shuffle is not None:
         order = torch.randperm(len(before), generator=shuffle)
-        before, after = before[order][:, order], after[order][:, order]
+        there = order.to(after.device, non_blocking=True)
+        before, after = before[order][:, order], after[there][:, there]
     if diagonal:
         before, after = before.diagonal().unsqueeze(0), after.diagonal().unsqueeze(0)
     return before, after

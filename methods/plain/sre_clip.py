@@ -17,5 +17,5 @@ def pair_loss(before: Tensor, after: Tensor, *, half: bool = False) -> Tensor:
     if half:
         places = torch.arange(before.shape[1], device=before.device)
         compared &= places.unsqueeze(1) + places < before.shape[1]
-    pairs = torch.nonzero(compared.flatten()).flatten().to(after.device)
+    pairs = torch.nonzero(compared.flatten()).flatten().to(after.device, non_blocking=True)
     return (after.unsqueeze(2) - after.unsqueeze(1)).flatten()[pairs].relu().mean()

@@ -24,6 +24,7 @@ from benchmarks.store.files import ResultStore
 from methods.interface import Method
 from methods.parts.backbone import Backbone
 from methods.registry import METHODS
+from tests.methods.test_devices import UPLOADS
 from tests.support.device_grid import VARIANTS, answers, bench, trained
 from tests.support.every import small, small_set
 from tests.support.tiny_dataset import TinyShapes
@@ -198,10 +199,10 @@ def test_gradients_of_attention_are_equal_in_every_run(
 
 @only_gpu
 @pytest.mark.parametrize(("name", "variant"), TRAINED)
-def test_a_step_makes_the_host_wait_once_at_most(name: str, variant: str, tiny_folder: Path) -> None:
+def test_a_step_does_not_make_the_host_wait(name: str, variant: str, tiny_folder: Path) -> None:
     """torch warns where it waits for the device; the loss is read behind an event, which it does not count.
 
-    Uploads from memory that is not pinned count here and not on the simulated device: two are allowed for.
+    What it does count beside: copies from memory that is not pinned, of which the simulated device allows so many too.
     """
     counts: list[int] = []
     with warnings.catch_warnings(record=True) as caught:
@@ -218,7 +219,7 @@ def test_a_step_makes_the_host_wait_once_at_most(name: str, variant: str, tiny_f
             trained(name, variant, made, log=log, steps=8, validate_every=0, patience=0, **PLAIN)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert min(counts) <= 3, counts
+    assert sorted(counts)[len(counts) // 2] <= UPLOADS, counts
 
 
 @only_gpu

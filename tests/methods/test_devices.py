@@ -32,7 +32,7 @@ from methods.registry import METHODS
 from methods.training.loop import training_attention
 from tests.support.device_grid import VARIANTS, answers, bench, trained
 from tests.support.every import Silent, small, small_set
-from tests.support.sim_device import simulated, syncs
+from tests.support.sim_device import simulated, syncs, uploads
 from tests.support.tiny_clip import tiny_tokenizer
 from tests.support.tiny_dataset import TinyShapes
 
@@ -84,6 +84,9 @@ def test_every_method_on_the_device(
 #: Of each stage, steps that make what is kept, and those behind them whose waits are counted.
 WARM, COUNTED = 1, 2
 
+#: Copies of a step to the device that are not asynchronous: its pixels, labels and domains by CPU indices. No more.
+UPLOADS = 3
+
 
 @pytest.mark.simulated
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
@@ -92,12 +95,13 @@ def test_bf16_and_waits_on_the_device(
 ) -> None:
     on_device = bench(tiny_folder, sim, "bf16")
     stages = 2 if hasattr(METHODS.get(name).Config, "stage1_share") else 1
-    steps: list[tuple[str, int, dict[str, int]]] = []
+    steps: list[tuple[str, int, dict[str, int], dict[str, int]]] = []
 
     def log(**numbers: Any) -> None:
         if "loss" in numbers:
-            steps.append((numbers["stage"], numbers["step"], dict(syncs)))
+            steps.append((numbers["stage"], numbers["step"], dict(syncs), dict(uploads)))
         syncs.clear()
+        uploads.clear()
 
     more = {"steps": stages * (WARM + COUNTED), "stage1_share": 0.5, "validate_every": 0, "patience": 0}
     more |= {"warmup_share": 0.0, "memory": 8}  # SRE-CLIP's target losses, all of them
@@ -105,6 +109,7 @@ def test_bf16_and_waits_on_the_device(
     counted = [one for one in steps if one[1] > WARM]
     assert len(counted) == (stages * COUNTED if "steps" in small(METHODS.get(name)) else 0)
     assert [one for one in counted if sum(one[2].values()) > 1] == [], "a step waits for the device once, for its loss"
+    assert [one for one in counted if sum(one[3].values()) > UPLOADS] == []
     given = answers(method, pixels, names)
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in given.values())
     method.save(tmp_path / "kept")
@@ -253,6 +258,22 @@ def test_what_would_wait_for_the_device_is_counted(sim: str) -> None:
             call()
             assert sum(syncs.values()) == expected, (number, syncs)
             assert all(place.startswith(__file__) for place in syncs)
+    blocking: list[Callable[[], Any]] = [
+        lambda: torch.ones(3).to(sim),
+        lambda: there[torch.tensor([1])],
+        lambda: torch.empty(6, device=sim).copy_(torch.ones(6)),
+    ]
+    queued: list[Callable[[], Any]] = [
+        lambda: torch.ones(3).to(sim, non_blocking=True),
+        lambda: torch.empty(6, device=sim).copy_(torch.ones(6), non_blocking=True),
+        lambda: there.to(torch.bfloat16),
+        lambda: torch.zeros(3, device=sim),
+    ]
+    for calls, expected in ((blocking, 1), (queued, 0)):
+        for number, call in enumerate(calls):
+            uploads.clear()
+            call()
+            assert sum(uploads.values()) == expected, (number, uploads)
 
 
 @pytest.mark.simulated

@@ -54,6 +54,10 @@ _WAITS = {
 #: How often a GPU would have made the host wait, by ``file:line`` outside torch; clear it before what is counted.
 syncs: collections.Counter[str] = collections.Counter()
 
+#: The same for copies to the device that wait for the work queued there (``non_blocking=True`` does not): tensors, and
+#: CPU indices of device tensors.
+uploads: collections.Counter[str] = collections.Counter()
+
 #: What CUDA's autocast runs in the low precision, in float32, and in the widest type among the arguments.
 _LOW = """conv1d conv2d conv3d conv_transpose1d convolution _convolution matmul mm mv bmm addmm addmv addr addbmm
     baddbmm linear prelu chain_matmul linalg_multi_dot scaled_dot_product_attention""".split()  # noqa: SIM905
@@ -163,6 +167,8 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
     on = torch.device(to).type == "sim" if to is not None else any(map(_on, leaves))
     if _waits(name, args, leaves, on):
         syncs[_caller()] += 1
+    elif _uploads(name, args, kwargs, on):
+        uploads[_caller()] += 1
     kwargs = {key: torch.device("cpu") if key == "device" and v is not None else v for key, v in kwargs.items()}
     kwargs = {key: None if key == "pin_memory" else value for key, value in kwargs.items()}
     if name == "aten::_copy_from":  # (source, destination): what copy_ becomes
@@ -193,6 +199,15 @@ def _waits(name: str, args: tuple[Any, ...], leaves: list[Any], on: bool) -> boo
         return not on
     masks = (x for x in leaves[1:] if isinstance(x, torch.Tensor) and x.dtype in (torch.bool, torch.uint8))
     return name in _WAITS or ("index_put" in name and any(map(_on, masks)))  # x[mask] calls nonzero itself
+
+
+def _uploads(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], on: bool) -> bool:
+    """Whether an operator copies from the host and returns only behind what the device has still to do."""
+    if name == "aten::_copy_from":
+        return _on(args[1]) and not _on(args[0]) and args[0].dim() > 0 and not (len(args) > 2 and args[2])
+    if name == "aten::_to_copy":
+        return on and not _on(args[0]) and args[0].dim() > 0 and not kwargs.get("non_blocking")
+    return False  # x[index] with a CPU index copies that first
 
 
 def _caller() -> str:
