@@ -40,7 +40,10 @@ LEDGER_HEAD = f"""\
 This page is generated from the method cards (`methods/cards/*.toml`) by `{COMMAND}`.
 Each row is one place where the code released with a paper does something else than the paper says, cannot run, or uses
 test data. The cards are written from the abstracts, the README files and the code at these commits: ProS `ccb8841`,
-UCDR-Adapter `dbbd797`, AD-CLIP `c82d861` (with Dassl `c61a1b5`), SRE-CLIP `f392d02`. "Not in the abstract" means that
+UCDR-Adapter `dbbd797`, AD-CLIP `c82d861` (with Dassl `c61a1b5`), SRE-CLIP `f392d02`,
+DAPL `f2d8f24`, CoCoOp `1fbb1a6`, MaPLe `904dbd7`, PromptSRC `8be7dcf`,
+CLIP-Adapter `9ac913a`, Tip-Adapter `327763e`, Sketch_LVM `432c504`, PDA `144e6c4`, CMKD `052f925`.
+"Not in the abstract" means that
 the paper's abstract leaves the point open, so the released code may well be what the authors intended.
 
 * **Switch**: the field of the method's config that chooses between the two. The default is the paper's behaviour;

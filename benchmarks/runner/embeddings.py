@@ -8,6 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from benchmarks.runner.plan import FitGroup
 from benchmarks.store.records import content_key
 from methods.interface import Method
 from methods.parts.feature_cache import one_thread_a_batch, side_by_side
-from methods.parts.feeding import unit_range
+from methods.parts.feeding import feed, unit_range
 from methods.parts.parallel import gather, processes, rank
 from methods.parts.row_files import RowFiles
 
@@ -112,10 +113,12 @@ class EncodedImages:
             self._files.remove()
 
     def _in_batches(self, rows: np.ndarray) -> Iterator[Tensor]:
-        batches = (
-            (self._pixels(rows[at : at + BATCH]), len(rows[at : at + BATCH])) for at in range(0, len(rows), BATCH)
-        )
-        with one_thread_a_batch(self._device) as count:
+        parts = [rows[at : at + BATCH] for at in range(0, len(rows), BATCH)]
+        with (
+            closing(feed(parts, lambda part: (self._pixels(part),), self._device)) as fed,
+            one_thread_a_batch(self._device) as count,
+        ):
+            batches = ((pixels, len(part)) for part, (pixels,) in fed)
             for pixels, wanted in itertools.islice(batches, int(self.count == 0)):
                 yield self._count(*self._run(pixels, wanted), 1)  # what a method keeps from its first call is kept once
             if count == 1:

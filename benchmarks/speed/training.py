@@ -310,6 +310,7 @@ def training_data(images: int, classes: int, size: int, seed: int) -> TrainingDa
     import torch
 
     from methods.interface import Images, TrainingData
+    from methods.parts.feeding import unit_range
 
     names, synsets = class_list()
     if classes > len(names):
@@ -318,13 +319,16 @@ def training_data(images: int, classes: int, size: int, seed: int) -> TrainingDa
     class Noise(Images):
         def __init__(self, kind: str, draw: int) -> None:
             generator = torch.Generator().manual_seed(draw)
-            self.values = torch.rand(images, 3, size, size, generator=generator)
+            self.values = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8, generator=generator)
             self.content = [f"noise {size} {kind} {draw} {number}" for number in range(images)]
 
         def __len__(self) -> int:
             return images
 
         def pixels(self, index: Tensor) -> Tensor:
+            return unit_range(self.values[index])
+
+        def stored(self, index: Tensor) -> Tensor:
             return self.values[index]
 
         content: Sequence[str] = ()

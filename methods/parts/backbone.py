@@ -81,6 +81,11 @@ def insert_prompts(tokens: Tensor, prompts: Tensor) -> Tensor:
     return torch.cat([tokens[:, :1], prompts, tokens[:, 1:]], dim=1)
 
 
+def replace_prompts(tokens: Tensor, prompts: Tensor) -> Tensor:
+    """Put prompts [K, w] or [B, K, w] in the place of tokens 1..K of [B, T, w]."""
+    return insert_prompts(torch.cat([tokens[:, :1], tokens[:, 1 + prompts.shape[-2] :]], dim=1), prompts)
+
+
 def token_statistics(hidden_per_layer: Sequence[Tensor], eps: float = 2.3e-8) -> tuple[Tensor, Tensor]:
     """Each layer's style: mean and (biased) standard deviation over its tokens (docs/methods.md, AD-CLIP).
 
@@ -97,6 +102,19 @@ def stack_layers(values: Sequence[Tensor]) -> Tensor:
     """A value of each of n layers, [B, w_l] each -> [B, n, w], w the largest width; zeros fill narrower layers."""
     widest = max(value.shape[-1] for value in values)
     return torch.stack([F.pad(value, (0, widest - value.shape[-1])) for value in values], dim=1)
+
+
+def _check_depth(deep_prompts: Tensor | None, layers: int) -> None:
+    """Deep prompts are for blocks 1..d of a tower's ``layers``, so d is at most one less."""
+    if deep_prompts is not None and deep_prompts.shape[0] > layers - 1:
+        raise BackboneError(f"deep_prompts has {deep_prompts.shape[0]} rows, this tower needs {layers - 1} at most")
+
+
+def _with_deep_prompts(hidden: Tensor, deep_prompts: Tensor | None, block: int) -> Tensor:
+    """The input of a block (from 0) with its prompts, if it has any, in the place of the last block's outputs."""
+    if deep_prompts is None or not 0 < block <= deep_prompts.shape[0]:
+        return hidden
+    return replace_prompts(hidden, deep_prompts[block - 1])
 
 
 class VisionTower(nn.Module):
@@ -155,17 +173,14 @@ class VisionTower(nn.Module):
     def run(self, tokens: Tensor, *, deep_prompts: Tensor | None = None, read: int | None = None) -> Tensor:
         """Pre-LayerNorm and all blocks: tokens [B, T, w] -> [B, T, w], or [B, w] of the token ``read`` alone.
 
-        ``deep_prompts`` [n-1, K, w] or [n-1, B, K, w] replace tokens 1..K at the input of blocks 1..n-1 (visual prompt
-        tuning, deep). With ``read`` the last block computes that token only: the same numbers with less work.
+        ``deep_prompts`` [d, K, w] or [d, B, K, w] replace tokens 1..K at the input of blocks 1..d (visual prompt
+        tuning, deep: d = n-1). With ``read`` the last block computes that token only: the same numbers with less work.
         """
         blocks = self.vision_model.encoder.layers
-        if deep_prompts is not None and deep_prompts.shape[0] != len(blocks) - 1:
-            raise BackboneError(f"deep_prompts has {deep_prompts.shape[0]} rows, this tower needs {len(blocks) - 1}")
+        _check_depth(deep_prompts, len(blocks))
         hidden: Tensor = self.vision_model.pre_layrnorm(tokens)
         for number, block in enumerate(blocks):
-            if number > 0 and deep_prompts is not None:
-                prompts = deep_prompts[number - 1]
-                hidden = insert_prompts(torch.cat([hidden[:, :1], hidden[:, 1 + prompts.shape[-2] :]], dim=1), prompts)
+            hidden = _with_deep_prompts(hidden, deep_prompts, number)
             if read is None or number < len(blocks) - 1:
                 hidden = self.block(block, hidden)
             else:
@@ -263,11 +278,12 @@ class TextTower(nn.Module):
             )
         return ends.int().argmax(dim=-1)
 
-    def run(self, embeddings: Tensor, eot: Tensor, *, cut: bool = True) -> Tensor:
+    def run(self, embeddings: Tensor, eot: Tensor, *, cut: bool = True, deep_prompts: Tensor | None = None) -> Tensor:
         """Causal tower over embeddings [C, T, v] without positions, final LayerNorm at ``eot`` [C] -> [C, v].
 
-        With ``cut`` the batch is cut at its longest end of text and the last block computes the read token only: the
-        tower is causal, so the numbers are the same. ``cut=False`` is the plain path, every token through every block.
+        ``deep_prompts`` [d, m, v] replace tokens 1..m at the input of blocks 1..d. With ``cut`` the batch is cut at its
+        longest end of text and the last block computes the read token only: the tower is causal, so the numbers are the
+        same. ``cut=False`` is the plain path, every token through every block.
         """
         if cut:
             embeddings = embeddings[:, : int(eot.max()) + 1]
@@ -276,17 +292,25 @@ class TextTower(nn.Module):
         eot = eot.to(embeddings.device)
         hidden = embeddings + self.positions[: embeddings.shape[1]]
         blocks = list(self.text_model.encoder.layers)
-        for block in blocks[:-1] if cut else blocks:
-            hidden = self.block(block, hidden, causal=True)
+        _check_depth(deep_prompts, len(blocks))
+        for number, block in enumerate(blocks[:-1] if cut else blocks):
+            hidden = self.block(block, _with_deep_prompts(hidden, deep_prompts, number), causal=True)
+        if cut:
+            hidden = _with_deep_prompts(hidden, deep_prompts, len(blocks) - 1)
         read = run_last_block(blocks[-1], hidden, eot, causal=True) if cut else take_token(hidden, eot)
         return self._norm(read)[:, 0]
 
-    def run_prefix(self, prefix: Tensor) -> list[KeysValues]:
-        """Each block's keys and values of a prefix [B, P, v] (embeddings without positions, starting at position 0)."""
+    def run_prefix(self, prefix: Tensor, *, deep_prompts: Tensor | None = None) -> list[KeysValues]:
+        """Each block's keys and values of a prefix [B, P, v] (embeddings without positions, starting at position 0).
+
+        ``deep_prompts`` as in :meth:`run`; their m tokens are in the prefix.
+        """
         hidden = prefix + self.positions[: prefix.shape[1]]
         blocks = list(self.text_model.encoder.layers)
+        _check_depth(deep_prompts, len(blocks))
         states = []
-        for block in blocks:
+        for number, block in enumerate(blocks):
+            hidden = _with_deep_prompts(hidden, deep_prompts, number)
             states.append(prefix_keys_values(block, hidden))
             if block is not blocks[-1]:
                 hidden = run_block(block, hidden, causal=True)

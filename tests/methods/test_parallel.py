@@ -39,8 +39,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "lora": {"augment": False, "batch_size": 12, "steps": 2},
     "linear_probe": {"batch_size": 12, "steps": 2},
     "metric_head": {"batch_size": 12, "steps": 2},
+    "clip_adapter": {"batch_size": 12, "steps": 2},
+    "sketch_lvm": {"batch_size": 12, "steps": 2},
     "bitfit": {"augment": False, "batch_size": 12, "steps": 2},
     "ln_tuning": {"augment": False, "batch_size": 12, "steps": 2},
+    "cocoop": {"augment": False, "batch_size": 12, "steps": 2},
+    "maple": {"augment": False, "batch_size": 12, "steps": 2},
+    "ivlp": {"augment": False, "batch_size": 12, "steps": 2},
+    "promptsrc": {"augment": False, "batch_size": 12, "steps": 2},
 }
 
 
@@ -215,7 +221,7 @@ def test_options_that_start_further_processes_are_refused_once(monkeypatch: pyte
 def test_every_method_says_whether_it_can_be_spread() -> None:
     trained = {name for name in METHODS.names() if METHODS.get(name).trained and not METHODS.get(name).card.floor}
     alone = {name for name in trained if METHODS.get(name).one_process}
-    assert alone == {"ad_clip", "sre_clip"}
+    assert alone == {"ad_clip", "sre_clip", "dapl", "tip_adapter_f", "cmkd", "pda"}
     assert not {name for name in trained if METHODS.get(name).one_process == Method.one_process}
 
 
