@@ -75,7 +75,7 @@ class FeatureScope:
             quantity=quantity,
             backbone=json.dumps(backbone.identity, sort_keys=True),
             preprocessing=json.dumps(preprocessing, sort_keys=True),
-            precision=f"{backbone.precision} {_arithmetic(backbone.device)}",
+            precision=f"{backbone.precision} {_arithmetic(backbone.device)}{' compiled' if backbone.compiled else ''}",
         )
 
     @property

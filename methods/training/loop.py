@@ -109,6 +109,29 @@ def training_attention(device: torch.device) -> contextlib.AbstractContextManage
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else contextlib.nullcontext()
 
 
+class Reading:
+    """The number of a loss on its way to the host.
+
+    On a GPU the copy is queued behind the forward pass, so that :meth:`number` waits for that alone: the backward pass,
+    queued meanwhile, runs on while the host prepares what follows. It is the one wait of a training step.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        """``value``: a scalar."""
+        self._done: torch.cuda.Event | None = None
+        self._value = value.detach()
+        if self._value.device.type == "cuda":
+            self._value = torch.empty((), dtype=value.dtype, pin_memory=True).copy_(self._value, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
+
+    def number(self) -> float:
+        """The loss, once it is there."""
+        if self._done is not None:
+            self._done.synchronize()
+        return float(self._value)
+
+
 def run_stage(
     method: Method,
     data: TrainingData,
@@ -157,15 +180,16 @@ def run_stage(
                     group["lr"] = learning_rate(step) * group.get("scale", 1.0)
         with training_attention(method.device):
             value = loss(step)
-        number = parallel.average(float(value.detach()), method.device)
+        reading = Reading(value)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        number = parallel.average(reading.number(), method.device)
         if not math.isfinite(number):
             raise TrainingError(
                 f"{method.card.name}: loss is {number} at step {step} of {stage}; lower the learning rate with"
                 f" --set {method.card.name}.learning_rate=..."
             )
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        value.backward()
         parallel.average_gradients(parameters)
         if clip_norm > 0:
             torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
