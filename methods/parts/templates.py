@@ -10,7 +10,8 @@ Sets of templates, as ``--templates`` takes them:
 ``imagenet_best``   the 7 of them that CLIP's authors chose by forward selection
 ``FILE.txt``        one template a line, the class name at ``{}``
 ``FILE.json``       ``{class: [sentence, ...]}``: the texts of each class, as CuPL publishes them (Pratt et al., "What
-                    does a platypus look like? Generating customized prompts for zero-shot image classification", ICCV 2023)
+                    does a platypus look like? Generating customized prompts for zero-shot image classification",
+                    ICCV 2023)
 
 A file of class names is JSON too: ``{class: name}``. Classes are matched without regard to case, with spaces for
 underscores. Nothing here imports torch before a text is embedded.
