@@ -40,7 +40,10 @@ LEDGER_HEAD = f"""\
 This page is generated from the method cards (`methods/cards/*.toml`) by `{COMMAND}`.
 Each row is one place where the code released with a paper does something else than the paper says, cannot run, or uses
 test data. The cards are written from the abstracts, the README files and the code at these commits: ProS `ccb8841`,
-UCDR-Adapter `dbbd797`, AD-CLIP `c82d861` (with Dassl `c61a1b5`), SRE-CLIP `f392d02`. "Not in the abstract" means that
+UCDR-Adapter `dbbd797`, AD-CLIP `c82d861` (with Dassl `c61a1b5`), SRE-CLIP `f392d02`,
+DAPL `f2d8f24`, CoCoOp `1fbb1a6`, MaPLe `904dbd7`, PromptSRC `8be7dcf`,
+CLIP-Adapter `9ac913a`, Tip-Adapter `327763e`, Sketch_LVM `432c504`, PDA `144e6c4`, CMKD `052f925`.
+"Not in the abstract" means that
 the paper's abstract leaves the point open, so the released code may well be what the authors intended.
 
 * **Switch**: the field of the method's config that chooses between the two. The default is the paper's behaviour;
@@ -249,6 +252,59 @@ def recipes_table() -> str:
     return table(head, rows)
 
 
+def step_hours() -> str:
+    """GPU hours of the papers' recipes on transformers, from operations and rates."""
+    from benchmarks.recipes import paper_config
+    from benchmarks.runner import sizing
+    from benchmarks.runner.plan import make_config
+    from benchmarks.runner.settings import recipe_file, resolve
+    from methods.registry import METHODS
+
+    rows = []
+    for name, work in sizing.RECIPE_WORK.items():
+        settings = resolve({}, recipe_file(name))
+        (method,) = settings.methods
+        given = {key.rpartition(".")[2]: value for key, value in settings.set}
+        config = make_config(METHODS.get(method), settings, given, paper_config(method, settings.datasets[0]))
+        hours = {}
+        for precision in ("float32", "tf32", "bf16"):
+            hours[precision], steps = sizing.recipe_hours(method, config, work, precision, sizing.rate(precision)[0])
+        memory = max(step.gib(sizing.PUBLISHED_MIB[work.backbone], settings.precision) for step in steps)
+        counts = [f"{count:,} x {step.flops / 1e12:.3g}" for count, step in zip(work.steps, steps, strict=True)]
+        rows.append(
+            (
+                f"`{name}`",
+                work.backbone,
+                " + ".join(counts),
+                *(f"{'**' if precision == settings.precision else ''}{value:.2g}"
+                  f"{'**' if precision == settings.precision else ''}" for precision, value in hours.items()),
+                f"{memory:.3g}",
+            )
+        )  # fmt: skip
+    head = ("recipe", "backbone", "steps x TFLOP", "hours, float32", "tf32", "bf16", "GiB")
+    rates = "; ".join(f"{name} {sizing.rate(name)[0]:g} TFLOP/s ({sizing.rate(name)[1]})" for name in sizing.ASSUMED)
+    return f"Rates: {rates}.\n\n{table(head, rows)}"
+
+
+def step_memory() -> str:
+    """GPU memory of a training step by method, backbone and number of classes."""
+    from benchmarks.runner import sizing
+    from methods.registry import METHODS
+
+    rows = []
+    for method in sizing.DESCRIBED:
+        config = METHODS.get(method).Config()
+        for precision in ("float32", "bf16"):
+            cells = []
+            for name, towers in sizing.PUBLISHED.items():
+                for classes in (65, 345):
+                    steps = sizing.steps_of(method, config, towers, classes, 5, sizing.PUBLISHED_MIB[name]) or []
+                    cells.append(f"{max(step.gib(sizing.PUBLISHED_MIB[name], precision) for step in steps):.3g}")
+            rows.append((f"`{method}`", precision, *cells))
+    head = ("method", "precision", *(f"{name}, {count} classes" for name in sizing.PUBLISHED for count in (65, 345)))
+    return table(head, rows)
+
+
 # --- the reference ----------------------------------------------------------------------------------------------------
 
 REFERENCE = "reports/reference"
@@ -350,6 +406,7 @@ def reference_training() -> str:
 def parts() -> dict[str, Callable[[], str]]:
     """The generated parts by name."""
     found: dict[str, Callable[[], str]] = {"dataset cards": dataset_cards, "recipes": recipes_table}
+    found |= {"hours of recipes": step_hours, "memory of steps": step_memory}
     found |= {"reference pairs": reference_pairs, "reference training": reference_training}
     for backbone in reference_backbones():
         found[f"reference scores {backbone}"] = lambda backbone=backbone: reference_scores(backbone)

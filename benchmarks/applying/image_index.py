@@ -142,7 +142,7 @@ def encode_pixels(run: Callable[[Tensor], Tensor], pixels: np.ndarray, device: t
     @torch.no_grad()
     def one(batch: Tensor, wanted: int) -> Tensor:
         filled = torch.cat([batch, batch[-1:].expand(BATCH - wanted, -1, -1, -1)])
-        return run(unit_range(filled)).float().cpu()[:wanted]
+        return run(unit_range(filled.to(device))).float().cpu()[:wanted]
 
     parts = (torch.from_numpy(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH))
     batches = ((part, len(part)) for part in parts)

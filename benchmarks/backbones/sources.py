@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from methods.parts.backbone import Backbone
+    from methods.parts.backbone import Backbone, Precision
 
 #: Folder of the shipped versions, ``picto-clip-v2``, ``picto-clip-v3``, ...
 SHIPPED = Path(__file__).parents[1] / "assets" / "picto_clip"
@@ -70,7 +70,7 @@ def resolve(name_or_folder: str) -> tuple[str, str]:
     return "", name_or_folder
 
 
-def load(name_or_folder: str, *, device: str, precision: Literal["float32", "bf16"]) -> Backbone:
+def load(name_or_folder: str, *, device: str, precision: Precision) -> Backbone:
     """The backbone, with ``name`` set to the shipped version's name or what :meth:`Backbone.load` makes of it.
 
     Raises ``ValueError`` (``BackboneError`` is one) that names the problem and, for a missing checkpoint of the Hub,
@@ -103,7 +103,7 @@ def load(name_or_folder: str, *, device: str, precision: Literal["float32", "bf1
     return backbone
 
 
-def _load(source: str, *, device: str, precision: Literal["float32", "bf16"]) -> Backbone:
+def _load(source: str, *, device: str, precision: Precision) -> Backbone:
     from benchmarks.backbones.loading import is_open_clip, load_open_clip
     from methods.parts.backbone import Backbone
 

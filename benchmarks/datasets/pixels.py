@@ -6,6 +6,7 @@ take.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -48,6 +49,7 @@ class PixelCache:
         fits = count * 3 * size * size <= share * psutil.virtual_memory().available
         self._kept = np.empty((count, 3, size, size), dtype=np.uint8) if fits else None
         self._known = np.zeros(count, dtype=bool)
+        self._decoding = threading.Lock()  # training reads ahead while validation reads
 
     def __getitem__(self, rows: np.ndarray) -> Tensor:
         """RGB of table rows: uint8 ``[B, 3, size, size]``.
@@ -56,10 +58,11 @@ class PixelCache:
         """
         if self._kept is None:
             return torch.from_numpy(self._decode(rows))
-        missing = np.unique(rows[~self._known[rows]])
-        if len(missing):
-            self._kept[missing] = self._decode(missing)
-            self._known[missing] = True
+        if not self._known[rows].all():
+            with self._decoding:
+                missing = np.unique(rows[~self._known[rows]])
+                self._kept[missing] = self._decode(missing)
+                self._known[missing] = True
         return torch.from_numpy(self._kept[rows])
 
     def _decode(self, rows: np.ndarray) -> np.ndarray:

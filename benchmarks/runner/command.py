@@ -125,7 +125,7 @@ def _perform(settings: Settings, command: str, arms: Arms | None, terminal: Term
         if run.settings.dry_run:
             from benchmarks.runner.listing import list_plan
 
-            for line in list_plan(run.plan, run.settings, store):
+            for line in list_plan(run.plan, run.settings, store, run.resources):
                 terminal.print(line)
             return 0
         outcome = carry_out(run, store, terminal)

@@ -175,7 +175,8 @@ def fit_weights(method: Method, report: FitReport, data: TrainingData) -> FitWei
     if not method.trained:
         return FitWeights(files)
     known = [one["score"] for one in report.validation if one.get("step") == report.selected_step]
-    score = float(known[-1]) if known else round(data.validate(method), 6)
+    with fail_together():
+        score = float(known[-1]) if known else round(data.validate(method), 6)
     return FitWeights(files, score if math.isfinite(score) else None)
 
 
@@ -228,7 +229,8 @@ class GroupRunner:
             return
         for cell in group.cells:
             try:
-                record, per_query = self._score(cell, fitted)
+                with fail_together():  # processes that train together encode together
+                    record, per_query = self._score(cell, fitted)
             except Exception as error:
                 self._failed(cell, error, fitted)
                 release_memory(error)
@@ -311,7 +313,8 @@ class GroupRunner:
 
         def validation(trained: _Trained) -> float:
             known = validated.score(trained.method)
-            return data.validate(trained.method) if known is None else known
+            with fail_together():
+                return data.validate(trained.method) if known is None else known
 
         return _Trainer(train, validation, data)
 

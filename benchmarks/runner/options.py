@@ -61,7 +61,12 @@ def build_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentP
     how.add_argument("--shots-draw", metavar="N", type=int, help="which draw of --shots (default: 0)")
     how.add_argument("--limit", metavar="N", type=int, help="at most N training, query and gallery images each")
     how.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda, cuda:1, ...")
-    how.add_argument("--precision", metavar="NAME", help="float32 (default) or bf16")
+    how.add_argument(
+        "--precision", metavar="NAME", help="auto (default: bf16 on a GPU that has it), float32, tf32, bf16"
+    )
+    how.add_argument(
+        "--compile", action="store_true", help="compile the frozen towers (torch.compile); changes last digits"
+    )
     how.add_argument(
         "--threads",
         metavar="N",

@@ -343,6 +343,7 @@ def make_cell(
             **backbone.identity,
             "preprocessing": backbone.preprocessing,
             "precision": backbone.precision,
+            **({"compiled": True} if settings.compile else {}),
         },
         "dataset": dict(resources.dataset_facts(dataset)),  # a copy: what a method adds is its own
         "task": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from benchmarks.evaluation.ranking import RULES, RetrievalScores, rank
 from benchmarks.protocols.task import Classification, Retrieval
 from benchmarks.runner.embeddings import BATCH, EncodedImages
 from methods.interface import Method, unit_length
-from methods.parts.feeding import unit_range
+from methods.parts.feeding import feed, unit_range
 
 #: Logits held at a time (64 MiB).
 LOGITS = 1 << 24
@@ -100,13 +101,14 @@ def class_logits(method: Method, encoded: EncodedImages, question: Classificatio
                 images = torch.nn.functional.normalize(encoded[block], dim=-1)
                 yield method.logit_scale() * images @ classes
             return
-        for start in range(0, len(rows), BATCH):
-            batch = rows[start : start + BATCH]
-            pixels, started = unit_range(encoded.pixels[batch]), time.perf_counter()
-            logits = method.classify(pixels, names).float().cpu()
-            encoded.seconds += time.perf_counter() - started
-            encoded.count += len(batch)
-            if logits.shape != (len(batch), len(names)):
-                expected = [len(batch), len(names)]
-                raise ValueError(f"logits of {len(batch)} images have shape {tuple(logits.shape)}, not {expected}")
-            yield logits
+        parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+        with closing(feed(parts, lambda part: (encoded.pixels[part],), method.device)) as fed:
+            for batch, (pixels,) in fed:
+                started = time.perf_counter()
+                logits = method.classify(unit_range(pixels), names).float().cpu()
+                encoded.seconds += time.perf_counter() - started
+                encoded.count += len(batch)
+                if logits.shape != (len(batch), len(names)):
+                    expected = [len(batch), len(names)]
+                    raise ValueError(f"logits of {len(batch)} images have shape {tuple(logits.shape)}, not {expected}")
+                yield logits

@@ -22,7 +22,7 @@ from methods.registry import METHODS
 
 Rules = Literal["clean", "official"]
 Select = Literal["last", "val", "oracle", "im", "snd", "bnm", "entropy", "dev"]
-Precision = Literal["float32", "bf16"]
+Precision = Literal["auto", "float32", "tf32", "bf16"]
 KeepWeights = Literal["best", "all"]
 
 
@@ -43,9 +43,10 @@ class Settings:
 
     ``("all",)`` becomes all registered names, except for ``datasets``: there it means those whose files are present,
     which the plan finds. ``set`` has the ``--set`` changes as ``("method.field" or "field", value)``; ``limit`` is the
-    effective one (the preset's unless given); ``device`` may be ``auto``, and ``jobs`` and ``threads`` 0, until
-    :func:`benchmarks.runner.machine.final_settings` fills them in. ``search``: each fit searches its own learning rate
-    on validation data, in place of tuned rates or a preset's grid. ``shard`` is (number from 1, of how many).
+    effective one (the preset's unless given); ``device`` and ``precision`` may be ``auto``, and ``jobs`` and
+    ``threads`` 0, until :func:`benchmarks.runner.machine.final_settings` fills them in. ``compile``: the frozen towers
+    are compiled. ``search``: each fit searches its own learning rate on validation data, in place of tuned rates or a
+    preset's grid. ``shard`` is (number from 1, of how many).
     ``gpu_hours_each_fit`` and ``gpu_hours_basis`` are what a recipe's file expects of one fit, and why; a dry run
     prints them. ``keep_weights``: which fits' weights stay with the records (:mod:`benchmarks.store.weights`).
     ``shots``: labelled images a class and domain, drawn anew for another ``shots_draw``.
@@ -68,7 +69,8 @@ class Settings:
     preset: str = "quick"
     seeds: tuple[int, ...] = (0,)
     device: str = "auto"
-    precision: Precision = "float32"
+    precision: Precision = "auto"
+    compile: bool = False
     search: bool = False
     set: tuple[tuple[str, Any], ...] = ()
     out: str = "results/run"

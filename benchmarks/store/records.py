@@ -134,7 +134,8 @@ class Environment:
     """Where a cell ran: package versions, the code's git commit, hardware (no host name), device and threads.
 
     ``tf32``: whether a GPU may round the factors of float32 products and convolutions to TF32; None in records
-    written before this was recorded.
+    written before this was recorded. ``arithmetic``: the settings of torch that decide how numbers are computed
+    (determinism, cuDNN, TF32, cuBLAS's workspace, kernels of attention), as they were; empty in older records.
     """
 
     packages: dict[str, str] = field(default_factory=dict)
@@ -143,6 +144,7 @@ class Environment:
     device: str = ""
     threads: int = 0
     tf32: bool | None = None
+    arithmetic: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ Sets of templates, as ``--templates`` takes them:
 ``imagenet_best``   the 7 of them that CLIP's authors chose by forward selection
 ``FILE.txt``        one template a line, the class name at ``{}``
 ``FILE.json``       ``{class: [sentence, ...]}``: the texts of each class, as CuPL publishes them (Pratt et al., "What
-does
-                    a platypus look like? Generating customized prompts for zero-shot image classification", ICCV 2023)
+                    does a platypus look like? Generating customized prompts for zero-shot image classification",
+                    ICCV 2023)
 
 A file of class names is JSON too: ``{class: name}``. Classes are matched without regard to case, with spaces for
 underscores. Nothing here imports torch before a text is embedded.
@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from methods.parts.bounds import fill, template_fault
+from methods.parts.bounds import NAME, fill, template_fault
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,6 +116,9 @@ IMAGENET: tuple[str, ...] = tuple(
     a tattoo of the {}.
 """.strip().splitlines()
 )
+
+#: Its first sixty, which PromptSRC's teacher averages, with the class name at ``{name}``.
+IMAGENET_60: tuple[str, ...] = tuple(template.replace("{}", NAME) for template in IMAGENET[:60])
 
 #: The seven that forward selection over the 80 picked (same notebook).
 IMAGENET_BEST: tuple[str, ...] = (

@@ -264,8 +264,12 @@ RUN = {
         "sre_clip",
         "linear_probe",
         "metric_head",
+        "clip_adapter",
+        "tip_adapter",
+        "tip_adapter_f",
+        "cmkd",
     },
-    "styles": {"coop", "lora", "ad_clip"},
+    "styles": {"coop", "lora", "ad_clip", "dapl", "cocoop"},
 }
 
 

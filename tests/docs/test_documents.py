@@ -112,7 +112,7 @@ def test_the_site_shows_every_page() -> None:
 
 def test_generated_parts_are_what_the_script_writes() -> None:
     made = generator().pages()
-    pages = {"README.md", "discrepancies.md", "methods.md", "datasets.md", "reproduce.md", "results.md"}
+    pages = {"README.md", "discrepancies.md", "methods.md", "datasets.md", "reproduce.md", "results.md", "sizing.md"}
     assert pages == {path.name for path in made}
     stale = [path.name for path, text in made.items() if path.read_text(encoding="utf-8") != text]
     assert not stale, f"run {generator().COMMAND}"
