@@ -450,7 +450,8 @@ def test_no_figure_is_ever_answered_by_another_question() -> None:
     wrong = [one | {name: change(one), "value": 9.0} for one in right.values() for name, change in ELSEWHERE.items()]
     wrong = [one for one in wrong if tuple(part for name, part in one.items() if name != "value") not in right]
     common = {
-        "variant": "official", "config": "{}", "select": "val", "seed": 0, "limit": float("nan"), "ablation": "", "shots": "",
+        "variant": "official", "config": "{}", "select": "val", "seed": 0, "limit": float("nan"), "ablation": "",
+        "shots": "",
         "status": "ok", "reason": "", "data_hash": "ab", "weights_hash": "cd", "identity": "", "precision": "float32",
         "scoring": 1,
         "dataset_version": "v1", "extension": "", "headline": (), "floor": False, "created": "", "n_queries": 8,
