@@ -52,7 +52,7 @@ class AdaptationMethod(ImageTextMethod):
         stream = target_batches(len(images), config.batch_size, seeded(seed, _TARGET_BATCHES))
 
         def pixels(step: int) -> Tensor:
-            stored = images.stored(next(stream)).to(self.device)
+            stored = images.stored(next(stream)).to(self.device, non_blocking=True)
             seen = augment(stored, augmentation, seeded(seed, _TARGET_AUGMENT, step))
             return self.backbone.normalize(seen, config.train_statistics)
 

@@ -84,8 +84,8 @@ def test_every_method_on_the_device(
 #: Of each stage, steps that make what is kept, and those behind them whose waits are counted.
 WARM, COUNTED = 1, 2
 
-#: Copies of a step to the device that are not asynchronous: its pixels, labels and domains by CPU indices. No more.
-UPLOADS = 3
+#: Copies of a step to the device that wait for it: none, but what a method has by itself.
+UPLOADS = 0
 
 
 @pytest.mark.simulated
