@@ -46,6 +46,7 @@ from methods.parts.augment import augment
 from methods.parts.backbone import PromptBackbone
 from methods.parts.bounds import Bound
 from methods.parts.feature_cache import image_features
+from methods.parts.feeding import Feed, feed
 from methods.parts.losses import cosine_similarities
 from methods.parts.prompt_units import new_context
 from methods.parts.prompts import PromptTemplate, class_text, encode_prompts
@@ -154,6 +155,7 @@ class DAPL(SgdMethod):
     domain_names: tuple[str, ...] = ()  # in the order of their tokens
     adapts: bool = False  # whether the last domain is the target
     _target: Callable[[int], Tensor] | None = None  # while it trains: step -> features [B, E] of target images
+    _target_feed: Feed[Tensor] | None = None
     _zero_shot: Tensor | None = None  # while it trains: what pseudo-labels come from [C, E]
     _domains: Tensor | None = None  # while it trains: each labelled image's domain, numbered as ``domain_names`` [N]
 
@@ -252,7 +254,9 @@ class DAPL(SgdMethod):
         try:
             return super().fit(data, seed=seed, log=log)
         finally:
-            self._target = self._zero_shot = self._domains = None
+            if self._target_feed is not None:
+                self._target_feed.close()
+            self._target = self._target_feed = self._zero_shot = self._domains = None
 
     @torch.no_grad()
     def begin(self, data: TrainingData, seed: int) -> None:
@@ -271,9 +275,11 @@ class DAPL(SgdMethod):
             known = image_features(self.backbone, images, statistics=config.train_statistics)
             return lambda step: known[next(stream)].to(self.device, non_blocking=True)
 
+        self._target_feed = fed = feed(stream, lambda index: (images.stored(index),), self.device)
+
         def features(step: int) -> Tensor:
-            pixels = images.stored(next(stream)).to(self.device, non_blocking=True)
-            pixels = augment(pixels, augmentation, seeded(seed, _TARGET_AUGMENT, step))
+            _, (stored,) = next(fed)
+            pixels = augment(stored, augmentation, seeded(seed, _TARGET_AUGMENT, step))
             return self.image_features(self.backbone.normalize(pixels, config.train_statistics))
 
         return features

@@ -163,6 +163,7 @@ for _name, _target, _summary in (
     ("constant", "methods.floors:ConstantEmbedding", "floor: the same vector for every image"),
     ("raw_pixel", "methods.floors:RawPixel", "floor: the image itself at 16 x 16"),
     ("zero_shot", "methods.zero_shot:ZeroShot", "CLIP as it is, 'a photo of a {}'"),
+    ("zero_shot_domain", "methods.zero_shot_domain:ZeroShotDomain", "CLIP as it is, 'a {domain} of a {class}'"),
     ("linear_probe", "methods.linear_probe:LinearProbe", "a linear map of frozen image features, image-text loss"),
     ("metric_head", "methods.metric_head:MetricHead", "a linear map of frozen image features, contrastive loss"),
     ("full_finetune", "methods.full_finetune:FullFinetune", "CLIP's vision tower trained with the image-text loss"),

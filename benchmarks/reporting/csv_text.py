@@ -56,7 +56,8 @@ def _csv(frame: pd.DataFrame, tables: list[ScoreTable]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     ablated = ["ablation"] if len(frame) and (frame["ablation"] != "").any() else []
     head = ["protocol", "gallery", "metric", "method", "label", *ablated, "floor", "extension", "query_domain"]
-    stated = [name for name in SETTING if name != "identity" or (len(frame) and (frame["identity"] != "").any())]
+    used = {name: bool(len(frame)) and bool((frame[name] != "").any()) for name in ("identity", "shots")}
+    stated = [name for name in SETTING if used.get(name, True)]
     writer.writerow([*stated, *head, "value", "low", "high", "seeds", "status"])
     for table in tables:
         for row in table.rows:

@@ -53,11 +53,18 @@ class ClassAnswers:
 
 
 def score_classification(
-    method: Method, encoded: EncodedImages, question: Classification, rules: str, *, top: int = 0
+    method: Method,
+    encoded: EncodedImages,
+    question: Classification,
+    rules: str,
+    *,
+    top: int = 0,
+    known: Tensor | None = None,
 ) -> ClassAnswers:
     """Accuracy of a method's predictions, and the ``top`` best classes of each image.
 
-    The logits of all images and classes are never held together, only :data:`LOGITS` of them at a time.
+    The logits of all images and classes are never held together, only :data:`LOGITS` of them at a time; ``known`` are
+    they, where a caller holds them already.
     """
     number_of = {name: number for number, name in enumerate(question.class_names)}
     of_image = encoded.pixels.dataset.table["class"].to_numpy()[question.rows]
@@ -65,7 +72,8 @@ def score_classification(
     best: list[tuple[Tensor, Tensor]] = []
 
     def blocks() -> Iterator[Tensor]:
-        for logits in class_logits(method, encoded, question, rules):
+        given = class_logits(method, encoded, question, rules) if known is None else iter([known])
+        for logits in given:
             values, classes = logits.topk(min(top, logits.shape[1]), dim=1)
             best.append((classes, values))
             yield logits

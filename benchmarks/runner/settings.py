@@ -21,7 +21,7 @@ from benchmarks.runner.presets import PRESETS, Preset
 from methods.registry import METHODS
 
 Rules = Literal["clean", "official"]
-Select = Literal["last", "val", "oracle"]
+Select = Literal["last", "val", "oracle", "im", "snd", "bnm", "entropy", "dev"]
 Precision = Literal["auto", "float32", "tf32", "bf16"]
 KeepWeights = Literal["best", "all"]
 
@@ -29,6 +29,9 @@ KeepWeights = Literal["best", "all"]
 class SettingsError(ValueError):
     """A setting that cannot be used; one line that names the option and the fix (exit code 2)."""
 
+
+#: Settings of methods that have an option of their own beside ``--set``.
+SHORT = ("templates", "class_names")
 
 #: Seeds are whole numbers below this.
 SEEDS = 2**32
@@ -46,6 +49,8 @@ class Settings:
     preset's grid. ``shard`` is (number from 1, of how many).
     ``gpu_hours_each_fit`` and ``gpu_hours_basis`` are what a recipe's file expects of one fit, and why; a dry run
     prints them. ``keep_weights``: which fits' weights stay with the records (:mod:`benchmarks.store.weights`).
+    ``shots``: labelled images a class and domain, drawn anew for another ``shots_draw``.
+    ``selectors``: for which of the ways to select without target labels each validation's value is recorded.
 
     Under ``--preset full`` the recipes apply even without ``--recipe``: each method's config on each
     data set is that of its recipe (:func:`paper_config`); where data sets are named (not ``all``), backbone and
@@ -70,6 +75,8 @@ class Settings:
     set: tuple[tuple[str, Any], ...] = ()
     out: str = "results/run"
     limit: int | None = None
+    shots: int | None = None
+    shots_draw: int = 0
     threads: int = 0
     jobs: int = 0
     executor: str = "local"
@@ -78,6 +85,7 @@ class Settings:
     fail_fast: bool = False
     force: bool = False
     keep_weights: KeepWeights | None = None
+    selectors: tuple[str, ...] = ()
     gpu_hours_each_fit: float = 0.0
     gpu_hours_basis: str = ""
 
@@ -111,6 +119,7 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
         _one_of(key, getattr(settings, key), get_args(kind))
     if settings.keep_weights is not None:
         _one_of("keep-weights", settings.keep_weights, get_args(KeepWeights))
+    settings = dataclasses.replace(settings, selectors=_selectors(settings))
     _one_of("executor", settings.executor, executors())
     _one_of("preset", settings.preset, PRESETS)
     for seed in settings.seeds:
@@ -118,9 +127,13 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
             raise SettingsError(f"--seeds: a seed is 0 or larger and at most {SEEDS - 1}, not {seed}")
     if not 0 <= settings.gpu_hours_each_fit < float("inf"):
         raise SettingsError(f"{file}: gpu_hours_each_fit must be 0 or more, not {settings.gpu_hours_each_fit}")
-    for key in ("limit", "threads", "jobs"):
-        if (value := getattr(settings, key)) is not None and value < (1 if key == "limit" else 0):
-            raise SettingsError(f"--{key} must be positive, not {value}")
+    for key in ("limit", "shots", "threads", "jobs", "shots_draw"):
+        if (value := getattr(settings, key)) is not None and value < (1 if key in ("limit", "shots") else 0):
+            raise SettingsError(f"--{key.replace('_', '-')} must be positive, not {value}")
+    if settings.shots_draw and settings.shots is None:
+        raise SettingsError("--shots-draw needs --shots, the number of images a class and domain")
+    if settings.shots is not None and settings.rules == "official":
+        raise SettingsError("--shots: the official rules train on all images; leave --rules or --shots out")
     settings = dataclasses.replace(
         settings,
         methods=_names("methods", settings.methods),
@@ -132,6 +145,20 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
     if settings.gpu_hours_basis:
         settings = dataclasses.replace(settings, gpu_hours_basis=_basis(settings, stated))
     return _as_published(settings, values) if settings.preset == "full" else settings
+
+
+def _selectors(settings: Settings) -> tuple[str, ...]:
+    """The selectors to record, ``all`` written out. Raises :class:`SettingsError` where no validation is made."""
+    known = get_args(Select)[3:]
+    if settings.selectors and settings.select == "last":
+        raise SettingsError("--selectors: --select last makes no validation to record; take another --select")
+    if settings.select in known and settings.rules == "official":
+        raise SettingsError(
+            f"--select {settings.select}: the official rules select on the test images; leave --rules or --select out"
+        )
+    for name in settings.selectors:
+        _one_of("selectors", name, ("all", *known))
+    return known if "all" in settings.selectors else tuple(dict.fromkeys(settings.selectors))
 
 
 def _still_applicable(stated: Mapping[str, Any], values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
@@ -231,6 +258,8 @@ def config_changes(
             raise SettingsError(
                 f"{option} {key}: {method} is not a method of this run; add it to --methods, or leave the setting out"
             )
+        if not reached and key in SHORT:
+            raise SettingsError(f"--{key.replace('_', '-')}: no method of this run has it; add zero_shot to --methods")
         if not reached:
             every = {n for m in fields for n in fields[m]} | {f"{m}.{n}" for m in fields for n in fields[m]}
             raise SettingsError(
@@ -295,10 +324,10 @@ def _convert(key: str, value: Any) -> Any:
         if isinstance(default, tuple):
             items = value.split(",") if isinstance(value, str) else value
             names = tuple(item.strip() for item in items if item.strip())
-            if not names:
+            if not names and key != "selectors":
                 raise ValueError
             return names
-        if key in ("limit", "threads", "jobs"):
+        if key in ("limit", "shots", "shots_draw", "threads", "jobs"):
             return None if value is None else _whole(value)
         if isinstance(default, float):
             return float(value)

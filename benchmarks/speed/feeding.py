@@ -30,7 +30,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from benchmarks.datasets.folder_dataset import FolderDataset
     from benchmarks.datasets.pixels import DatasetImages
+    from methods.parts.feeding import Feed
 
 #: Width and height of the JPEG files.
 PHOTOGRAPH = (500, 375)
@@ -150,7 +151,7 @@ def waits(images: DatasetImages, index: Sequence[Tensor], device: str, step_s: f
     """Seconds that each step waits for its batch on the device; between two of them the CPU sleeps ``step_s``."""
     from methods.parts.feeding import feed
 
-    def one_by_one() -> Generator[tuple[Tensor, tuple[Tensor, ...]], None, None]:
+    def one_by_one() -> Feed[Tensor]:
         for part in index:
             yield part, (images.pixels(part).to(device),)
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 Item = TypeVar("Item")
+
+#: What :func:`feed` gives.
+Feed: TypeAlias = Generator[tuple[Item, tuple[Tensor, ...]], None, None]
 
 #: Batches that are read ahead of the step; 0: each is read when it is asked for, by the thread that asks.
 AHEAD = 2
@@ -28,7 +31,7 @@ def unit_range(pixels: Tensor) -> Tensor:
 
 def feed(
     items: Iterable[Item], load: Callable[[Item], Sequence[Tensor]] | None, device: str | torch.device
-) -> Generator[tuple[Item, tuple[Tensor, ...]], None, None]:
+) -> Feed[Item]:
     """Each item with what ``load`` gives for it (tensors on the CPU), on ``device``; in order. None: with nothing.
 
     One thread takes the items and loads them, at most :data:`AHEAD` before they are asked for, so ``items`` and

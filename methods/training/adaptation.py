@@ -14,6 +14,7 @@ from torch import Tensor
 
 from methods.interface import FitReport, Log, TrainingData
 from methods.parts.augment import augment
+from methods.parts.feeding import Feed, feed
 from methods.training.batches import batches, domain_pairs, target_batches
 from methods.training.image_text import ImageTextMethod, Prompts, TrainingBatch
 from methods.training.loop import budget, seeded
@@ -27,6 +28,7 @@ class AdaptationMethod(ImageTextMethod):
     one_process = "its loss compares the images of a batch"
     #: While it trains: the pixels of a step's target images, None where they are in the batch; and all its steps.
     _target: Callable[[int], Tensor] | None = None
+    _target_feed: Feed[Tensor] | None = None
     _steps: int = 0
 
     @abstractmethod
@@ -42,7 +44,9 @@ class AdaptationMethod(ImageTextMethod):
         try:
             return super().fit(data, seed=seed, log=log)
         finally:
-            self._target = None
+            if self._target_feed is not None:
+                self._target_feed.close()
+            self._target = self._target_feed = None
 
     def begin(self, data: TrainingData, seed: int) -> None:
         """Start the stream of target images, where the protocol shows any."""
@@ -50,9 +54,10 @@ class AdaptationMethod(ImageTextMethod):
             return
         images, config, augmentation = data.target, self.config, self.config.augmentation
         stream = target_batches(len(images), config.batch_size, seeded(seed, _TARGET_BATCHES))
+        self._target_feed = fed = feed(stream, lambda index: (images.stored(index),), self.device)
 
         def pixels(step: int) -> Tensor:
-            stored = images.stored(next(stream)).to(self.device, non_blocking=True)
+            _, (stored,) = next(fed)
             seen = augment(stored, augmentation, seeded(seed, _TARGET_AUGMENT, step))
             return self.backbone.normalize(seen, config.train_statistics)
 

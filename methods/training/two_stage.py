@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from methods.interface import FitReport, Log, Method, TrainingData
 from methods.official.pros_release import decayed_rate
 from methods.parts.augment import augment
-from methods.parts.feeding import feed
+from methods.parts.feeding import Feed, feed
 from methods.parts.parallel import share
 from methods.training.batches import domain_batches, epoch_images, seen_classes
 from methods.training.loop import budget, count_parameters, run_stage, seeded
@@ -141,7 +141,7 @@ class TwoStageMethod(Method):
             def loss(
                 step: int,
                 number: int = number,
-                fed: Iterator[tuple[Tensor, tuple[Tensor, ...]]] = fed,
+                fed: Feed[Tensor] = fed,
                 batch_loss: Callable[[Batch], Tensor] = batch_loss,
             ) -> Tensor:
                 whole, (pixels,) = next(fed)

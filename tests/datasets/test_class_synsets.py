@@ -10,7 +10,9 @@ from benchmarks.datasets.pacs import PACS
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.datasets.splits import class_lists
 from benchmarks.datasets.synsets import TABLES, checked_synsets
+from benchmarks.datasets.terra_incognita import TerraIncognita
 from benchmarks.datasets.visda import CLASSES as VISDA
+from benchmarks.datasets.vlcs import VLCS
 from methods.parts.senses import choose_senses, senses
 
 CLASSES_OF = {
@@ -19,6 +21,8 @@ CLASSES_OF = {
     "tuberlin": [name for names in class_lists("tuberlin").values() for name in names],
     "office_home": CLASSES,
     "pacs": PACS.class_names,
+    "vlcs": VLCS.class_names,
+    "terra_incognita": TerraIncognita.class_names,
     "visda": VISDA,
 }
 

@@ -153,6 +153,9 @@ def fitted(name: str, backbone: Any, given: TrainingData, **changes: Any) -> Any
         ("ad_clip", {}),
         ("ad_clip", {"crop": 1.0, "flip": False}),
         ("ad_clip", {"crop": 1.0, "flip": False, "fast": False}),
+        ("cmkd", {"augment": True}),
+        ("dapl", {"augment": True}),
+        ("pda", {"augment": True}),
     ],
 )
 def test_reading_ahead_changes_no_number(
@@ -160,10 +163,10 @@ def test_reading_ahead_changes_no_number(
 ) -> None:
     ahead = fitted(name, tiny_backbone, read := data(tiny_backbone.image_size, select="last"), **changes)
     assert not feeders()
-    assert read.images.readers == {"feeding_0"}  # type: ignore[attr-defined]
+    assert read.images.readers | read.target.readers == {"feeding_0"}  # type: ignore[attr-defined]
     monkeypatch.setattr(feeding, "AHEAD", 0)
     alone = fitted(name, tiny_backbone, read := data(tiny_backbone.image_size, select="last"), **changes)
-    assert read.images.readers == {threading.main_thread().name}  # type: ignore[attr-defined]
+    assert read.images.readers | read.target.readers == {threading.main_thread().name}  # type: ignore[attr-defined]
     assert ahead.tensors().keys() == alone.tensors().keys()
     for key, value in ahead.tensors().items():
         assert torch.equal(value, alone.tensors()[key]), key
