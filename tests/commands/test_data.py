@@ -93,7 +93,7 @@ def test_counts_and_hashes_are_those_of_the_files(root: Path, capsys: pytest.Cap
     ]
     assert f"content hash {hashlib.sha256(''.join(sorted(lines)).encode()).hexdigest()}\n" in printed
     assert "byte-identical" not in printed, "two pages in the place of images are broken, not twins"
-    assert re.search(r"^tasks +ucdr 2, uccdr 2, udcdr 2, uda 6, dazsl 1, uda_inductive 6$", printed, re.MULTILINE)
+    assert re.search(r"^tasks +ucdr 2, uccdr 2, udcdr 2, uda 6, dazsl 1, dg 3, uda_inductive 6$", printed, re.MULTILINE)
 
 
 @pytest.mark.parametrize("size", ["0", "-3", "1.5", "²", "100000"])

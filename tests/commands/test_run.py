@@ -213,12 +213,12 @@ def test_an_interrupt_says_how_to_go_on(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "zeroshot"], "unknown method 'zeroshot'; did you mean zero_shot?"),
+        (["--methods", "zeroshot"], "unknown method 'zeroshot'; did you mean zero_shot or zero_shot_domain?"),
         (["--datasets", "picto_domain"], "unknown dataset 'picto_domain'; did you mean picto_domains"),
         (["--protocols", "udcd"], "unknown protocol 'udcd'; did you mean udcdr"),
         (["--preset", "quik"], "--preset 'quik' is unknown; did you mean quick?"),
         (["--rules", "oficial"], "--rules 'oficial' is unknown; did you mean official?"),
-        (["--select", "x"], "--select 'x' is unknown; choose from: last, oracle, val"),
+        (["--select", "x"], "--select 'x' is unknown; choose from: bnm, dev, entropy, im, last, oracle, snd, val"),
         (["--precision", "fp16"], "--precision 'fp16' is unknown"),
         (["--seeds", "one"], "--seeds: cannot read 'one'"),
         (["--seeds", "-1"], "--seeds: a seed is 0 or larger"),

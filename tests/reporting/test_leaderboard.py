@@ -391,7 +391,7 @@ def test_a_card_says_for_which_questions_it_goes_beyond_the_paper() -> None:
     assert "retrieval embedding" in AdClip.card.extension("uda_inductive", "retrieval")
     assert ProS.card.extension("udcdr", "retrieval") == ""
     assert "source only" in ProS.card.extension("dazsl", "classification")
-    protocols = ("ucdr", "uccdr", "udcdr", "uda", "dazsl")
+    protocols = ("ucdr", "uccdr", "udcdr", "uda", "dazsl", "dg")
     for name in METHODS.names():
         card = METHODS.get(name).card
         assert all(key.partition("/")[0] in protocols for key in card.extensions), name
