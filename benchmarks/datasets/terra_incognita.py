@@ -31,7 +31,7 @@ class TerraIncognita(TransferDataset):
         known_problems=(
             "made for domain generalisation (dg): the class split of the retrieval protocols is our seeded rule",
             "papers state 24,788 images; what the download script makes today is smaller (24,330)",
-            "the class empty has no animal; not every location has every class",
+            "the class empty has no animal",
         ),
         layout="ROOT/{terra_incognita,.}/{location_38,location_43,location_46,location_100}/CLASS/*",
     )

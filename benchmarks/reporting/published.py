@@ -439,9 +439,10 @@ def _candidates(figure: Mapping[Any, Any], cells: pd.DataFrame | None) -> tuple[
     if rows.empty:
         return none, _no_score(in_split) if len(in_split) else "not run"
     rows = rows[rows["limit"].isna()]
-    if len(rows) and (rows["shots"] != "").all():
-        return none, "run with --shots only"
-    rows = rows[rows["shots"] == ""]
+    if "shots" in rows and len(rows):
+        if (rows["shots"] != "").all():
+            return none, "run with --shots only"
+        rows = rows[rows["shots"] == ""]
     if rows.empty:
         return none, "run with --limit only: such scores mean nothing"
     same = rows[rows["backbone"].map(backbone_kind) == figure["backbone"]]

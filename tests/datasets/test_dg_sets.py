@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,11 @@ def test_the_archive_of_vlcs_numbers_its_classes(tmp_path: Path) -> None:
     assert set(birds["key"].str.split("/").str[1]) == {"0"}
 
 
-def test_terra_incognita_says_which_class_a_location_lacks(made: Path) -> None:
-    dataset = TerraIncognita(made / "terra_incognita")
+def test_terra_incognita_says_which_class_a_location_lacks(tmp_path: Path) -> None:
+    transfer_trees.terra_incognita_tree(tmp_path)
+    for name in ("raccoon", "squirrel"):
+        shutil.rmtree(tmp_path / "terra_incognita" / "location_100" / name)
+    dataset = TerraIncognita(tmp_path)
     dataset.check()
     assert len(dataset.table) == 3 * 10 * 6 + 8 * 6
     lacking = {finding.path for finding in dataset.findings if finding.kind == "missing_class"}

@@ -61,10 +61,9 @@ def vlcs_archive_tree(root: Path, images: int = 6) -> Path:
 
 
 def terra_incognita_tree(root: Path, images: int = 6) -> Path:
-    """``terra_incognita/location_N/CLASS/*``; location_100 has no image of two classes."""
-    places = [f"terra_incognita/location_{number}" for number in (38, 43, 46)]
+    """``terra_incognita/location_N/CLASS/*``, as DomainBed's download script makes it."""
+    places = [f"terra_incognita/location_{number}" for number in (38, 43, 46, 100)]
     class_tree(root, places, TERRA_CLASSES, images, "58a2-{number}.jpg")
-    class_tree(root, ["terra_incognita/location_100"], TERRA_CLASSES[:-2], images, "58a2-{number}.jpg")
     return root
 
 

@@ -80,6 +80,10 @@ def shown(dataset: Dataset, protocol: str, split: str) -> Shown:
         domain = none if protocol == "uccdr" else table["domain"] == split
         names = frozenset(table.loc[train, "class"])
         return Shown(train & ~domain & ~table["held_back"], none, names, val & ~domain)
+    if protocol == "dg":
+        inside = table["class"].isin(closed.uda_classes) & table["domain"].isin(closed.uda_domains)
+        seen_domains = inside & (table["domain"] != split)
+        return Shown(seen_domains, none, frozenset(closed.uda_classes), seen_domains)
     source, target = (table["domain"] == name for name in split.split(" to "))
     if protocol in ("uda", "uda_inductive"):
         inside = table["class"].isin(closed.uda_classes)
