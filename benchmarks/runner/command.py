@@ -212,9 +212,9 @@ def report(run: Run, outcome: Outcome, store: ResultStore, terminal: Terminal) -
     """Print the tables of this run's cells, write the report of the whole store; returns the exit code."""
     from benchmarks.reporting.data import ReportData
     from benchmarks.reporting.files import PAGE, write_report
-    from benchmarks.store.frame import load_results
+    from benchmarks.store.frame import frame_and_records
 
-    frame = load_results(run.settings.out, terminal.warn)
+    frame, records = frame_and_records(run.settings.out, terminal.warn, compact=True)
     print_scores(run, frame, terminal)
     folder = Path(run.settings.out) / "report"
     counts = ", ".join(f"{count} {status}" for status, count in sorted(outcome.counts.items())) or "no cells"
@@ -223,7 +223,8 @@ def report(run: Run, outcome: Outcome, store: ResultStore, terminal: Terminal) -
     for line in outcome.problems:
         terminal.warn(line)
     try:
-        files = write_report(ReportData(frame, store=store, command=run.command, report=terminal.warn), folder)
+        data = ReportData(frame, store=store, command=run.command, report=terminal.warn, records=records)
+        files = write_report(data, folder)
         lines += [f"leaderboard: {files[0]}, {files[1]}", f"plots: {folder / 'plots'}"]
         lines += [f"page: {path}" for path in files if path.name == PAGE]
     except OSError as error:
