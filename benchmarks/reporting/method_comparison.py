@@ -632,7 +632,9 @@ class _QueryTables:
             values_of: dict[tuple[str, str], QueryValues] = {}
             try:
                 values = _per_query(self._store, row, self._records.get(key))
-                numbers = values.drop_columns([n for n in _TEXTS if n in values.column_names]).to_pandas(use_threads=False)
+                numbers = values.drop_columns([n for n in _TEXTS if n in values.column_names]).to_pandas(
+                    use_threads=False
+                )
                 for gallery, (places, asked) in self._questions(values).items():
                     table = numbers.iloc[places]
                     for metric in self._metrics.get(gallery, []):

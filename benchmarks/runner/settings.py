@@ -26,6 +26,10 @@ Precision = Literal["float32", "bf16"]
 KeepWeights = Literal["best", "all"]
 
 
+#: Trackers of accelerate that ``--track`` takes; another one is named by ``module:Class``.
+TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio")
+
+
 class SettingsError(ValueError):
     """A setting that cannot be used; one line that names the option and the fix (exit code 2)."""
 
@@ -45,6 +49,7 @@ class Settings:
     on validation data, in place of tuned rates or a preset's grid. ``shard`` is (number from 1, of how many).
     ``gpu_hours_each_fit`` and ``gpu_hours_basis`` are what a recipe's file expects of one fit, and why; a dry run
     prints them. ``keep_weights``: which fits' weights stay with the records (:mod:`benchmarks.store.weights`).
+    ``track``: trackers that get losses and scores (:mod:`benchmarks.runner.tracking`).
 
     Under ``--preset full`` the recipes apply even without ``--recipe``: each method's config on each
     data set is that of its recipe (:func:`paper_config`); where data sets are named (not ``all``), backbone and
@@ -76,6 +81,7 @@ class Settings:
     fail_fast: bool = False
     force: bool = False
     keep_weights: KeepWeights | None = None
+    track: tuple[str, ...] = ()
     gpu_hours_each_fit: float = 0.0
     gpu_hours_basis: str = ""
 
@@ -109,6 +115,9 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
         _one_of(key, getattr(settings, key), get_args(kind))
     if settings.keep_weights is not None:
         _one_of("keep-weights", settings.keep_weights, get_args(KeepWeights))
+    for name in settings.track:
+        if ":" not in name:
+            _one_of("track", name, TRACKERS)
     _one_of("executor", settings.executor, executors())
     _one_of("preset", settings.preset, PRESETS)
     for seed in settings.seeds:
@@ -293,7 +302,7 @@ def _convert(key: str, value: Any) -> Any:
         if isinstance(default, tuple):
             items = value.split(",") if isinstance(value, str) else value
             names = tuple(item.strip() for item in items if item.strip())
-            if not names:
+            if not names and (default or isinstance(value, str)):
                 raise ValueError
             return names
         if key in ("limit", "threads", "jobs"):

@@ -1,7 +1,7 @@
 """Cost of a report of many records: ``python -m benchmarks.speed.report`` measures time and memory, and compares.
 
-A results folder of ``--records`` records is made from another one's: its records again with further seeds, each with its
-per-query values. The report of that folder is then drawn by ``python -m benchmarks.report`` in a process of its own,
+A results folder of ``--records`` records is made from another one's: its records again with further seeds, each with
+its per-query values. The report of that folder is then drawn by ``python -m benchmarks.report`` in another process,
 without any file of an earlier report. With ``--before CHECKOUT`` the report of another checkout of this repository is
 measured in the same run, in turn, and every table and the page of the two are compared: the same bytes, or this fails.
 
@@ -11,7 +11,6 @@ repeats; beside another checkout also the ratios, which other work on the machin
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -155,8 +154,8 @@ def measure(
     """Cost of the report of ``count`` records made from ``source``, and of that of the checkout ``before``.
 
     Returns:
-        ``records``, ``bytes``, ``files`` (compared), costs by ``now`` and ``before`` (lists of what `draw` returns), and
-        where it ran.
+        ``records``, ``bytes``, ``files`` (compared), costs by ``now`` and ``before`` (lists of what `draw` returns),
+        and where it ran.
 
     Raises:
         FailedReportError: a report could not be made, or a file of the two reports differs.
@@ -228,9 +227,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m benchmarks.sp
     print(f"{result['records']} records of {result['bytes'] / 2**20:.0f} MiB; the report: {', '.join(result['files'])}")
     costs = {name: best(result[name]) for name in ("before", "now") if name in result}
     for name, cost in costs.items():
-        print(
-            f"{name:8}{cost['cpu_s']:8.1f} s of processor time{cost['wall_s']:8.1f} s{cost['memory_mib']:8.0f} MiB of memory"
-        )
+        seconds = f"{cost['cpu_s']:8.1f} s of processor time{cost['wall_s']:8.1f} s"
+        print(f"{name:8}{seconds}{cost['memory_mib']:8.0f} MiB of memory")
     if "before" in costs:
         ratios = {name: costs["now"][name] / costs["before"][name] for name in costs["now"]}
         print(f"{'ratio':8}{ratios['cpu_s']:8.2f}{ratios['wall_s']:30.2f}{ratios['memory_mib']:10.2f}; the same files")

@@ -163,9 +163,7 @@ class _Rows:
         self._records.append(common)
         self._add(common, of_gallery, {None: math.nan})
 
-    def _add(
-        self, common: Mapping[str, Any], gallery: dict[str, Any], metrics: Mapping[Any, float]
-    ) -> None:
+    def _add(self, common: Mapping[str, Any], gallery: dict[str, Any], metrics: Mapping[Any, float]) -> None:
         self._columns |= dict.fromkeys((*common, *gallery, "metric", "value"))
         self._record_of.append(len(self._records) - 1)
         self._gallery_of.extend([len(self._galleries)] * len(metrics))
