@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import importlib.util
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -118,10 +119,15 @@ class Tracking:
                 place = self._folder / safe_name(name)
                 if kind.requires_logging_directory:
                     place.mkdir(parents=True, exist_ok=True)
-                tracker = kind(run, logging_dir=str(place)) if kind.requires_logging_directory else kind(run)
+                named, more = started_with(name, run, place)
+                if kind.requires_logging_directory:
+                    more["logging_dir"] = str(place)
+                tracker = kind(*named, **more)
                 if hasattr(tracker, "start"):  # in older versions of accelerate the constructor starts it
                     tracker.start()
                 runs.append((name, tracker))
+                if name == "comet_ml":
+                    tracker.tracker.set_name(run)
                 if about:
                     tracker.store_init_configuration(dict(about))
         try:
@@ -140,6 +146,36 @@ class Tracking:
             if self._classes.pop(name, None) is not None:
                 text = " ".join(str(error).split())
                 self._report(f"--track {name}: {type(error).__name__}: {text}; it gets nothing more of this run")
+
+
+def started_with(tracker: str, run: str, folder: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What a tracker's class is called with for a run: accelerate calls some trackers' *project* ``run_name``.
+
+    The project is the tracker's own environment variable, or `PROJECT`; ``folder`` is for a tracker of files.
+    """
+    if tracker in _RUN_NAME:
+        variable, option = _RUN_NAME[tracker]
+        project = os.environ.get(variable) or PROJECT
+        return (project,), {option: run} if option else {}
+    if tracker == "mlflow":
+        return (), {"experiment_name": PROJECT, "run_name": run}  # accelerate reads MLFLOW_EXPERIMENT_NAME
+    if tracker == "clearml":
+        return (run,), {"project_name": os.environ.get("CLEARML_PROJECT") or PROJECT, "task_name": run}
+    if tracker == "dvclive":
+        return (run,), {"dir": str(folder / run)}
+    return (run,), {}
+
+
+#: Name of the project, where a tracker has projects.
+PROJECT = "ucdr-bench"
+
+#: Trackers whose first argument is the project: the variable that names another one, and the option for a run's name.
+_RUN_NAME = {
+    "wandb": ("WANDB_PROJECT", "name"),
+    "trackio": ("TRACKIO_PROJECT", "name"),
+    "swanlab": ("SWANLAB_PROJECT", "experiment_name"),
+    "comet_ml": ("COMET_PROJECT_NAME", ""),
+}
 
 
 def configuration(record: Record) -> dict[str, Any]:

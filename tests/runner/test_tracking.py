@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -108,6 +110,51 @@ def test_tensorboard_has_the_curves(tmp_path: Path) -> None:
     shown = EventAccumulator(str(tmp_path / "tracking" / "tensorboard" / "gallery")).Reload()
     (found,) = shown.Images("sheet")
     assert (found.width, found.height) == (8, 6)
+
+
+def test_runs_of_wandb_share_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate's tracker, on a stand-in for the package: what it is started with, told and sent."""
+    calls: list[tuple[Any, ...]] = []
+
+    class Run:
+        def log(self, values: dict[str, float], step: int | None = None, **more: Any) -> None:
+            calls.append(("log", step, values))
+
+        def finish(self) -> None:
+            calls.append(("finish",))
+
+    def init(**options: Any) -> Run:
+        calls.append(("init", options["project"], options["name"]))
+        return Run()
+
+    wandb = ModuleType("wandb")
+    wandb.__spec__ = ModuleSpec("wandb", None)
+    vars(wandb).update(init=init, config={}, Image=lambda image: image.shape)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    problems: list[str] = []
+    store = tracking.tracked_store(tmp_path, ["wandb"], problems.append)
+    first = store.write(record())
+    monkeypatch.setenv("WANDB_PROJECT", "other")
+    second = store.write(
+        record("failed", reason="no", inputs={"seed": 1}, fit=Fit("f", 1, 0, [{"step": 0, "loss": 1.0}]))
+    )
+    assert problems == []
+    begun = [call[1:] for call in calls if call[0] == "init"]
+    assert begun == [
+        ("ucdr-bench", f"zero_shot-tiny-ucdr-line-s0-{first.key[:8]}"),
+        ("other", f"zero_shot-tiny-ucdr-line-s0-{second.key[:8]}"),
+    ]
+    assert ("log", 3, {f"{g}/{m}": v for g, s in first.scores.items() for m, v in s.metrics.items()}) in calls
+    assert calls[-2:] == [("log", 0, {"loss": 1.0}), ("finish",)]
+
+
+def test_every_tracker_is_started_with_a_run_and_its_project(tmp_path: Path) -> None:
+    for name in TRACKERS:
+        positional, more = tracking.started_with(name, "a run", tmp_path)
+        texts = [*positional, *more.values()]
+        assert any("a run" in text for text in texts) or name == "comet_ml", name
+        assert (tracking.PROJECT in texts) is (name not in ("tensorboard", "aim", "dvclive")), name
 
 
 def test_names_fit_mlflow_and_stay_apart() -> None:
