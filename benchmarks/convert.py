@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.convert") ->
     """Run the command; exit code 0, or 2 if the checkpoint cannot be used."""
     arguments = build_parser(prog).parse_args(argv)
     from benchmarks.backbones.openai_checkpoint import TOKENIZER, CheckpointError, convert
-    from methods.parts.backbone import Backbone, BackboneError
+    from benchmarks.backbones.sources import load
+    from methods.parts.backbone import BackboneError, ClipBackbone
 
     folder = None
     try:
@@ -73,17 +74,19 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.convert") ->
             activation=arguments.activation,
             head_width=arguments.head_width,
         )
-        backbone = Backbone.load(folder)
+        backbone = load(str(folder), device="cpu", precision="float32")
     except (CheckpointError, BackboneError, OSError) as error:
         if folder is not None:  # converted, but it cannot be loaded; the folder was new or empty before
             shutil.rmtree(folder, ignore_errors=True)
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
-    vision = backbone.model.config.vision_config
-    heads = vision.hidden_size // vision.num_attention_heads
-    sizes = f"{vision.hidden_act}, heads of {heads}, {backbone.image_size} px, patch {backbone.patch_size}"
-    sizes += f", {backbone.vision_layers} vision blocks"
-    print(f"{folder}: {sizes}, embedding {backbone.embed_dim}, weights {backbone.weights_hash[:16]}")
+    sizes = f"{backbone.image_size} px, embedding {backbone.embed_dim}"
+    if isinstance(backbone, ClipBackbone):
+        vision = backbone.model.config.vision_config
+        heads = vision.hidden_size // vision.num_attention_heads
+        sizes = f"{vision.hidden_act}, heads of {heads}, {backbone.image_size} px, patch {backbone.patch_size}"
+        sizes += f", {backbone.vision_layers} vision blocks, embedding {backbone.embed_dim}"
+    print(f"{folder}: {sizes}, weights {backbone.weights_hash[:16]}")
     print(f"use it with --backbone {folder}")
     return 0
 

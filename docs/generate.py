@@ -4,6 +4,8 @@
 * In ``docs/methods.md``: each method's settings (from its ``Config`` and the comments beside its fields) and ablations.
 * In ``docs/datasets.md``: every data set's source, layout, size and known problems, from the data set cards.
 * In ``docs/reproduce.md``: the recipes.
+* In ``README.md`` and ``docs/results.md``: the tables of the committed reference, from ``reports/reference`` and
+  ``results/reference``.
 
 Inside a page, a generated part is between ``<!-- generated: NAME -->`` and ``<!-- end of NAME -->``. A test fails when
 a committed page differs from what this script writes.
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import csv
 import dataclasses
 import inspect
 import io
@@ -37,7 +40,10 @@ LEDGER_HEAD = f"""\
 This page is generated from the method cards (`methods/cards/*.toml`) by `{COMMAND}`.
 Each row is one place where the code released with a paper does something else than the paper says, cannot run, or uses
 test data. The cards are written from the abstracts, the README files and the code at these commits: ProS `ccb8841`,
-UCDR-Adapter `dbbd797`, AD-CLIP `c82d861` (with Dassl `c61a1b5`), SRE-CLIP `f392d02`. "Not in the abstract" means that
+UCDR-Adapter `dbbd797`, AD-CLIP `c82d861` (with Dassl `c61a1b5`), SRE-CLIP `f392d02`,
+DAPL `f2d8f24`, CoCoOp `1fbb1a6`, MaPLe `904dbd7`, PromptSRC `8be7dcf`,
+CLIP-Adapter `9ac913a`, Tip-Adapter `327763e`, Sketch_LVM `432c504`, PDA `144e6c4`, CMKD `052f925`.
+"Not in the abstract" means that
 the paper's abstract leaves the point open, so the released code may well be what the authors intended.
 
 * **Switch**: the field of the method's config that chooses between the two. The default is the paper's behaviour;
@@ -246,12 +252,164 @@ def recipes_table() -> str:
     return table(head, rows)
 
 
+def step_hours() -> str:
+    """GPU hours of the papers' recipes on transformers, from operations and rates."""
+    from benchmarks.recipes import paper_config
+    from benchmarks.runner import sizing
+    from benchmarks.runner.plan import make_config
+    from benchmarks.runner.settings import recipe_file, resolve
+    from methods.registry import METHODS
+
+    rows = []
+    for name, work in sizing.RECIPE_WORK.items():
+        settings = resolve({}, recipe_file(name))
+        (method,) = settings.methods
+        given = {key.rpartition(".")[2]: value for key, value in settings.set}
+        config = make_config(METHODS.get(method), settings, given, paper_config(method, settings.datasets[0]))
+        hours = {}
+        for precision in ("float32", "tf32", "bf16"):
+            hours[precision], steps = sizing.recipe_hours(method, config, work, precision, sizing.rate(precision)[0])
+        memory = max(step.gib(sizing.PUBLISHED_MIB[work.backbone], settings.precision) for step in steps)
+        counts = [f"{count:,} x {step.flops / 1e12:.3g}" for count, step in zip(work.steps, steps, strict=True)]
+        rows.append(
+            (
+                f"`{name}`",
+                work.backbone,
+                " + ".join(counts),
+                *(f"{'**' if precision == settings.precision else ''}{value:.2g}"
+                  f"{'**' if precision == settings.precision else ''}" for precision, value in hours.items()),
+                f"{memory:.3g}",
+            )
+        )  # fmt: skip
+    head = ("recipe", "backbone", "steps x TFLOP", "hours, float32", "tf32", "bf16", "GiB")
+    rates = "; ".join(f"{name} {sizing.rate(name)[0]:g} TFLOP/s ({sizing.rate(name)[1]})" for name in sizing.ASSUMED)
+    return f"Rates: {rates}.\n\n{table(head, rows)}"
+
+
+def step_memory() -> str:
+    """GPU memory of a training step by method, backbone and number of classes."""
+    from benchmarks.runner import sizing
+    from methods.registry import METHODS
+
+    rows = []
+    for method in sizing.DESCRIBED:
+        config = METHODS.get(method).Config()
+        for precision in ("float32", "bf16"):
+            cells = []
+            for name, towers in sizing.PUBLISHED.items():
+                for classes in (65, 345):
+                    steps = sizing.steps_of(method, config, towers, classes, 5, sizing.PUBLISHED_MIB[name]) or []
+                    cells.append(f"{max(step.gib(sizing.PUBLISHED_MIB[name], precision) for step in steps):.3g}")
+            rows.append((f"`{method}`", precision, *cells))
+    head = ("method", "precision", *(f"{name}, {count} classes" for name in sizing.PUBLISHED for count in (65, 345)))
+    return table(head, rows)
+
+
+# --- the reference ----------------------------------------------------------------------------------------------------
+
+REFERENCE = "reports/reference"
+
+#: Columns of the reference tables: protocol, gallery, metric, and the heading.
+QUESTIONS = {
+    ("ucdr", "unseen", "map@all"): "UCDR unseen, mAP@all",
+    ("ucdr", "mixed", "map@all"): "UCDR mixed, mAP@all",
+    ("uccdr", "unseen", "map@all"): "UcCDR unseen, mAP@all",
+    ("udcdr", "seen", "map@all"): "UdCDR seen, mAP@all",
+    ("uda", "target", "accuracy[image]"): "UDA, accuracy",
+    ("uda", "source", "map@all"): "UDA, target to source, mAP@all",
+    ("dazsl", "target", "h[image]"): "DAZSL, H",
+}
+
+
+def reference_rows(name: str) -> list[dict[str, str]]:
+    """The rows of a CSV file of the reference's report."""
+    with (ROOT / REFERENCE / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def reference_backbones() -> list[str]:
+    """Backbones of the reference, in the order of its leaderboard."""
+    return list(dict.fromkeys(row["backbone"] for row in reference_rows("leaderboard.csv")))
+
+
+def reference_scores(backbone: str) -> str:
+    """Mean of every method in each question with half of its 95 % interval, in percent; best UCDR score first."""
+    scores: dict[str, dict[tuple[str, str, str], str]] = {}
+    order: dict[str, tuple[bool, float]] = {}
+    for row in reference_rows("leaderboard.csv"):
+        question = (row["protocol"], row["gallery"], row["metric"])
+        if row["backbone"] != backbone or row["query_domain"] != "mean" or question not in QUESTIONS:
+            continue
+        floor = row["floor"] == "True"
+        label = f"{row['label']} (floor)" if floor else row["label"]
+        text = "n/a" if row["status"] == "not_applicable" else row["status"]
+        if row["value"]:
+            half = f" ± {50 * (float(row['high']) - float(row['low'])):.1f}" if row["low"] else ""
+            text = f"{100 * float(row['value']):.1f}{half}{'†' if row['extension'] else ''}"
+        scores.setdefault(label, {})[question] = text
+        if question == next(iter(QUESTIONS)):
+            order[label] = (floor, -float(row["value"] or "nan"))
+    lines = [
+        (label, *(scores[label].get(question, "-") for question in QUESTIONS))
+        for label in sorted(scores, key=lambda label: order.get(label, (True, 0.0)))
+    ]
+    head = ("method", *QUESTIONS.values())
+    return table(head, lines).replace("| --- |" + " --- |" * len(QUESTIONS), "|---|" + "---:|" * len(QUESTIONS))
+
+
+def reference_pairs() -> str:
+    """How many pairs of methods are separable in each question, floors left out, and how many from zero-shot CLIP."""
+    floors = {row["label"] for row in reference_rows("leaderboard.csv") if row["floor"] == "True"}
+    rows = [row for row in reference_rows("pairs.csv") if not floors & {row["better"], row["worse"]}]
+
+    def share(backbone: str, question: tuple[str, str, str], *, zero_shot: bool) -> str:
+        of = [
+            float(row["p_holm"]) <= 0.05
+            for row in rows
+            if row["backbone"] == backbone
+            and (row["protocol"], row["gallery"], row["metric"]) == question
+            and (not zero_shot or "zero_shot" in (row["better"], row["worse"]))
+        ]
+        return f"{sum(of)} of {len(of)}" if of else "-"
+
+    backbones = reference_backbones()
+    kinds = [(backbone, zero_shot) for backbone in backbones for zero_shot in (False, True)]
+    head = ("question", *(f"{backbone}: {'from zero-shot' if only else 'all pairs'}" for backbone, only in kinds))
+    return table(
+        head,
+        ((title, *(share(b, question, zero_shot=only) for b, only in kinds)) for question, title in QUESTIONS.items()),
+    )
+
+
+def reference_training() -> str:
+    """Fits of the reference by how their training ended, and searched rates at an end of their range."""
+    from benchmarks.store.frame import load_results
+
+    frame = load_results(ROOT / "results" / "reference")
+    fits = frame[frame["status"] == "ok"].drop_duplicates(["backbone", "method", "variant", "fit_id", "seed"])
+    rows = []
+    for backbone in reference_backbones():
+        own = fits[(fits["backbone"] == backbone) & fits["convergence"].isin(["converged", "rising"])]
+        rising = own[own["convergence"] == "rising"]
+        by_method = ", ".join(f"{name} {count}" for name, count in rising["method"].value_counts().items())
+        edges = fits[(fits["backbone"] == backbone) & (fits["edge"] != "")]
+        at_edge = ", ".join(f"{name} {count}" for name, count in edges["method"].value_counts().items())
+        share = f"{100 * (1 - len(rising) / len(own)):.1f} %" if len(own) else "-"
+        rows.append((backbone, f"{len(own):,}", share, by_method or "none", at_edge or "none"))
+    head = ("backbone", "fits", "converged", "fits still rising, by method", "fits with a rate at the end of its range")
+    return table(head, rows)
+
+
 # --- pages ------------------------------------------------------------------------------------------------------------
 
 
 def parts() -> dict[str, Callable[[], str]]:
     """The generated parts by name."""
     found: dict[str, Callable[[], str]] = {"dataset cards": dataset_cards, "recipes": recipes_table}
+    found |= {"hours of recipes": step_hours, "memory of steps": step_memory}
+    found |= {"reference pairs": reference_pairs, "reference training": reference_training}
+    for backbone in reference_backbones():
+        found[f"reference scores {backbone}"] = lambda backbone=backbone: reference_scores(backbone)
     for name, method in method_classes().items():
         found[f"settings of {name}"] = lambda method=method: settings_table(method)
         found[f"ablations of {name}"] = lambda method=method: ablations_table(method)
@@ -272,7 +430,7 @@ def pages() -> dict[Path, str]:
     """Every page with generated content, as it should be."""
     available = parts()
     made = {DOCS / "discrepancies.md": ledger()}
-    for path in sorted(DOCS.glob("*.md")):
+    for path in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]:
         page = path.read_text(encoding="utf-8")
         if "<!-- generated: " in page and path not in made:
             made[path] = filled(page, available)

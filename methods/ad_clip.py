@@ -40,7 +40,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -53,10 +55,12 @@ from methods.official import ad_clip as official
 from methods.parts.augment import Augmentation, augment
 from methods.parts.backbone import PromptBackbone, Statistics, stack_layers
 from methods.parts.feature_cache import layer_statistics
+from methods.parts.feeding import feed
 from methods.parts.losses import cosine_similarities, mean_entropy
 from methods.parts.prompts import PromptTemplate, encode_prompts
 from methods.training.batches import batches, domain_pairs, target_batches
 from methods.training.loop import budget, count_parameters, run_stage, seeded
+from methods.training.sgd import warm_cosine
 
 # --- the model -------------------------------------------------------------------------------------------------------
 
@@ -94,7 +98,7 @@ class VisionFeatures:
 
     def to(self, device: torch.device) -> VisionFeatures:
         """The same on another device."""
-        return VisionFeatures(self.features.to(device), self.mu.to(device), self.sigma.to(device))
+        return VisionFeatures(*(part.to(device, non_blocking=True) for part in (self.features, self.mu, self.sigma)))
 
 
 class Projectors(nn.Module):
@@ -460,9 +464,13 @@ class AdClip(Method):
         """Warm-up, then a cosine in the epochs (``epochs`` in ``steps``) or iterations that have passed."""
         config = self.config
         passed = step if config.schedule == "iteration" else step * config.epochs // steps
-        if passed < config.warmup_epochs:
-            return config.warmup_rate
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (passed - config.warmup_epochs) / config.epochs))
+        return warm_cosine(
+            passed,
+            config.learning_rate,
+            periods=config.epochs,
+            warmup=config.warmup_epochs,
+            warmup_rate=config.warmup_rate,
+        )
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
         """Train on labelled images and target images, or other training domains where there are none (10)."""
@@ -477,26 +485,35 @@ class AdClip(Method):
         source = self._training_features(data.images, seed)
         target = self._training_features(data.target, seed) if data.has_target else source
         steps = budget(config.steps, config.epochs, len(data.images), config.batch_size)
+        frozen, others = config.fast and not config.augmentation.active, data.target if data.has_target else data.images
+
+        def read(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+            return data.images.stored(pair[0]), others.stored(pair[1])
+
+        fed = feed(islice(pairs, steps), None if frozen else read, self.device)
 
         def loss(step: int) -> Tensor:
-            first, second = next(pairs)
-            labels = data.labels[first].to(self.device)
-            return self.losses(source(first, 2 * step), target(second, 2 * step + 1), labels, prompts).total
+            (first, second), pixels = next(fed)
+            labels = data.labels[first].to(self.device, non_blocking=True)
+            views = source(first, 2 * step, *pixels[:1]), target(second, 2 * step + 1, *pixels[1:])
+            return self.losses(*views, labels, prompts).total
 
         report = FitReport(trainable_parameters=count_parameters(self.projectors.trained()))
-        run_stage(
-            self,
-            data,
-            report,
-            log,
-            stage="projectors",
-            steps=steps,
-            optimizers=[self.optimizer()],
-            loss=loss,
-            learning_rate=lambda step: self.learning_rate(step, steps),
-            validate_every=config.validate_every or math.ceil(steps / (VALIDATIONS if config.steps else config.epochs)),
-            patience=config.patience,
-        )
+        every = config.validate_every or math.ceil(steps / (VALIDATIONS if config.steps else config.epochs))
+        with closing(fed):
+            run_stage(
+                self,
+                data,
+                report,
+                log,
+                stage="projectors",
+                steps=steps,
+                optimizers=[self.optimizer()],
+                loss=loss,
+                learning_rate=lambda step: self.learning_rate(step, steps),
+                validate_every=every,
+                patience=config.patience,
+            )
         report.seconds = time.perf_counter() - start
         return report
 
@@ -516,17 +533,18 @@ class AdClip(Method):
             count = min(len(source), len(target)) if self.config.pairing == "item" else size
             yield source[:count], target[:count]
 
-    def _training_features(self, images: Images, seed: int) -> Callable[[Tensor, int], VisionFeatures]:
-        """``features(index, draw)`` of training images; ``draw`` numbers the augmentation."""
+    def _training_features(self, images: Images, seed: int) -> Callable[..., VisionFeatures]:
+        """``features(index, draw, stored)`` of training images; ``draw`` numbers the augmentation, ``stored`` are the
+        images where they have been read already."""
         config = self.config
         if config.fast and not config.augmentation.active:  # the tower is frozen: once an image is enough
             known = layer_statistics(self.backbone, images, statistics=config.statistics)
             layers = slice(-config.layers, None)
             table = VisionFeatures(known["features"], known["mu"][:, layers], known["sigma"][:, layers])
-            return lambda index, draw: table[index].to(self.device)
+            return lambda index, draw, stored=None: table[index].to(self.device)
 
-        def features(index: Tensor, draw: int) -> VisionFeatures:
-            pixels = images.pixels(index).to(self.device)
+        def features(index: Tensor, draw: int, stored: Tensor | None = None) -> VisionFeatures:
+            pixels = images.stored(index).to(self.device) if stored is None else stored
             return self._extract(augment(pixels, config.augmentation, seeded(seed, _AUGMENT, draw)))
 
         return features

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -99,6 +99,14 @@ class Images(ABC):
         Raises :class:`WithheldError` for any other index.
         """
 
+    def stored(self, index: Tensor) -> Tensor:
+        """The images at ``index [B]`` as they are kept, ``[B, 3, H, W]``: uint8 RGB, or :meth:`pixels` (the default).
+
+        A quarter of the bytes to copy to a device, where :func:`methods.parts.feeding.unit_range` or the augmentation
+        makes the floats.
+        """
+        return self.pixels(index)
+
     @property
     @abstractmethod
     def content(self) -> Sequence[str]:
@@ -114,9 +122,11 @@ class TrainingData:
     * ``unseen_names``: those of them without labelled images, where the protocol shows any.
     * ``synsets``: WordNet synset names of class names, where they are known; ``synsets_published``: whether they come
       with the data set (True) or were chosen for this suite (False), so that the official code did not have them.
-    * ``target``: unlabelled target-domain images, where the protocol shows any.
+    * ``target``: unlabelled target-domain images, where the protocol shows any; ``target_domain``: the name of their
+      domain, else None.
     * ``validate(method)``: the protocol's validation score of the method with its current weights (higher is better).
       It uses nothing that the protocol withholds, unless the run selects by ``oracle``.
+    * ``select``: what the run selects by; ``last`` asks for the weights of the last step.
 
     Asking for what the protocol withholds raises :class:`WithheldError`, which names the protocol.
     """
@@ -134,7 +144,8 @@ class TrainingData:
         target: Images | None = None,
         synsets: Mapping[str, str] | None = None,
         synsets_published: bool = True,
-        select: Literal["last", "val", "oracle"] = "val",
+        select: str = "val",
+        target_domain: str | None = None,
     ) -> None:
         if not len(images) == len(labels) == len(domains):
             raise ValueError(
@@ -149,6 +160,7 @@ class TrainingData:
         self.synsets = dict(synsets or {})
         self.synsets_published = synsets_published
         self.select = select
+        self.target_domain = target_domain
         self._validate = validate
         self._target = target
 

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from methods.cards import read_card
 from methods.interface import NotApplicableError, TrainingData
 from methods.parts.parallel import processes, rank
-from methods.training.batches import batches
+from methods.training.batches import Partners, batches
 from methods.training.image_text import LinearMapConfig, LinearMapMethod
 
 
@@ -50,38 +50,6 @@ def contrastive_terms(images: Tensor, labels: Tensor, *, temperature: float) -> 
     positive = (labels[:, None] == labels) & ~itself
     count = positive.sum(1)
     return -logits.log_softmax(1).where(positive, 0.0).sum(1) / count.clamp(min=1), count
-
-
-class Partners:
-    """Draws for each anchor an image of its class from another domain.
-
-    An image whose class is in its own domain alone gets another one from there; the only image of a class gets itself.
-    """
-
-    def __init__(self, labels: Tensor, domains: Tensor) -> None:
-        """``labels`` [N] and ``domains`` [N], numbers from 0, on the CPU."""
-        group = labels * (int(domains.max()) + 1) + domains
-        self.order = torch.argsort(group, stable=True)  # by class, and by domain inside a class
-        self.place = torch.argsort(self.order)
-        self.of_class, self.of_group = _runs(labels[self.order]), _runs(group[self.order])
-
-    def draw(self, anchors: Tensor, generator: torch.Generator) -> Tensor:
-        """The partners [A] of the images at ``anchors`` [A]."""
-        place = self.place[anchors]
-        (start, count), (gap, width) = ((runs[0][place], runs[1][place]) for runs in (self.of_class, self.of_group))
-        alone = count == width  # in one domain: of it, but not itself
-        start, count = torch.where(alone, gap, start), torch.where(alone, width, count)
-        gap, width = torch.where(alone, place, gap), torch.where(alone, 1, width)
-        free = count - width
-        drawn = start + (torch.rand(len(anchors), generator=generator, dtype=torch.float64) * free).long()
-        drawn = drawn + torch.where(drawn >= gap, width, 0)
-        return self.order[torch.where(free > 0, drawn, place)]
-
-
-def _runs(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the run of equal values that each of the sorted ``values`` [N] is in begins, and its length: [N] each."""
-    _, run, length = torch.unique_consecutive(values, return_inverse=True, return_counts=True)
-    return (length.cumsum(0) - length)[run], length[run]
 
 
 @dataclass(frozen=True)

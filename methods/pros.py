@@ -121,18 +121,45 @@ class ProSModel(nn.Module):
         of each image's ``own`` domain and class are zero; an only domain's unit is not. ``own`` is None at inference.
         """
         config, batch = self.config, len(pixels)
-        sequence = [getattr(self, f"{kind}_template").expand(batch, -1, -1) for kind in config.kinds]
-        for kind in config.kinds if config.units != "none" else ():
-            units = self.units(kind).expand(batch, -1, -1, -1)  # [B, D or C, L, w]
-            if own is not None and config.mask and units.shape[1] > 1:
-                units = units * (1 - F.one_hot(own[kind], units.shape[1]).to(units))[:, :, None, None]
-            sequence.append(units.flatten(1, 2))
-        sequence.append(self.simulator.patch_tokens(pixels) + self.simulator.positions[1:])
-        tokens = torch.cat(sequence, dim=1)  # [B, K + L(D + C) + P, w]
-        first = first_output(config.kinds, config.prompt_length) if config.simulator_output == "index_1" else 0
-        end = first + len(config.kinds) * config.prompt_length  # the templates lead the sequence
-        outputs = self.simulator.run_leading(tokens, end) if config.fast else self.simulator.run(tokens)
+        kinds, masked = config.kinds, own is not None and config.mask
+        first = first_output(kinds, config.prompt_length) if config.simulator_output == "index_1" else 0
+        end = first + len(kinds) * config.prompt_length  # the templates lead the sequence
+        patches = self.simulator.patch_tokens(pixels) + self.simulator.positions[1:]
+        if config.fast:
+            shared, rows = self.shared_tokens(own if masked else None)
+            outputs = self.simulator.run_leading_shared(shared, rows, patches, end)
+        else:
+            sequence = [getattr(self, f"{kind}_template").expand(batch, -1, -1) for kind in kinds]
+            for kind in kinds if config.units != "none" else ():
+                units = self.units(kind).expand(batch, -1, -1, -1)  # [B, D or C, L, w]
+                if own is not None and masked and units.shape[1] > 1:
+                    units = units * (1 - F.one_hot(own[kind], units.shape[1]).to(units))[:, :, None, None]
+                sequence.append(units.flatten(1, 2))
+            outputs = self.simulator.run(torch.cat([*sequence, patches], dim=1))  # [B, K + L(D + C) + P, w]
         return F.linear(self.simulator.norm(outputs[:, first:end]), self.simulator_out).float()
+
+    def shared_tokens(self, own: Own | None) -> tuple[Tensor, Tensor | None]:
+        """``[t_D ; t_S ; P_D ; P_S]`` and a zero row, and the rows of it [B, R] that each image sees.
+
+        The rows of an image's ``own`` units are the zero row, an only domain's is not; ``own`` None masks nothing, and
+        without a zero row all images see all rows: (tokens [R, w], None).
+        """
+        kinds, length = self.config.kinds, self.config.prompt_length
+        tables = [getattr(self, f"{kind}_template") for kind in kinds]
+        hidden: list[Tensor | None] = [None] * len(kinds)
+        if self.config.units != "none":
+            tables += [self.units(kind) for kind in kinds]
+            hidden += [own[kind] if own is not None and len(self.units(kind)) > 1 else None for kind in kinds]
+        tokens = torch.cat([table.flatten(0, 1) for table in tables])  # [R, w]
+        if own is None:
+            return tokens, None
+        batch = len(next(iter(own.values())))
+        masked = []
+        for table, numbers in zip(tables, hidden, strict=True):
+            place = torch.arange(len(table), device=tokens.device).repeat_interleave(length)
+            masked.append((place == numbers[:, None]) if numbers is not None else (place < 0).expand(batch, -1))
+        rows = torch.arange(len(tokens), device=tokens.device)
+        return F.pad(tokens, (0, 0, 0, 1)), torch.where(torch.cat(masked, dim=1), len(tokens), rows)
 
     def training_features(self, stage: int, pixels: Tensor, own: Own, dropout: torch.Generator | None = None) -> Tensor:
         """f: image features [B, E] of a training stage."""
@@ -243,6 +270,7 @@ class ProS(TwoStageMethod):
 
     card = read_card("pros")
     Config = ProSConfig
+    version = 2  # 2: the simulator's first block sums the gradients of shared tokens in another order
     backbone: ClipBackbone
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "official": SETTINGS}
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -124,7 +124,7 @@ class PrototypeBranch(nn.Module):
         rows, count = field.sizes[LAYERS - layer], field.counts[LAYERS - layer]
         if dropout is not None and self.dropout > 0:
             keep = torch.rand(hidden.shape, generator=dropout) >= self.dropout
-            hidden = hidden * keep.to(hidden.device) / (1 - self.dropout)
+            hidden = hidden * keep.to(hidden.device, non_blocking=True) / (1 - self.dropout)
         received = self.propagate(hidden, field.messages[:, :count], field.weights[:count], rows)
         output: Tensor = linear(received)  # Ahat (X W) = (Ahat X) W
         return output
@@ -156,7 +156,8 @@ def srs_loss(cosines: Tensor, prototypes: Tensor, classes: Tensor) -> Tensor:
 
 
 def balance_loss(posteriors: Tensor, unseen: Tensor, share: float) -> Tensor:
-    """m + c^2 / m: m the mean mass of ``posteriors`` [B, C] on the ``unseen`` classes [C], c their expected share."""
+    """m + c^2 / m: m the mean mass of ``posteriors`` [B, C] on the ``unseen`` classes (a mask [C], or their numbers),
+    c their expected share."""
     mass = posteriors[:, unseen].sum(dim=-1).mean()
     return mass + share**2 / mass
 
@@ -215,7 +216,10 @@ class SreClipModel(nn.Module):
                 residual.weight.copy_(self.adapter.v.weight)
         classes = vectors[: len(seen)]
         self.before = torch.cdist(classes, classes)  # [C, C] distances before the graph network
+        self._before_read: Tensor | None = None  # what the host has read: a step must not wait for a GPU
+        self._unseen_read: tuple[int, Tensor, float] | None = None
         self.to(vectors.device)
+        self.unseen()
 
     def embed(self, features: Tensor, reference: Tensor | None = None) -> Tensor:
         """e(z) of features [B, E], or [B, 1+P, E] with patches -> [B, d], L2-normalised.
@@ -277,10 +281,9 @@ class SreClipModel(nn.Module):
         if full and memory.rows is not None:
             mean_posterior = (memory.rows @ trained.T).softmax(dim=-1).mean(dim=0)
             terms["memory"] = torch.special.xlogy(mean_posterior, mean_posterior).sum()
-            unseen = ~self.seen
-            if unseen.any():
-                share = config.unseen_share or float(unseen.float().mean())
-                terms["balance"] = balance_loss(logits.softmax(dim=-1), unseen, share)
+            unseen, part = self.unseen()
+            if len(unseen):
+                terms["balance"] = balance_loss(logits.softmax(dim=-1), unseen, config.unseen_share or part)
         if config.target_srs_weight:
             terms["target_srs"] = srs_loss(self.srs_scores(logits), trained, logits.argmax(dim=-1))
         return terms
@@ -299,6 +302,8 @@ class SreClipModel(nn.Module):
         if config.structure in official.UNUSED_STRUCTURES:
             return official.UNUSED_STRUCTURES[config.structure](before, after)
         half, diagonal = config.pair_list == "half", config.pair_reading == "diagonal"
+        if half and diagonal:  # few pairs, and which ones the host knows
+            before = self._before_on_host()
         if half or diagonal:
             before, after = official.compared_distances(before, after, pairs if half else None, diagonal=diagonal)
         if half:
@@ -306,6 +311,18 @@ class SreClipModel(nn.Module):
         else:
             value = pair_loss(before, after) if config.fast else plain.pair_loss(before, after)
         return value if config.empty_pairs == "nan" else value.nan_to_num(nan=0.0)
+
+    def unseen(self) -> tuple[Tensor, float]:
+        """Numbers of the classes without labelled images, and their share of all; read again only after a change."""
+        if self._unseen_read is None or self._unseen_read[0] != self.seen._version:
+            unseen = ~self.seen
+            self._unseen_read = self.seen._version, torch.nonzero(unseen).flatten(), float(unseen.float().mean())
+        return self._unseen_read[1:]
+
+    def _before_on_host(self) -> Tensor:
+        if self._before_read is None:
+            self._before_read = self.before.cpu()
+        return self._before_read
 
     def srs_scores(self, logits: Tensor) -> Tensor:
         """The scores [B, C] that L_srs compares: cosines, or the logits themselves (official)."""
@@ -497,7 +514,9 @@ class SreClip(Method):
             self._encoded.clear()  # the weights have changed
             index = next(source_stream)
             prototypes = model.prototypes(seeded(seed, _DROPOUT, step))
-            terms = model.source_terms(source(index), labels[index], prototypes, seeded(seed, _PAIRS, step))
+            terms = model.source_terms(
+                source(index), labels[index.to(self.device, non_blocking=True)], prototypes, seeded(seed, _PAIRS, step)
+            )
             source_loss = model.total(terms)
             if target is None:
                 return source_loss
@@ -585,7 +604,7 @@ class SreClip(Method):
             table = frozen_values(self.backbone, "projected tokens", images, self._tokens)["tokens"]
         else:
             table = image_features(self.backbone, images)
-        return lambda index: self._unit(table[index].to(self.device))
+        return lambda index: self._unit(table[index].to(self.device, non_blocking=True))
 
     def _node_vectors(self, graph: WordGraph, field: Field) -> Tensor:
         """X [n, F] of the nodes of a field, L2-normalised."""

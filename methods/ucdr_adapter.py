@@ -409,10 +409,10 @@ class UCDRAdapter(TwoStageMethod):
             own = batch.domains, batch.classes
             with self.backbone.autocast():
                 if stage == 2:
-                    h = None if contexts is None else contexts[batch.index].to(self.device)
+                    h = None if contexts is None else contexts[batch.index].to(self.device, non_blocking=True)
                     return model.phase2(batch.pixels, own, texts=texts, h=h).loss
                 uniforms = share(torch.rand(batch.size, DRAWS, 2, generator=seeded(seed, _TRIPLETS, batch.step)))
-                return model.phase1(batch.pixels, own, uniforms.to(self.device), texts=texts).loss
+                return model.phase1(batch.pixels, own, uniforms.to(self.device, non_blocking=True), texts=texts).loss
 
         return loss
 

@@ -17,7 +17,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.datasets.pixels import unit_range
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols.task import Task
 from benchmarks.runner.plan import FitGroup, plan
@@ -29,6 +28,7 @@ from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record
 from methods.interface import FitReport, Log, Method, NotApplicableError, TrainingData
 from methods.parts.backbone import Backbone
+from methods.parts.feeding import unit_range
 from methods.registry import METHODS
 from tests.support.every import METHOD_NAMES, PROTOCOL_NAMES, Silent
 from tests.support.tiny_dataset import TinyShapes

@@ -37,12 +37,12 @@ from torch import Tensor
 
 from benchmarks.datasets.decoding import readable_endings
 from benchmarks.datasets.image_workers import make_jobs, run_jobs
-from benchmarks.datasets.pixels import unit_range
 from benchmarks.evaluation.search import Neighbours, scan_index, search
 from benchmarks.runner.embeddings import BATCH
 from benchmarks.store.files import temporary_name, write_atomically
 from methods.interface import Method, NotApplicableError, NotFittedError, unit_length
 from methods.parts.feature_cache import one_thread_a_batch, side_by_side
+from methods.parts.feeding import unit_range
 from methods.parts.row_files import RowFiles
 
 #: Images encoded between two writes: all that is lost if the process is killed.
@@ -142,7 +142,7 @@ def encode_pixels(run: Callable[[Tensor], Tensor], pixels: np.ndarray, device: t
     @torch.no_grad()
     def one(batch: Tensor, wanted: int) -> Tensor:
         filled = torch.cat([batch, batch[-1:].expand(BATCH - wanted, -1, -1, -1)])
-        return run(unit_range(filled)).float().cpu()[:wanted]
+        return run(unit_range(filled.to(device))).float().cpu()[:wanted]
 
     parts = (torch.from_numpy(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH))
     batches = ((part, len(part)) for part in parts)

@@ -1,4 +1,5 @@
-"""OpenAI's CLIP files (``ViT-B-32.pt``) as checkpoint folders of ``transformers.CLIPModel``; nothing in them is run.
+"""OpenAI's CLIP files (``ViT-B-32.pt``) as checkpoint folders of ``transformers.CLIPModel``, or of open_clip for the
+ResNets (``RN50.pt``); nothing in them is run.
 
 OpenAI publishes TorchScript archives: zip files whose ``data.pkl`` lists the modules and whose ``data/N`` hold the raw
 tensors. :func:`read_archive` reads that list with its own interpreter, which supports numbers, texts, containers and
@@ -392,8 +393,8 @@ def clip_config(
     """
     from transformers import CLIPConfig
 
-    if "visual.layer1.0.conv1.weight" in weights:
-        raise CheckpointError("is a CLIP with a ResNet: only the vision transformers (ViT-...) can be used")
+    if is_resnet(weights):
+        raise CheckpointError("is a CLIP with a ResNet, which is no transformers.CLIPModel")
     try:
         patches, vision_positions = weights["visual.conv1.weight"], weights["visual.positional_embedding"]
         for name in ("token_embedding.weight", "positional_embedding"):
@@ -417,6 +418,51 @@ def clip_config(
         },
         text_config=text_config(weights, start_id=start_id, end_id=end_id, facts=facts),
     )
+
+
+def is_resnet(weights: Mapping[str, Tensor]) -> bool:
+    """Whether weights in OpenAI's naming are those of a CLIP with a ResNet."""
+    return "visual.layer1.0.conv1.weight" in weights
+
+
+def resnet_config(weights: Mapping[str, Tensor], activation: str) -> dict[str, Any]:
+    """open_clip's config of a CLIP with OpenAI's ResNet (``RN50``, ...), whose text tower has this ``activation``.
+
+    Raises :class:`CheckpointError` naming what is missing.
+    """
+    try:
+        positions = weights["visual.attnpool.positional_embedding"].shape[0]
+        vocabulary, text_width = weights["token_embedding.weight"].shape
+        layers = [_stage(weights, number) for number in range(1, 5)]
+        return {
+            "model_cfg": {
+                "embed_dim": weights["text_projection"].shape[1],
+                "quick_gelu": activation == "quick_gelu",
+                "vision_cfg": {
+                    "image_size": 32 * math.isqrt(positions - 1),  # the last map has a position for 32 x 32 pixels
+                    "layers": layers,
+                    "width": weights["visual.layer1.0.conv1.weight"].shape[0],
+                },
+                "text_cfg": {
+                    "context_length": weights["positional_embedding"].shape[0],
+                    "vocab_size": vocabulary,
+                    "width": text_width,
+                    "heads": max(1, text_width // 64),
+                    "layers": _blocks(weights, ""),
+                },
+            }
+        }
+    except KeyError as error:
+        raise CheckpointError(f"has no {error.args[0]}: it is not a CLIP in OpenAI's naming") from None
+
+
+def _stage(weights: Mapping[str, Tensor], number: int) -> int:
+    """Blocks of one stage of a ResNet."""
+    matches = [re.match(rf"visual\.layer{number}\.(\d+)\.", name) for name in weights]
+    blocks = {int(match[1]) for match in matches if match}
+    if not blocks or blocks != set(range(len(blocks))):
+        raise CheckpointError(f"is missing some of visual.layer{number}: it is broken, fetch it again")
+    return len(blocks)
 
 
 def text_config(
@@ -715,6 +761,9 @@ def check_sizes(source: Path, config: CLIPConfig, facts: CheckpointFacts) -> Non
 
 def _convert_openai(source: Path, out: Path, tokenizer: str, facts: CheckpointFacts) -> None:
     weights = {_PREFIXES.sub("", name): value for name, value in read_weights(source).items()}
+    if is_resnet(weights):
+        _convert_resnet(source, weights, out, tokenizer, facts)
+        return
     try:
         clip_config(weights)
         values = clip_weights(weights)
@@ -723,13 +772,7 @@ def _convert_openai(source: Path, out: Path, tokenizer: str, facts: CheckpointFa
     except Exception as error:  # shapes that no CLIP has
         reason = " ".join(str(error).split())
         raise CheckpointError(f"checkpoint {source} has weights of shapes that no CLIP has ({reason})") from error
-    vocabulary = load_tokenizer(tokenizer)
-    known = weights["token_embedding.weight"].shape[0]
-    if len(vocabulary) != known:
-        raise CheckpointError(
-            f"checkpoint {source} has {known} tokens, tokenizer {tokenizer} {len(vocabulary)}: they do not"
-            " belong together"
-        )
+    vocabulary = _tokenizer_of(source, weights, tokenizer)
     ends = {"start_id": vocabulary.bos_token_id, "end_id": vocabulary.eos_token_id}
     one_head = CheckpointFacts("gelu", weights["visual.conv1.weight"].shape[0], 1)  # shapes do not depend on heads
     check_shapes(clip_config(weights, **ends, facts=one_head), values, source)
@@ -740,6 +783,48 @@ def _convert_openai(source: Path, out: Path, tokenizer: str, facts: CheckpointFa
     vocabulary.save_pretrained(out)
     processor = open_clip_config.processor(facts.preprocess, config.vision_config.image_size)
     (out / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
+
+
+def _tokenizer_of(source: Path, weights: Mapping[str, Tensor], tokenizer: str) -> Any:
+    """The tokenizer; raises :class:`CheckpointError` if the checkpoint has another number of tokens."""
+    vocabulary = load_tokenizer(tokenizer)
+    known = weights["token_embedding.weight"].shape[0]
+    if len(vocabulary) != known:
+        raise CheckpointError(
+            f"checkpoint {source} has {known} tokens, tokenizer {tokenizer} {len(vocabulary)}: they do not"
+            " belong together"
+        )
+    return vocabulary
+
+
+def _convert_resnet(
+    source: Path, weights: Mapping[str, Tensor], out: Path, tokenizer: str, facts: CheckpointFacts
+) -> None:
+    """A folder of open_clip's: the weights under their names, and the config that they imply."""
+    from safetensors.torch import save_file
+
+    shown = None if not (_is_archive(source) or set(NO_WEIGHTS) <= set(weights)) else "quick_gelu"
+    if _is_archive(source):
+        shown = _activation_of_code(source)
+    if facts.activation and shown and facts.activation != shown:
+        raise CheckpointError(f"checkpoint {source} computes {shown}, not {facts.activation}: correct --activation")
+    activation = facts.activation or shown
+    if activation is None:
+        raise CheckpointError(
+            f"checkpoint {source} does not show how its text tower computes: put its {open_clip_config.NAME} beside it,"
+            " or give --activation (quick_gelu for OpenAI's and for those named quickgelu, gelu for open_clip's)"
+        )
+    try:
+        config = resnet_config(weights, activation)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {source} {error}") from None
+    vocabulary = _tokenizer_of(source, weights, tokenizer)
+    left_out = {*NO_WEIGHTS, "attn_mask"}  # a causal mask, which follows from the context length
+    kept = {name: value.contiguous().clone() for name, value in weights.items() if name not in left_out}
+    save_file(kept, out / "open_clip_model.safetensors", {"format": "pt"})
+    (out / open_clip_config.NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (out / "open_clip_model.safetensors").chmod((out / open_clip_config.NAME).stat().st_mode)
+    vocabulary.save_pretrained(out)
 
 
 def _convert_folder(source: Path, out: Path) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from methods.parts.backbone import Backbone
+    from methods.parts.backbone import Backbone, Precision
 
-#: Folder of the shipped versions, ``picto-clip-v1``, ``picto-clip-v2``, ...
+#: Folder of the shipped versions, ``picto-clip-v2``, ``picto-clip-v3``, ...
 SHIPPED = Path(__file__).parents[1] / "assets" / "picto_clip"
 
 #: What ``picto-clip`` means: the version the committed reference was made with (where it is missing, the newest).
@@ -34,8 +34,8 @@ OPENAI = {
 
 
 def shipped_versions() -> dict[str, Path]:
-    """Shipped versions of picto-clip by name, oldest first."""
-    folders = [path for path in SHIPPED.glob("picto-clip-v*") if (path / "config.json").is_file()]
+    """Shipped versions of picto-clip: those named by a word (``picto-clip-unseen``), then by number, oldest first."""
+    folders = [path for path in SHIPPED.glob("picto-clip-*") if (path / "config.json").is_file()]
     return {
         path.name: path for path in sorted(folders, key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])
     }
@@ -53,7 +53,7 @@ def resolve(name_or_folder: str) -> tuple[str, str]:
         return name, str(versions[name])
     if name_or_folder in versions:
         return name_or_folder, str(versions[name_or_folder])
-    if re.fullmatch(r"picto-clip(-v[\d.]+)?", name_or_folder) and not Path(name_or_folder).is_dir():
+    if re.fullmatch(r"picto-clip(-v[\d.]+|-unseen)?", name_or_folder) and not Path(name_or_folder).is_dir():
         there = ", ".join(versions) or "none"
         raise ValueError(
             f"backbone {name_or_folder} is not in this installation (there: {there}); use --backbone FOLDER"
@@ -70,7 +70,7 @@ def resolve(name_or_folder: str) -> tuple[str, str]:
     return "", name_or_folder
 
 
-def load(name_or_folder: str, *, device: str, precision: Literal["float32", "bf16"]) -> Backbone:
+def load(name_or_folder: str, *, device: str, precision: Precision) -> Backbone:
     """The backbone, with ``name`` set to the shipped version's name or what :meth:`Backbone.load` makes of it.
 
     Raises ``ValueError`` (``BackboneError`` is one) that names the problem and, for a missing checkpoint of the Hub,
@@ -103,7 +103,7 @@ def load(name_or_folder: str, *, device: str, precision: Literal["float32", "bf1
     return backbone
 
 
-def _load(source: str, *, device: str, precision: Literal["float32", "bf16"]) -> Backbone:
+def _load(source: str, *, device: str, precision: Precision) -> Backbone:
     from benchmarks.backbones.loading import is_open_clip, load_open_clip
     from methods.parts.backbone import Backbone
 

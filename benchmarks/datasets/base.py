@@ -175,6 +175,11 @@ class Dataset(ABC):
         domains = self.closed_set.uda_domains
         return tuple((source, target) for source in domains for target in domains if source != target)
 
+    @property
+    def dg_set(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Domains and classes of domain generalisation: the closed set's; empty if the dataset defines none."""
+        return self.closed_set.uda_domains, self.closed_set.uda_classes
+
     @cached_property
     def domains(self) -> tuple[str, ...]:
         """Domain names, sorted."""

@@ -9,14 +9,13 @@ Nothing here imports torch or pandas, so that worker processes start quickly.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import io
 import struct
+import threading
 import warnings
 import zlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,20 +89,18 @@ def upright(data: bytes, *, turn: bool = True) -> tuple[Image.Image, int]:
 
     _refuse_by_content(data)
     try:
-        with warnings.catch_warnings(), _whole_files_only():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as opened:
-                if opened.format in ("ICO", "ICNS"):
-                    _check_png_inside(data)
-                if opened.format == "TIFF":
-                    _check_tiff(opened, data)
-                before = _orientation(opened) if opened.format == "TIFF" else 1  # Pillow turns it while it loads
-                opened.load()
-                orientation = before if opened.format == "TIFF" else _orientation(opened)
-                image = _rgb(opened, data)
-                return (
-                    image.transpose(_TURNS[orientation]) if turn and _turns(opened, orientation) else image
-                ), orientation
+        with _STRICT, Image.open(io.BytesIO(data)) as opened:
+            if opened.format in ("ICO", "ICNS"):
+                _check_png_inside(data)
+            if opened.format == "TIFF":
+                _check_tiff(opened, data)
+            before = _orientation(opened) if opened.format == "TIFF" else 1  # Pillow turns it while it loads
+            opened.load()
+            orientation = before if opened.format == "TIFF" else _orientation(opened)
+            image = _rgb(opened, data)
+            return (
+                image.transpose(_TURNS[orientation]) if turn and _turns(opened, orientation) else image
+            ), orientation
     except ImageError:
         raise
     except Exception as error:  # Pillow raises almost anything on damaged files
@@ -281,16 +278,36 @@ def _check_tiff(opened: Image.Image, data: bytes) -> None:
             raise ImageError(f"the TIFF is damaged: {' '.join(str(error).split())}") from error
 
 
-@contextlib.contextmanager
-def _whole_files_only() -> Iterator[None]:
-    """Truncated files are errors, whatever another library has set."""
-    from PIL import ImageFile
+class _Strict:
+    """A context, for any number of threads at once: truncated files are errors, whatever another library has set, and
+    what Pillow warns of is not shown. The first thread in sets both for the process, the last one out puts them back.
+    """
 
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        from PIL import ImageFile
+
+        with self._lock:
+            if not self._inside:
+                self._warnings = warnings.catch_warnings()
+                self._warnings.__enter__()
+                warnings.simplefilter("ignore")
+                self._before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        from PIL import ImageFile
+
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                ImageFile.LOAD_TRUNCATED_IMAGES = self._before
+                self._warnings.__exit__(None, None, None)
+
+
+_STRICT = _Strict()
 
 
 def error_reason(error: BaseException, data: bytes = b"") -> str:

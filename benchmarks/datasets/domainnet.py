@@ -83,6 +83,11 @@ class DomainNet(RetrievalDataset):
     released = ReleasedListing(inverted=("quickdraw", "sketch"))
     published_counts: ClassVar = CLEANED
 
+    @property
+    def dg_set(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """All six domains and 345 classes, as DomainBed's DomainNet."""
+        return self.domains, self.classes()
+
     def read(self, root: Path) -> Listing:
         """The tree; images that a published list names and that are missing become findings."""
         listing = super().read(root)

@@ -243,7 +243,8 @@ class FolderDataset(Dataset):
             digests = b"".join(hashlib.sha256(item.encode()).digest()[:16] for item in self.content)
             stamps = np.frombuffer(digests, dtype="<i8").reshape(-1, 2)
             folder = cache_folder()
-            self._caches[how] = ImageCache(self.paths(), stamps, self._identity, how, folder, hashes=self.content)
+            made = ImageCache(self.paths(), stamps, self._identity, how, folder, hashes=self.content)
+            self._caches.setdefault(how, made)  # another thread may have made it meanwhile
         return self._caches[how]
 
     @cached_property

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -80,6 +81,7 @@ class ImageCache:
         self._folder = None
         self._warned = False
         self._verified = np.zeros(len(files), dtype=bool)
+        self._filling = threading.RLock()  # one thread at a time decides what is missing, and decodes it
         if folder is not None and len(files):
             key = hashlib.sha256(f"{RECIPE}\n{identity}\n{self._geometry}".encode()).hexdigest()[:32]
             self._folder = folder / "pictures" / key
@@ -127,17 +129,18 @@ class ImageCache:
 
         Raises :class:`ImageError` as :meth:`pixels` does.
         """
-        if self._folder is None:
-            return False
-        missing = rows[~self._valid(rows)]
-        if len(missing) and not self._room(len(missing)):
-            return False
-        try:
-            self._fill(missing)
-        except OSError as error:  # a full disk or quota; broken files are no OSError here
-            self._disable(f"the image cache {self._folder} cannot be written ({error.strerror or error})")
-            return False
-        return True
+        with self._filling:
+            if self._folder is None:
+                return False
+            missing = rows[~self._valid(rows)]
+            if len(missing) and not self._room(len(missing)):
+                return False
+            try:
+                self._fill(missing)
+            except OSError as error:  # a full disk or quota; broken files are no OSError here
+                self._disable(f"the image cache {self._folder} cannot be written ({error.strerror or error})")
+                return False
+            return True
 
     def filled(self) -> int:
         """Number of images in the cache."""

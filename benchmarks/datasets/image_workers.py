@@ -1,4 +1,5 @@
-"""Worker processes that read, hash and decode image files (``$UCDR_BENCH_WORKERS`` sets their number).
+"""Workers that read, hash and decode image files (``$UCDR_BENCH_WORKERS`` sets their number): processes, or threads
+where there are few images or this process cannot start others. Pillow decodes and resizes without Python's lock.
 
 Nothing here imports torch or pandas, so that workers start quickly.
 """
@@ -11,10 +12,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ from benchmarks.console import Lines
 from benchmarks.datasets.decoding import ImageError, decode, error_reason, upright
 from methods.parts.preprocessing import ImageProcessing
 
-#: Fewer images than this are decoded in the calling process.
+#: Fewer images than this are decoded by threads of this process.
 POOL_FROM = 24
 
 #: Images in one job of a worker.
@@ -129,27 +131,39 @@ def make_jobs(
 
 
 _pool: ProcessPoolExecutor | None = None
+_starting = threading.Lock()
 
 
 def run_jobs(jobs: Iterable[Job], count: int) -> Iterator[JobResult]:
-    """Run jobs in worker processes and yield their results in order of completion; only a few jobs are queued at a
-    time. Few images, one worker, or a process that cannot start others: the jobs run in this process."""
+    """Run jobs by worker processes and yield their results in order of completion; only a few jobs are queued at a
+    time. Few images, or a process that cannot start others (itself a worker of a run): by threads; one worker: by the
+    calling thread."""
     global _pool
     workers = worker_count()
-    if workers == 1 or count < POOL_FROM or multiprocessing.current_process().daemon:
+    if workers == 1 or count == 1:
         yield from map(_work, jobs)
-        return
-    if _pool is None:
-        _pool = ProcessPoolExecutor(
-            workers, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
-        )
+    elif count < POOL_FROM or multiprocessing.current_process().daemon:
+        with ThreadPoolExecutor(workers, thread_name_prefix="decoding") as threads:
+            yield from _results(threads, jobs, workers)
+    else:
+        with _starting:
+            if _pool is None:
+                _pool = ProcessPoolExecutor(
+                    workers, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
+                )
+            pool = _pool
+        yield from _results(pool, jobs, workers)
+
+
+def _results(pool: Executor, jobs: Iterable[Job], workers: int) -> Iterator[JobResult]:
+    global _pool
     queue = iter(jobs)
     running: dict[Future[JobResult], Job] = {}
     try:
         while True:
             while len(running) < 2 * workers and (job := next(queue, None)) is not None:
                 with _interrupts_wait():
-                    running[_pool.submit(_work, job)] = job
+                    running[pool.submit(_work, job)] = job
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:

@@ -1,10 +1,12 @@
 """A data set's images as pixels: decoded once while memory allows, and given to a method row by row.
 
-Images are 8-bit RGB until a method is called: :func:`unit_range` makes the floats that methods take.
+Images are 8-bit RGB until a method is called: :func:`~methods.parts.feeding.unit_range` makes the floats that methods
+take.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -15,16 +17,12 @@ from torch import Tensor
 
 from benchmarks.datasets.base import Dataset, DatasetError
 from methods.interface import Images, WithheldError
+from methods.parts.feeding import unit_range as unit_range  # reporting imports nothing of methods/
 from methods.parts.preprocessing import ImageProcessing
 
 #: Decoded images are kept in memory while they take at most this share of what is free at the start, all jobs' caches
 #: together.
 CACHE_SHARE = 0.25
-
-
-def unit_range(pixels: Tensor) -> Tensor:
-    """RGB in [0, 1] as methods take it: float32 of uint8 values, in the same shape."""
-    return pixels.float().div_(255)
 
 
 class PixelCache:
@@ -51,6 +49,7 @@ class PixelCache:
         fits = count * 3 * size * size <= share * psutil.virtual_memory().available
         self._kept = np.empty((count, 3, size, size), dtype=np.uint8) if fits else None
         self._known = np.zeros(count, dtype=bool)
+        self._decoding = threading.Lock()  # training reads ahead while validation reads
 
     def __getitem__(self, rows: np.ndarray) -> Tensor:
         """RGB of table rows: uint8 ``[B, 3, size, size]``.
@@ -59,10 +58,11 @@ class PixelCache:
         """
         if self._kept is None:
             return torch.from_numpy(self._decode(rows))
-        missing = np.unique(rows[~self._known[rows]])
-        if len(missing):
-            self._kept[missing] = self._decode(missing)
-            self._known[missing] = True
+        if not self._known[rows].all():
+            with self._decoding:
+                missing = np.unique(rows[~self._known[rows]])
+                self._kept[missing] = self._decode(missing)
+                self._known[missing] = True
         return torch.from_numpy(self._kept[rows])
 
     def _decode(self, rows: np.ndarray) -> np.ndarray:
@@ -106,14 +106,18 @@ class DatasetImages(Images):
         return self._count
 
     def pixels(self, index: Tensor) -> Tensor:
-        """RGB in [0, 1] of the images at ``index [B]``: float32 ``[B, 3, H, W]``.
+        """RGB in [0, 1] of the images at ``index [B]``: float32 ``[B, 3, H, W]``; raises as :meth:`stored` does."""
+        return unit_range(self.stored(index))
+
+    def stored(self, index: Tensor) -> Tensor:
+        """RGB of the images at ``index [B]``: uint8 ``[B, 3, H, W]``.
 
         Raises :class:`~methods.interface.WithheldError` for an index below 0 or beyond the last image shown.
         """
         outside = index[(index < 0) | (index >= self._count)]
         if len(outside):
             raise WithheldError(f"image {int(outside[0])} is not shown: the protocol shows {self._count}, from 0 on")
-        return unit_range(self._decode(index.cpu().numpy()))
+        return self._decode(index.cpu().numpy())
 
     @cached_property
     def content(self) -> Sequence[str]:

@@ -16,6 +16,8 @@ for _name, _target, _summary in (
     ("mini_domainnet", "benchmarks.datasets.mini_domainnet:MiniDomainNet", "126 classes of DomainNet; 12 transfers"),
     ("visda", "benchmarks.datasets.visda:VisDA", "VisDA-2017: 12 classes, synthetic to real"),
     ("pacs", "benchmarks.datasets.pacs:PACS", "7 classes in four domains; 12 transfers"),
+    ("vlcs", "benchmarks.datasets.vlcs:VLCS", "5 classes in four sets of photographs"),
+    ("terra_incognita", "benchmarks.datasets.terra_incognita:TerraIncognita", "10 animals at four camera traps"),
     ("i2awa", "benchmarks.datasets.i2awa:I2AwA", "3D2 to AwA2: 40 seen and 10 unseen animals"),
     ("i2webv", "benchmarks.datasets.i2webv:I2WebV", "ImageNet to WebVision: 1,000 seen classes of 5,000"),
     ("folder", "benchmarks.datasets.own_folder:OwnFolder", "your own images: any ROOT/domain/class/* tree"),

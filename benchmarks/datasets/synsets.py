@@ -28,6 +28,8 @@ TABLES: Mapping[str, str] = {
     "visda": "visda",
     "visda_test": "visda",
     "pacs": "pacs",
+    "vlcs": "vlcs",
+    "terra_incognita": "terra_incognita",
 }
 
 

@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--json", type=Path, help="also write the result to this file")
             command.add_argument("--random-weights", action="store_true", help="the same architecture, untrained")
         if name == "release":
-            command.add_argument("--version", required=True, help="version; the folder is picto-clip-vVERSION")
+            command.add_argument("--version", required=True, help="number or word: picto-clip-v3, picto-clip-unseen")
             command.add_argument("--out", type=Path, help="parent folder (default: the package's assets)")
             command.add_argument("--corpus", type=Path, help="corpus folder, whose list is written next to the card")
             command.add_argument(

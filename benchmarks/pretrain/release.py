@@ -7,6 +7,7 @@ classes are measured once, when a version is written, and the version is part of
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -157,7 +158,7 @@ def write(
     corpus: Path | None = None,
     beside: Sequence[Path] = (),
 ) -> Path:
-    """Write version ``picto-clip-vVERSION``: weights, tokenizer, image processor, card, corpus list, measurements.
+    """Write ``picto-clip-VERSION`` (``v3`` for 3): weights, tokenizer, image processor, card, corpus, measurements.
 
     ``beside``: results of ``evaluate --headroom --json`` of other backbones, named by file, for the card's comparison;
     the run's own are in its ``evaluation.json`` where that was measured at the same step.
@@ -165,17 +166,18 @@ def write(
     Raises ``ValueError`` if that version exists: a released version is never overwritten.
     """
     parent = parent or Path(__file__).parents[1] / "assets" / "picto_clip"
-    folder = parent / f"picto-clip-v{version}"
+    label = version_label(version)
+    folder = parent / f"picto-clip-{label}"
     if folder.exists():
         raise ValueError(f"{folder} exists: a released version is never overwritten; give the next --version")
     record = export(run, checkpoint, folder)
     dataset = PictoDomains()
     backbone = Backbone.load(folder)
     seen, test = measure(backbone, dataset, ("train", "val")), measure(backbone, dataset, ("test",))
-    compared = {f"v{version}": seen | _own_headroom(run, record["step"])}
+    compared = {label: seen | _own_headroom(run, record["step"])}
     compared |= {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in beside}
     facts = {
-        "version": f"v{version}",
+        "version": label,
         "data_hash": dataset.data_hash,
         "weights_hash": backbone.weights_hash,
         "step": record["step"],
@@ -189,9 +191,18 @@ def write(
     (folder / "measurements.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     if corpus is not None:
         shutil.copy(corpus / "corpus.json", folder / "corpus.json")
-    (folder / "README.md").write_text(_card(version, record, backbone, seen, test, compared), encoding="utf-8")
+    (folder / "README.md").write_text(_card(label, record, backbone, seen, test, compared), encoding="utf-8")
     print(f"wrote {folder}: top-1 {seen['top1']:.1%} over {seen['classes']} train and validation classes")
     return folder
+
+
+def version_label(version: str) -> str:
+    """``v3`` for ``3``; a version that differs in its corpus has a word, e.g. ``unseen``. Raises ``ValueError``."""
+    if re.fullmatch(r"\d+(\.\d+)*", version):
+        return f"v{version}"
+    if re.fullmatch(r"[a-z]+", version):
+        return version
+    raise ValueError(f"--version {version!r} is neither a number (3) nor a word in lower case (unseen)")
 
 
 def _own_headroom(run: Path, step: int) -> dict[str, Any]:
@@ -214,7 +225,7 @@ def _card(
     without_test = not record["corpus"].get("test_classes", True)
     share = training.get("colour_share", 0)
     return template.format(
-        version=f"v{version}",
+        version=version,
         model=record["model"],
         training=training,
         corpus=record["corpus"],

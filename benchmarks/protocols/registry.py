@@ -16,6 +16,12 @@ for _name, _summary in (
     PROTOCOLS.add(_name, f"benchmarks.protocols.{_name}:PROTOCOL", summary=_summary)
 
 PROTOCOLS.add(
+    "dg",
+    "benchmarks.protocols.dg:PROTOCOL",
+    summary="classify a domain that no training sees, closed class set (by name only)",
+    by_default=False,
+)
+PROTOCOLS.add(
     "uda_inductive",
     "benchmarks.protocols.uda:INDUCTIVE",
     summary="uda whose test images no training sees (by name only)",

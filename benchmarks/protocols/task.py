@@ -37,12 +37,14 @@ class Classification:
     """One classification question: images ``rows`` among ``class_names``.
 
     ``seen`` names the classes with labelled training images where that matters (DAZSL); None asks for plain accuracy.
+    ``each_domain``: as a choice between models its score is the mean over domains of their accuracies (``dg``).
     """
 
     name: str
     rows: np.ndarray
     class_names: tuple[str, ...]
     seen: tuple[str, ...] | None = None
+    each_domain: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Task:
         elif isinstance(self.validation, Classification):
             digest.update(self.validation.rows.tobytes() + f"|{self.validation.class_names}".encode())
             digest.update(f"|{self.validation.seen}".encode())
+            digest.update(b"|each domain" if self.validation.each_domain else b"")
         digest.update(f"{self.dataset}|{self.rules}|{self.class_names}".encode())
         object.__setattr__(self, "fit_id", digest.hexdigest()[:16])
 
@@ -239,6 +242,36 @@ def lowest_hashes(rows: np.ndarray, classes: np.ndarray, keys: np.ndarray, share
         of_class = sorted(part.tolist(), key=lambda row: hashlib.sha256(str(keys[row]).encode()).digest())
         chosen += of_class[: share(len(of_class))]
     return np.array(sorted(chosen), dtype=np.int64)
+
+
+def with_shots(task: Task, dataset: Dataset, shots: int, draw: int = 0) -> Task:
+    """The task with at most ``shots`` labelled images a class and domain, in training and in validation.
+
+    The rule: of each class and domain, images in the order of ``sha256("DRAW/KEY")``, the first ones. So fewer shots
+    are a part of more, the draw does not depend on the order of files or on other classes, and another ``draw`` is
+    another sample. Training and each role of the validation task are drawn apart; unlabelled images and tests stay
+    whole, but for a gallery of labelled training images.
+    """
+    table = dataset.table
+    classes, domains, keys = (table[column].to_numpy() for column in ("class", "domain", "key"))
+
+    def drawn(rows: np.ndarray) -> np.ndarray:
+        chosen: dict[tuple[str, str], list[tuple[bytes, int]]] = {}
+        for row in rows.tolist():
+            order = hashlib.sha256(f"{draw}/{keys[row]}".encode()).digest()
+            chosen.setdefault((classes[row], domains[row]), []).append((order, row))
+        return np.array(sorted(row for of_one in chosen.values() for _, row in sorted(of_one)[:shots]), dtype=np.int64)
+
+    train, validation = drawn(task.train), task.validation
+    if isinstance(validation, Retrieval):
+        validation = replace(validation, query=drawn(validation.query), gallery=drawn(validation.gallery))
+    elif validation is not None:
+        validation = replace(validation, rows=drawn(validation.rows))
+    retrievals = task.retrievals
+    if task.gallery_trained:
+        kept = (replace(one, gallery=np.intersect1d(one.gallery, train)) for one in retrievals)
+        retrievals = tuple(kept)
+    return replace(task, train=train, validation=validation, retrievals=retrievals)
 
 
 def limited(task: Task, dataset: Dataset, limit: int) -> Task:

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
 
 from benchmarks.datasets.pixels import DatasetImages, PixelCache
-from benchmarks.protocols.task import Classification, Retrieval, Task
+from benchmarks.protocols.selection import Question, selection_question
+from benchmarks.protocols.task import Task
 from methods.interface import Method, TrainingData
 
-Question = Retrieval | Classification
-
-#: ``score(method, question)``: mAP@all of a retrieval, accuracy of a classification, H where classes are seen or not.
+#: ``score(method, question)``: mAP@all of a retrieval, accuracy of a classification, H where classes are seen or not,
+#: the value of a selector without target labels.
 Score = Callable[[Method, Question], float]
 
 
-def training_data(
-    task: Task, cache: PixelCache, score: Score, *, select: Literal["last", "val", "oracle"] = "val"
-) -> TrainingData:
+def training_data(task: Task, cache: PixelCache, score: Score, *, select: str = "val") -> TrainingData:
     """What ``fit`` gets for a task.
 
     Labels index ``task.class_names``, domains the sorted names of the domains trained on; WordNet synsets are those of
-    the class names shown. ``validate`` scores the task's validation question, or under ``oracle`` its first test
-    question (classification before retrieval): a selection on test data, marked in every table.
+    the class names shown. ``validate`` scores the question that ``select`` chooses on
+    (:func:`~benchmarks.protocols.selection.selection_question`); under ``oracle`` it is a selection on test data,
+    marked in every table.
     """
     table = cache.dataset.table
     classes, domains = table["class"].to_numpy()[task.train], table["domain"].to_numpy()[task.train]
     domain_names = tuple(sorted(set(domains)))
     number_of = {name: number for number, name in enumerate(task.class_names)}
-    tests: tuple[Question, ...] = (*task.classifications, *task.retrievals)
-    question = tests[0] if select == "oracle" else task.validation
+    question = selection_question(task, select)
     synsets = {name: synset for name, synset in cache.dataset.synsets.items() if name in number_of}
     return TrainingData(
         protocol=task.protocol,
@@ -46,4 +43,5 @@ def training_data(
         synsets=synsets,
         synsets_published=cache.dataset.synsets_published,
         select=select,
+        target_domain=None if task.target is None or task.transfer is None else task.transfer[1],
     )

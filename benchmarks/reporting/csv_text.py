@@ -1,4 +1,4 @@
-"""The leaderboard as CSV: every score of every table, one row each."""
+"""Tables of a report as CSV: every score, one row each; every tested pair of methods, one row each."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import pandas as pd
 
 from benchmarks.reporting.data import ReportData
+from benchmarks.reporting.method_comparison import ALL
 from benchmarks.reporting.tables import score_tables, settings_of
 from benchmarks.reporting.types import SETTING, ScoreTable
 
@@ -23,12 +24,40 @@ def ablations_csv(data: ReportData) -> str:
     return _csv(frame, [table for setting in settings_of(frame) for table in score_tables(frame, setting)])
 
 
+#: Columns of `pairs_csv` after those of the setting.
+PAIR_HEAD = ("protocol", "gallery", "metric", "better", "worse", "difference", "low", "high", "p", "p_holm", "classes")
+
+
+def pairs_csv(data: ReportData) -> str:
+    """All pairs of methods on the mean over query domains of each gallery's leading metric, one row each.
+
+    ``difference`` is better minus worse with its 95 % bootstrap interval; ``p_holm`` is corrected over the pairs of
+    the same protocol, gallery and metric (`benchmarks.reporting.method_comparison`).
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    stated = [name for name in SETTING if name != "identity"]
+    writer.writerow([*stated, *PAIR_HEAD])
+    for setting_data in data.settings:
+        leading = {(table.protocol, table.gallery): table.metric for table in setting_data.tables if table.leads}
+        pairs = setting_data.comparison.pairs
+        for entry in pairs[pairs["split"] == ALL].to_dict("records") if len(pairs) else ():
+            if leading.get((entry["protocol"], entry["gallery"])) != entry["metric"]:
+                continue
+            named = [getattr(setting_data.setting, name) for name in stated]
+            where = [entry[name] for name in ("protocol", "gallery", "metric", "a", "b")]
+            numbers = [f"{entry[name]:.6g}" for name in ("difference", "low", "high", "p", "p_holm")]
+            writer.writerow([*named, *where, *numbers, entry["classes"]])
+    return buffer.getvalue()
+
+
 def _csv(frame: pd.DataFrame, tables: list[ScoreTable]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     ablated = ["ablation"] if len(frame) and (frame["ablation"] != "").any() else []
     head = ["protocol", "gallery", "metric", "method", "label", *ablated, "floor", "extension", "query_domain"]
-    stated = [name for name in SETTING if name != "identity" or (len(frame) and (frame["identity"] != "").any())]
+    used = {name: bool(len(frame)) and bool((frame[name] != "").any()) for name in ("identity", "shots")}
+    stated = [name for name in SETTING if used.get(name, True)]
     writer.writerow([*stated, *head, "value", "low", "high", "seeds", "status"])
     for table in tables:
         for row in table.rows:

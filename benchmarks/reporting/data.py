@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from benchmarks.reporting import costs, error_analysis, method_comparison, published, tables
+from benchmarks.reporting import costs, error_analysis, method_comparison, published, selection, tables
 from benchmarks.reporting.ablation_tables import ablation_tables
 from benchmarks.reporting.error_analysis import ErrorAnalysis, WordNet
 from benchmarks.reporting.method_comparison import MethodComparison, SettingComparison
+from benchmarks.reporting.selection import SelectorPicks
 from benchmarks.reporting.types import AblationTable, MethodCost, ScoreTable, Setting
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record
@@ -227,6 +228,18 @@ class SettingData:
             records = [self.data.records[key] for key in keys if key in self.data.records]
             fits[self.labels[configuration]] = _one_a_fit(records)
         return fits
+
+    @cached_property
+    def selector_picks(self) -> list[SelectorPicks]:
+        """What each way to select would have picked, where records have checkpoints (``--selectors``)."""
+        picks = []
+        for (protocol, *configuration), of_method in self.rows.groupby(
+            ["protocol", *tables.METHOD_COLUMNS], sort=False
+        ):
+            keys = dict.fromkeys(of_method["key"])
+            records = [self.data.records[key] for key in keys if key in self.data.records]
+            picks += selection.picks(self.labels[tuple(configuration)], str(protocol), records)
+        return picks
 
     @cached_property
     def validations(self) -> dict[str, dict[str, list[list[tuple[int, float]]]]]:

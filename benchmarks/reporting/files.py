@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reporting import galleries, plot_collector, plots
-from benchmarks.reporting.csv_text import ablations_csv, leaderboard_csv
+from benchmarks.reporting.csv_text import ablations_csv, leaderboard_csv, pairs_csv
 from benchmarks.reporting.data import ReportData
 from benchmarks.reporting.digests import PlotDigests, report_digest
 from benchmarks.reporting.latex import leaderboard_latex
@@ -26,9 +26,9 @@ def write_report(
 ) -> list[Path]:
     """Write ``leaderboard.{md,csv,tex}``, ``plots/`` and the page `PAGE`; returns the files, the Markdown first.
 
-    ``published.md`` beside them has the papers' figures of these data sets, where there are any; ``ablations.csv`` the
-    scores of ablations. Where nothing changed since the folder was written, nothing is written again
-    (`benchmarks.reporting.digests`), and the same problems are reported as then.
+    ``pairs.csv`` has the tests of all pairs of methods; ``published.md`` the papers' figures of these data sets, where
+    there are any; ``ablations.csv`` the scores of ablations. Where nothing changed since the folder was written,
+    nothing is written again (`benchmarks.reporting.digests`), and the same problems are reported as then.
 
     Args:
         data: of the report; a part that fails is reported, and does not stop the tables.
@@ -88,6 +88,7 @@ def _texts(data: ReportData) -> dict[str, Callable[[], str]]:
         "leaderboard.md": lambda: leaderboard_markdown(data),
         "leaderboard.csv": lambda: leaderboard_csv(data),
         "leaderboard.tex": lambda: leaderboard_latex(data),
+        "pairs.csv": lambda: pairs_csv(data),
     }
     if data.published is not None:
         datasets = set(data.listed["dataset"])

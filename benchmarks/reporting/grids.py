@@ -23,6 +23,7 @@ import pandas as pd
 from benchmarks.reporting import tables
 from benchmarks.reporting.error_analysis import WordNet, distances
 from benchmarks.reporting.method_comparison import SettingComparison, TestedScore
+from benchmarks.reporting.selection import SELECTOR_ORDER, SelectorPicks
 from benchmarks.reporting.types import (
     ALL,
     BEST,
@@ -267,8 +268,10 @@ def _rank_cell(rank: Mapping[Any, Any] | None) -> GridCell:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def tests(score_tables: Sequence[ScoreTable], comparison: SettingComparison) -> list[Grid]:
-    """Pairs of methods on the mean of each leading metric, ranks by protocol, and what oracle selection adds."""
+def tests(
+    score_tables: Sequence[ScoreTable], comparison: SettingComparison, picks: Sequence[SelectorPicks] = ()
+) -> list[Grid]:
+    """Pairs of methods on each leading metric, ranks by protocol, what each way to select picks, what oracle adds."""
     drawn = []
     leading = {(table.protocol, table.gallery): table.metric for table in score_tables if table.leads}
     lines = []
@@ -297,6 +300,7 @@ def tests(score_tables: Sequence[ScoreTable], comparison: SettingComparison) -> 
         )
     if len(comparison.ranks):
         drawn.append(_ranks(comparison.ranks))
+    drawn += [selection_grid(picks)] if picks else []
     selections = {table.setting.select for table in score_tables}
     if len(comparison.inflation) and selections & {"val", "oracle"}:
         drawn.append(_inflation(comparison.inflation, leading))
@@ -317,6 +321,45 @@ def _ranks(ranks: pd.DataFrame) -> Grid:
         rows.append(GridRow(cells, str(rows_of_label["method"].iloc[0]), "floor" if floor else ""))
     head = ("method", *("all" if protocol == ALL else protocol_title(protocol) for protocol in protocols))
     return Grid("Mean ranks (1 is best), with 95 % bootstrap intervals over query domains", head, tuple(rows))
+
+
+def selection_grid(picks: Sequence[SelectorPicks]) -> Grid:
+    """The test score of what each way to select picks, with its regret against the best checkpoint (``oracle``)."""
+    names = [name for name in SELECTOR_ORDER if any(name in one.scores for one in picks)]
+    rows = []
+    for one in picks:
+        cells = [
+            GridCell(one.label),
+            GridCell(f"{protocol_title(one.protocol)} {one.question}"),
+            GridCell(one.over),
+            GridCell(f"{one.checkpoints:g} / {one.fits}", one.checkpoints, "number"),
+        ]
+        least = min((one.regret(name) for name in names if name in one.scores and name != "oracle"), default=math.nan)
+        for name in names:
+            score = one.scores.get(name)
+            if score is None:
+                cells.append(GridCell("-", kind="none"))
+                continue
+            small = "" if name == "oracle" else f"-{percent(one.regret(name))}"
+            best = name != "oracle" and one.regret(name) == least
+            plain = f"{percent(score)} ({small})" if small else percent(score)
+            cells.append(
+                GridCell(
+                    percent(score), 100 * score, "number best" if best else "number", mark=BEST if best else "",
+                    small=small, tags=("unranked",) if name == "oracle" else (), plain=plain + (BEST if best else ""),
+                )
+            )  # fmt: skip
+        rows.append(GridRow(tuple(cells), one.method))
+    head = ("method", "question", "over", "checkpoints / fits", *names)
+    return Grid("What each way to select would have picked", head, tuple(rows), notes=(SELECTION_NOTE,))
+
+
+#: What the table of selectors shows.
+SELECTION_NOTE = (
+    "Score on the test data, in percent, of the checkpoint that each way to select picks of those validated, and its "
+    "regret: how far it is below the best one (oracle). Means over fits. ★ has the least regret. val: the protocol's "
+    "validation task; last: the last step; the others look at target images without their labels."
+)
 
 
 def _inflation(inflation: pd.DataFrame, leading: Mapping[tuple[str, str], str]) -> Grid:

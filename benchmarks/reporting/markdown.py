@@ -34,6 +34,9 @@ def leaderboard_markdown(data: ReportData) -> str:
             lines += [*_table(*grids.summary(part.tables, metric).plain()), ""]
         for table in part.tables:
             lines += [f"### {escape(table.title())}", "", *_table(*grids.by_protocol(table).plain()), ""]
+        if part.selector_picks:
+            grid = grids.selection_grid(part.selector_picks)
+            lines += [f"### {grid.caption}", "", *grid.notes, "", *_table(*grid.plain()), ""]
         if part.extensions:
             lines += [
                 f"### {EXTENSION} Extensions",

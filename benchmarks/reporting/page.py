@@ -140,7 +140,7 @@ def _setting(data: SettingData, drawn: SettingPlots, number: int) -> dict[str, A
         ],
         "splits": [(value, name) for name, value in splits.items()],
         "first_split": next(iter(splits.values()), ""),
-        "tests": grids.tests(tables, comparison),
+        "tests": grids.tests(tables, comparison, data.selector_picks),
         "plots": [
             {
                 "title": plot.title, "caption": plot.caption, "failed": plot.failed, "source": _inline(plot.files),

@@ -38,7 +38,18 @@ from benchmarks.store.records import RecordError
 THRESHOLD = 0.01
 
 IDENTITY = ["dataset", "protocol", "split", "gallery", "method", "ablation", "seed", "rules", "select"]
-_DETAILS = ["variant", "config", "backbone", "weights_hash", "identity", "precision", "limit", "data_hash", "scoring"]
+_DETAILS = [
+    "variant",
+    "config",
+    "backbone",
+    "weights_hash",
+    "identity",
+    "precision",
+    "limit",
+    "shots",
+    "data_hash",
+    "scoring",
+]
 
 CELL_COLUMNS = [
     *IDENTITY, "metric", "old", "new", "difference", "low", "high", "p", "p_holm", "verdict", "classes", "queries",
@@ -177,7 +188,7 @@ def _paired(
     for identity in dict.fromkeys([*old, *new]):
         before, after = list(old.get(identity, [])), list(new.get(identity, []))
         matched = []
-        for names in (_DETAILS, ["variant", "config", "backbone", "limit"], ["variant", "config"]):
+        for names in (_DETAILS, ["variant", "config", "backbone", "limit", "shots"], ["variant", "config"]):
             for cell_before in list(before):
                 details = _details(cell_before, names)
                 same = [cell for cell in after if _details(cell, names) == details]

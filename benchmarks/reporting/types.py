@@ -27,6 +27,7 @@ SETTING = (
     "select",
     "limit",
     "scoring",
+    "shots",
 )
 
 #: In the columns ``split`` and ``protocol`` of a comparison: over all of them.
@@ -80,6 +81,7 @@ class Setting:
     select: str
     limit: int | None
     scoring: int
+    shots: str = ""
 
     def title(self) -> str:
         """One line, the marks of anything unusual included."""
@@ -92,6 +94,8 @@ class Setting:
             marks.append("ORACLE: selected on test data, not ranked")
         elif self.select != "val":
             marks.append(f"selection: {self.select}")
+        if self.shots:
+            marks.append(f"few-shot: {self.shots} labelled images a class and domain")
         if self.limit is not None:
             marks.append(f"LIMITED to {self.limit} images a role: proves that it runs, the scores mean nothing")
         if self.precision not in ("float32", ""):

@@ -16,13 +16,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import benchmarks.backbones
 import methods.parts
 from benchmarks.backbones import sources
 from benchmarks.datasets.contents import tree_hash
 from benchmarks.datasets.image_cache import cache_folder
+from benchmarks.runner.machine import FinalPrecision
 from methods.parts.capabilities import Capability
 from methods.parts.preprocessing import ImageProcessing
 
@@ -44,10 +45,11 @@ class BackboneFacts:
     name: str
     identity: Mapping[str, str]
     preprocessing: Mapping[str, Any]
-    precision: Literal["float32", "bf16"]
+    precision: FinalPrecision
     image_size: int
     weights_mib: float
     offers: Capability = "tokens"
+    towers: Mapping[str, int] | None = None  # fields of benchmarks.runner.sizing.Towers, where both are transformers
 
     @classmethod
     def of(cls, backbone: Backbone) -> Self:
@@ -61,6 +63,7 @@ class BackboneFacts:
             image_size=int(backbone.image_size),
             weights_mib=weights / 2**20,
             offers=backbone.offers,
+            towers=_towers(backbone),
         )
 
     @property
@@ -69,9 +72,23 @@ class BackboneFacts:
         return ImageProcessing.of_record(self.preprocessing, self.image_size)
 
 
-def backbone_facts(
-    name_or_folder: str, precision: Literal["float32", "bf16"], load: Callable[[], Backbone]
-) -> BackboneFacts:
+def _towers(backbone: Backbone) -> dict[str, int] | None:
+    if backbone.offers != "tokens":
+        return None
+    config = backbone.model.config
+    vision, text = config.vision_config, config.text_config
+    return {
+        "vision_width": int(vision.hidden_size),
+        "vision_layers": int(vision.num_hidden_layers),
+        "vision_heads": int(vision.num_attention_heads),
+        "vision_tokens": (int(backbone.image_size) // int(vision.patch_size)) ** 2 + 1,
+        "text_width": int(text.hidden_size),
+        "text_layers": int(text.num_hidden_layers),
+        "text_heads": int(text.num_attention_heads),
+    }
+
+
+def backbone_facts(name_or_folder: str, precision: FinalPrecision, load: Callable[[], Backbone]) -> BackboneFacts:
     """The facts of a backbone: remembered ones where no file has changed, else those of ``load()``, which are kept.
 
     Raises what :func:`benchmarks.backbones.sources.resolve` or ``load`` raises for a backbone that cannot be used.
@@ -105,7 +122,7 @@ def _memory(name_or_folder: str) -> Path | None:
     return cache / "backbones" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}.json"
 
 
-def _read(file: Path, precision: Literal["float32", "bf16"]) -> BackboneFacts | None:
+def _read(file: Path, precision: FinalPrecision) -> BackboneFacts | None:
     """The facts in a file; None if there is none, or it is damaged."""
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))

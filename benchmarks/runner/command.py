@@ -99,13 +99,16 @@ def perform(options: dict[str, Any], prog: str, command: str, arms: Arms | None 
 
 def resolved(options: dict[str, Any]) -> Settings:
     """The settings of command-line options and the file they name."""
-    from benchmarks.runner.settings import parse_set, recipe_file, resolve
+    from benchmarks.runner.settings import SHORT, parse_set, recipe_file, resolve
 
     file, recipe = options.pop("config", None), options.pop("recipe", None)
     if recipe is not None:
         file = recipe_file(recipe)
     if "set" in options:
         options["set"] = parse_set(options["set"])
+    for name in SHORT:
+        if name in options:
+            options["set"] = (*options.get("set", ()), (name, options.pop(name)))
     return resolve(options, file)
 
 
@@ -123,7 +126,7 @@ def _perform(settings: Settings, command: str, arms: Arms | None, terminal: Term
         if run.settings.dry_run:
             from benchmarks.runner.listing import list_plan
 
-            for line in list_plan(run.plan, run.settings, store):
+            for line in list_plan(run.plan, run.settings, store, run.resources):
                 terminal.print(line)
             return 0
         outcome = carry_out(run, store, terminal)
@@ -225,7 +228,12 @@ def report(run: Run, outcome: Outcome, store: ResultStore, terminal: Terminal) -
     print_scores(run, frame, terminal)
     folder = Path(run.settings.out) / "report"
     counts = ", ".join(f"{count} {status}" for status, count in sorted(outcome.counts.items())) or "no cells"
-    lines = [f"cells: {counts}", f"records: {Path(run.settings.out) / 'cells'}", *weight_lines(run)]
+    lines = [
+        f"cells: {counts}",
+        f"records: {Path(run.settings.out) / 'cells'}",
+        *weight_lines(run),
+        *selector_lines(run, store),
+    ]
     code = 1 if outcome.failed or outcome.problems else 0
     for line in outcome.problems:
         terminal.warn(line)
@@ -273,6 +281,18 @@ def weight_lines(run: Run) -> list[str]:
     if missing:
         lines.append(f"without weights: {missing} of {len(fits)} fits (finished before, or failed); --force fits again")
     return lines
+
+
+def selector_lines(run: Run, store: ResultStore) -> list[str]:
+    """How many finished fits have no checkpoints of ``--selectors``: they were made without it."""
+    if not run.settings.selectors:
+        return []
+    records = [store.read(group.cells[0].id, group.cells[0].key) for group in run.plan.groups if group.cells]
+    validated = [record for record in records if record is not None and record.fit.validation]
+    missing = sum(not record.fit.checkpoints for record in validated)
+    if not missing:
+        return []
+    return [f"without selectors: {missing} of {len(validated)} fits were finished before; --force fits again"]
 
 
 def print_scores(run: Run, frame: pd.DataFrame, terminal: Terminal) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.datasets.image_cache import cache_folder
-from benchmarks.datasets.pixels import PixelCache, unit_range
+from benchmarks.datasets.pixels import PixelCache
 from benchmarks.runner.plan import FitGroup
 from benchmarks.store.records import content_key
 from methods.interface import Method
 from methods.parts.feature_cache import one_thread_a_batch, side_by_side
+from methods.parts.feeding import feed, unit_range
+from methods.parts.parallel import gather, processes, rank
 from methods.parts.row_files import RowFiles
 
 #: Images encoded at once. Every batch has this size (the last is filled up) and on a CPU is computed by one thread,
@@ -42,7 +46,8 @@ class EncodedImages:
     With a ``folder``, embeddings of more than :data:`LARGE` bytes are kept in memory-mapped files there, and those that
     an earlier process left are used. ``seconds`` is the time spent in the method, ``count`` the images that went
     through it (fillers included). ``device`` is the method's: on a CPU with several threads, each computes a batch of
-    its own.
+    its own. Processes that train together encode every n-th batch each and exchange what they found, so all of them
+    must ask for the same rows, inside :func:`methods.parts.parallel.fail_together`.
     """
 
     def __init__(
@@ -75,11 +80,32 @@ class EncodedImages:
 
     def encode(self, rows: np.ndarray) -> None:
         """Encode those of the table rows that are not encoded yet."""
-        missing = np.unique(rows[~self._known[rows]])
+        missing = self._missing(rows)
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
-            self._keep(chunk, torch.cat(list(self._in_batches(chunk))))
+            self._keep(chunk, self._encoded(chunk))
             self._known[chunk] = True
+
+    def _missing(self, rows: np.ndarray) -> np.ndarray:
+        """Those of the rows that are not encoded yet, sorted; of processes that train together, in any of them."""
+        if processes() == 1:
+            return np.unique(rows[~self._known[rows]])
+        asked = np.unique(rows)
+        here = torch.from_numpy(self._known[asked].astype(np.uint8)).to(self._device)
+        everywhere = gather(here).view(len(asked), processes()).amin(dim=1).bool().cpu().numpy()
+        return np.asarray(asked[~everywhere])
+
+    def _encoded(self, rows: np.ndarray) -> Tensor:
+        """Embeddings [len(rows), D]; processes that train together encode every n-th batch each, and share them."""
+        if processes() == 1:
+            return torch.cat(list(self._in_batches(rows)))
+        parts = [rows[at : at + BATCH] for at in range(0, len(rows), BATCH)]
+        each = math.ceil(len(parts) / processes())
+        own = [parts[min(rank() + number * processes(), len(parts) - 1)] for number in range(each)]
+        local = torch.cat(list(self._in_batches(np.concatenate(own))))
+        filler = local.new_zeros(each * BATCH - len(local), local.shape[1])
+        local = torch.cat([local, filler]).view(each, -1).to(self._device)
+        return gather(local).cpu().view(-1, filler.shape[1])[: len(rows)]
 
     def discard(self) -> None:
         """Delete the files, if there are any."""
@@ -87,10 +113,12 @@ class EncodedImages:
             self._files.remove()
 
     def _in_batches(self, rows: np.ndarray) -> Iterator[Tensor]:
-        batches = (
-            (self._pixels(rows[at : at + BATCH]), len(rows[at : at + BATCH])) for at in range(0, len(rows), BATCH)
-        )
-        with one_thread_a_batch(self._device) as count:
+        parts = [rows[at : at + BATCH] for at in range(0, len(rows), BATCH)]
+        with (
+            closing(feed(parts, lambda part: (self._pixels(part),), self._device)) as fed,
+            one_thread_a_batch(self._device) as count,
+        ):
+            batches = ((pixels, len(part)) for part, (pixels,) in fed)
             for pixels, wanted in itertools.islice(batches, int(self.count == 0)):
                 yield self._count(*self._run(pixels, wanted), 1)  # what a method keeps from its first call is kept once
             if count == 1:

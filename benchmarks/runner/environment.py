@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -20,7 +21,7 @@ PACKAGES = ("ucdr-bench", "torch", "transformers", "tokenizers", "peft", "numpy"
 def environment(device: str, threads: int) -> Environment:
     """The environment of this process; ``processes`` is in its hardware where several train together."""
     together = {"processes": launched()} if launched() > 1 else {}
-    return Environment(_packages(), _git(), _hardware(device) | together, device, threads, _tf32())
+    return Environment(_packages(), _git(), _hardware(device) | together, device, threads, _tf32(), _arithmetic())
 
 
 def _tf32() -> bool:
@@ -28,6 +29,33 @@ def _tf32() -> bool:
     import torch
 
     return bool(torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)
+
+
+def _arithmetic() -> dict[str, Any]:
+    """The settings of torch that decide how numbers are computed, as they are now."""
+    import torch
+
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    kernels = {
+        "math": cuda.math_sdp_enabled(),
+        "flash": cuda.flash_sdp_enabled(),
+        "memory_efficient": cuda.mem_efficient_sdp_enabled(),
+        "cudnn": cuda.cudnn_sdp_enabled(),
+    }
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return {
+        "deterministic": ("warn" if torch.is_deterministic_algorithms_warn_only_enabled() else True)
+        if deterministic
+        else False,
+        "cudnn_deterministic": cudnn.deterministic,
+        "cudnn_benchmark": cudnn.benchmark,
+        "matmul_tf32": cuda.matmul.allow_tf32,
+        "cudnn_tf32": cudnn.allow_tf32,
+        "bf16_reduced_precision_sums": bool(cuda.matmul.allow_bf16_reduced_precision_reduction),
+        "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ""),
+        "attention": [name for name, on in kernels.items() if on],
+        "training_attention": ["math"],  # on a GPU: methods.training.loop.training_attention
+    }
 
 
 @functools.cache

@@ -24,8 +24,9 @@ import torch
 
 from benchmarks.datasets.pixels import PixelCache
 from benchmarks.evaluation.ranking import RetrievalScores
+from benchmarks.protocols.selection import Question
 from benchmarks.protocols.task import Classification, Retrieval, Task
-from benchmarks.protocols.training import Question, Score, training_data
+from benchmarks.protocols.training import Score, training_data
 from benchmarks.runner.embeddings import EncodedImages, embedding_folder, encode_as
 from benchmarks.runner.environment import PeakMemory
 from benchmarks.runner.failures import describe, explain, release_memory
@@ -37,6 +38,7 @@ from benchmarks.runner.records import convergence, make_record
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.scoring import ClassAnswers, score_classification, score_retrieval
 from benchmarks.runner.search import edge, picked
+from benchmarks.runner.selection import SelectionScores, checkpoint_values
 from benchmarks.store.records import Cost, Fit, GalleryScores, Record, Search, Status, content_key
 from benchmarks.store.weights import STEM, FitWeights
 from methods.interface import FitReport, Method, NotApplicableError, TrainingData
@@ -54,13 +56,16 @@ class _Trained:
     report: FitReport
     seconds: float
     logged: list[dict[str, Any]]
+    checkpoints: list[dict[str, Any]]
 
 
 @dataclass
 class _Fitted:
+    first: Cell
     method: Method
     report: FitReport
     logged: list[dict[str, Any]]
+    checkpoints: list[dict[str, Any]]
     search: Search
     rate_from: Source
     encoded: EncodedImages
@@ -89,6 +94,8 @@ def _tried(trainers: Sequence[_Trainer], config: Any) -> tuple[dict[str, Any], _
             trained = trainer.train(config, SEARCH_SEED)
             seconds += trained.seconds
             scores.append(trainer.validation(trained))
+            if trained.checkpoints and len(trainers) == 1:
+                trial["checkpoints"] = trained.checkpoints
     except Exception as failure:
         return {**trial, "reason": describe(failure)}, None, failure
     score = math.fsum(scores) / len(scores)
@@ -104,6 +111,11 @@ def chosen(choice: RateChoice) -> Search:
         tuned = choice.tuned
         return Search(list(tuned.trials), tuned.learning_rate, list(tuned.rate_range), tuned.edge)
     return Search(learning_rate=choice.rates[0] if choice.rates else None)
+
+
+def without_checkpoints(trial: dict[str, Any]) -> dict[str, Any]:
+    """A trial as it is stored without ``--selectors``."""
+    return {name: value for name, value in trial.items() if name != "checkpoints"}
 
 
 class ValidatedWeights:
@@ -163,7 +175,8 @@ def fit_weights(method: Method, report: FitReport, data: TrainingData) -> FitWei
     if not method.trained:
         return FitWeights(files)
     known = [one["score"] for one in report.validation if one.get("step") == report.selected_step]
-    score = float(known[-1]) if known else round(data.validate(method), 6)
+    with fail_together():
+        score = float(known[-1]) if known else round(data.validate(method), 6)
     return FitWeights(files, score if math.isfinite(score) else None)
 
 
@@ -216,7 +229,8 @@ class GroupRunner:
             return
         for cell in group.cells:
             try:
-                record, per_query = self._score(cell, fitted)
+                with fail_together():  # processes that train together encode together
+                    record, per_query = self._score(cell, fitted)
             except Exception as error:
                 self._failed(cell, error, fitted)
                 release_memory(error)
@@ -244,9 +258,11 @@ class GroupRunner:
                 self.keep_weights(group, fit_weights(trained.method, trained.report, trainer.data))
         encoded = self._encoded(group, trained.method, self.resources.pixels(group.dataset))
         return _Fitted(
+            group.cells[0],
             trained.method,
             trained.report,
             trained.logged,
+            trained.checkpoints,
             search,
             group.choice.source,
             encoded,
@@ -267,12 +283,16 @@ class GroupRunner:
         cache = self.resources.pixels(group.dataset)
         rules = self.settings.rules
 
+        selectors = self.settings.selectors
+        checkpoints: list[dict[str, Any]] = []
+
         def validation_score(method: Method, question: Question) -> float:
             encoded = EncodedImages(encode_as(method, rules), cache, lambda count: None, device=method.device)
-            if isinstance(question, Classification):
-                scores = score_classification(method, encoded, question, rules).scores
-                return scores.means()["accuracy[image]" if question.seen is None else "h[image]"]
-            return score_retrieval(method, encoded, question, rules, ks=()).means()["map@all"]
+            scores = SelectionScores(method, encoded, rules)
+            if selectors:
+                where = {name: value for name, value in (logged or [{}])[-1].items() if name in ("stage", "step")}
+                checkpoints.append({**where, **checkpoint_values(task, selectors, scores.score)})
+            return scores.score(question)
 
         validated = ValidatedWeights()
         score = validated.recorded(validation_score) if group.choice.searched else validation_score
@@ -282,17 +302,19 @@ class GroupRunner:
             seed_everything(seed)
             logged.clear()
             validated.clear()
+            checkpoints.clear()
             method = METHODS.get(group.method)(self.resources.backbone, config, self.resources.device)
             if method.trained:
                 check_processes(method)
             start = time.perf_counter()
             with fail_together():
                 report = method.fit(data, seed=seed, log=log)
-            return _Trained(method, report, time.perf_counter() - start, list(logged))
+            return _Trained(method, report, time.perf_counter() - start, list(logged), list(checkpoints))
 
         def validation(trained: _Trained) -> float:
             known = validated.score(trained.method)
-            return data.validate(trained.method) if known is None else known
+            with fail_together():
+                return data.validate(trained.method) if known is None else known
 
         return _Trainer(train, validation, data)
 
@@ -426,7 +448,7 @@ class GroupRunner:
         )
 
     def _fit_facts(self, cell: Cell, fitted: _Fitted) -> Fit:
-        report = fitted.report
+        report, first = fitted.report, cell.key == fitted.first.key  # a checkpoint's test score is of the first cell
         losses: list[dict[str, Any]] = list(report.losses) or fitted.logged
         return Fit(
             fit_id=cell.fit_id,
@@ -434,12 +456,13 @@ class GroupRunner:
             selected_step=report.selected_step,
             losses=losses,
             validation=list(report.validation),
-            trials=fitted.search.trials,
+            trials=fitted.search.trials if first else [without_checkpoints(trial) for trial in fitted.search.trials],
             learning_rate=fitted.search.learning_rate,
             rate_from=fitted.rate_from if fitted.method.trained else "",
             rate_range=fitted.search.rate_range,
             edge=fitted.search.edge,
             convergence=convergence(report) if fitted.method.trained else "",
+            checkpoints=fitted.checkpoints if first else [],
         )
 
     def _fit_cost(self, fitted: _Fitted, peak: dict[str, float | None] | None = None) -> Cost:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Literal
 
 import psutil
 
 from benchmarks.runner.registered_names import unnamed
 from benchmarks.runner.settings import Settings, SettingsError
 
+#: What ``auto`` becomes.
+FinalPrecision = Literal["float32", "tf32", "bf16"]
+
 
 def final_settings(settings: Settings, weights_mib: float) -> Settings:
-    """The settings with device, jobs and threads filled in; a plan is made from these, and nothing changes them later.
+    """The settings with device, precision, jobs and threads filled in; a plan is made from these, and nothing changes
+    them later.
 
     ``weights_mib``: size of the backbone's weights. One job, unless more are asked for, where a method, data set or
     protocol is registered that another process cannot import. Under ``--executor ray`` the device stays as given: it is
     chosen by the cluster's workers.
 
-    Raises :class:`~benchmarks.runner.settings.SettingsError` for a device that is not there.
+    Under ``--executor ray`` the precision is nevertheless settled here, since it is part of every key: by the device
+    of this machine.
+
+    Raises :class:`~benchmarks.runner.settings.SettingsError` for a device that is not there, or a precision that it
+    does not have.
     """
     device, gpus = pick_device(settings.device), 0
+    settings = dataclasses.replace(settings, precision=pick_precision(settings.precision, device))
     if not settings.jobs and unnamed(settings):
         settings = dataclasses.replace(settings, jobs=1)
     if device.startswith("cuda"):
@@ -47,6 +57,27 @@ def pick_device(name: str) -> str:
         reason = str(error).splitlines()[0].partition(". ")[0]  # torch goes on with all it was built with
         raise SettingsError(f"--device {name} cannot be used here ({reason}); try --device cpu") from error
     return name
+
+
+def pick_precision(name: str, device: str) -> FinalPrecision:
+    """``auto`` is ``bf16`` on a GPU whose matrix units have it (CUDA, compute capability 8.0), else ``float32``.
+
+    Raises :class:`~benchmarks.runner.settings.SettingsError` for ``tf32`` on a device without it.
+    """
+    if name in ("float32", "bf16"):
+        return name  # type: ignore[return-value]
+    has_both = False
+    if device.startswith("cuda"):
+        import torch
+
+        has_both = torch.cuda.get_device_capability(device) >= (8, 0)
+    if name == "auto":
+        return "bf16" if has_both else "float32"
+    if not has_both:
+        raise SettingsError(
+            f"--precision tf32: {device} does not have it (it needs CUDA, compute capability 8.0); use float32"
+        )
+    return "tf32"
 
 
 def cores() -> int:

@@ -33,16 +33,40 @@ def build_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentP
         "--rules", metavar="NAME", help="clean (default), or official: as the released code, flaws included"
     )
     how.add_argument("--variant", metavar="NAME", help="named settings of the methods that have them (default: paper)")
-    how.add_argument("--select", metavar="NAME", help="which step's weights: last, val (default), or oracle (marked)")
+    how.add_argument(
+        "--select",
+        metavar="NAME",
+        help="which step's weights: last, val (default), oracle (marked); without target labels (uda, dazsl): im, snd,"
+        " bnm, entropy, dev",
+    )
+    how.add_argument(
+        "--selectors",
+        metavar="LIST",
+        help="record at each validation what these ways to select without target labels say, or all; changes no score",
+    )
     how.add_argument(
         "--search",
         action="store_true",
         help="search each fit's learning rate around its paper's on validation data (default: tuned beforehand)",
     )
     how.add_argument("--set", metavar="KEY=VALUE", action="append", help="[method.]field=value; may be repeated")
+    how.add_argument(
+        "--templates",
+        metavar="SET",
+        help="class texts of zero_shot: imagenet (80), imagenet_best (7), a .txt file of templates, or a .json file"
+        " {class: [sentences]}",
+    )
+    how.add_argument("--class-names", metavar="FILE", help="JSON {class: name}: names to write in zero_shot's texts")
+    how.add_argument("--shots", metavar="K", type=int, help="at most K labelled images a class and domain")
+    how.add_argument("--shots-draw", metavar="N", type=int, help="which draw of --shots (default: 0)")
     how.add_argument("--limit", metavar="N", type=int, help="at most N training, query and gallery images each")
     how.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda, cuda:1, ...")
-    how.add_argument("--precision", metavar="NAME", help="float32 (default) or bf16")
+    how.add_argument(
+        "--precision", metavar="NAME", help="auto (default: bf16 on a GPU that has it), float32, tf32, bf16"
+    )
+    how.add_argument(
+        "--compile", action="store_true", help="compile the frozen towers (torch.compile); changes last digits"
+    )
     how.add_argument(
         "--threads",
         metavar="N",

@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.registry import DATASETS
+from benchmarks.protocols.selection import refused, selection_question
 from benchmarks.protocols.task import VALIDATED_WITHIN, Classification, Task
 from benchmarks.recipes import paper_config
 from benchmarks.runner.failures import describe
@@ -179,6 +180,9 @@ def plan(settings: Settings, resources: Resources, arms: Mapping[str, Sequence[A
                 continue
             if not tasks:
                 skipped[f"{dataset}/{protocol}"] = "the data set has no task of this protocol"
+            for reason in (refused(task, settings.select) for task in tasks):
+                if reason:
+                    raise SettingsError(f"--select {settings.select}: {reason}")
             for number, (name, arm, config, fixed) in enumerate(runs[dataset]):
                 if arm.protocols is not None and protocol not in arm.protocols:
                     continue
@@ -257,14 +261,14 @@ def _tuned(settings: Settings, resources: Resources) -> dict[tuple[str, str, str
 
 def searchable(settings: Settings, task: Task, config: Any, choice: RateChoice) -> RateChoice:
     """The choice on a task: where nothing can pick one of several rates, the configured rate alone."""
-    if choice.searched and task.validation is None and settings.select != "oracle":
+    if choice.searched and selection_question(task, settings.select) is None:
         return RateChoice("config", (config.learning_rate,))
     return choice
 
 
 def unvalidated(settings: Settings, task: Task, method: type[Method]) -> str:
     """What a missing validation task means for a method's score, in one line; "" where it has no effect."""
-    if task.validation is not None or settings.select == "oracle" or not method.trained:
+    if selection_question(task, settings.select) is not None or not method.trained:
         return ""
     kept = "" if settings.select == "last" else ", the last step kept"
     searched = settings.search or len(settings.budget.learning_rates) > 1
@@ -323,6 +327,7 @@ def make_cell(
         seed=seed,
         limit=settings.limit,
         ablation=ablation,
+        shots=shots_text(settings),
     )
     inputs: dict[str, Any] = {
         "scoring": SCORING,
@@ -331,12 +336,14 @@ def make_cell(
             "version": method.version,
             "config": values,
             **choice.inputs(),
+            **augmentation_inputs(config),
             "files": resources.file_hashes(method, config),
         },
         "backbone": {
             **backbone.identity,
             "preprocessing": backbone.preprocessing,
             "precision": backbone.precision,
+            **({"compiled": True} if settings.compile else {}),
         },
         "dataset": dict(resources.dataset_facts(dataset)),  # a copy: what a method adds is its own
         "task": {
@@ -350,6 +357,8 @@ def make_cell(
         "select": settings.select,
         "seed": seed,
     }
+    if settings.shots is not None:
+        inputs["task"]["shots"] = {"count": settings.shots, "draw": settings.shots_draw}
     if reason := unfit(method, config, resources):
         inputs["not_applicable"] = reason  # a later version may run it
     if method.reads_synsets:
@@ -357,6 +366,12 @@ def make_cell(
     leading = {question.name: source.card.headline.metrics() for question in task.retrievals}
     leading |= {question.name: classification_metrics(question) for question in task.classifications}
     return Cell(cell, inputs, leading, fit_id)
+
+
+def augmentation_inputs(config: Any) -> dict[str, int]:
+    """What the key of a score says of its augmentation: its version, where training images are augmented."""
+    augmentation = getattr(config, "augmentation", None)
+    return {"augmentation": augmentation.version} if augmentation is not None and augmentation.active else {}
 
 
 def search_inputs(group: FitGroup) -> dict[str, Any]:
@@ -449,8 +464,17 @@ def _placeholder(settings: Settings, method: str, dataset: str, protocol: str) -
         select=settings.select,
         seed=settings.seeds[0],
         limit=settings.limit,
+        shots=shots_text(settings),
     )
-    return Cell(cell, {"unplanned": dataclasses.asdict(cell)}, {"*": ()}, "")
+    about = {name: value for name, value in dataclasses.asdict(cell).items() if name != "shots" or value}
+    return Cell(cell, {"unplanned": about}, {"*": ()}, "")
+
+
+def shots_text(settings: Settings) -> str:
+    """The shots as a record states them: ``""``, ``"4"`` or ``"4 draw 1"``."""
+    if settings.shots is None:
+        return ""
+    return f"{settings.shots} draw {settings.shots_draw}" if settings.shots_draw else str(settings.shots)
 
 
 def _broken(settings: Settings, method: str, dataset: str, protocol: str, error: Exception) -> Broken:

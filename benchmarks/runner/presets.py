@@ -91,11 +91,12 @@ PRESETS: Mapping[str, Preset] = {
         Preset(
             "standard",
             "the committed reference: one cap of steps, one patience, tuned rates",
-            steps=100,
+            steps=200,
             batch_size=32,
-            validations=8,
+            validations=10,
             patience=3,
             tuned=True,
+            range_high=1000.0,
         ),
         Preset("full", "each paper's own schedule, settings of each data set, backbone and protocols", steps=0),
     )

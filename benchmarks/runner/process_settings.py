@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 
-def prepare_process(threads: int) -> None:
+def prepare_process(threads: int, precision: str = "float32") -> None:
     """Threads (0: as they are), determinism and arithmetic of this process, for good: for processes that end with the
     run (workers, actors, commands); :func:`prepared_process` is for all others.
 
-    On a GPU, float32 products and convolutions are done in float32, not in TF32 (each record says so). Operations
-    without a deterministic kernel warn; attention, the one such in use, gets one in training
-    (:func:`methods.training.loop.training_attention`).
+    On a GPU, float32 products and convolutions are done in float32, and in TF32 only if ``precision`` is ``tf32``
+    (each record says so). Operations without a deterministic kernel warn; attention, the one such in use, gets one in
+    training (:func:`methods.training.loop.training_attention`).
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if threads:
@@ -25,12 +25,13 @@ def prepare_process(threads: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # It would write to memory that is only reserved.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False  # its choice of a kernel would differ from run to run
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 @contextmanager
-def prepared_process(threads: int) -> Iterator[None]:
+def prepared_process(threads: int, precision: str = "float32") -> Iterator[None]:
     """A block under :func:`prepare_process`; afterwards, however it ends, the process is as it was before.
 
     For work in a process that is not the run's own (a notebook, a script, a test). The states of Python's, numpy's and
@@ -40,10 +41,11 @@ def prepared_process(threads: int) -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     rounded = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    tried = torch.backends.cudnn.benchmark
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
-        prepare_process(threads)
+        prepare_process(threads, precision)
         yield
     finally:
         if cublas is None:
@@ -52,6 +54,7 @@ def prepared_process(threads: int) -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = rounded
+        torch.backends.cudnn.benchmark = tried
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])

@@ -17,9 +17,9 @@ from benchmarks.datasets.image_cache import cache_folder
 from benchmarks.datasets.pixels import CACHE_SHARE, PixelCache
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols.registry import PROTOCOLS
-from benchmarks.protocols.task import Task, limited, without_unanswerable_validation
+from benchmarks.protocols.task import Task, limited, with_shots, without_unanswerable_validation
 from benchmarks.runner.backbone_facts import BackboneFacts, backbone_facts
-from benchmarks.runner.machine import pick_device
+from benchmarks.runner.machine import pick_device, pick_precision
 from benchmarks.runner.settings import Settings, SettingsError
 from benchmarks.store.records import content_key
 from methods.interface import Method
@@ -40,12 +40,13 @@ class LazyBackbone:
     def __init__(self, settings: Settings, device: str) -> None:
         self._settings = settings
         self._device = device
+        self._precision = pick_precision(settings.precision, device)
 
     @cached_property
     def facts(self) -> BackboneFacts:
         """Name, hashes, image processing and size."""
         try:
-            facts = backbone_facts(self._settings.backbone, self._settings.precision, lambda: self._as_stored)
+            facts = backbone_facts(self._settings.backbone, self._precision, lambda: self._as_stored)
         except SettingsError:
             raise
         except ValueError as error:  # BackboneError is one
@@ -68,7 +69,8 @@ class LazyBackbone:
     def _as_stored(self) -> Backbone:
         settings = self._settings
         try:
-            return sources.load(settings.backbone, device=self._device, precision=settings.precision)
+            backbone = sources.load(settings.backbone, device=self._device, precision=self._precision)
+            return backbone.compile() if settings.compile else backbone
         except ValueError as error:  # BackboneError is one
             raise SettingsError(f"--backbone: {error}") from error
 
@@ -144,6 +146,8 @@ class Resources:
         if key not in self._tasks:
             source = self.dataset(dataset)
             task = PROTOCOLS.get(protocol).task(source, split, self.settings.rules)
+            if self.settings.shots is not None:
+                task = with_shots(task, source, self.settings.shots, self.settings.shots_draw)
             if self.settings.limit is not None:
                 task = limited(task, source, self.settings.limit)
             task = without_unanswerable_validation(task, source)

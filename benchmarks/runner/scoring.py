@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.datasets.pixels import unit_range
 from benchmarks.evaluation.classification import ClassificationScores, classify, classify_zero_shot
 from benchmarks.evaluation.ranking import RULES, RetrievalScores, rank
 from benchmarks.protocols.task import Classification, Retrieval
 from benchmarks.runner.embeddings import BATCH, EncodedImages
 from methods.interface import Method, unit_length
+from methods.parts.feeding import feed, unit_range
 
 #: Logits held at a time (64 MiB).
 LOGITS = 1 << 24
@@ -52,11 +53,18 @@ class ClassAnswers:
 
 
 def score_classification(
-    method: Method, encoded: EncodedImages, question: Classification, rules: str, *, top: int = 0
+    method: Method,
+    encoded: EncodedImages,
+    question: Classification,
+    rules: str,
+    *,
+    top: int = 0,
+    known: Tensor | None = None,
 ) -> ClassAnswers:
     """Accuracy of a method's predictions, and the ``top`` best classes of each image.
 
-    The logits of all images and classes are never held together, only :data:`LOGITS` of them at a time.
+    The logits of all images and classes are never held together, only :data:`LOGITS` of them at a time; ``known`` are
+    they, where a caller holds them already.
     """
     number_of = {name: number for number, name in enumerate(question.class_names)}
     of_image = encoded.pixels.dataset.table["class"].to_numpy()[question.rows]
@@ -64,7 +72,8 @@ def score_classification(
     best: list[tuple[Tensor, Tensor]] = []
 
     def blocks() -> Iterator[Tensor]:
-        for logits in class_logits(method, encoded, question, rules):
+        given = class_logits(method, encoded, question, rules) if known is None else iter([known])
+        for logits in given:
             values, classes = logits.topk(min(top, logits.shape[1]), dim=1)
             best.append((classes, values))
             yield logits
@@ -92,13 +101,14 @@ def class_logits(method: Method, encoded: EncodedImages, question: Classificatio
                 images = torch.nn.functional.normalize(encoded[block], dim=-1)
                 yield method.logit_scale() * images @ classes
             return
-        for start in range(0, len(rows), BATCH):
-            batch = rows[start : start + BATCH]
-            pixels, started = unit_range(encoded.pixels[batch]), time.perf_counter()
-            logits = method.classify(pixels, names).float().cpu()
-            encoded.seconds += time.perf_counter() - started
-            encoded.count += len(batch)
-            if logits.shape != (len(batch), len(names)):
-                expected = [len(batch), len(names)]
-                raise ValueError(f"logits of {len(batch)} images have shape {tuple(logits.shape)}, not {expected}")
-            yield logits
+        parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+        with closing(feed(parts, lambda part: (encoded.pixels[part],), method.device)) as fed:
+            for batch, (pixels,) in fed:
+                started = time.perf_counter()
+                logits = method.classify(unit_range(pixels), names).float().cpu()
+                encoded.seconds += time.perf_counter() - started
+                encoded.count += len(batch)
+                if logits.shape != (len(batch), len(names)):
+                    expected = [len(batch), len(names)]
+                    raise ValueError(f"logits of {len(batch)} images have shape {tuple(logits.shape)}, not {expected}")
+                yield logits

@@ -21,8 +21,8 @@ from benchmarks.runner.presets import PRESETS, Preset
 from methods.registry import METHODS
 
 Rules = Literal["clean", "official"]
-Select = Literal["last", "val", "oracle"]
-Precision = Literal["float32", "bf16"]
+Select = Literal["last", "val", "oracle", "im", "snd", "bnm", "entropy", "dev"]
+Precision = Literal["auto", "float32", "tf32", "bf16"]
 KeepWeights = Literal["best", "all"]
 
 
@@ -34,6 +34,9 @@ class SettingsError(ValueError):
     """A setting that cannot be used; one line that names the option and the fix (exit code 2)."""
 
 
+#: Settings of methods that have an option of their own beside ``--set``.
+SHORT = ("templates", "class_names")
+
 #: Seeds are whole numbers below this.
 SEEDS = 2**32
 
@@ -44,11 +47,14 @@ class Settings:
 
     ``("all",)`` becomes all registered names, except for ``datasets``: there it means those whose files are present,
     which the plan finds. ``set`` has the ``--set`` changes as ``("method.field" or "field", value)``; ``limit`` is the
-    effective one (the preset's unless given); ``device`` may be ``auto``, and ``jobs`` and ``threads`` 0, until
-    :func:`benchmarks.runner.machine.final_settings` fills them in. ``search``: each fit searches its own learning rate
-    on validation data, in place of tuned rates or a preset's grid. ``shard`` is (number from 1, of how many).
+    effective one (the preset's unless given); ``device`` and ``precision`` may be ``auto``, and ``jobs`` and
+    ``threads`` 0, until :func:`benchmarks.runner.machine.final_settings` fills them in. ``compile``: the frozen towers
+    are compiled. ``search``: each fit searches its own learning rate on validation data, in place of tuned rates or a
+    preset's grid. ``shard`` is (number from 1, of how many).
     ``gpu_hours_each_fit`` and ``gpu_hours_basis`` are what a recipe's file expects of one fit, and why; a dry run
     prints them. ``keep_weights``: which fits' weights stay with the records (:mod:`benchmarks.store.weights`).
+    ``shots``: labelled images a class and domain, drawn anew for another ``shots_draw``.
+    ``selectors``: for which of the ways to select without target labels each validation's value is recorded.
     ``track``: trackers that get losses and scores (:mod:`benchmarks.runner.tracking`).
 
     Under ``--preset full`` the recipes apply even without ``--recipe``: each method's config on each
@@ -68,11 +74,14 @@ class Settings:
     preset: str = "quick"
     seeds: tuple[int, ...] = (0,)
     device: str = "auto"
-    precision: Precision = "float32"
+    precision: Precision = "auto"
+    compile: bool = False
     search: bool = False
     set: tuple[tuple[str, Any], ...] = ()
     out: str = "results/run"
     limit: int | None = None
+    shots: int | None = None
+    shots_draw: int = 0
     threads: int = 0
     jobs: int = 0
     executor: str = "local"
@@ -81,6 +90,7 @@ class Settings:
     fail_fast: bool = False
     force: bool = False
     keep_weights: KeepWeights | None = None
+    selectors: tuple[str, ...] = ()
     track: tuple[str, ...] = ()
     gpu_hours_each_fit: float = 0.0
     gpu_hours_basis: str = ""
@@ -115,6 +125,7 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
         _one_of(key, getattr(settings, key), get_args(kind))
     if settings.keep_weights is not None:
         _one_of("keep-weights", settings.keep_weights, get_args(KeepWeights))
+    settings = dataclasses.replace(settings, selectors=_selectors(settings))
     for name in settings.track:
         if ":" not in name:
             _one_of("track", name, TRACKERS)
@@ -125,9 +136,13 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
             raise SettingsError(f"--seeds: a seed is 0 or larger and at most {SEEDS - 1}, not {seed}")
     if not 0 <= settings.gpu_hours_each_fit < float("inf"):
         raise SettingsError(f"{file}: gpu_hours_each_fit must be 0 or more, not {settings.gpu_hours_each_fit}")
-    for key in ("limit", "threads", "jobs"):
-        if (value := getattr(settings, key)) is not None and value < (1 if key == "limit" else 0):
-            raise SettingsError(f"--{key} must be positive, not {value}")
+    for key in ("limit", "shots", "threads", "jobs", "shots_draw"):
+        if (value := getattr(settings, key)) is not None and value < (1 if key in ("limit", "shots") else 0):
+            raise SettingsError(f"--{key.replace('_', '-')} must be positive, not {value}")
+    if settings.shots_draw and settings.shots is None:
+        raise SettingsError("--shots-draw needs --shots, the number of images a class and domain")
+    if settings.shots is not None and settings.rules == "official":
+        raise SettingsError("--shots: the official rules train on all images; leave --rules or --shots out")
     settings = dataclasses.replace(
         settings,
         methods=_names("methods", settings.methods),
@@ -139,6 +154,20 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
     if settings.gpu_hours_basis:
         settings = dataclasses.replace(settings, gpu_hours_basis=_basis(settings, stated))
     return _as_published(settings, values) if settings.preset == "full" else settings
+
+
+def _selectors(settings: Settings) -> tuple[str, ...]:
+    """The selectors to record, ``all`` written out. Raises :class:`SettingsError` where no validation is made."""
+    known = get_args(Select)[3:]
+    if settings.selectors and settings.select == "last":
+        raise SettingsError("--selectors: --select last makes no validation to record; take another --select")
+    if settings.select in known and settings.rules == "official":
+        raise SettingsError(
+            f"--select {settings.select}: the official rules select on the test images; leave --rules or --select out"
+        )
+    for name in settings.selectors:
+        _one_of("selectors", name, ("all", *known))
+    return known if "all" in settings.selectors else tuple(dict.fromkeys(settings.selectors))
 
 
 def _still_applicable(stated: Mapping[str, Any], values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
@@ -238,6 +267,8 @@ def config_changes(
             raise SettingsError(
                 f"{option} {key}: {method} is not a method of this run; add it to --methods, or leave the setting out"
             )
+        if not reached and key in SHORT:
+            raise SettingsError(f"--{key.replace('_', '-')}: no method of this run has it; add zero_shot to --methods")
         if not reached:
             every = {n for m in fields for n in fields[m]} | {f"{m}.{n}" for m in fields for n in fields[m]}
             raise SettingsError(
@@ -302,10 +333,10 @@ def _convert(key: str, value: Any) -> Any:
         if isinstance(default, tuple):
             items = value.split(",") if isinstance(value, str) else value
             names = tuple(item.strip() for item in items if item.strip())
-            if not names and (default or isinstance(value, str)):
+            if not names and key != "selectors" and (default or isinstance(value, str)):
                 raise ValueError
             return names
-        if key in ("limit", "threads", "jobs"):
+        if key in ("limit", "shots", "shots_draw", "threads", "jobs"):
             return None if value is None else _whole(value)
         if isinstance(default, float):
             return float(value)

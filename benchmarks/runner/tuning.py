@@ -85,6 +85,10 @@ def searched_settings(settings: Settings, splits: int = SPLITS) -> Settings:
         raise SettingsError(f"--rules {settings.rules}: rates are tuned without test data; leave the option out")
     if settings.limit is not None:
         raise SettingsError("--limit: rates tuned on few images mean nothing; take a preset without a limit")
+    if settings.shots is not None:
+        raise SettingsError("--shots: tuned rates are those of the whole data; leave the option out")
+    if settings.selectors:
+        raise SettingsError("--selectors: the file of tuned rates has no checkpoints; leave the option out")
     if settings.shard is not None:
         raise SettingsError("--shard: all searches go into one file; spread them with --jobs, or by --methods")
     return dataclasses.replace(settings, seeds=(SEARCH_SEED,))

@@ -19,8 +19,8 @@ which sets the ratio. By default N is 2 for picto-clip, and for the ViT sizes 12
 one image of each.) Augmentation is the paper's; ``--no-augmentation`` leaves it out, so that frozen image features
 are computed once. Images are noise, held in memory, with as many target images.
 
-Backbones: ``picto-clip``, and ``vit-b-32`` and ``vit-b-16``, the published CLIP sizes with random weights and
-picto-clip's tokenizer (its smaller vocabulary makes some names longer, hence our ratio smaller).
+Backbones: ``picto-clip``, and ``vit-b-32``, ``vit-b-16`` and ``vit-l-14``, the published CLIP sizes with random weights
+and picto-clip's tokenizer (its smaller vocabulary makes some names longer, hence our ratio smaller).
 
 Columns: *ratio* is plain over ours, the median of the repeats with their range. *CPU ratio* is that of processor time,
 the better measure where other work shares the cores. *Work ratio* is that of floating-point operations in matrix
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 CLASSES, DOMAINS = 245, 5
 
 #: Patch size of the published CLIP sizes that are built here with random weights.
-VIT = {"vit-b-32": 32, "vit-b-16": 16}
+VIT = {"vit-b-32": 32, "vit-b-16": 16, "vit-l-14": 14}
 
 #: Largest relative difference of the losses of two equal paths: at the first step, when the weights are still the same,
 #: and later, when rounding has gone through the optimiser (Adam turns the sign of a gradient near 0 into a whole step).
@@ -310,6 +310,7 @@ def training_data(images: int, classes: int, size: int, seed: int) -> TrainingDa
     import torch
 
     from methods.interface import Images, TrainingData
+    from methods.parts.feeding import unit_range
 
     names, synsets = class_list()
     if classes > len(names):
@@ -318,13 +319,16 @@ def training_data(images: int, classes: int, size: int, seed: int) -> TrainingDa
     class Noise(Images):
         def __init__(self, kind: str, draw: int) -> None:
             generator = torch.Generator().manual_seed(draw)
-            self.values = torch.rand(images, 3, size, size, generator=generator)
+            self.values = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8, generator=generator)
             self.content = [f"noise {size} {kind} {draw} {number}" for number in range(images)]
 
         def __len__(self) -> int:
             return images
 
         def pixels(self, index: Tensor) -> Tensor:
+            return unit_range(self.values[index])
+
+        def stored(self, index: Tensor) -> Tensor:
             return self.values[index]
 
         content: Sequence[str] = ()
@@ -353,14 +357,20 @@ def load_backbone(name: str, device: str, precision: Any) -> Backbone:
     if name not in VIT:
         return sources.load(name, device=device, precision=precision)
     tokenizer = sources.load("picto-clip", device="cpu", precision="float32").tokenizer
-    sizes = {"num_hidden_layers": 12}
-    vision = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "image_size": 224}
-    text = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "max_position_embeddings": 77}
+    large = name == "vit-l-14"
+    heads, layers, text_heads = (16, 24, 12) if large else (12, 12, 8)  # each of width 64
+
+    def tower(heads: int, layers: int) -> dict[str, int]:
+        width = 64 * heads
+        sizes = {"hidden_size": width, "intermediate_size": 4 * width}
+        return {**sizes, "num_attention_heads": heads, "num_hidden_layers": layers}
+
+    vision, text = {**tower(heads, layers), "image_size": 224}, tower(text_heads, 12)
     special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     config = CLIPConfig(
-        vision_config={**sizes, **vision, "patch_size": VIT[name]},
-        text_config={**sizes, **text, **special, "vocab_size": 49408},
-        projection_dim=512,
+        vision_config={**vision, "patch_size": VIT[name]},
+        text_config={**text, **special, "vocab_size": 49408, "max_position_embeddings": 77},
+        projection_dim=64 * text_heads,
     )
     backbone = Backbone.from_config(config, seed=0, tokenizer=tokenizer, precision=precision)
     backbone.name = f"{name} (random weights)"
@@ -392,6 +402,21 @@ def fit_once(
     return timer.stages
 
 
+@contextmanager
+def peak_gpu_memory(device: torch.device) -> Iterator[list[float]]:
+    """A list that, after the block, holds the most memory that tensors took on a GPU, in MiB; empty elsewhere."""
+    peak: list[float] = []
+    if device.type != "cuda":
+        yield peak
+        return
+    import torch
+
+    torch.cuda.reset_peak_memory_stats(device)
+    yield peak
+    torch.cuda.synchronize(device)
+    peak.append(torch.cuda.max_memory_allocated(device) / 2**20)
+
+
 def measure(
     name: str, backbone: Backbone, settings: Settings, progress: Callable[[str], None] = lambda what: None
 ) -> list[dict[str, Any]]:
@@ -407,14 +432,17 @@ def measure(
     data = training_data(images, settings.classes, backbone.image_size, settings.seed)
     paths = {"ours": changes} if plain is None else {"plain": {**changes, **plain}, "ours": changes}
     fits: dict[str, list[dict[str, Stage]]] = {path: [] for path in paths}
+    peaks = dict.fromkeys(paths, 0.0)
     gc.collect()
     gc.freeze()  # what is there already is not searched for garbage before every fit
     try:
         for repeat in range(settings.repeats):
             for path in list(paths)[:: 1 if repeat % 2 == 0 else -1]:  # so that neither path is always the first
                 progress(f"{name}, {backbone.name}: {path}")
-                fit = fit_once(name, paths[path], backbone, data, seed=settings.seed, count_work=repeat == 0)
+                with peak_gpu_memory(backbone.device) as peak:
+                    fit = fit_once(name, paths[path], backbone, data, seed=settings.seed, count_work=repeat == 0)
                 fits[path].append(fit)
+                peaks[path] = max([*peak, peaks[path]])
     finally:
         gc.unfreeze()
     shapes = {tuple((stage, len(run.losses)) for stage, run in fit.items()) for path in fits for fit in fits[path]}
@@ -432,6 +460,7 @@ def measure(
             "classes": settings.classes,
             "pictures": images,
             **loss_agreement(stages, backbone.precision, first_stage=number == 0),
+            "peak_gpu_mib": peaks if backbone.device.type == "cuda" else None,
             "preparation_s": {path: min(s.preparation.wall_s for s in runs) for path, runs in stages.items()},
         }
         steps = {path: [(s.first, s.steps) for s in runs] for path, runs in stages.items()}

@@ -31,7 +31,10 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class CellId:
-    """The cell of the plan that a record belongs to; ``ablation`` names the factor switched in an ablation."""
+    """The cell of the plan that a record belongs to; ``ablation`` names the factor switched in an ablation.
+
+    ``shots``: labelled images a class and domain, "" for all, "4 draw 1" for another draw than the first.
+    """
 
     method: str
     variant: str
@@ -45,6 +48,7 @@ class CellId:
     seed: int
     limit: int | None = None
     ablation: str = ""
+    shots: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,9 @@ class Fit:
     preset that leaves rates alone), "" in records written before this was recorded; of these too:
     ``rate_range``: the lowest and highest rate that the search could try; ``edge``: ``low`` or ``high`` where the rate
     picked is the lowest or highest of those tried, else "". ``convergence``: ``converged`` or ``rising``
-    (:func:`benchmarks.runner.records.convergence`), "" where validation cannot tell.
+    (:func:`benchmarks.runner.records.convergence`), "" where validation cannot tell. ``checkpoints`` (``--selectors``;
+    a trial has its own): for each validation the stage, the step and the value of each way to select; ``oracle`` is the
+    score on the test data.
     """
 
     fit_id: str = ""
@@ -88,6 +94,7 @@ class Fit:
     rate_range: list[float] = field(default_factory=list)
     edge: str = ""
     convergence: str = ""
+    checkpoints: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,8 @@ class Environment:
     """Where a cell ran: package versions, the code's git commit, hardware (no host name), device and threads.
 
     ``tf32``: whether a GPU may round the factors of float32 products and convolutions to TF32; None in records
-    written before this was recorded.
+    written before this was recorded. ``arithmetic``: the settings of torch that decide how numbers are computed
+    (determinism, cuDNN, TF32, cuBLAS's workspace, kernels of attention), as they were; empty in older records.
     """
 
     packages: dict[str, str] = field(default_factory=dict)
@@ -136,6 +144,7 @@ class Environment:
     device: str = ""
     threads: int = 0
     tf32: bool | None = None
+    arithmetic: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,9 @@ def compared_distances(
     the released code compares.
     """
     if shuffle is not None:
-        order = torch.randperm(len(before), generator=shuffle).to(before.device)
-        before, after = before[order][:, order], after[order][:, order]
+        order = torch.randperm(len(before), generator=shuffle)
+        there = order.to(after.device, non_blocking=True)
+        before, after = before[order][:, order], after[there][:, there]
     if diagonal:
         before, after = before.diagonal().unsqueeze(0), after.diagonal().unsqueeze(0)
     return before, after

@@ -16,21 +16,23 @@ import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.parts.capabilities import Capability
+from methods.parts.frozen import cast_now, keep_casts
 from methods.parts.identity import config_hash, tokenizer_hash
 from methods.parts.memory import align_parameters
 from methods.parts.preprocessing import ImageProcessing, ImageSize, ProcessingError, read_processor
 from methods.parts.transformer import (
     KeysValues,
     prefix_keys_values,
+    project_tokens,
     run_block,
     run_block_after_prefix,
     run_last_block,
@@ -41,8 +43,11 @@ from methods.parts.transformer import (
 if TYPE_CHECKING:  # loaded with the first backbone: a plan needs none of it
     from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
-Precision = Literal["float32", "bf16"]
+Precision = Literal["float32", "tf32", "bf16"]
 Statistics = Literal["clip", "imagenet", "none"]
+
+#: How a tower runs a block: :func:`methods.parts.transformer.run_block`, or its compiled form.
+RunBlock = Callable[..., Tensor]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Configs older than transformers 4.31 have 2, whatever the tokenizer; the text is then read at its largest id.
@@ -76,6 +81,11 @@ def insert_prompts(tokens: Tensor, prompts: Tensor) -> Tensor:
     return torch.cat([tokens[:, :1], prompts, tokens[:, 1:]], dim=1)
 
 
+def replace_prompts(tokens: Tensor, prompts: Tensor) -> Tensor:
+    """Put prompts [K, w] or [B, K, w] in the place of tokens 1..K of [B, T, w]."""
+    return insert_prompts(torch.cat([tokens[:, :1], tokens[:, 1 + prompts.shape[-2] :]], dim=1), prompts)
+
+
 def token_statistics(hidden_per_layer: Sequence[Tensor], eps: float = 2.3e-8) -> tuple[Tensor, Tensor]:
     """Each layer's style: mean and (biased) standard deviation over its tokens (docs/methods.md, AD-CLIP).
 
@@ -94,12 +104,26 @@ def stack_layers(values: Sequence[Tensor]) -> Tensor:
     return torch.stack([F.pad(value, (0, widest - value.shape[-1])) for value in values], dim=1)
 
 
+def _check_depth(deep_prompts: Tensor | None, layers: int) -> None:
+    """Deep prompts are for blocks 1..d of a tower's ``layers``, so d is at most one less."""
+    if deep_prompts is not None and deep_prompts.shape[0] > layers - 1:
+        raise BackboneError(f"deep_prompts has {deep_prompts.shape[0]} rows, this tower needs {layers - 1} at most")
+
+
+def _with_deep_prompts(hidden: Tensor, deep_prompts: Tensor | None, block: int) -> Tensor:
+    """The input of a block (from 0) with its prompts, if it has any, in the place of the last block's outputs."""
+    if deep_prompts is None or not 0 < block <= deep_prompts.shape[0]:
+        return hidden
+    return replace_prompts(hidden, deep_prompts[block - 1])
+
+
 class VisionTower(nn.Module):
     """A CLIP vision transformer run on given tokens. Parameters are named as in ``CLIPModel`` (``vision_model.*``)."""
 
     def __init__(self, vision_model: CLIPVisionModel) -> None:
         super().__init__()
         self.vision_model = vision_model
+        self.block: RunBlock = run_block  # or its compiled form
         config = vision_model.config
         self.width: int = config.hidden_size
         self.layers: int = config.num_hidden_layers
@@ -149,19 +173,16 @@ class VisionTower(nn.Module):
     def run(self, tokens: Tensor, *, deep_prompts: Tensor | None = None, read: int | None = None) -> Tensor:
         """Pre-LayerNorm and all blocks: tokens [B, T, w] -> [B, T, w], or [B, w] of the token ``read`` alone.
 
-        ``deep_prompts`` [n-1, K, w] or [n-1, B, K, w] replace tokens 1..K at the input of blocks 1..n-1 (visual prompt
-        tuning, deep). With ``read`` the last block computes that token only: the same numbers with less work.
+        ``deep_prompts`` [d, K, w] or [d, B, K, w] replace tokens 1..K at the input of blocks 1..d (visual prompt
+        tuning, deep: d = n-1). With ``read`` the last block computes that token only: the same numbers with less work.
         """
         blocks = self.vision_model.encoder.layers
-        if deep_prompts is not None and deep_prompts.shape[0] != len(blocks) - 1:
-            raise BackboneError(f"deep_prompts has {deep_prompts.shape[0]} rows, this tower needs {len(blocks) - 1}")
+        _check_depth(deep_prompts, len(blocks))
         hidden: Tensor = self.vision_model.pre_layrnorm(tokens)
         for number, block in enumerate(blocks):
-            if number > 0 and deep_prompts is not None:
-                prompts = deep_prompts[number - 1]
-                hidden = insert_prompts(torch.cat([hidden[:, :1], hidden[:, 1 + prompts.shape[-2] :]], dim=1), prompts)
+            hidden = _with_deep_prompts(hidden, deep_prompts, number)
             if read is None or number < len(blocks) - 1:
-                hidden = run_block(block, hidden)
+                hidden = self.block(block, hidden)
             else:
                 index = torch.full((hidden.shape[0],), read, device=hidden.device)
                 hidden = run_last_block(block, hidden, index)
@@ -175,12 +196,36 @@ class VisionTower(nn.Module):
             hidden = run_block(block, hidden)
         return run_last_block_leading(last, hidden, count)
 
+    def run_leading_shared(self, shared: Tensor, rows: Tensor | None, own: Tensor, count: int) -> Tensor:
+        """:meth:`run_leading` where sequences begin with rows of one table: ``[shared[rows] ; own]`` -> [B, count, w].
+
+        ``shared`` [S, w]; ``rows`` [B, R] into it (None: all S in order); ``own`` [B, T, w], each image's tokens. Up to
+        the first block's attention a token depends on nothing else: LayerNorms, queries, keys and values of the shared
+        ones are computed once, not once per image. The same numbers but for rounding.
+        """
+        first, *blocks = self.vision_model.encoder.layers
+
+        def spread(values: Tensor) -> Tensor:
+            return values.expand(len(own), -1, -1) if rows is None else F.embedding(rows, values)
+
+        if not blocks:
+            return self.run_leading(torch.cat([spread(shared), own], dim=1), count)
+        parts = []
+        for tokens in (shared, own):
+            hidden = self.vision_model.pre_layrnorm(tokens)
+            parts.append((hidden, *project_tokens(first, hidden)))
+        hidden, *projected = (torch.cat([spread(table), each], dim=1) for table, each in zip(*parts, strict=True))
+        hidden = run_block(first, hidden, projected=(projected[0], projected[1], projected[2]))
+        for block in blocks[:-1]:
+            hidden = run_block(block, hidden)
+        return run_last_block_leading(blocks[-1], hidden, count)
+
     def run_layers(self, tokens: Tensor) -> list[Tensor]:
         """Like :meth:`run`, returning the state [B, T, w] after each of the n blocks (the last one is run's result)."""
         hidden: Tensor = self.vision_model.pre_layrnorm(tokens)
         states = []
         for block in self.vision_model.encoder.layers:
-            hidden = run_block(block, hidden)
+            hidden = self.block(block, hidden)
             states.append(hidden)
         return states
 
@@ -196,6 +241,7 @@ class TextTower(nn.Module):
     def __init__(self, text_model: nn.Module) -> None:
         super().__init__()
         self.text_model: Any = text_model
+        self.block: RunBlock = run_block  # or its compiled form
         config: Any = text_model.config
         self.width: int = config.hidden_size
         self.layers: int = config.num_hidden_layers
@@ -232,11 +278,12 @@ class TextTower(nn.Module):
             )
         return ends.int().argmax(dim=-1)
 
-    def run(self, embeddings: Tensor, eot: Tensor, *, cut: bool = True) -> Tensor:
+    def run(self, embeddings: Tensor, eot: Tensor, *, cut: bool = True, deep_prompts: Tensor | None = None) -> Tensor:
         """Causal tower over embeddings [C, T, v] without positions, final LayerNorm at ``eot`` [C] -> [C, v].
 
-        With ``cut`` the batch is cut at its longest end of text and the last block computes the read token only: the
-        tower is causal, so the numbers are the same. ``cut=False`` is the plain path, every token through every block.
+        ``deep_prompts`` [d, m, v] replace tokens 1..m at the input of blocks 1..d. With ``cut`` the batch is cut at its
+        longest end of text and the last block computes the read token only: the tower is causal, so the numbers are the
+        same. ``cut=False`` is the plain path, every token through every block.
         """
         if cut:
             embeddings = embeddings[:, : int(eot.max()) + 1]
@@ -245,17 +292,25 @@ class TextTower(nn.Module):
         eot = eot.to(embeddings.device)
         hidden = embeddings + self.positions[: embeddings.shape[1]]
         blocks = list(self.text_model.encoder.layers)
-        for block in blocks[:-1] if cut else blocks:
-            hidden = run_block(block, hidden, causal=True)
+        _check_depth(deep_prompts, len(blocks))
+        for number, block in enumerate(blocks[:-1] if cut else blocks):
+            hidden = self.block(block, _with_deep_prompts(hidden, deep_prompts, number), causal=True)
+        if cut:
+            hidden = _with_deep_prompts(hidden, deep_prompts, len(blocks) - 1)
         read = run_last_block(blocks[-1], hidden, eot, causal=True) if cut else take_token(hidden, eot)
         return self._norm(read)[:, 0]
 
-    def run_prefix(self, prefix: Tensor) -> list[KeysValues]:
-        """Each block's keys and values of a prefix [B, P, v] (embeddings without positions, starting at position 0)."""
+    def run_prefix(self, prefix: Tensor, *, deep_prompts: Tensor | None = None) -> list[KeysValues]:
+        """Each block's keys and values of a prefix [B, P, v] (embeddings without positions, starting at position 0).
+
+        ``deep_prompts`` as in :meth:`run`; their m tokens are in the prefix.
+        """
         hidden = prefix + self.positions[: prefix.shape[1]]
         blocks = list(self.text_model.encoder.layers)
+        _check_depth(deep_prompts, len(blocks))
         states = []
-        for block in blocks:
+        for number, block in enumerate(blocks):
+            hidden = _with_deep_prompts(hidden, deep_prompts, number)
             states.append(prefix_keys_values(block, hidden))
             if block is not blocks[-1]:
                 hidden = run_block(block, hidden, causal=True)
@@ -292,12 +347,17 @@ class Backbone(ABC):
     text may be cut behind the token that is read, and texts may share the work of a common beginning; without it every
     text runs whole.
 
-    ``precision`` "float32", or "bf16": weights stay float32 and the matrix products run in bfloat16 (autocast); what a
-    tower returns is float32 in both cases. A training step of a method belongs inside ``with backbone.autocast():``.
+    ``precision`` "float32"; "tf32": the same, where the process lets a GPU round the factors of float32 products
+    (:func:`benchmarks.runner.process_settings.prepare_process` does); or "bf16": weights stay float32 and the matrix
+    products run in bfloat16 (autocast), those of frozen weights from a copy that is made once
+    (:mod:`methods.parts.frozen`). What a tower returns is float32 in all cases. A training step of a method belongs
+    inside ``with backbone.autocast():``.
     """
 
     offers: ClassVar[Capability] = "features"
     causal_text: ClassVar[bool] = False
+    #: Whether the towers' blocks are compiled (:meth:`compile`).
+    compiled: bool = False
 
     def __init__(
         self,
@@ -309,16 +369,20 @@ class Backbone(ABC):
         preprocessing: Mapping[str, Any] | None = None,
         precision: Precision = "float32",
     ) -> None:
-        if precision not in ("float32", "bf16"):
-            raise BackboneError(f"precision {precision!r} is unknown: use float32 or bf16")
+        if precision not in get_args(Precision):
+            raise BackboneError(f"precision {precision!r} is unknown: use {', '.join(get_args(Precision))}")
         self.model: Any = model.float().eval().requires_grad_(False)
         align_parameters(self.model)
+        if precision == "bf16":
+            keep_casts(self.model)
         self.tokenizer = tokenizer
         self.name = name
         self.precision: Precision = precision
         self._side = image_size
         self.preprocessing: dict[str, Any] = ImageProcessing.of_record(preprocessing or {}, image_size).record()
         self._hash: tuple[tuple[tuple[int, int], ...], str] | None = None
+        self._scale: tuple[tuple[int, int], float] | None = None
+        self._statistics: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
     # --- building ----------------------------------------------------------------------------------------------------
 
@@ -380,8 +444,15 @@ class Backbone(ABC):
 
     @property
     def logit_scale(self) -> float:
-        """Factor from cosine to logit: the exponential of CLIP's parameter of that name (100 for OpenAI's CLIP)."""
-        return float(self.model.logit_scale.detach().exp())
+        """Factor from cosine to logit: the exponential of CLIP's parameter of that name (100 for OpenAI's CLIP).
+
+        It is read from the device once, and again only after it changed.
+        """
+        parameter: Tensor = self.model.logit_scale
+        stamp = (parameter.data_ptr(), parameter._version)
+        if self._scale is None or self._scale[0] != stamp:  # reading it makes the host wait for the device
+            self._scale = (stamp, float(parameter.detach().exp()))
+        return self._scale[1]
 
     @property
     def weights_hash(self) -> str:
@@ -423,11 +494,31 @@ class Backbone(ABC):
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context of this backbone's precision: bfloat16 autocast for "bf16", nothing for "float32".
 
-        The cache of cast weights is off, so passes with and without gradients may share one context.
+        Autocast's own cache of cast weights is off, so passes with and without gradients may share one context (it
+        would not hold frozen weights anyway: :mod:`methods.parts.frozen` does).
         """
         if self.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
         return contextlib.nullcontext()
+
+    def compile(self, **options: Any) -> Self:
+        """Compile the towers' blocks with ``torch.compile(..., **options)``; returns self, with ``compiled`` True.
+
+        The numbers then differ in their last digits. Clones, which a method trains, are not compiled.
+
+        Raises:
+            BackboneError: it has no transformer that this package runs block by block.
+        """
+        towers = [tower for tower in (getattr(self, "vision", None), getattr(self, "text", None)) if tower is not None]
+        if not towers:
+            raise BackboneError(f"backbone {self.name} cannot be compiled: only the transformers of a CLIP can")
+        with self.autocast():
+            cast_now(self.model)
+        block = torch.compile(run_block, **options)
+        for tower in towers:
+            tower.block = block
+        self.compiled = True
+        return self
 
     # --- parameters --------------------------------------------------------------------------------------------------
 
@@ -476,8 +567,12 @@ class Backbone(ABC):
             mean, std = IMAGENET_MEAN, IMAGENET_STD
         else:
             raise BackboneError(f"statistics {statistics!r} are unknown: use clip, imagenet or none")
-        shape = (1, 3, 1, 1)
-        return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
+        key = (*mean, *std, pixels.device, pixels.dtype)
+        if key not in self._statistics:  # sent to the device once
+            shape = (1, 3, 1, 1)
+            self._statistics[key] = pixels.new_tensor(mean).view(shape), pixels.new_tensor(std).view(shape)
+        means, deviations = self._statistics[key]
+        return (pixels - means) / deviations
 
     @abstractmethod
     def encode_images(self, pixels: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from methods.parts.backbone import Backbone, PromptBackbone, Statistics, stack_layers
+from methods.parts.feeding import feed, unit_range
 from methods.parts.row_files import RowFiles
 
 #: Images computed between two writes to files, all that a killed process loses: a multiple of every batch size in
@@ -49,8 +50,8 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def pixels(self, index: Tensor) -> Tensor:
-        """RGB in [0, 1] of the images at index [B] -> [B, 3, H, W]."""
+    def stored(self, index: Tensor) -> Tensor:
+        """The images at index [B] as they are kept -> [B, 3, H, W]: uint8, or floats in [0, 1]."""
 
     @property
     def content(self) -> Sequence[str]:
@@ -74,7 +75,7 @@ class FeatureScope:
             quantity=quantity,
             backbone=json.dumps(backbone.identity, sort_keys=True),
             preprocessing=json.dumps(preprocessing, sort_keys=True),
-            precision=f"{backbone.precision} {_arithmetic(backbone.device)}",
+            precision=f"{backbone.precision} {_arithmetic(backbone.device)}{' compiled' if backbone.compiled else ''}",
         )
 
     @property
@@ -252,24 +253,28 @@ def frozen_values(
     beside the backbone and ``statistics``.
     """
 
-    def batch(part: Tensor) -> Tensor:
-        pixels = images.pixels(part).to(backbone.device)
+    def read(part: Tensor) -> tuple[Tensor]:
+        pixels = images.stored(part)
         if len(pixels) < batch_size:  # with a fixed batch size the last bits do not depend on the other images
             filler = pixels.new_zeros(batch_size - len(pixels), *pixels.shape[1:])
             pixels = torch.cat([pixels, filler])
-        return pixels
+        return (pixels,)
 
     @torch.no_grad()  # here, since it holds for one thread
     def run(pixels: Tensor, count: int) -> dict[str, Tensor]:
-        return {name: value[:count].cpu() for name, value in compute(pixels).items()}
+        return {name: value[:count].cpu() for name, value in compute(unit_range(pixels)).items()}
 
     def in_batches(index: Tensor) -> dict[str, Tensor]:
         split = index.split(batch_size)
-        with one_thread_a_batch(backbone.device) as count:
+        with (
+            contextlib.closing(feed(split, read, backbone.device)) as fed,
+            one_thread_a_batch(backbone.device) as count,
+        ):
+            batches = ((pixels, len(part)) for part, (pixels,) in fed)
             if min(count, len(split)) == 1:
-                parts = [run(batch(part), len(part)) for part in split]
+                parts = [run(*batch) for batch in batches]
             else:
-                parts = list(side_by_side(count, run, ((batch(part), len(part)) for part in split)))
+                parts = list(side_by_side(count, run, batches))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     scope = FeatureScope.of(backbone, f"{quantity} batch {batch_size}", statistics)
@@ -293,7 +298,7 @@ def one_thread_a_batch(device: torch.device) -> Iterator[int]:
 def side_by_side(
     count: int, run: Callable[[Tensor, int], Result], batches: Iterable[tuple[Tensor, int]]
 ) -> Iterator[Result]:
-    """``run`` of each batch, in order, ``count`` at a time; images are decoded in the calling thread."""
+    """``run`` of each batch, in order, ``count`` at a time; batches are taken in the calling thread."""
     with ThreadPoolExecutor(count) as pool:
         running: deque[Future[Result]] = deque()
         for pixels, wanted in batches:

@@ -182,15 +182,22 @@ def same_start(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the processes; one that no process has stays None."""
+    """Replace every gradient by its mean over the processes; one that no process has stays None.
+
+    All gradients travel as one flat tensor (of each type of number), with a mark for each that is there.
+    """
     if processes() == 1:
         return
     _meet()
-    everything = list(parameters)
-    has = torch.tensor([p.grad is not None for p in everything], dtype=torch.float32, device=everything[0].device)
-    distributed.all_reduce(has)
-    for parameter, known in zip(everything, has.tolist(), strict=True):
-        if known:
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
-            distributed.all_reduce(gradient)
-            parameter.grad = gradient / processes()
+    groups: dict[torch.dtype, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(parameter.dtype, []).append(parameter)
+    for group in groups.values():
+        parts = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in group]
+        there = torch.tensor([p.grad is not None for p in group], dtype=group[0].dtype).to(group[0].device)
+        flat = torch.cat([there, *parts])
+        distributed.all_reduce(flat)
+        marks, *means = (flat / processes()).split([len(group), *(len(part) for part in parts)])
+        for parameter, known, mean in zip(group, marks.tolist(), means, strict=True):
+            if known:
+                parameter.grad = mean.view_as(parameter)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from methods.parts.backbone import ClipBackbone, PromptBackbone, insert_prompts
+from methods.parts.prompts import opening_ids
 
 #: The text of a class, for :meth:`methods.parts.prompts.PromptTemplate.build`.
 TEXT_TEMPLATE = "a photo of {name} from {context} domain."
@@ -37,6 +38,26 @@ def new_units(rows: int, backbone: ClipBackbone, generator: torch.Generator) -> 
 def new_context(tokens: int, backbone: PromptBackbone, generator: torch.Generator) -> Tensor:
     """Untrained text context [tokens, v], normal with standard deviation 0.02."""
     return torch.empty(tokens, backbone.text_width).normal_(0.0, CONTEXT_STD, generator=generator).to(backbone.device)
+
+
+def opening_context(tokens: int, backbone: PromptBackbone, template: str, generator: torch.Generator) -> Tensor:
+    """Text context [tokens, v] that starts as the template's words before the class name, normal behind their end."""
+    context = new_context(tokens, backbone, generator)
+    ids = opening_ids(backbone, template)[:tokens]
+    if ids:
+        context[: len(ids)] = backbone.embed_tokens(torch.tensor(ids, device=backbone.device)).detach()
+    return context
+
+
+def new_linear(
+    out: int, wide: int, backbone: PromptBackbone, generator: torch.Generator, *, layers: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Untrained weight [out, wide] and bias [out] as of ``torch.nn.Linear``; of ``layers`` maps [layers, out, ...]."""
+    shape, bound = (layers, out) if layers else (out,), wide**-0.5
+    weight = torch.empty(*shape, wide).uniform_(-bound, bound, generator=generator)
+    return weight.to(backbone.device), torch.empty(shape).uniform_(-bound, bound, generator=generator).to(
+        backbone.device
+    )
 
 
 def prompted_tokens(

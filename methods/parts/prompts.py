@@ -17,9 +17,16 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from methods.parts.backbone import BackboneError, PromptBackbone
-from methods.parts.bounds import CONTEXT, NAME
+from methods.parts.bounds import CONTEXT, NAME, fill
+
+#: Bytes of activations kept for backward above which the suffixes run in checkpointed pieces (a second forward).
+CHECKPOINT_ABOVE = 16 << 30
+
+#: Bytes of activations of such a piece, or of one class where that is more.
+PIECE_BYTES = 1 << 30
 
 #: Classes of one length wait for longer ones until they are this many: smaller parts cost more than their padding.
 SMALLEST_PART = 8
@@ -75,13 +82,33 @@ class PromptTemplate:
             tail = [*_words(backbone, after.replace(NAME, class_text(name))), backbone.end_id]
             tokens = [*head, *[0] * context, *tail]
             if len(tokens) > backbone.context_length:
-                raise BackboneError(
-                    f"the prompt of class {name!r} has {len(tokens)} tokens, backbone {backbone.name} reads"
-                    f" {backbone.context_length}: use fewer context tokens (now {context}) or a shorter name"
-                )
+                raise BackboneError(_too_long(backbone, name, len(tokens), context))
             ids[row, : len(tokens)] = torch.tensor(tokens)
             slots[row] = torch.arange(len(head), len(head) + context)
         return cls.from_ids(backbone, ids, slots)
+
+    @classmethod
+    def opening(cls, backbone: PromptBackbone, names: Sequence[str], template: str, context: int) -> Self:
+        """The classes' texts with learned context in the place of the first ``context`` tokens of the template.
+
+        The template's words before the class name are what is replaced; where they are fewer tokens, the context is
+        longer than they are. ``"a photo of a {name}."`` with 2: ``[start] X_1 X_2 of a {name}. [end]``.
+
+        Raises:
+            BackboneError: a prompt longer than the backbone's context.
+        """
+        if not names:
+            raise BackboneError("a prompt needs at least one class name")
+        head = opening_ids(backbone, template)
+        before = template.replace("{}", NAME).partition(NAME)[0]
+        ids = torch.zeros(len(names), backbone.context_length, dtype=torch.long)
+        for row, name in enumerate(names):
+            words = _words(backbone, fill(template, class_text(name))[len(before) :])
+            tokens = [backbone.start_id, *[0] * context, *head[context:], *words, backbone.end_id]
+            if len(tokens) > backbone.context_length:
+                raise BackboneError(_too_long(backbone, name, len(tokens), context))
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+        return cls.from_ids(backbone, ids, torch.arange(1, 1 + context).expand(len(names), -1))
 
     @classmethod
     def from_ids(cls, backbone: PromptBackbone, ids: Tensor, slots: Tensor) -> Self:
@@ -104,6 +131,12 @@ class PromptTemplate:
         return type(self)(
             self.ids[index], self.slots[index], eot, self.prefix_length, self.prefix_slots, int(eot.max())
         )
+
+    @cached_property
+    def leading_slots(self) -> bool:
+        """Whether every prompt's slots are right behind its start token."""
+        leading = torch.arange(1, 1 + self.context, device=self.slots.device)
+        return bool((self.slots == leading).all())
 
     @cached_property
     def by_length(self) -> list[tuple[Tensor, "PromptTemplate"]]:
@@ -129,6 +162,18 @@ class PromptTemplate:
         return self.slots.shape[1]
 
 
+def opening_ids(backbone: PromptBackbone, template: str) -> list[int]:
+    """The tokens of a template's words before the class name, of which :meth:`PromptTemplate.opening` replaces some."""
+    return _words(backbone, template.replace("{}", NAME).partition(NAME)[0])
+
+
+def _too_long(backbone: PromptBackbone, name: str, tokens: int, context: int) -> str:
+    return (
+        f"the prompt of class {name!r} has {tokens} tokens, backbone {backbone.name} reads"
+        f" {backbone.context_length}: use fewer context tokens (now {context}) or a shorter name"
+    )
+
+
 def _words(backbone: PromptBackbone, text: str) -> list[int]:
     return backbone.token_ids(text) if text.strip() else []
 
@@ -147,6 +192,7 @@ def encode_prompts(
     context: Tensor | None = None,
     *,
     projection: Tensor | None = None,
+    deep_prompts: Tensor | None = None,
     shared_prefix: bool = True,
     cut: bool = True,
     class_chunk: int | None = None,
@@ -156,12 +202,17 @@ def encode_prompts(
     ``context`` [m, v], the same for all classes -> [C, E]; or [B, m, v], one per image -> [B, C, E]. Gradients flow
     into it and into ``projection`` [E, v], which replaces the frozen text projection.
 
+    ``deep_prompts`` [d, m, v]: fresh context at the input of blocks 1..d, in the place of the last block's outputs; the
+    slots are then those right behind the start token (:meth:`PromptTemplate.opening`).
+
     ``shared_prefix=False`` runs every prompt from its start; ``cut=False`` (only there) also runs the tokens behind the
     end of text: both are the plain path, with the same numbers, which a backbone without ``causal_text`` always takes.
-    ``class_chunk`` bounds memory: that many classes at a time.
+    ``class_chunk`` bounds memory: that many classes at a time. Where a gradient is wanted and the suffixes' activations
+    would exceed :data:`CHECKPOINT_ABOVE`, pieces of the classes are computed again in the backward pass, so that memory
+    no longer grows with the classes; values and gradients are the same but for rounding.
 
     Raises:
-        BackboneError: the context's shape does not fit the prompts' slots.
+        BackboneError: the context's shape, or that of deep prompts, does not fit the prompts' slots.
     """
     if context is None:
         context = backbone.text_projection.new_zeros(0, backbone.text_width)
@@ -170,12 +221,21 @@ def encode_prompts(
             f"context has shape {tuple(context.shape)}, the prompts take [{prompts.context}, {backbone.text_width}]"
             f" or [B, {prompts.context}, {backbone.text_width}]"
         )
+    if deep_prompts is not None and (deep_prompts.shape[-2] != prompts.context or not prompts.leading_slots):
+        raise BackboneError("deep prompts need as many slots, right behind the start token: use them with opening")
     if shared_prefix and not cut:
         raise BackboneError("cut=False is the plain path: use it with shared_prefix=False")
     if not backbone.causal_text:
         shared_prefix = cut = False
     per_image = context if context.ndim == 3 else context[None]
     grouped = prompts.by_length
+    trained = torch.is_grad_enabled() and (context.requires_grad or backbone.text.positions.requires_grad)
+    kept = sum(suffix_bytes(backbone, part, len(per_image)) * len(part) for _, part in grouped)
+    checkpointed = shared_prefix and trained and kept > CHECKPOINT_ABOVE
+    if checkpointed:
+        class_chunk = min(
+            class_chunk or len(prompts), max(1, PIECE_BYTES // suffix_bytes(backbone, prompts, len(per_image)))
+        )
     if class_chunk is not None:
         grouped = [
             (piece, part if len(part) <= class_chunk else prompts.select(piece))
@@ -184,26 +244,51 @@ def encode_prompts(
         ]
     parts = [part for _, part in grouped]
     if shared_prefix:
-        read = _read_behind_prefix(backbone, prompts, parts, per_image)
+        read = _read_behind_prefix(backbone, prompts, parts, per_image, deep_prompts, checkpointed=checkpointed)
     else:
-        read = torch.cat([_read_plain(backbone, part, per_image, cut=cut) for part in parts], dim=1)
+        read = torch.cat([_read_plain(backbone, part, per_image, deep_prompts, cut=cut) for part in parts], dim=1)
     read = read[:, torch.cat([index for index, _ in grouped]).argsort()]  # back in the order of the classes
     features = backbone.project_text(read, projection=projection)
     return features if context.ndim == 3 else features[0]
 
 
-def _read_plain(backbone: PromptBackbone, prompts: PromptTemplate, context: Tensor, *, cut: bool) -> Tensor:
+def _read_plain(
+    backbone: PromptBackbone, prompts: PromptTemplate, context: Tensor, deep_prompts: Tensor | None, *, cut: bool
+) -> Tensor:
     """Every prompt by itself, context [S, m, v] -> [S, C, v]."""
     embedded = _with_context(backbone.embed_tokens(prompts.ids), prompts.slots, context)
     with backbone.autocast():
-        read = backbone.text.run(embedded.flatten(0, 1), prompts.eot.repeat(context.shape[0]), cut=cut)
+        eot = prompts.eot.repeat(context.shape[0])
+        read = backbone.text.run(embedded.flatten(0, 1), eot, cut=cut, deep_prompts=deep_prompts)
     return read.unflatten(0, (context.shape[0], len(prompts)))
 
 
+def suffix_bytes(backbone: PromptBackbone, prompts: PromptTemplate, images: int) -> int:
+    """About the bytes that the longest suffix of one class, for ``images`` contexts, keeps for backward.
+
+    A token keeps in a block about 16 vectors of the text width (8 of them the MLP's four times wider arrays) and a
+    weight for every head and token that it may attend to. The first block, which the contexts share, and the last,
+    which computes one token, keep less: with 12 blocks two thirds of this were measured.
+    """
+    tokens = prompts.longest + 1 - prompts.prefix_length
+    heads = int(backbone.model.text_model.config.num_attention_heads)
+    floats = 16 * backbone.text_width + heads * (prompts.longest + 1)
+    return images * tokens * backbone.text_layers * floats * (2 if backbone.precision == "bf16" else 4)
+
+
 def _read_behind_prefix(
-    backbone: PromptBackbone, prompts: PromptTemplate, parts: Sequence[PromptTemplate], context: Tensor
+    backbone: PromptBackbone,
+    prompts: PromptTemplate,
+    parts: Sequence[PromptTemplate],
+    context: Tensor,
+    deep_prompts: Tensor | None,
+    *,
+    checkpointed: bool = False,
 ) -> Tensor:
-    """The prefix once, then the suffixes of each part behind it, context [S, m, v] -> [S, C, v]."""
+    """The prefix once, then the suffixes of each part behind it, context [S, m, v] -> [S, C, v].
+
+    ``checkpointed`` keeps of each part its context and result alone, and computes the rest again for backward.
+    """
     length, in_prefix = prompts.prefix_length, prompts.prefix_slots
     shared, own = context[:, :in_prefix], context[:, in_prefix:]
     prefix = _with_context(
@@ -212,14 +297,19 @@ def _read_behind_prefix(
         shared if in_prefix else shared[:1],
     )[:, 0]
     with backbone.autocast():
-        keys_values = backbone.text.run_prefix(prefix)
-    reads = []
-    for part in parts:
+        keys_values = backbone.text.run_prefix(prefix, deep_prompts=deep_prompts)
+
+    def read(part: PromptTemplate) -> Tensor:
         suffix = _with_context(
             backbone.embed_tokens(part.ids[:, length : part.longest + 1]),
             part.slots[:, in_prefix:] - length,
             own if own.shape[1] else own[:1],
         )
         with backbone.autocast():
-            reads.append(backbone.text.run_after_prefix(keys_values, suffix, part.eot - length))
-    return torch.cat(reads, dim=1)
+            return backbone.text.run_after_prefix(keys_values, suffix, part.eot - length)
+
+    if checkpointed:  # nothing in the tower is random
+        return torch.cat(
+            [checkpoint(read, part, use_reentrant=False, preserve_rng_state=False) for part in parts], dim=1
+        )
+    return torch.cat([read(part) for part in parts], dim=1)

@@ -11,7 +11,8 @@ class ClassQueues:
     """The last ``size`` features of every class, one tensor [C, size, E]."""
 
     def __init__(self, classes: int, size: int, width: int, device: torch.device | str = "cpu") -> None:
-        self.features = torch.zeros(classes, size, width, device=device)
+        self._rows = torch.zeros(classes * size + 1, width, device=device)  # the last one takes what no queue keeps
+        self.features = self._rows[:-1].view(classes, size, width)
         self.pushed = torch.zeros(classes, dtype=torch.long, device=device)  # since the start, per class
         self.size = size
 
@@ -26,8 +27,9 @@ class ClassQueues:
         earlier, count = same.tril(-1).sum(dim=1), same.sum(dim=1)
         stays = count - earlier <= self.size  # more of one class than a queue holds: the last ones
         slot = (self.pushed[labels] + earlier) % self.size
-        self.features[labels[stays], slot[stays]] = features[stays].detach().to(self.features.dtype)
-        self.pushed += torch.bincount(labels, minlength=len(self.pushed))
+        row = torch.where(stays, labels * self.size + slot, len(self._rows) - 1)
+        self._rows.index_copy_(0, row, features.detach().to(self._rows.dtype))
+        self.pushed += (labels[:, None] == torch.arange(len(self.pushed), device=labels.device)).sum(dim=0)
 
     def entry(self, classes: Tensor, age: Tensor) -> Tensor:
         """The features of these classes at these places, 0 the oldest: index tensors [...] -> [..., E]."""

@@ -5,13 +5,14 @@ N labelled images in D domains.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from methods.interface import TrainingData
+from methods.interface import Images, TrainingData
 from methods.official.pros_release import official_batches, official_epoch
 
 #: How training batches, balanced over domains, are drawn: ``reshuffled`` every epoch, or as in the ``released`` code.
@@ -88,3 +89,91 @@ def domain_pairs(domains: Tensor, batch_size: int, generator: torch.Generator) -
         others = [number for number in range(len(rows)) if number != first] or [first]
         second = others[int(torch.randint(len(others), (), generator=generator))]
         yield rows[first][next(streams[0][first])], rows[second][next(streams[1][second])]
+
+
+class Subset(Images):
+    """Some images of a set, in the order of ``index`` [N] into it."""
+
+    def __init__(self, images: Images, index: Tensor) -> None:
+        self.images, self.index = images, index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def pixels(self, index: Tensor) -> Tensor:
+        """As of the whole set, at the places that ``index`` [B] has there."""
+        return self.images.pixels(self.index[index])
+
+    def stored(self, index: Tensor) -> Tensor:
+        """The same as they are kept."""
+        return self.images.stored(self.index[index])
+
+    @property
+    def content(self) -> Sequence[str]:
+        """Content hashes of these images."""
+        content = self.images.content
+        return [content[number] for number in self.index.tolist()]
+
+
+def restricted(data: TrainingData, index: Tensor) -> TrainingData:
+    """``data`` with the labelled images at ``index`` alone; all else, validation too, is the same."""
+    few = copy.copy(data)
+    few.images, few.labels, few.domains = Subset(data.images, index), data.labels[index], data.domains[index]
+    return few
+
+
+def few_shots(labels: Tensor, domains: Tensor, shots: int, generator: torch.Generator) -> Tensor:
+    """Sorted indices of ``shots`` images of each class (0: all), drawn with ``generator``, evenly over its domains.
+
+    ``labels`` and ``domains`` [N]. A class with fewer images gives all of them; a draw of fewer shots is part of one of
+    more.
+    """
+    order = torch.randperm(len(labels), generator=generator)
+    if shots < 1:
+        return order.sort().values
+    groups = labels * (int(domains.max()) + 1) + domains
+    turn = _place_among_equals(groups[order])  # how many of the class and domain come before
+    order = order[turn.argsort(stable=True)]
+    return order[_place_among_equals(labels[order]) < shots].sort().values
+
+
+def _place_among_equals(values: Tensor) -> Tensor:
+    """How many equal values come before each of ``values`` [N]: [N]."""
+    order = values.argsort(stable=True)
+    _, counts = torch.unique_consecutive(values[order], return_counts=True)
+    starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    places = torch.empty_like(values)
+    places[order] = torch.arange(len(values)) - starts
+    return places
+
+
+class Partners:
+    """Draws for each anchor an image of its class from another domain.
+
+    An image whose class is in its own domain alone gets another one from there; the only image of a class gets itself.
+    """
+
+    def __init__(self, labels: Tensor, domains: Tensor) -> None:
+        """``labels`` [N] and ``domains`` [N], numbers from 0, on the CPU."""
+        group = labels * (int(domains.max()) + 1) + domains
+        self.order = torch.argsort(group, stable=True)  # by class, and by domain inside a class
+        self.place = torch.argsort(self.order)
+        self.of_class, self.of_group = _runs(labels[self.order]), _runs(group[self.order])
+
+    def draw(self, anchors: Tensor, generator: torch.Generator) -> Tensor:
+        """The partners [A] of the images at ``anchors`` [A]."""
+        place = self.place[anchors]
+        (start, count), (gap, width) = ((runs[0][place], runs[1][place]) for runs in (self.of_class, self.of_group))
+        alone = count == width  # in one domain: of it, but not itself
+        start, count = torch.where(alone, gap, start), torch.where(alone, width, count)
+        gap, width = torch.where(alone, place, gap), torch.where(alone, 1, width)
+        free = count - width
+        drawn = start + (torch.rand(len(anchors), generator=generator, dtype=torch.float64) * free).long()
+        drawn = drawn + torch.where(drawn >= gap, width, 0)
+        return self.order[torch.where(free > 0, drawn, place)]
+
+
+def _runs(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the run of equal values that each of the sorted ``values`` [N] is in begins, and its length: [N] each."""
+    _, run, length = torch.unique_consecutive(values, return_inverse=True, return_counts=True)
+    return (length.cumsum(0) - length)[run], length[run]

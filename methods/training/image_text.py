@@ -22,7 +22,9 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -35,12 +37,13 @@ from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Backbone, ClipBackbone, PromptBackbone, Statistics
 from methods.parts.bounds import Bound, fill
 from methods.parts.feature_cache import image_features
+from methods.parts.feeding import feed
 from methods.parts.losses import TEMPERATURE, image_text_loss
 from methods.parts.parallel import share
 from methods.parts.prompt_units import read_image
 from methods.parts.prompts import PromptTemplate, class_text, encode_prompts
 from methods.training.batches import Sampler, domain_batches, epoch_images, seen_classes
-from methods.training.loop import run_single_stage, seeded
+from methods.training.loop import budget, run_single_stage, seeded
 
 #: Texts of C classes: with places for learned context, or the token ids [C, L] of a backbone that offers features.
 Prompts = PromptTemplate | Tensor
@@ -65,6 +68,11 @@ class ImageTextConfig:
     augment: bool = True  # random crop, flip and colour jitter
     fast: bool = True  # False: the plain path with the same numbers, everything computed anew at every step
 
+    @property
+    def augmentation(self) -> Augmentation:
+        """The augmentation of training images."""
+        return Augmentation() if self.augment else PLAIN
+
 
 @dataclass(frozen=True)
 class ReleasedConfig(ImageTextConfig):
@@ -72,6 +80,17 @@ class ReleasedConfig(ImageTextConfig):
 
     schedule: Literal["constant", "released"] = "constant"  # of the learning rate; released: times 10^(-3 epoch / 20)
     sampler: Sampler = "reshuffled"  # of batches; released: one order for all seeds and epochs
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """The images of a training step; of several processes that train together, this one's share of them."""
+
+    step: int  # from 0
+    index: Tensor  # [B] into the training images
+    labels: Tensor  # [B] of them, as :meth:`ImageTextMethod.labelled` numbers the classes
+    pixels: Tensor | None  # [B, 3, H, W], augmented and normalised; None where frozen features are known
+    features: Tensor | None  # [B, E], frozen features that are known
 
 
 class ImageTextMethod(Method):
@@ -150,6 +169,38 @@ class ImageTextMethod(Method):
 
     # --- training ---
 
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of what is trained."""
+        parameters, config = self.trainable().values(), self.config
+        return torch.optim.Adam(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+    def step_rate(self, step: int, steps: int) -> float | None:
+        """The learning rate of a step (from 0) of all ``steps``; None: as in ``schedule``, else constant."""
+        return None
+
+    def labelled(self, data: TrainingData) -> tuple[Sequence[str], Tensor]:
+        """The names that training tells apart, and each image's label among them; default: classes with images."""
+        return seen_classes(data)
+
+    def begin(self, data: TrainingData, seed: int) -> None:
+        """Called as training begins, with untrained parts in place: compute what stays constant. Default: nothing."""
+
+    def batch_loss(self, batch: TrainingBatch, prompts: Prompts, fixed_texts: Tensor | None) -> Tensor:
+        """The loss of a batch; ``fixed_texts`` [C, E]: the text features, where training leaves them as they are."""
+        images = self.batch_images(batch)
+        texts = self.text_features(prompts) if fixed_texts is None else fixed_texts
+        return self.loss(images, texts, batch.labels)
+
+    def batch_images(self, batch: TrainingBatch) -> Tensor:
+        """Image features [B, E] of a batch, not L2-normalised."""
+        if batch.features is not None:
+            return self.head(batch.features)
+        assert batch.pixels is not None
+        return self.image_features(batch.pixels)
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Called after each step (from 0) of all ``steps``, before a validation. Default: nothing."""
+
     def batches(self, data: TrainingData, generator: torch.Generator) -> Iterator[Tensor]:
         """Endless index batches into the labelled images, equal in all processes: balanced over domains."""
         return domain_batches(data, self.config.batch_size, generator, getattr(self.config, "sampler", "reshuffled"))
@@ -166,40 +217,53 @@ class ImageTextMethod(Method):
         self.parameters = self.build(seed)
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        names, labels = seen_classes(data)
+        names, labels = self.labelled(data)
         labels = labels.to(self.device)
         prompts = self.prompts(names)
-        augmentation = Augmentation() if config.augment else PLAIN
-        stream = self.batches(data, seeded(seed, batch_part))
+        augmentation = config.augmentation
+        self.begin(data, seed)
+        images = epoch_images(data, sampler, config.batch_size)
+        steps = budget(config.steps, config.epochs, images, config.batch_size)
+        stream = map(self.encoded_rows, islice(self.batches(data, seeded(seed, batch_part)), steps))
         fixed_texts = self.text_features(prompts) if config.fast and self.frozen_texts else None
         fixed_images = None
         if config.fast and self.frozen_images and not augmentation.active:
             fixed_images = image_features(self.backbone, data.images, statistics=config.train_statistics)
             fixed_images = fixed_images.to(self.device)
+        read = None if fixed_images is not None else lambda index: (data.images.stored(index),)
+        fed = feed(stream, read, self.device)
 
         def loss(step: int) -> Tensor:
-            index = self.encoded_rows(next(stream))
+            index, stored = next(fed)
+            there = index.to(self.device, non_blocking=True)
+            pixels = features = None
             if fixed_images is not None:
-                images = self.head(fixed_images[index])
+                features = fixed_images[there]
             else:
-                pixels = augment(data.images.pixels(index), augmentation, seeded(seed, augment_part, step))
-                images = self.image_features(self.backbone.normalize(pixels.to(self.device), config.train_statistics))
-            texts = self.text_features(prompts) if fixed_texts is None else fixed_texts
-            return self.loss(images, texts, labels[index])
+                pixels = augment(stored[0], augmentation, seeded(seed, augment_part, step))
+                pixels = self.backbone.normalize(pixels, config.train_statistics)
+            return self.batch_loss(TrainingBatch(step, index, labels[there], pixels, features), prompts, fixed_texts)
 
         def rate(epoch: int) -> float:
             return decayed_rate(config.learning_rate, epoch, self.lowest_rate)
 
-        report = run_single_stage(
-            self,
-            data,
-            log,
-            stage=self.stage,
-            trained=self.parameters,
-            loss=loss,
-            images=epoch_images(data, sampler, config.batch_size),
-            rate=rate if getattr(config, "schedule", "constant") == "released" else None,
-        )
+        def step_rate(step: int, steps: int) -> float:
+            return self.step_rate(step, steps) or 0.0
+
+        with closing(fed):
+            report = run_single_stage(
+                self,
+                data,
+                log,
+                stage=self.stage,
+                trained=self.parameters,
+                loss=loss,
+                images=images,
+                rate=rate if getattr(config, "schedule", "constant") == "released" else None,
+                optimizer=self.optimizer(),
+                step_rate=None if self.step_rate(0, 1) is None else step_rate,
+                after_step=self.after_step,
+            )
         report.seconds = time.perf_counter() - start
         return report
 

@@ -54,16 +54,27 @@ def run_single_stage(
     loss: Callable[[int], Tensor],
     images: int,
     rate: Callable[[int], float] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    step_rate: Callable[[int, int], float] | None = None,
+    after_step: Callable[[int, int], None] | None = None,
 ) -> FitReport:
-    """All the training of a method that has one stage: :func:`run_stage` with Adam over ``trained``.
+    """All the training of a method that has one stage: :func:`run_stage` with ``optimizer`` (Adam) over ``trained``.
 
     The method's config gives ``learning_rate``, ``weight_decay``, the budget (``steps``, or ``epochs`` of ``images``
     in batches of ``batch_size``), ``validate_every`` (0: once an epoch, or ten times in ``steps``) and ``patience``.
-    ``rate(epoch)`` is the learning rate of an epoch, where it is not constant.
+    ``rate(epoch)`` is the learning rate of an epoch, ``step_rate(step, steps)`` that of a step of all ``steps``, where
+    it is not constant; ``after_step(step, steps)`` is called after each.
     """
     config, report = method.config, FitReport(trainable_parameters=count_parameters(trained))
     epoch = budget(0, 1, images, config.batch_size)
     steps = budget(config.steps, config.epochs, images, config.batch_size)
+    if optimizer is None:
+        optimizer = torch.optim.Adam(trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
+
+    def learning_rate(step: int) -> float:
+        assert step_rate is not None or rate is not None
+        return step_rate(step, steps) if step_rate is not None else rate(step // epoch)  # type: ignore[misc]
+
     run_stage(
         method,
         data,
@@ -71,9 +82,10 @@ def run_single_stage(
         log,
         stage=stage,
         steps=steps,
-        optimizers=[torch.optim.Adam(trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay)],
+        optimizers=[optimizer],
         loss=loss,
-        learning_rate=None if rate is None else lambda step: rate(step // epoch),
+        learning_rate=None if rate is None and step_rate is None else learning_rate,
+        after_step=None if after_step is None else lambda step: after_step(step, steps),
         validate_every=config.validate_every or (math.ceil(steps / 10) if config.steps else epoch),
         patience=config.patience,
     )
@@ -95,6 +107,29 @@ def training_attention(device: torch.device) -> contextlib.AbstractContextManage
     gradients, keeps those kernels, and other devices have no such kernel.
     """
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else contextlib.nullcontext()
+
+
+class Reading:
+    """The number of a loss on its way to the host.
+
+    On a GPU the copy is queued behind the forward pass, so that :meth:`number` waits for that alone: the backward pass,
+    queued meanwhile, runs on while the host prepares what follows. It is the one wait of a training step.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        """``value``: a scalar."""
+        self._done: torch.cuda.Event | None = None
+        self._value = value.detach()
+        if self._value.device.type == "cuda":
+            self._value = torch.empty((), dtype=value.dtype, pin_memory=True).copy_(self._value, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
+
+    def number(self) -> float:
+        """The loss, once it is there."""
+        if self._done is not None:
+            self._done.synchronize()
+        return float(self._value)
 
 
 def run_stage(
@@ -145,15 +180,16 @@ def run_stage(
                     group["lr"] = learning_rate(step) * group.get("scale", 1.0)
         with training_attention(method.device):
             value = loss(step)
-        number = parallel.average(float(value.detach()), method.device)
+        reading = Reading(value)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        number = parallel.average(reading.number(), method.device)
         if not math.isfinite(number):
             raise TrainingError(
                 f"{method.card.name}: loss is {number} at step {step} of {stage}; lower the learning rate with"
                 f" --set {method.card.name}.learning_rate=..."
             )
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        value.backward()
         parallel.average_gradients(parameters)
         if clip_norm > 0:
             torch.nn.utils.clip_grad_norm_(parameters, clip_norm)

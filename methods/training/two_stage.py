@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
 import torch
@@ -23,6 +25,7 @@ from torch.nn import functional as F
 from methods.interface import FitReport, Log, Method, TrainingData
 from methods.official.pros_release import decayed_rate
 from methods.parts.augment import augment
+from methods.parts.feeding import Feed, feed
 from methods.parts.parallel import share
 from methods.training.batches import domain_batches, epoch_images, seen_classes
 from methods.training.loop import budget, count_parameters, run_stage, seeded
@@ -133,38 +136,39 @@ class TwoStageMethod(Method):
             batch_loss = self.stage_loss(number, data, seed)
             generator = seeded(seed, self.random_batches, number)
             stream = domain_batches(data, stage.batch_size, generator, config.sampler, round_size=config.batch_size)
+            fed = feed(islice(stream, steps[number]), lambda whole: (data.images.stored(share(whole)),), self.device)
 
             def loss(
                 step: int,
                 number: int = number,
-                stream: Iterator[Tensor] = stream,
+                fed: Feed[Tensor] = fed,
                 batch_loss: Callable[[Batch], Tensor] = batch_loss,
             ) -> Tensor:
-                whole = next(stream)
+                whole, (pixels,) = next(fed)
                 index = share(whole)
-                pixels = data.images.pixels(index).to(self.device)
                 pixels = augment(pixels, config.augmentation, seeded(seed, self.random_augment, number, step))
                 pixels = self.backbone.normalize(pixels, config.train_statistics)
-                numbers = domains[index].to(self.device), classes[index].to(self.device)
+                numbers = (part[index].to(self.device, non_blocking=True) for part in (domains, classes))
                 return batch_loss(Batch(step, len(whole), index, pixels, *numbers))
 
             def rate(step: int, stage: Stage = stage) -> float:
                 return stage.rate(step, steps[stage.number])
 
             every = config.validate_every or math.ceil(steps[number] / stage.validations)
-            run_stage(
-                self,
-                data,
-                report,
-                log,
-                stage=stage.name,
-                steps=steps[number],
-                optimizers=[optimizer],
-                loss=loss,
-                learning_rate=rate,
-                validate_every=every if number == max(steps) else 0,
-                patience=config.patience,
-            )
+            with closing(fed):
+                run_stage(
+                    self,
+                    data,
+                    report,
+                    log,
+                    stage=stage.name,
+                    steps=steps[number],
+                    optimizers=[optimizer],
+                    loss=loss,
+                    learning_rate=rate,
+                    validate_every=every if number == max(steps) else 0,
+                    patience=config.patience,
+                )
         for parameter in self.parameters().values():
             parameter.requires_grad_(False)
         report.trainable_parameters = count_parameters(trained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from methods.parts.capabilities import CAPABILITIES, covers, shortfall
 from methods.parts.prompts import PromptTemplate, encode_prompts
 from methods.registry import METHODS
 from tests.support.tiny_clip import tiny_tokenizer
-from tests.support.tiny_families import CONTEXT, OPEN_CLIP, open_clip_folder, siglip_folder
+from tests.support.tiny_families import CONTEXT, OPEN_CLIP, open_clip_folder, randomise, siglip_folder
 
 TEXTS = ["a photo of a cat", "a sketch of a dog and a drawing of a horse", "aircraft carrier"]
 OFFERS = {"vit": "tokens", "vit_quick": "tokens", "resnet": "styles"} | dict.fromkeys(
@@ -178,6 +179,40 @@ def test_pickled_weights_are_refused_and_the_command_converts_them(family: str, 
         close(backbone.encode_images(pixels(backbone)), model.encode_image(pixels(backbone), normalize=False))
 
 
+@pytest.mark.parametrize("form", ["archive", "state dict"])
+def test_openais_resnet_becomes_a_folder_of_open_clips(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    from benchmarks.convert import main
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    vision = open_clip.CLIPVisionCfg(layers=[1, 2, 1, 1], width=16, image_size=64)
+    text = open_clip.CLIPTextCfg(context_length=CONTEXT, vocab_size=len(tokenizer), width=128, heads=2, layers=2)
+    model = open_clip.CLIP(24, vision, text, quick_gelu=True).eval()
+    randomise(model)
+    file = tmp_path / "RN50.pt"
+    ids = torch.zeros(1, CONTEXT, dtype=torch.long)
+    if form == "archive":
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the sizes of a batch are fixed
+            torch.jit.save(torch.jit.trace(model, (torch.zeros(1, 3, 64, 64), ids)), file)
+    else:
+        numbers = {"input_resolution": 64, "context_length": CONTEXT, "vocab_size": len(tokenizer)}
+        torch.save({**model.state_dict(), **{name: torch.tensor(n) for name, n in numbers.items()}}, file)
+    out = tmp_path / "RN50"
+    assert main([str(file), str(out), "--tokenizer", str(tmp_path / "tokenizer")]) == 0
+    assert "64 px, embedding 24" in capsys.readouterr().out
+    backbone = load(out)
+    assert (backbone.offers, backbone.image_size) == ("styles", 64)
+    given = backbone.tokenize(TEXTS)
+    with torch.no_grad():
+        close(backbone.encode_images(pixels(backbone)), model.encode_image(pixels(backbone)))
+        close(backbone.encode_ids(given), model.encode_text(given))
+    assert backbone.preprocessing["mean"] == pytest.approx([0.48145466, 0.4578275, 0.40821073])
+
+
 def test_timms_config_beside_open_clips_changes_nothing(open_clips: dict[str, tuple[Any, Path]]) -> None:
     folder = open_clips["resnet"][1]
     before = load(folder).identity
@@ -229,8 +264,12 @@ RUN = {
         "sre_clip",
         "linear_probe",
         "metric_head",
+        "clip_adapter",
+        "tip_adapter",
+        "tip_adapter_f",
+        "cmkd",
     },
-    "styles": {"coop", "lora", "ad_clip"},
+    "styles": {"coop", "lora", "ad_clip", "dapl", "cocoop"},
 }
 
 

@@ -25,8 +25,9 @@ def test_the_default_is_the_reference_version_and_not_the_newest(
 
 def test_a_version_has_one_name_in_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "SHIPPED", tmp_path)
-    _ship(tmp_path, "picto-clip-v2")
+    _ship(tmp_path, "picto-clip-v2", "picto-clip-unseen")
     assert sources.resolve("picto-clip-invariant") == sources.resolve("picto-clip-v2")
+    assert sources.resolve("picto-clip-unseen") == ("picto-clip-unseen", str(tmp_path / "picto-clip-unseen"))
 
 
 def test_the_shipped_versions_load_and_their_cards_state_what_was_measured() -> None:
@@ -41,7 +42,9 @@ def test_the_shipped_versions_load_and_their_cards_state_what_was_measured() -> 
 
 def test_without_the_reference_version_the_newest_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "SHIPPED", tmp_path)
-    _ship(tmp_path, "picto-clip-v9", "picto-clip-v10")
+    _ship(tmp_path, "picto-clip-v9", "picto-clip-v10", "picto-clip-unseen")
     assert sources.resolve("picto-clip")[0] == "picto-clip-v10"
-    with pytest.raises(ValueError, match=r"picto-clip-v3 is not in this installation \(there: picto-clip-v9, "):
+    with pytest.raises(
+        ValueError, match=r"picto-clip-v3 is not in this installation \(there: picto-clip-unseen, picto-clip-v9, "
+    ):
         sources.resolve("picto-clip-v3")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import pickle
 import re
@@ -486,7 +487,10 @@ def test_files_that_are_no_clip(clip: OpenAIClip, vocabulary: Path, archive: Pat
     torch.save({"weight": torch.zeros(2)}, other)
     assert "has no visual.conv1.weight: it is not a CLIP in OpenAI's naming" in error(other)
     torch.save({"visual.layer1.0.conv1.weight": torch.zeros(2)}, other)
-    assert "ResNet" in error(other)
+    assert "does not show how its text tower computes" in error(other)
+    numbers = dict.fromkeys(("input_resolution", "context_length", "vocab_size"), torch.tensor(1))
+    torch.save({"visual.layer1.0.conv1.weight": torch.zeros(2), **numbers}, other)
+    assert "has no visual.attnpool.positional_embedding: it is not a CLIP in OpenAI's naming" in error(other)
     torch.save([1, 2], other)
     assert "no state dict" in error(other)
     more = state_dict_file(clip, other, **{"visual.more": torch.zeros(2)})
@@ -569,3 +573,39 @@ def test_pickles_written_here_are_ordinary(tmp_path: Path) -> None:
         (tmp_path / "weights.pt").write_bytes(buffer.getvalue())
         read = read_weights(tmp_path / "weights.pt")
         assert all(torch.equal(read[name], weights[name]) for name in weights)
+
+
+# --- ResNets ----------------------------------------------------------------------------------------------------------
+
+
+def resnet_weights(vocabulary: int) -> dict[str, Tensor]:
+    """Weights under the names of OpenAI's RN50, small: those that its config follows from, and the text tower's."""
+    names = {
+        "visual.conv1.weight": (8, 3, 3, 3),
+        "visual.attnpool.positional_embedding": (5, 512),
+        "token_embedding.weight": (vocabulary, 64),
+        "positional_embedding": (16, 64),
+        "text_projection": (64, 24),
+        "transformer.resblocks.0.mlp.c_fc.weight": (256, 64),
+    }
+    for stage, blocks in enumerate((2, 1, 3, 1), 1):
+        names |= {f"visual.layer{stage}.{block}.conv1.weight": (16, 16, 1, 1) for block in range(blocks)}
+    return {name: torch.zeros(shape) for name, shape in names.items()}
+
+
+def test_a_resnets_config_follows_from_its_weights(vocabulary: Path, tmp_path: Path) -> None:
+    weights = resnet_weights(len(load_tokenizer(str(vocabulary))))
+    file = tmp_path / "RN50.pt"
+    torch.save(weights, file)
+    with pytest.raises(CheckpointError, match=r"RN50\.pt does not show how its text tower computes: .*--activation"):
+        convert(file, tmp_path / "out", tokenizer=str(vocabulary))
+    out = convert(file, tmp_path / "out", tokenizer=str(vocabulary), activation="quick_gelu")
+    config = json.loads((out / "open_clip_config.json").read_text())["model_cfg"]
+    assert (config["embed_dim"], config["quick_gelu"]) == (24, True)
+    assert config["vision_cfg"] == {"image_size": 64, "layers": [2, 1, 3, 1], "width": 16}
+    assert (config["text_cfg"]["heads"], config["text_cfg"]["layers"]) == (1, 1)
+    del weights["visual.layer3.1.conv1.weight"]
+    torch.save(weights, file)
+    with pytest.raises(CheckpointError, match=r"RN50\.pt is missing some of visual\.layer3"):
+        convert(file, tmp_path / "other", tokenizer=str(vocabulary), activation="quick_gelu")
+    assert not (tmp_path / "other").exists()

@@ -39,6 +39,8 @@ TREES: dict[str, Callable[[Path], object]] = {
     "visda": transfer_trees.visda_tree,
     "visda_test": transfer_trees.visda_tree,
     "pacs": transfer_trees.pacs_tree,
+    "vlcs": transfer_trees.vlcs_tree,
+    "terra_incognita": transfer_trees.terra_incognita_tree,
     "i2awa": transfer_trees.i2awa_tree,
     "i2webv": lambda root: transfer_trees.i2webv_tree(root, transfer_trees.WNIDS, 6),
     "folder": trees.own_tree,

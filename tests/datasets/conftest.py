@@ -31,6 +31,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transfer_trees.mini_domainnet_tree(root / "mini")
     transfer_trees.office_home_tree(root / "office_home")
     transfer_trees.pacs_tree(root / "pacs")
+    transfer_trees.vlcs_tree(root / "vlcs")
+    transfer_trees.terra_incognita_tree(root / "terra_incognita")
     transfer_trees.visda_tree(root / "visda")
     transfer_trees.i2awa_tree(root / "i2awa")
     transfer_trees.i2webv_tree(root / "i2webv", transfer_trees.WNIDS, 6)

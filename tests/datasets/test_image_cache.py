@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +20,8 @@ import torch
 
 from benchmarks.datasets import decoding, image_cache, image_workers
 from benchmarks.datasets.base import DatasetError
+from benchmarks.datasets.pixels import PixelCache
+from methods.parts.feeding import unit_range
 from tests.datasets.small import Small, small_tree
 from tests.datasets.trees import image_bytes
 
@@ -153,3 +160,53 @@ def test_a_killed_fill_leaves_only_whole_images(root: Path, monkeypatch: pytest.
     assert again.image_cache(8).filled() == 5
     monkeypatch.setenv("UCDR_BENCH_CACHE", "off")
     assert torch.equal(again.pixels(np.arange(24), 8), Small(root).pixels(np.arange(24), 8))
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_a_process_that_cannot_start_others_decodes_in_threads(
+    few: bool, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers of a run are such processes: they decoded one image after the other."""
+    alone, rows = Small(root).pixels(np.arange(24), 8), np.arange(12 if few else 24)
+    together, real = threading.Barrier(2), image_workers.decode
+
+    def both(*arguments: Any) -> Any:
+        together.wait(20)  # broken unless two threads decode at a time
+        return real(*arguments)
+
+    monkeypatch.setattr(image_workers, "decode", both)
+    monkeypatch.setattr(image_workers, "ProcessPoolExecutor", lambda *_, **__: pytest.fail("a process was started"))
+    monkeypatch.setenv("UCDR_BENCH_WORKERS", "2")
+    if not few:
+        monkeypatch.setattr(multiprocessing.current_process(), "_config", {"daemon": True})
+    monkeypatch.setenv("UCDR_BENCH_CACHE", str(root.parent / "cache2"))
+    kept = Small(root)
+    assert torch.equal(kept.pixels(rows, 8), alone[rows])
+    assert kept.image_cache(8).filled() == len(rows)
+    monkeypatch.setenv("UCDR_BENCH_CACHE", "off")
+    assert torch.equal(Small(root).pixels(rows, 8), alone[rows])
+
+
+def test_threads_that_read_together_decode_each_image_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training reads ahead while validation reads."""
+    expected, seen = Small(root).pixels(np.arange(24), 8), list[str]()
+    monkeypatch.setenv("UCDR_BENCH_CACHE", str(root.parent / "cache2"))
+    real = image_workers._work
+
+    def slow(job: image_workers.Job) -> image_workers.JobResult:
+        time.sleep(0.02)
+        seen.extend(job.files)
+        return real(job)
+
+    monkeypatch.setattr(image_workers, "_work", slow)
+    monkeypatch.setattr(image_workers, "CHUNK", 6)
+    cache = PixelCache(Small(root), 8)
+    direct = cache.dataset
+    with ThreadPoolExecutor(6) as threads:
+        got = [threads.submit(cache.__getitem__, np.arange(start, start + 18)) for start in (0, 3, 6)]
+        got += [threads.submit(direct.pixels, np.arange(start, start + 18), 8) for start in (0, 3, 6)]
+        for future, start in zip(got, (0, 3, 6) * 2, strict=True):
+            torch.testing.assert_close(
+                unit_range(future.result()), expected[start : start + 18], atol=1e-6, rtol=0, msg=str(start)
+            )
+    assert len(seen) == len(set(seen)) == 24

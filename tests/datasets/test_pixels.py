@@ -6,6 +6,8 @@ import io
 import json
 import pickle
 import struct
+import threading
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from PIL import Image, ImageFile
 from benchmarks.datasets import decoding, image_cache
 from benchmarks.datasets.decoding import ImageError, decode, readable_endings
 from benchmarks.datasets.picto_domains import PictoDomains
-from benchmarks.datasets.pixels import PixelCache, unit_range
+from benchmarks.datasets.pixels import PixelCache
+from methods.parts.feeding import unit_range
 from methods.parts.preprocessing import ImageProcessing, ImageSize, read_processor
 
 
@@ -100,6 +103,26 @@ def test_truncated_files_are_errors_whatever_was_set(monkeypatch: pytest.MonkeyP
     with pytest.raises(ImageError, match=r"(?i)truncated"):
         decode(data[: len(data) // 2])
     assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_what_was_set_is_put_back_after_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    before, inside, leave = list(warnings.filters), threading.Barrier(2), threading.Event()
+
+    def first() -> None:
+        with decoding._STRICT:
+            inside.wait(20)
+            leave.wait(20)
+
+    thread = threading.Thread(target=first)
+    with decoding._STRICT:
+        thread.start()
+        inside.wait(20)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False  # the other thread still decodes
+    leave.set()
+    thread.join()
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+    assert list(warnings.filters) == before
 
 
 RAMP = GREY.astype(np.float32)

@@ -22,7 +22,9 @@ from benchmarks.datasets.mini_domainnet import MiniDomainNet
 from benchmarks.datasets.office_home import OfficeHome
 from benchmarks.datasets.pacs import PACS
 from benchmarks.datasets.registry import DATASETS
+from benchmarks.datasets.terra_incognita import TerraIncognita
 from benchmarks.datasets.visda import VisDA, VisDATest
+from benchmarks.datasets.vlcs import VLCS
 from benchmarks.datasets.wnids import synset_name
 from benchmarks.protocols.dazsl import PROTOCOL as DAZSL
 from benchmarks.protocols.registry import PROTOCOLS
@@ -35,7 +37,9 @@ from tests.datasets.transfer_trees import (
     mini_domainnet_tree,
     office_home_tree,
     pacs_tree,
+    terra_incognita_tree,
     visda_tree,
+    vlcs_tree,
 )
 from tests.datasets.trees import damage, write_images
 
@@ -65,6 +69,8 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     office_home_tree(root / "office_home")
     pacs_tree(root / "pacs")
+    vlcs_tree(root / "vlcs")
+    terra_incognita_tree(root / "terra_incognita")
     visda_tree(root / "visda")
     mini_domainnet_tree(root / "domainnet")
     i2awa_tree(root / "i2awa")
@@ -88,6 +94,8 @@ SETS: dict[str, tuple[type[FolderDataset], str, int]] = {
     "visda": (VisDA, "visda", 1),
     "visda_test": (VisDATest, "visda", 1),
     "pacs": (PACS, "pacs", 12),
+    "vlcs": (VLCS, "vlcs", 12),
+    "terra_incognita": (TerraIncognita, "terra_incognita", 12),
     "i2awa": (I2AwA, "i2awa", 0),
     "i2webv": (SmallI2WebV, "i2webv", 0),
 }

@@ -39,6 +39,34 @@ def pacs_tree(root: Path, base: str = "pacs_data", images: int = 3) -> Path:
     return root
 
 
+VLCS_DOMAINS = ("Caltech101", "LabelMe", "SUN09", "VOC2007")
+VLCS_CLASSES = ("bird", "car", "chair", "dog", "person")
+TERRA_CLASSES = ("bird", "bobcat", "cat", "coyote", "dog", "empty", "opossum", "rabbit", "raccoon", "squirrel")
+
+
+def vlcs_tree(root: Path, base: str = "VLCS", images: int = 6) -> Path:
+    """``VLCS/{Caltech101,LabelMe,SUN09,VOC2007}/CLASS/imgs_001.jpg``, as DomainBed's archive unpacks."""
+    folders = [f"{base}/{domain}" if base else domain for domain in VLCS_DOMAINS]
+    class_tree(root, folders, VLCS_CLASSES, images, "imgs_{number:03d}.jpg")
+    return root
+
+
+def vlcs_archive_tree(root: Path, images: int = 6) -> Path:
+    """``VLCS/{CALTECH,LABELME,SUN,PASCAL}/{full,train}/{0..4}/*``, as the authors' archive unpacks."""
+    domains = ("CALTECH", "LABELME", "SUN", "PASCAL")
+    numbers = [str(number) for number in range(5)]
+    class_tree(root, [f"VLCS/{one}/full" for one in domains], numbers, images, "imgs_{number:03d}.jpg")
+    class_tree(root, [f"VLCS/{one}/train" for one in domains], numbers, 1, "imgs_{number:03d}.jpg")
+    return root
+
+
+def terra_incognita_tree(root: Path, images: int = 6) -> Path:
+    """``terra_incognita/location_N/CLASS/*``, as DomainBed's download script makes it."""
+    places = [f"terra_incognita/location_{number}" for number in (38, 43, 46, 100)]
+    class_tree(root, places, TERRA_CLASSES, images, "58a2-{number}.jpg")
+    return root
+
+
 def visda_tree(root: Path, images: int = 3) -> Path:
     """``{train,validation}/CLASS/*`` and ``test/trunkNN/*``, each with its ``image_list.txt``."""
     for part, name in (

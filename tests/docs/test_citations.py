@@ -29,6 +29,7 @@ _PATH = re.compile(rf"(?<![\w./{{}}*<>-])((?:\.\./)*(?:[\w.-]+/)+[\w.-]+\.(?:{SU
 #: Names that are meant to be somewhere else, and where that is.
 ELSEWHERE = {
     "published.md": "written into a report's folder",
+    "results/speed/gpu.json": "written by benchmarks.speed.gpu, where a GPU is at hand",
 }
 #: The same for one file alone.
 ELSEWHERE_IN = {

@@ -113,9 +113,25 @@ def test_the_site_shows_every_page() -> None:
 
 def test_generated_parts_are_what_the_script_writes() -> None:
     made = generator().pages()
-    assert {"discrepancies.md", "methods.md", "datasets.md", "reproduce.md"} == {path.name for path in made}
+    pages = {"README.md", "discrepancies.md", "methods.md", "datasets.md", "reproduce.md", "results.md", "sizing.md"}
+    assert pages == {path.name for path in made}
     stale = [path.name for path, text in made.items() if path.read_text(encoding="utf-8") != text]
     assert not stale, f"run {generator().COMMAND}"
+
+
+def test_tables_of_the_reference_follow_its_leaderboard() -> None:
+    module = generator()
+    rows = [row for row in module.reference_rows("leaderboard.csv") if row["query_domain"] == "mean"]
+    for backbone in module.reference_backbones():
+        lines = module.reference_scores(backbone).splitlines()[2:]
+        own = [row for row in rows if row["backbone"] == backbone]
+        assert len(lines) == len({row["label"] for row in own})
+        best = max(
+            (row for row in own if (row["protocol"], row["gallery"], row["metric"]) == ("ucdr", "unseen", "map@all")),
+            key=lambda row: float(row["value"] or 0),
+        )
+        assert lines[0].startswith(f"| {best['label']} | {100 * float(best['value']):.1f}")
+        assert ["(floor)" in line for line in lines] == sorted("(floor)" in line for line in lines), "floors come last"
 
 
 def test_check_names_a_page_that_is_out_of_date(

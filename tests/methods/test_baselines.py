@@ -1,4 +1,4 @@
-"""The trained baselines: two linear maps, coop, vpt_shallow, vpt_deep, full_finetune, bitfit, ln_tuning, lora."""
+"""The trained baselines: maps and an adapter of features, context, visual prompts, parts of CLIP, all of it."""
 
 import dataclasses
 import hashlib
@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.bitfit import BitFit
+from methods.clip_adapter import ClipAdapter
 from methods.coop import CoOp
 from methods.full_finetune import FullFinetune
 from methods.interface import Images, Method, MethodCard, NotApplicableError, TrainingData
 from methods.linear_probe import LinearProbe
 from methods.ln_tuning import LnTuning
 from methods.lora import LoRA
-from methods.metric_head import MetricHead, Partners, contrastive_terms
+from methods.metric_head import MetricHead, contrastive_terms
 from methods.parts.backbone import Backbone, BackboneError
 from methods.parts.prompts import PromptTemplate
+from methods.training.batches import Partners
 from methods.training.image_text import ImageTextConfig, ImageTextMethod, OwnClipMethod
 from methods.vpt import VPTDeep, VPTShallow
 from methods.zero_shot import ZeroShot
@@ -35,9 +37,11 @@ BASELINES: dict[str, type[Any]] = {
     method.card.name: method
     for method in (CoOp, VPTShallow, VPTDeep, FullFinetune, LoRA, LinearProbe, MetricHead, BitFit, LnTuning)
 }
+BASELINES["clip_adapter"] = ClipAdapter
 #: Learning rates at which the random tiny CLIP learns within some steps (the defaults are for a trained CLIP).
 RATES = {"coop": 0.05, "vpt_shallow": 0.1, "vpt_deep": 0.1, "full_finetune": 2e-3, "lora": 2e-2}
 RATES |= {"linear_probe": 5e-2, "metric_head": 5e-2, "bitfit": 5e-2, "ln_tuning": 5e-2}
+RATES["clip_adapter"] = 5e-2
 NAMES = ("cat", "sea_turtle", "t-shirt", "hot_air_balloon", "unseen dog")
 DOMAINS = ("clipart", "flat", "sketch")
 UNSEEN = NAMES.index("unseen dog")
@@ -176,6 +180,7 @@ EXPECTED = {
     "full_finetune": r"(vision_model\..*|visual_projection\.weight)",
     "lora": r"(vision|text)_model\..*\.self_attn\.(q|k|v|out)_proj\.lora_(A|B)\.weight",
     "linear_probe": r"map",
+    "clip_adapter": r"image_(down|up)",
     "metric_head": r"map",
     "bitfit": r"vision_model\..*\.bias",
     "ln_tuning": r"vision_model\..*(layrnorm|layer_norm1|layer_norm2|post_layernorm)\.(weight|bias)",
@@ -226,6 +231,7 @@ def test_trains_all_of_the_claimed_parts(tiny_backbone: Backbone) -> None:
         "full_finetune": vision,
         "lora": 2 * 2 * 4 * 8 * (32 + 32),  # towers, blocks, maps, rank, in + out
         "linear_probe": 24 * 24,
+        "clip_adapter": 2 * 24 * 6,
         "metric_head": 24 * 24,
         "bitfit": 2 * (4 * 32 + 64 + 32 + 2 * 32) + 2 * 32,  # blocks: attention, MLP, LayerNorms; LayerNorms around
         "ln_tuning": (2 * 2 + 2) * 2 * 32,
@@ -460,7 +466,7 @@ def test_coop_leaves_images_to_clip(tiny_backbone: Backbone) -> None:
     assert not torch.allclose(moved.encode_images(pixels), method.encode_images(pixels), atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["coop", "linear_probe", "metric_head"])
+@pytest.mark.parametrize("name", ["coop", "linear_probe", "metric_head", "clip_adapter"])
 def test_frozen_images_are_read_once_where_none_is_augmented(name: str, tiny_backbone: Backbone) -> None:
     class Counting(Toy):
         read = 0

@@ -15,39 +15,33 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.datasets.pixels import unit_range
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.evaluation.classification import classify, classify_zero_shot
 from benchmarks.evaluation.ranking import rank
 from benchmarks.evaluation.search import search
-from benchmarks.protocols.training import training_data
 from benchmarks.run import main
 from benchmarks.runner.environment import environment
 from benchmarks.runner.fit_group import GroupRunner
 from benchmarks.runner.machine import pick_device
 from benchmarks.runner.process_settings import prepare_process
-from benchmarks.runner.resources import Resources
-from benchmarks.runner.settings import SettingsError, resolve
+from benchmarks.runner.settings import SettingsError
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record
-from methods.interface import Method
+from methods.parts.augment import Augmentation, augment
 from methods.registry import METHODS
 from methods.training.loop import training_attention
-from tests.support.every import METHOD_NAMES, Silent, small, small_set
-from tests.support.sim_device import simulated
+from tests.support.device_grid import VARIANTS, answers, bench, trained
+from tests.support.every import Silent, small, small_set
+from tests.support.sim_device import simulated, syncs, uploads
 from tests.support.tiny_clip import tiny_tokenizer
 from tests.support.tiny_dataset import TinyShapes
 
-#: Every method with its paper settings and, where there are any, those of its released code.
-VARIANTS = [
-    (name, variant) for name in METHOD_NAMES for variant in dict.fromkeys(["paper", *METHODS.get(name).variants])
-]
 
-
-@pytest.mark.timeout(900)
-def test_on_the_simulated_device() -> None:
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("part", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_on_the_simulated_device(part: str) -> None:
     """All tests marked ``simulated``, in a process of their own: torch takes no new device after its first backward."""
-    command = [sys.executable, "-m", "pytest", "-n0", "-m", "simulated", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-n0", "-m", f"simulated and {part}", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
@@ -64,35 +58,6 @@ def tiny() -> Iterator[None]:
     DATASETS.add("tiny", TinyShapes)
     yield
     DATASETS.remove("tiny")
-
-
-def bench(folder: Path, device: str, precision: str = "float32") -> Resources:
-    settings = {"methods": METHOD_NAMES, "protocols": ("uda",), "datasets": "tiny", "preset": "smoke", "jobs": 1}
-    settings |= {"backbone": str(folder), "out": "unused", "threads": 1, "device": device, "precision": precision}
-    return Resources(resolve(settings))
-
-
-def trained(name: str, variant: str, bench: Resources) -> tuple[Method, torch.Tensor, list[str]]:
-    """A method after a few steps of UDA (the protocol that shows target images), images and class names."""
-    kind = METHODS.get(name)
-    task = bench.task("tiny", "uda", bench.splits("tiny", "uda")[0])
-    pixels = bench.pixels("tiny")
-    config = kind.Config(**{**dict(kind.variants).get(variant, {}), **small(kind)})
-    method = kind(bench.backbone, config, bench.device)
-    torch.manual_seed(0)
-    method.fit(training_data(task, pixels, lambda method, question: 0.5), seed=0, log=lambda **_: None)
-    return method, unit_range(pixels[task.train[:5]]), list(task.class_names)
-
-
-def answers(method: Method, pixels: torch.Tensor, names: list[str]) -> dict[str, torch.Tensor]:
-    """What a run asks of a method."""
-    with torch.no_grad():
-        return {
-            "embeddings": method.encode_images(pixels),
-            "raw": method.encode_raw(pixels),
-            "classes": method.encode_classes(names),
-            "logits": method.classify(pixels, names),
-        }
 
 
 @pytest.mark.simulated
@@ -117,11 +82,43 @@ def test_every_method_on_the_device(
             )
 
 
+#: Of each stage, steps that make what is kept, and those behind them whose waits are counted.
+WARM, COUNTED = 1, 2
+
+#: Copies of a step to the device that wait for it: none, but what a method has by itself.
+UPLOADS = 0
+
+
 @pytest.mark.simulated
-@pytest.mark.parametrize("name", [name for name in METHOD_NAMES if METHODS.get(name).trained])
-def test_bf16_on_the_device(name: str, tiny_folder: Path, tiny: None, sim: str) -> None:
-    given = answers(*trained(name, "paper", bench(tiny_folder, sim, "bf16")))
+@pytest.mark.parametrize(
+    ("name", "variant"), [pytest.param(*one, marks=[pytest.mark.slow] * (one[1] != "paper")) for one in VARIANTS]
+)
+def test_bf16_and_waits_on_the_device(
+    name: str, variant: str, tiny_folder: Path, tmp_path: Path, tiny: None, sim: str
+) -> None:
+    on_device = bench(tiny_folder, sim, "bf16")
+    stages = 2 if hasattr(METHODS.get(name).Config, "stage1_share") else 1
+    steps: list[tuple[str, int, dict[str, int], dict[str, int]]] = []
+
+    def log(**numbers: Any) -> None:
+        if "loss" in numbers:
+            steps.append((numbers["stage"], numbers["step"], dict(syncs), dict(uploads)))
+        syncs.clear()
+        uploads.clear()
+
+    more = {"steps": stages * (WARM + COUNTED), "stage1_share": 0.5, "validate_every": 0, "patience": 0}
+    more |= {"warmup_share": 0.0, "memory": 8}  # SRE-CLIP's target losses, all of them
+    method, pixels, names = trained(name, variant, on_device, log=log, **more)
+    counted = [one for one in steps if one[1] > WARM]
+    assert len(counted) == (stages * COUNTED if "steps" in small(METHODS.get(name)) else 0)
+    assert [one for one in counted if sum(one[2].values()) > 1] == [], "a step waits for the device once, for its loss"
+    assert [one for one in counted if sum(one[3].values()) > UPLOADS] == []
+    given = answers(method, pixels, names)
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in given.values())
+    method.save(tmp_path / "kept")
+    loaded = type(method).load(tmp_path / "kept", on_device.backbone, on_device.device)
+    for key, value in answers(loaded, pixels, names).items():
+        torch.testing.assert_close(value.cpu(), given[key].cpu(), msg=key)
 
 
 @pytest.mark.simulated
@@ -129,6 +126,17 @@ def test_training_on_the_device_gives_the_numbers_of_the_cpu(tiny_folder: Path, 
     of_device, of_cpu = (answers(*trained("coop", "paper", bench(tiny_folder, device))) for device in (sim, "cpu"))
     for key, value in of_device.items():
         torch.testing.assert_close(value.cpu(), of_cpu[key], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize("crop", [0.5, 1.0])
+def test_images_are_augmented_on_the_device(crop: float, sim: str) -> None:
+    pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    on_device, on_cpu = (
+        augment(pixels.to(device), Augmentation(crop), torch.Generator().manual_seed(1)) for device in (sim, "cpu")
+    )
+    assert on_device.device.type == sim
+    torch.testing.assert_close(on_device.cpu(), on_cpu, atol=1e-6, rtol=0)
 
 
 @pytest.mark.simulated
@@ -226,6 +234,52 @@ def test_the_device_allows_what_cuda_allows(sim: str) -> None:
 
 
 @pytest.mark.simulated
+def test_what_would_wait_for_the_device_is_counted(sim: str) -> None:
+    there = torch.arange(6.0, device=sim)
+    waiting: list[Callable[[], Any]] = [
+        lambda: float(there[0]),
+        lambda: there.cpu(),
+        lambda: there.tolist(),
+        lambda: bool((there > 2).any()),
+        lambda: there[there > 2],
+        lambda: there.index_put_((there > 2,), torch.zeros(3, device=sim)),
+        lambda: torch.empty(6).copy_(there),
+        lambda: torch.nonzero(there),
+        lambda: torch.unique(there),
+    ]
+    running: list[Callable[[], Any]] = [
+        lambda: there + 1,
+        lambda: there[torch.tensor([1])],
+        lambda: there.masked_fill(there > 2, 0.0),
+        lambda: torch.where(there > 2, there, 0.0),
+        lambda: torch.ones(3).to(sim),
+        lambda: there.view(2, 3).max(dim=0).values,
+    ]
+    for calls, expected in ((waiting, 1), (running, 0)):
+        for number, call in enumerate(calls):
+            syncs.clear()
+            call()
+            assert sum(syncs.values()) == expected, (number, syncs)
+            assert all(place.startswith(__file__) for place in syncs)
+    blocking: list[Callable[[], Any]] = [
+        lambda: torch.ones(3).to(sim),
+        lambda: there[torch.tensor([1])],
+        lambda: torch.empty(6, device=sim).copy_(torch.ones(6)),
+    ]
+    queued: list[Callable[[], Any]] = [
+        lambda: torch.ones(3).to(sim, non_blocking=True),
+        lambda: torch.empty(6, device=sim).copy_(torch.ones(6), non_blocking=True),
+        lambda: there.to(torch.bfloat16),
+        lambda: torch.zeros(3, device=sim),
+    ]
+    for calls, expected in ((blocking, 1), (queued, 0)):
+        for number, call in enumerate(calls):
+            uploads.clear()
+            call()
+            assert sum(uploads.values()) == expected, (number, uploads)
+
+
+@pytest.mark.simulated
 def test_nothing_is_left_behind() -> None:
     generator, swap = torch.Generator, torch.__future__.get_swap_module_params_on_conversion()
     drawn = torch.rand(3, generator=torch.Generator().manual_seed(1))
@@ -296,6 +350,21 @@ def test_float32_is_float32_and_each_record_says_so(before: bool, arithmetic: No
     assert torch.are_deterministic_algorithms_enabled()
     torch.backends.cudnn.allow_tf32 = True
     assert environment("cpu", 1).tf32 is True  # what is so, not what should be
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_a_record_states_the_arithmetic(precision: str, arithmetic: None) -> None:
+    prepare_process(0, precision)
+    found = environment("cpu", 1)
+    assert found.tf32 is (precision == "tf32")
+    stated = found.arithmetic
+    assert (stated["matmul_tf32"], stated["cudnn_tf32"]) == (found.tf32, found.tf32)
+    assert stated["deterministic"] == "warn" and stated["cudnn_benchmark"] is False
+    assert stated["cublas_workspace"] == os.environ["CUBLAS_WORKSPACE_CONFIG"] != ""
+    assert stated["training_attention"] == ["math"] and set(stated["attention"]) >= {"math", "flash"}
+    torch.use_deterministic_algorithms(False)
+    assert environment("cpu", 1).arithmetic["deterministic"] is False
+    json.dumps(stated)
 
 
 def test_memory_that_is_only_reserved_is_not_written(arithmetic: None) -> None:

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from methods.interface import Images
 from methods.parts import feature_cache, row_files
 from methods.parts.backbone import Backbone, ClipBackbone, token_statistics
 from methods.parts.feature_cache import FeatureCache, FeatureScope, image_features, layer_statistics
 from tests.support.tiny_clip import tiny_model
 
 
-class Album:
+class Album(Images):
     """Images in memory that count how often they are asked for."""
 
     def __init__(self, pixels: Tensor) -> None:

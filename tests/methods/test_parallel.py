@@ -39,8 +39,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "lora": {"augment": False, "batch_size": 12, "steps": 2},
     "linear_probe": {"batch_size": 12, "steps": 2},
     "metric_head": {"batch_size": 12, "steps": 2},
+    "clip_adapter": {"batch_size": 12, "steps": 2},
+    "sketch_lvm": {"batch_size": 12, "steps": 2},
     "bitfit": {"augment": False, "batch_size": 12, "steps": 2},
     "ln_tuning": {"augment": False, "batch_size": 12, "steps": 2},
+    "cocoop": {"augment": False, "batch_size": 12, "steps": 2},
+    "maple": {"augment": False, "batch_size": 12, "steps": 2},
+    "ivlp": {"augment": False, "batch_size": 12, "steps": 2},
+    "promptsrc": {"augment": False, "batch_size": 12, "steps": 2},
 }
 
 
@@ -99,6 +105,41 @@ def test_two_processes_have_the_gradients_of_one(tiny_backbone: Backbone, tmp_pa
                     if expected is not None:
                         size = float(expected.norm())
                         assert float((expected - found).norm()) <= 1e-4 * size + 1e-7, name
+
+
+def one_of_two_flat(rank: int, meeting: Path, out: Path) -> None:
+    """Averages gradients of several types, some missing, and counts the exchanges."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    calls: list[int] = []
+    real = parallel.distributed.all_reduce
+    parallel.distributed.all_reduce = lambda tensor: (calls.append(tensor.numel()), real(tensor))[1]  # type: ignore
+    parameters = [
+        torch.nn.Parameter(torch.zeros(2, 3)),
+        torch.nn.Parameter(torch.zeros(4)),
+        torch.nn.Parameter(torch.zeros(())),
+        torch.nn.Parameter(torch.zeros(5)),
+    ]
+    parameters[0].grad = torch.full((3, 2), 1.0 + rank).T  # not contiguous
+    if rank == 1:
+        parameters[1].grad = torch.full((4,), 8.0)
+    parameters[2].grad = torch.tensor(3.0 * rank)
+    parallel.average_gradients(parameters)
+    found = [None if p.grad is None else p.grad.tolist() for p in parameters]
+    (out / f"{rank}.json").write_text(json.dumps([calls, found]))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="starts its processes by fork")
+def test_gradients_travel_as_one_tensor(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    pair = [fork.Process(target=one_of_two_flat, args=(n, tmp_path / "meeting", tmp_path)) for n in range(2)]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join(timeout=60)
+    expected = [[[1.5] * 3] * 2, [4.0] * 4, 1.5, None]
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [[4 + 6 + 4 + 1 + 5], expected]
 
 
 def one_of_two_with_faults(rank: int, meeting: Path, out: Path) -> None:
@@ -180,7 +221,7 @@ def test_options_that_start_further_processes_are_refused_once(monkeypatch: pyte
 def test_every_method_says_whether_it_can_be_spread() -> None:
     trained = {name for name in METHODS.names() if METHODS.get(name).trained and not METHODS.get(name).card.floor}
     alone = {name for name in trained if METHODS.get(name).one_process}
-    assert alone == {"ad_clip", "sre_clip"}
+    assert alone == {"ad_clip", "sre_clip", "dapl", "tip_adapter_f", "cmkd", "pda"}
     assert not {name for name in trained if METHODS.get(name).one_process == Method.one_process}
 
 

@@ -1,12 +1,15 @@
 """Prompts: where the tokens go, and that the fast text path gives the plain path's numbers."""
 
+import copy
 import itertools
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods.parts import prompts as prompt_texts
 from methods.parts.backbone import Backbone, BackboneError
 from methods.parts.prompts import PromptTemplate, class_text, encode_prompts
 from tests.support.golden import assert_golden, golden_set
@@ -110,6 +113,64 @@ def test_every_path_gives_the_same_features_and_gradients(
     for path in ({"shared_prefix": False}, {}, {"class_chunk": 2}, {"shared_prefix": False, "class_chunk": 2}):
         for ours, expected in zip(outputs_and_gradients(tiny_backbone, prompts, context, **path), plain, strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(("template", "shape"), [(COOP, (3, 6, 32)), (COOP, (6, 32)), (PROS, (6, 32))])
+def test_checkpointed_pieces_give_the_same_features_and_gradients(
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch, template: str, shape: tuple[int, ...]
+) -> None:
+    prompts, context = PromptTemplate.build(tiny_backbone, NAMES, template, context=6), context_for(shape)
+    whole = outputs_and_gradients(tiny_backbone, prompts, context)
+    sizes: list[int] = []
+    run = tiny_backbone.text.run_after_prefix
+    monkeypatch.setattr(
+        tiny_backbone.text,
+        "run_after_prefix",
+        lambda prefix, suffix, eot: (sizes.append(suffix.shape[1]), run(prefix, suffix, eot))[1],
+    )
+    images = shape[0] if len(shape) == 3 else 1
+    monkeypatch.setattr(prompt_texts, "PIECE_BYTES", 2 * prompt_texts.suffix_bytes(tiny_backbone, prompts, images))
+    outputs_and_gradients(tiny_backbone, prompts, context)
+    assert sizes == [len(NAMES)]  # not above the bound: in one piece, once
+    sizes.clear()
+    monkeypatch.setattr(prompt_texts, "CHECKPOINT_ABOVE", 0)
+    pieces = outputs_and_gradients(tiny_backbone, prompts, context)
+    assert sorted(sizes) == [1, 1, 2, 2, 2, 2]  # five classes, two at a time, forward and again for backward
+    for ours, expected in zip(pieces, whole, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    sizes.clear()
+    with torch.no_grad():
+        encode_prompts(tiny_backbone, prompts, context)
+    assert sizes == [len(NAMES)]  # nothing is kept for backward
+
+
+def peak_bytes(backbone: Backbone, count: int) -> int:
+    """The most memory that tensors of a training forward and backward over ``count`` classes hold at once."""
+    prompts = PromptTemplate.build(backbone, [f"cat {'a' * (n % 3 + 1)}" for n in range(count)], COOP, context=6)
+    context = context_for((4, 6, 32)).requires_grad_(True)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        encode_prompts(backbone, prompts, context).square().sum().backward()
+    kineto: Any = profile.profiler
+    events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
+    held = itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(held)
+
+
+def test_memory_of_checkpointed_pieces_hardly_grows_with_the_classes(
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = copy.deepcopy(tiny_backbone.model.config)
+    config.text_config.num_hidden_layers = 8
+    deep = Backbone.from_config(config, seed=0, tokenizer=tiny_backbone.tokenizer)
+    whole = [peak_bytes(deep, count) for count in (32, 128)]
+    prompts = PromptTemplate.build(deep, ["cat a", "cat aa", "cat aaa"], COOP, context=6)
+    per_class = prompt_texts.suffix_bytes(deep, prompts, 4)
+    assert 0.5 < (whole[1] - whole[0]) / 96 / per_class < 1.2  # what is compared with the bound is what it takes
+    monkeypatch.setattr(prompt_texts, "CHECKPOINT_ABOVE", 0)
+    monkeypatch.setattr(prompt_texts, "PIECE_BYTES", 8 * per_class)
+    pieces = [peak_bytes(deep, count) for count in (32, 128)]
+    assert pieces[1] - pieces[0] < 0.15 * (whole[1] - whole[0])
+    assert pieces[1] < 0.25 * whole[1]
 
 
 def test_classes_of_like_length_run_together(tiny_backbone: Backbone) -> None:

@@ -267,6 +267,17 @@ def test_the_fast_path_gives_the_plain_numbers(
         torch.testing.assert_close(ours_gradient, plain_gradient, rtol=0, atol=1e-5 * largest, msg=name)
 
 
+def test_the_simulator_projects_shared_tokens_once(tiny_backbone: Backbone) -> None:
+    method, seen = untrained(tiny_backbone), []
+    first = method.model.simulator.vision_model.encoder.layers[0].self_attn
+    first.k_proj.register_forward_hook(lambda module, given, result: seen.append(tuple(result.shape[:-1])))
+    method.model.simulate(images(), OWN)
+    method.model.simulate(images(), None)
+    shared = 2 + len(method.model.domain_units) + len(method.model.class_units)
+    patches = (len(images()), tiny_backbone.grid**2)
+    assert seen == [(shared + 1,), patches, (shared,), patches]  # in training with the row of masked units
+
+
 # --- training --------------------------------------------------------------------------------------------------------
 
 

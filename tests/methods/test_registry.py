@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def test_did_you_mean() -> None:
     with pytest.raises(UnknownNameError) as caught:
         METHODS.get("zero_shto")
-    assert str(caught.value) == "unknown method 'zero_shto'; did you mean zero_shot?"
+    assert str(caught.value) == "unknown method 'zero_shto'; did you mean zero_shot or zero_shot_domain?"
     with pytest.raises(UnknownNameError, match="choose from: random, constant, raw_pixel"):
         METHODS.check("qqqqqq")
 

@@ -258,3 +258,11 @@ def test_a_release_loads_like_any_clip(corpus: Corpus, tmp_path: Path) -> None:
         expected = run.model.get_image_features(pixel_values=(pixels - 1.0) / 0.35).pooler_output
     assert torch.allclose(features, expected, atol=0.02), "float16 weights, same function"
     assert backbone.encode_texts(["a photo of a car"]).shape == (1, 16)
+
+
+def test_versions_are_numbers_or_words() -> None:
+    from benchmarks.pretrain.release import version_label
+
+    assert [version_label(version) for version in ("3", "3.1", "unseen")] == ["v3", "v3.1", "unseen"]
+    with pytest.raises(ValueError, match=r"--version '../v3' is neither a number"):
+        version_label("../v3")

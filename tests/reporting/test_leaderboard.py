@@ -346,7 +346,9 @@ def test_one_failing_plot_costs_no_table(store: ResultStore, tmp_path: Path, mon
     monkeypatch.setattr(plots, "bars", broken)
     lines: list[str] = []
     files = write_report(ReportData(frame_of(store), store=store, report=lines.append), tmp_path / "page")
-    assert {"leaderboard.md", "leaderboard.csv", "leaderboard.tex", "index.html"} <= {path.name for path in files}
+    assert {"leaderboard.md", "leaderboard.csv", "leaderboard.tex", "pairs.csv", "index.html"} <= {
+        path.name for path in files
+    }
     assert [line for line in lines if "no fonts" in line] == [
         "plot of UCDR unseen: map@all left out: RuntimeError: no fonts"
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pandas as pd
 import pytest
 
 from benchmarks.evaluation.statistics import class_totals, holm, mean_over_seeds, paired_tests
+from benchmarks.reporting.csv_text import pairs_csv
+from benchmarks.reporting.data import ReportData
 from benchmarks.reporting.method_comparison import (
     ALL,
     INFLATION_COLUMNS,
@@ -317,3 +321,21 @@ def test_recomputed_means_equal_the_stored_ones_in_the_reference_results() -> No
             assert totals.estimates()["m"] == pytest.approx(value, abs=2e-4), (row["protocol"], metric)
             checked.add(metric)
     assert {"map@all", "recall@1", "accuracy[image]", "h[image]", "seen[image]", "unseen[image]"} <= checked
+
+
+def test_pairs_as_csv_are_the_tested_pairs_of_the_leading_metric(store: ResultStore) -> None:
+    fill(store)
+    data = ReportData(load_results(store.root), store=store, resamples=500)
+    rows = list(csv.DictReader(io.StringIO(pairs_csv(data))))
+    pairs = compare_methods(store, resamples=500).pairs
+    leading = data.settings[0].leading[0].metric
+    expected = pairs[(pairs["split"] == ALL) & (pairs["metric"] == leading)]
+    assert [(row["better"], row["worse"]) for row in rows] == list(zip(expected["a"], expected["b"], strict=True))
+    assert len(rows) == 3
+    for row, entry in zip(rows, expected.to_dict("records"), strict=True):
+        assert float(row["difference"]) == pytest.approx(entry["difference"], rel=1e-5)
+        assert float(row["p_holm"]) == pytest.approx(entry["p_holm"], rel=1e-5)
+        assert float(row["low"]) <= float(row["difference"]) <= float(row["high"])
+    assert pairs_csv(ReportData(load_results(store.root))).count("\n") == 1, (
+        "nothing is tested without per-query values"
+    )

@@ -23,8 +23,9 @@ from tests.support.every import METHOD_NAMES, Silent, small, small_set
 from tests.support.tiny_dataset import TinyShapes
 from tests.support.tiny_families import open_clip_folder, siglip_folder
 
-TOKENS = {"vpt_shallow", "vpt_deep", "pros", "ucdr_adapter", "bitfit", "ln_tuning"}
-STYLES = {"coop", "lora", "ad_clip"}
+TOKENS = {"vpt_shallow", "vpt_deep", "pros", "ucdr_adapter", "bitfit", "ln_tuning", "maple", "ivlp", "promptsrc"}
+TOKENS |= {"sketch_lvm", "pda"}
+STYLES = {"coop", "lora", "ad_clip", "dapl", "cocoop"}
 
 
 @pytest.fixture(scope="module", autouse=True)

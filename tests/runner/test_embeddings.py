@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import multiprocessing
 import os
 import threading
 import time
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.datasets.pixels import PixelCache
 from benchmarks.runner import embeddings, scoring
 from benchmarks.runner.embeddings import EncodedImages
 from benchmarks.runner.plan import plan
@@ -21,6 +23,7 @@ from benchmarks.runner.settings import Settings
 from methods.parts import row_files
 from methods.zero_shot import ZeroShot
 from tests.runner.probe import Probe, run
+from tests.support.tiny_dataset import TinyShapes
 
 
 def test_each_image_is_encoded_once_a_model(settings: Settings) -> None:
@@ -188,3 +191,55 @@ def test_equal_devices_share_embeddings(settings: Settings, monkeypatch: pytest.
         method.device = torch.device(device)
         places.append(embeddings.embedding_folder(group, method, pixels))
     assert places[1] == places[2] != places[0]
+
+
+def one_of_several(number: int, processes: int, out: Path) -> None:
+    """A process that encodes with others; the last one knows a part already."""
+    encoded, rows = _sums()
+    everything = encoded_alone(rows)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=number, world_size=processes)
+    if number == processes - 1:
+        encoded._kept = everything
+        encoded._known[rows[:40]] = True
+    some = encoded[rows[10:30]].clone()
+    np.save(out / f"{number}.npy", np.concatenate([encoded[rows].numpy(), some.numpy()]))
+    (out / f"{number}.txt").write_text(str(encoded.count))
+    torch.distributed.destroy_process_group()
+
+
+def _sums() -> tuple[EncodedImages, np.ndarray]:
+    """Embeddings that tell images apart, and the rows of the tiny data set in another order."""
+    dataset = TinyShapes()
+    pixels = PixelCache(dataset, 16)
+    rows = np.random.default_rng(0).permutation(len(dataset.table))
+    return EncodedImages(lambda batch: batch.flatten(1)[:, ::97], pixels, lambda count: None), rows
+
+
+def encoded_alone(rows: np.ndarray) -> torch.Tensor:
+    encoded, _ = _sums()
+    return torch.stack(list(encoded[np.arange(len(rows))]))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="starts its processes by fork")
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("batch", [16, 64])
+def test_processes_that_train_together_share_the_encoding(
+    processes: int, batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embeddings, "BATCH", batch)
+    fork = multiprocessing.get_context("fork")
+    together = [fork.Process(target=one_of_several, args=(n, processes, tmp_path)) for n in range(processes)]
+    for process in together:
+        process.start()
+    for process in together:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    encoded, rows = _sums()
+    alone = encoded[rows].numpy()
+    counts = [int((tmp_path / f"{number}.txt").read_text()) for number in range(processes)]
+    assert max(counts) - min(counts) == 0
+    assert counts[0] <= encoded.count / processes + 2 * batch, "each process encodes its share"
+    for number in range(processes):
+        found = np.load(tmp_path / f"{number}.npy")
+        np.testing.assert_array_equal(found[: len(rows)], alone)
+        np.testing.assert_array_equal(found[len(rows) :], alone[10:30])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from benchmarks.runner.command import prepare
-from benchmarks.runner.machine import final_settings, spread
+from benchmarks.runner.machine import final_settings, pick_precision, spread
 from benchmarks.runner.settings import Settings, SettingsError
 from methods.registry import METHODS
 from methods.zero_shot import ZeroShot
@@ -46,13 +47,15 @@ def test_final_settings_have_a_device_jobs_and_threads_and_stay_as_they_are(monk
     assert final.jobs >= 1
     assert final.threads >= 1
     assert final_settings(final, weights_mib=100) == final
-    filled = dataclasses.replace(final, device=asked.device, jobs=asked.jobs, threads=asked.threads)
+    filled = dataclasses.replace(
+        final, device=asked.device, precision=asked.precision, jobs=asked.jobs, threads=asked.threads
+    )
     assert filled == asked, "nothing else changes"
 
 
 def test_what_is_given_is_final(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    given = Settings(methods=("zero_shot",), device="cpu", jobs=3, threads=5)
+    given = Settings(methods=("zero_shot",), device="cpu", precision="bf16", jobs=3, threads=5)
     assert final_settings(given, weights_mib=1e9) == given
 
 
@@ -98,3 +101,36 @@ def test_the_plan_and_the_resources_have_the_final_settings(
     assert run.settings == final_settings(asked, run.resources.backbone_facts.weights_mib)
     assert run.resources.settings is run.settings
     assert run.plan.cells
+
+
+# --- precision --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "capability", "expected"),
+    [
+        ("auto", "cpu", None, "float32"),
+        ("auto", "cuda", (7, 5), "float32"),
+        ("auto", "cuda:1", (8, 0), "bf16"),
+        ("float32", "cuda", (9, 0), "float32"),
+        ("tf32", "cuda", (8, 6), "tf32"),
+        ("bf16", "cpu", None, "bf16"),
+    ],
+)
+def test_precision_is_what_the_device_has(
+    name: str, device: str, capability: Any, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device=None: capability)
+    assert pick_precision(name, device) == expected
+
+
+@pytest.mark.parametrize(("device", "capability"), [("cpu", None), ("cuda", (7, 5))])
+def test_tf32_is_refused_where_it_is_not(device: str, capability: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device=None: capability)
+    with pytest.raises(SettingsError, match=rf"^--precision tf32: {device} does not have it .*; use float32$"):
+        pick_precision("tf32", device)
+
+
+def test_auto_precision_is_final_in_the_settings() -> None:
+    assert final_settings(Settings(device="cpu"), 0).precision == "float32"
+    assert Settings().precision == "auto"

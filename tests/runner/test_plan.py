@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.runner.plan import plan
+from benchmarks.runner.plan import augmentation_inputs, plan
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import Settings, SettingsError
+from methods.parts.augment import Augmentation
 from methods.registry import METHODS
 from tests.runner.probe import Probe, ProbeConfig, run
 
@@ -208,6 +209,21 @@ def test_synsets_decoding_and_version_are_in_the_key(
         context.setattr(Probe, "version", Probe.version + 1)
         found.append(keys_of(settings))
     assert len(set.union(*found)) == 4 * len(found[0])
+
+
+def test_the_augmentation_is_in_the_key_of_what_augments(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = {
+        "not": dataclasses.replace(settings, methods=("coop", "zero_shot")),
+        "by default": dataclasses.replace(settings, methods=("vpt_shallow", "pros")),
+        "by a setting": dataclasses.replace(settings, methods=("coop",), set=(("coop.augment", True),)),
+    }
+    before = {name: keys_of(arm) for name, arm in arms.items()}
+    monkeypatch.setattr(Augmentation, "version", Augmentation.version + 1)
+    after = {name: keys_of(arm) for name, arm in arms.items()}
+    assert after["not"] == before["not"]
+    for name in ("by default", "by a setting"):
+        assert len(before[name] | after[name]) == 2 * len(before[name])
+    assert augmentation_inputs(Probe.Config()) == augmentation_inputs(METHODS.get("coop").Config()) == {}
 
 
 def test_sre_clip_reads_wordnet_and_word_vectors(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.datasets.pixels import unit_range
 from benchmarks.protocols.task import Classification
 from benchmarks.runner import scoring
 from benchmarks.runner.embeddings import EncodedImages
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import Settings
+from methods.parts.feeding import unit_range
 from methods.zero_shot import ZeroShot
 from tests.runner.probe import by_split, run
 

@@ -355,6 +355,8 @@ def test_a_search_that_fails_is_a_failure_of_the_command(
         (["--select", "oracle"], "--select oracle: rates are tuned on validation data"),
         (["--rules", "official"], "--rules official"),
         (["--limit", "9"], "--limit"),
+        (["--shots", "4"], "--shots"),
+        (["--selectors", "all"], "--selectors"),
         (["--shard", "1/2"], "--shard"),
         (["--splits", "0"], "--splits: at least 1"),
         (["--methods", "zero_shot"], "nothing to tune"),

@@ -9,7 +9,9 @@ a ``RuntimeError``:
 * ``numpy()`` of a device tensor.
 
 Results are those of the CPU kernels, so they can be compared with a run on the CPU. ``torch.autocast("sim")`` follows
-CUDA's lists of operators. It does not simulate speed, memory, kernels whose results differ from run to run, or several
+CUDA's lists of operators. :data:`syncs` counts, by the line of the code under test, where a GPU would make the host
+wait: a number or a tensor that comes back, and operators whose result has a size that depends on values (``nonzero``,
+an index by a mask). It does not simulate speed, memory, kernels whose results differ from run to run, or several
 devices.
 
 torch can register a device only once and only for the whole process, so the name ``sim`` stays known after the first
@@ -19,9 +21,11 @@ when the context ends, and no tensor of another device ever passes through this 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,6 +44,19 @@ _STRICT = {
     *("aten::cat", "aten::index_select", "aten::gather"),
     *("aten::_fused_sgd_", "aten::_fused_adam_", "aten::_fused_adamw_"),
 }
+
+#: Operators that wait for the device: their result is a Python number, or has a size that depends on values.
+_WAITS = {
+    *("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero", "aten::masked_select"),
+    *("aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "aten::bincount", "aten::repeat_interleave"),
+}
+
+#: How often a GPU would have made the host wait, by ``file:line`` outside torch; clear it before what is counted.
+syncs: collections.Counter[str] = collections.Counter()
+
+#: The same for copies to the device that wait for the work queued there (``non_blocking=True`` does not): tensors, and
+#: CPU indices of device tensors.
+uploads: collections.Counter[str] = collections.Counter()
 
 #: What CUDA's autocast runs in the low precision, in float32, and in the widest type among the arguments.
 _LOW = """conv1d conv2d conv3d conv_transpose1d convolution _convolution matmul mm mv bmm addmm addmv addr addbmm
@@ -148,6 +165,10 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
     _check(name, leaves)
     to = kwargs.get("device")
     on = torch.device(to).type == "sim" if to is not None else any(map(_on, leaves))
+    if _waits(name, args, leaves, on):
+        syncs[_caller()] += 1
+    elif _uploads(name, args, kwargs, on):
+        uploads[_caller()] += 1
     kwargs = {key: torch.device("cpu") if key == "device" and v is not None else v for key, v in kwargs.items()}
     kwargs = {key: None if key == "pin_memory" else value for key, value in kwargs.items()}
     if name == "aten::_copy_from":  # (source, destination): what copy_ becomes
@@ -168,6 +189,35 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
     if any(r.alias_info is not None for r in op._schema.returns):  # in place, or out=
         return written[0] if len(op._schema.returns) == 1 else tuple(written)
     return tree_map(_to_sim, result) if on else result
+
+
+def _waits(name: str, args: tuple[Any, ...], leaves: list[Any], on: bool) -> bool:
+    """Whether a GPU's operator returns to the host only when the device is done; ``on``: its result is there."""
+    if name == "aten::_copy_from":
+        return _on(args[0]) and not _on(args[1])
+    if name == "aten::_to_copy":
+        return not on
+    masks = (x for x in leaves[1:] if isinstance(x, torch.Tensor) and x.dtype in (torch.bool, torch.uint8))
+    return name in _WAITS or ("index_put" in name and any(map(_on, masks)))  # x[mask] calls nonzero itself
+
+
+def _uploads(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], on: bool) -> bool:
+    """Whether an operator copies from the host and returns only behind what the device has still to do."""
+    if name == "aten::_copy_from":
+        return _on(args[1]) and not _on(args[0]) and args[0].dim() > 0 and not (len(args) > 2 and args[2])
+    if name == "aten::_to_copy":
+        return on and not _on(args[0]) and args[0].dim() > 0 and not kwargs.get("non_blocking")
+    return False  # x[index] with a CPU index copies that first
+
+
+def _caller() -> str:
+    """The innermost line outside torch and this file."""
+    frame = sys._getframe(1)
+    while frame is not None and any(
+        part in frame.f_code.co_filename for part in ("/torch/", __file__, "contextlib", "/kornia/")
+    ):
+        frame = frame.f_back  # type: ignore[assignment]
+    return "backward or C++" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def _fill(out: torch.Tensor, value: torch.Tensor) -> None:

@@ -58,7 +58,7 @@ def run_in_processes(plan: Plan, resources: Resources, store: ResultStore, progr
         if schedule.waiting > 1:
             pool.run()
         elif schedule.waiting:  # a single unit: no further process is started
-            with prepared_process(resources.settings.threads):
+            with prepared_process(resources.settings.threads, resources.settings.precision):
                 serial.work(schedule, resources, progress)
     except FailFast:
         pass
@@ -186,7 +186,7 @@ def _work(connection: Connection, settings: Settings, registered: Sequence[tuple
     """A worker process: groups in, records out, until the parent closes the connection or ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    prepare_process(settings.threads)
+    prepare_process(settings.threads, settings.precision)
     register_missing(registered)
     resources = Resources(settings)
 

@@ -140,7 +140,7 @@ class _Remote:
     """The actor: carries out a group and returns what a worker process would have sent."""
 
     def __init__(self, settings: Settings, registered: Sequence[tuple[str, str, str]]) -> None:
-        prepare_process(settings.threads)
+        prepare_process(settings.threads, settings.precision)
         register_missing(registered)
         self._messages: list[tuple[Any, ...]] = []
         self._runner = GroupRunner(

@@ -18,7 +18,7 @@ def run_serially(plan: Plan, resources: Resources, store: ResultStore, progress:
     """
     schedule = Schedule(plan, resources, store, progress)
     try:
-        with prepared_process(resources.settings.threads):
+        with prepared_process(resources.settings.threads, resources.settings.precision):
             schedule.begin()
             work(schedule, resources, progress)
     except FailFast:
