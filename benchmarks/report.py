@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> 
         warn(line)
 
     try:
-        frame, records = frame_and_records(arguments.results, warn_unread)
+        frame, records = frame_and_records(arguments.results, warn_unread, compact=True)
     except FileNotFoundError as error:
         err.print(f"{prog}: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2

@@ -98,7 +98,7 @@ class VisionFeatures:
 
     def to(self, device: torch.device) -> VisionFeatures:
         """The same on another device."""
-        return VisionFeatures(self.features.to(device), self.mu.to(device), self.sigma.to(device))
+        return VisionFeatures(*(part.to(device, non_blocking=True) for part in (self.features, self.mu, self.sigma)))
 
 
 class Projectors(nn.Module):
@@ -494,7 +494,7 @@ class AdClip(Method):
 
         def loss(step: int) -> Tensor:
             (first, second), pixels = next(fed)
-            labels = data.labels[first].to(self.device)
+            labels = data.labels[first].to(self.device, non_blocking=True)
             views = source(first, 2 * step, *pixels[:1]), target(second, 2 * step + 1, *pixels[1:])
             return self.losses(*views, labels, prompts).total
 

@@ -33,6 +33,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -158,6 +159,10 @@ class DAPL(SgdMethod):
     _zero_shot: Tensor | None = None  # while it trains: what pseudo-labels come from [C, E]
     _domains: Tensor | None = None  # while it trains: each labelled image's domain, numbered as ``domain_names`` [N]
 
+    @cached_property
+    def _templates(self) -> dict[tuple[tuple[str, ...], str], PromptTemplate]:
+        return {}
+
     def build(self, seed: int) -> dict[str, nn.Parameter]:
         """``context`` [M1, v], or [C, M1, v], and ``domains`` [D, M2, v], from N(0, 0.02^2)."""
         config, backbone, generator = self.config, self.backbone, seeded(seed, 0)
@@ -189,7 +194,12 @@ class DAPL(SgdMethod):
 
     def _template(self, names: Sequence[str], template: str) -> PromptTemplate:
         tokens = self.config.context_tokens + self.config.domain_tokens
-        return PromptTemplate.build(self.backbone, names, template, tokens)
+        if (tuple(names), template) not in self._templates:  # a step needs one for each domain, always the same
+            if len(self._templates) > 4 * (1 + len(self.domain_names)):
+                self._templates.clear()
+            built = PromptTemplate.build(self.backbone, names, template, tokens)
+            self._templates[tuple(names), template] = built
+        return self._templates[tuple(names), template]
 
     def contexts(self, names: Sequence[str]) -> Tensor:
         """(1) ``[v_1 ... v_M1 ; d_1 ... d_M2]`` of every domain, [D, M1 + M2, v]; of classes [D, C, M1 + M2, v]."""
@@ -263,7 +273,7 @@ class DAPL(SgdMethod):
         stream = target_batches(len(images), config.batch_size, seeded(seed, _TARGET_BATCHES))
         if config.fast and not augmentation.active:
             known = image_features(self.backbone, images, statistics=config.train_statistics)
-            return lambda step: known[next(stream)].to(self.device)
+            return lambda step: known[next(stream)].to(self.device, non_blocking=True)
 
         self._target_feed = fed = feed(stream, lambda index: (images.stored(index),), self.device)
 
@@ -278,7 +288,8 @@ class DAPL(SgdMethod):
         """(3, 5, 6) Source loss, and target loss where there are target images."""
         assert self._domains is not None
         texts = self.domain_texts(self.class_names)
-        loss = self.loss_of(self.batch_images(batch), texts, batch.labels, self._domains[batch.index].to(self.device))
+        domains = self._domains[batch.index].to(self.device, non_blocking=True)
+        loss = self.loss_of(self.batch_images(batch), texts, batch.labels, domains)
         if self._target is not None and self._zero_shot is not None:
             images = self._target(batch.step)
             loss = loss + self.config.target_weight * self.target_loss(images, texts, self._zero_shot)

@@ -154,7 +154,7 @@ class PromptSRC(IVLP):
         config = self.config
         assert batch.pixels is not None and self._frozen_texts is not None
         if self._frozen_images is not None:
-            frozen = self._frozen_images[batch.index]
+            frozen = self._frozen_images[batch.index.to(self.device, non_blocking=True)]
         else:
             with torch.no_grad():
                 frozen = self.backbone.encode_images(batch.pixels)

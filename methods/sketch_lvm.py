@@ -224,7 +224,9 @@ class SketchLvm(OwnClipMethod):
         """L_tri + lambda (L_cls(a) + L_cls(p)) of a batch of triplets."""
         assert batch.pixels is not None
         config = self.config
-        anchors, positives, negatives = self.features(batch.pixels, self._domains[batch.index]).chunk(3)
+        anchors, positives, negatives = self.features(
+            batch.pixels, self._domains[batch.index.to(self.device, non_blocking=True)]
+        ).chunk(3)
         terms = triplet_terms(anchors, positives, negatives, margin=config.margin, distance=config.distance)
         of_anchor, of_positive, of_negative = batch.labels.chunk(3)
         if config.negatives == "other":

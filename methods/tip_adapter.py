@@ -121,7 +121,7 @@ class TipAdapter(ImageTextMethod):
         """L [M, C] of these class names: 1 where a cached image is of the class."""
         numbers = {name: number for number, name in enumerate(names)}
         rows = torch.tensor([numbers.get(name, -1) for name in self.class_names])[list(self.cached_classes)]
-        return (rows[:, None] == torch.arange(len(names))).float().to(self.device)
+        return (rows[:, None] == torch.arange(len(names))).float().to(self.device, non_blocking=True)
 
     @torch.no_grad()
     def cache(self, data: TrainingData, seed: int) -> TrainingData:

@@ -90,12 +90,12 @@ class ReportData:
     @cached_property
     def listed(self) -> pd.DataFrame:
         """`current` without ablations: what the leaderboard lists."""
-        return self.current[~tables.is_ablated(self.current)]
+        return tables.without_ablations(self.current)
 
     @cached_property
     def scored(self) -> pd.DataFrame:
         """`newest` without ablations: what the tables are computed from."""
-        return self.newest[~tables.is_ablated(self.newest)]
+        return tables.without_ablations(self.newest)
 
     @cached_property
     def records(self) -> dict[str, Record]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from benchmarks.reporting.data import ReportData
 from benchmarks.reporting.error_analysis import synsets_of
@@ -79,7 +80,7 @@ def _code() -> str:
 def report_digest(data: ReportData) -> str:
     """A digest of everything a report without images is made from, the stored results included."""
     store = data.store
-    facts: list[Any] = [data.command, data.resamples, data.results.to_csv(index=False)]
+    facts: list[Any] = [data.command, data.resamples, *map(_column, data.results.items())]
     facts += [sorted(synsets_of(name).items()) for name in sorted({*map(str, data.results["dataset"])})]
     if store is not None:
         pack = [store.root / name for name in ("pack.json", "resolved.json")]
@@ -88,8 +89,17 @@ def report_digest(data: ReportData) -> str:
         for path in sorted([*(store.root / "cells").rglob("*"), *(store.root / FOLDER).glob(f"*/*/{FIT}")]):
             if path.is_file() and not path.name.startswith("."):
                 state = path.stat()
-                facts.append((path.name, state.st_size, state.st_mtime_ns))
+                facts.append(f"{path.name} {state.st_size} {state.st_mtime_ns}")
     return digest(facts)
+
+
+def _column(named: tuple[Any, pd.Series]) -> tuple[Any, ...]:
+    """A column of results as its name, its distinct values, and the place of each row's value among these."""
+    name, column = named
+    if column.dtype.kind in "fiub":
+        return name, column.to_numpy()
+    codes, values = pd.factorize(column, use_na_sentinel=False)
+    return name, codes, list(values)
 
 
 class PlotDigests:

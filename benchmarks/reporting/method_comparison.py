@@ -15,7 +15,6 @@ Fractions, not percent.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -25,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -47,6 +46,9 @@ from benchmarks.reporting.types import ALL, SETTING, ScoreTable, Setting
 from benchmarks.store.files import ResultStore
 from benchmarks.store.frame import load_results
 from benchmarks.store.records import CellId, Record, RecordError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _ABOUT = ["label", *METHOD_COLUMNS, "floor"]
 _QUESTION = ["protocol", "gallery", "metric", "split"]
@@ -366,6 +368,8 @@ def oracle_inflation(
     lines: list[dict[str, Any]] = []
     both = results[results["select"].isin(["val", "oracle"])] if len(results) else results
     for setting, rows in _settings(both, shared):
+        if rows["select"].nunique() < 2:
+            continue
         labels = _labels(rows)
         val, oracle = (
             {(question.protocol, question.gallery): question for question in _questions(rows[rows["select"] == select])}
@@ -503,19 +507,28 @@ class QueryValues:
     @cached_property
     def signature(self) -> bytes:
         """The same for values of the same queries, with the same ones left out; they can be paired."""
-        text = "\0".join([*self.queries, *self.classes])
-        return hashlib.sha256(text.encode() + np.isnan(self.values).tobytes()).digest()
+        return _signature(_names_digest(self.queries, self.classes), self.values)
+
+
+def _names_digest(queries: np.ndarray, classes: np.ndarray) -> Any:
+    return hashlib.sha256("\0".join([*queries, *classes]).encode())
+
+
+def _signature(names: Any, values: np.ndarray) -> bytes:
+    digest = names.copy()
+    digest.update(np.isnan(values).tobytes())
+    return bytes(digest.digest())
 
 
 _ACCURACY = re.compile(r"(accuracy|seen|unseen|all|zsl|h)\[(image|class)\]")
 
 
-def query_values(table: pd.DataFrame, metric: str) -> QueryValues:
+def query_values(table: pd.DataFrame, metric: str, asked: _Asked | None = None) -> QueryValues:
     """The values behind ``metric`` from one gallery's rows of a per-query table.
 
     ``map@k`` is the mean of the column ``ap@k``, ``p@k`` and ``recall@k`` of the columns of those names; the accuracies
     come from ``credit`` and ``zsl_credit``; images of unseen classes are flagged ``unseen`` or are those with a
-    ``zsl_credit``.
+    ``zsl_credit``. ``asked``: queries and classes of the table, where they are known already.
 
     Raises:
         KeyError: a column that the metric needs is missing.
@@ -531,19 +544,48 @@ def query_values(table: pd.DataFrame, metric: str) -> QueryValues:
     missing = [name for name in (column, *([flag] if split else [])) if name not in table.columns]
     if missing:
         raise KeyError(f"no per-query column {missing[0]!r} for {metric}")
-    rows = table.sort_values("query", kind="stable")
-    unseen = np.zeros(len(rows), dtype=bool)
+    asked = _asked(table["query"], table["class"]) if asked is None else asked
+    unseen, chosen = np.zeros(len(table), dtype=bool), slice(None)
     if split:
-        unseen = rows[flag].to_numpy(dtype=bool) if flag == "unseen" else rows[flag].notna().to_numpy()
+        unseen = table[flag].to_numpy(dtype=bool) if flag == "unseen" else table[flag].notna().to_numpy()
+        unseen = unseen[asked.order]
+    part = ""
     if split and kind != "h":
-        rows = rows[unseen == (kind != "seen")]
-    return QueryValues(
-        queries=rows["query"].to_numpy(dtype=str),
-        classes=rows["class"].to_numpy(dtype=str),
-        values=rows[column].to_numpy(dtype=np.float64),
+        chosen = unseen == (kind != "seen")
+        part = hashlib.sha256(np.packbits(chosen).tobytes()).hexdigest()
+    queries, classes, names = asked.part(part, chosen)
+    values = QueryValues(
+        queries=queries,
+        classes=classes,
+        values=table[column].to_numpy(dtype=np.float64)[asked.order][chosen],
         groups=unseen if kind == "h" else None,
         weighting="class" if average == "class" else "query",
     )
+    vars(values)["signature"] = _signature(names, values.values)
+    return values
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """Queries of a gallery in order of their keys: ``order`` [Q] are their places in the table, ``queries`` and
+    ``classes`` [Q] the names in that order; ``parts`` what was made of some of them."""
+
+    order: np.ndarray
+    queries: np.ndarray
+    classes: np.ndarray
+    parts: dict[str, tuple[np.ndarray, np.ndarray, Any]] = field(default_factory=dict)
+
+    def part(self, name: str, chosen: Any) -> tuple[np.ndarray, np.ndarray, Any]:
+        """Keys and classes of the queries chosen, and the beginning of their signature; ``name`` names the choice."""
+        if name not in self.parts:
+            queries, classes = self.queries[chosen], self.classes[chosen]
+            self.parts[name] = (queries, classes, _names_digest(queries, classes))
+        return self.parts[name]
+
+
+def _asked(queries: pd.Series, classes: pd.Series) -> _Asked:
+    order = queries.reset_index(drop=True).sort_values(kind="stable").index.to_numpy()
+    return _Asked(order, queries.to_numpy(dtype=str)[order], classes.to_numpy(dtype=str)[order])
 
 
 class _QueryTables:
@@ -569,7 +611,7 @@ class _QueryTables:
             identity = tuple(row[name] for name in METHOD_COLUMNS)
             self._cells.setdefault(identity, {}).setdefault(str(row["split"]), []).append(row)
         self._read: dict[str, dict[tuple[str, str], QueryValues]] = {}
-        self._same: dict[bytes, QueryValues] = {}
+        self._asked: dict[bytes, dict[str, tuple[np.ndarray, _Asked]]] = {}
 
     def values(
         self, identity: tuple[Any, ...], gallery: str, metric: str, splits: list[str]
@@ -589,18 +631,38 @@ class _QueryTables:
         if key not in self._read:
             values_of: dict[tuple[str, str], QueryValues] = {}
             try:
-                for gallery, table in per_query_tables(self._store, row, self._records.get(key)).items():
+                values = _per_query(self._store, row, self._records.get(key))
+                numbers = values.drop_columns([n for n in _TEXTS if n in values.column_names]).to_pandas(
+                    use_threads=False
+                )
+                for gallery, (places, asked) in self._questions(values).items():
+                    table = numbers.iloc[places]
                     for metric in self._metrics.get(gallery, []):
-                        values_of[gallery, metric] = self._sharing(query_values(table, metric))
+                        values_of[gallery, metric] = query_values(table, metric, asked)
             except (RecordError, KeyError) as error:
                 self._report(f"{cell_text(row)}: {error.args[0]}; not tested")
             self._read[key] = values_of
         return self._read[key]
 
-    def _sharing(self, values: QueryValues) -> QueryValues:
-        """The same values; keys and classes are held once for all records of the same queries."""
-        first = self._same.setdefault(values.signature, values)
-        return dataclasses.replace(values, queries=first.queries, classes=first.classes)
+    def _questions(self, values: pa.Table) -> dict[str, tuple[np.ndarray, _Asked]]:
+        """By gallery: its rows in a table, and what was asked. Held once for all records of the same queries."""
+        state = hashlib.sha256()
+        for name in ("gallery", "query", "class"):
+            column = values[name].combine_chunks()
+            state.update(f"{name} {column.type} {column.offset} {len(column)}".encode())
+            for buffer in column.buffers():
+                state.update(b"" if buffer is None else buffer)
+        if state.digest() not in self._asked:
+            names = values.select(["gallery", "query", "class"]).to_pandas()
+            self._asked[state.digest()] = {
+                str(gallery): (np.flatnonzero(names["gallery"] == gallery), _asked(rows["query"], rows["class"]))
+                for gallery, rows in names.groupby("gallery", sort=False)
+            }
+        return self._asked[state.digest()]
+
+
+#: Columns of a per-query table that say what was asked.
+_TEXTS = ("gallery", "query", "class", "domain")
 
 
 def per_query_tables(
@@ -613,13 +675,16 @@ def per_query_tables(
     Raises:
         RecordError: the record or its per-query file is missing or altered.
     """
+    table: pd.DataFrame = _per_query(store, row, record).to_pandas()
+    return {str(gallery): rows.reset_index(drop=True) for gallery, rows in table.groupby("gallery", sort=False)}
+
+
+def _per_query(store: ResultStore, row: Mapping[str, Any], record: Record | None) -> pa.Table:
     if record is None:
         record = store.read(_cell(row), str(row["key"]), set_aside=False)
     if record is None:
         raise RecordError("the record is gone")
-    values = store.per_query_table(record)
-    table: pd.DataFrame = values.drop_columns([n for n in values.column_names if n.startswith("top_")]).to_pandas()
-    return {str(gallery): rows.reset_index(drop=True) for gallery, rows in table.groupby("gallery", sort=False)}
+    return store.per_query_table(record, lists=False)
 
 
 def _cell(row: Mapping[str, Any]) -> CellId:

@@ -50,7 +50,7 @@ _PROTOCOLS = ("ucdr", "uccdr", "udcdr", "uda", "dazsl")
 
 def usable(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows of cells that were planned and can be read; the others (no data hash) only appear among the failures."""
-    return frame[~_is_unplanned(frame)] if len(frame) else frame.reindex(columns=_COLUMNS)
+    return _chosen(frame, ~_is_unplanned(frame)) if len(frame) else frame.reindex(columns=_COLUMNS)
 
 
 def newest(frame: pd.DataFrame) -> pd.DataFrame:
@@ -59,14 +59,19 @@ def newest(frame: pd.DataFrame) -> pd.DataFrame:
     records = frame.drop_duplicates("key").sort_values(["created", "key"], kind="stable")
     cell = [*SETTING, "protocol", "split", *_CONFIGURATION, "seed"]
     old = records.loc[records.duplicated(cell, keep="last"), "key"]
-    return frame[~frame["key"].isin(old)]
+    return _chosen(frame, ~frame["key"].isin(old))
+
+
+def _chosen(frame: pd.DataFrame, rows: pd.Series) -> pd.DataFrame:
+    """The rows that are chosen; the frame itself, and no copy, where that is every one."""
+    return frame if rows.all() else frame[rows]
 
 
 def current(frame: pd.DataFrame) -> pd.DataFrame:
     """`newest`, and what has only a reason to display: cells that could not be planned, unreadable records."""
     if frame.empty:
         return newest(frame)
-    return frame[_is_unplanned(frame) | frame["key"].isin(newest(frame)["key"])]
+    return _chosen(frame, _is_unplanned(frame) | frame["key"].isin(newest(frame)["key"]))
 
 
 def is_ablated(frame: pd.DataFrame) -> pd.Series:
@@ -76,6 +81,11 @@ def is_ablated(frame: pd.DataFrame) -> pd.Series:
     return frame["ablation"].fillna("") != ""
 
 
+def without_ablations(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of records whose method had no factor switched."""
+    return _chosen(frame, ~is_ablated(frame))
+
+
 def of_setting(frame: pd.DataFrame, setting: Setting, without: Iterable[str] = ()) -> pd.DataFrame:
     """The rows of a setting; ``without`` names parts of it that need not be the same."""
     mask = pd.Series(True, index=frame.index)
@@ -83,7 +93,7 @@ def of_setting(frame: pd.DataFrame, setting: Setting, without: Iterable[str] = (
         if name not in without and name in frame.columns:
             wanted = getattr(setting, name)
             mask &= frame[name].isna() if wanted is None else frame[name] == wanted
-    return frame[mask]
+    return _chosen(frame, mask)
 
 
 def settings_of(frame: pd.DataFrame) -> list[Setting]:
@@ -106,7 +116,7 @@ def _is_unplanned(frame: pd.DataFrame) -> pd.Series:
 def row_labels(frame: pd.DataFrame) -> dict[Any, str]:
     """A label for each method and config: the bare name, and what differs where a method has several configs."""
     labels: dict[Any, str] = {}
-    for method, part in frame.groupby("method", sort=False):
+    for method, part in frame[METHOD_COLUMNS].drop_duplicates().groupby("method", sort=False):
         kinds = list(dict.fromkeys(zip(part["variant"].astype(str), part["config"].astype(str), strict=True)))
         variants = {variant for variant, _ in kinds} != {"paper"}
         for variant, config in kinds:

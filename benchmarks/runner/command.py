@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from benchmarks.runner.resources import Resources
     from benchmarks.runner.settings import Settings
     from benchmarks.store.files import ResultStore
+    from benchmarks.store.records import Record
 
 #: Makes the arms of an ablation from the settings.
 Arms = Callable[["Settings"], "AblationPlan"]
@@ -184,7 +185,13 @@ def open_store(run: Run, terminal: Terminal) -> ResultStore:
     from benchmarks.store.files import ResultStore
     from methods.parts.parallel import rank
 
-    return (ReadOnlyStore if rank() else ResultStore)(run.settings.out, terminal.warn)
+    if rank():
+        return ReadOnlyStore(run.settings.out, terminal.warn)
+    if run.settings.track and not run.settings.dry_run:
+        from benchmarks.runner.tracking import tracked_store
+
+        return tracked_store(run.settings.out, run.settings.track, terminal.warn)
+    return ResultStore(run.settings.out, terminal.warn)
 
 
 def carry_out(run: Run, store: ResultStore, terminal: Terminal) -> Outcome:
@@ -215,9 +222,9 @@ def report(run: Run, outcome: Outcome, store: ResultStore, terminal: Terminal) -
     """Print the tables of this run's cells, write the report of the whole store; returns the exit code."""
     from benchmarks.reporting.data import ReportData
     from benchmarks.reporting.files import PAGE, write_report
-    from benchmarks.store.frame import load_results
+    from benchmarks.store.frame import frame_and_records
 
-    frame = load_results(run.settings.out, terminal.warn)
+    frame, records = frame_and_records(run.settings.out, terminal.warn, compact=True)
     print_scores(run, frame, terminal)
     folder = Path(run.settings.out) / "report"
     counts = ", ".join(f"{count} {status}" for status, count in sorted(outcome.counts.items())) or "no cells"
@@ -231,7 +238,10 @@ def report(run: Run, outcome: Outcome, store: ResultStore, terminal: Terminal) -
     for line in outcome.problems:
         terminal.warn(line)
     try:
-        files = write_report(ReportData(frame, store=store, command=run.command, report=terminal.warn), folder)
+        if run.settings.track:
+            lines.append(track(run, store, frame, records))
+        data = ReportData(frame, store=store, command=run.command, report=terminal.warn, records=records)
+        files = write_report(data, folder)
         lines += [f"leaderboard: {files[0]}, {files[1]}", f"plots: {folder / 'plots'}"]
         lines += [f"page: {path}" for path in files if path.name == PAGE]
     except OSError as error:
@@ -241,6 +251,20 @@ def report(run: Run, outcome: Outcome, store: ResultStore, terminal: Terminal) -
     for line in lines:
         terminal.print(line)
     return code
+
+
+def track(run: Run, store: ResultStore, frame: pd.DataFrame, records: dict[str, Record]) -> str:
+    """Send this run's galleries to its trackers; returns a line that says where everything is."""
+    from benchmarks.reporting.data import ReportData
+    from benchmarks.runner.tracking import FOLDER, track_gallery
+
+    keys = {cell.key for cell in run.plan.cells}
+    planned = frame[frame["key"].isin(keys)] if len(frame) else frame
+    if len(planned):
+        track_gallery(store, ReportData(planned, store=store, records=records), run.settings.data_root)
+    return (
+        f"tracked by: {', '.join(run.settings.track)} (files, where there are any: {Path(run.settings.out) / FOLDER})"
+    )
 
 
 def weight_lines(run: Run) -> list[str]:

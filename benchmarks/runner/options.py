@@ -85,6 +85,9 @@ def build_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentP
         metavar="WHICH",
         help="keep fitted weights with the records: all, or best (by validation, over seeds and settings)",
     )
+    run.add_argument(
+        "--track", metavar="LIST", help="send losses and scores to tensorboard, wandb, mlflow, ..., or module:Class"
+    )
     run.add_argument("--jobs", metavar="N", type=int, help="fits at the same time (default: the cores, or GPUs, allow)")
     run.add_argument(
         "--executor", metavar="NAME", help="local (default), ray (--jobs workers on a cluster), or a plugin's"

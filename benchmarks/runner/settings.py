@@ -26,6 +26,10 @@ Precision = Literal["auto", "float32", "tf32", "bf16"]
 KeepWeights = Literal["best", "all"]
 
 
+#: Trackers of accelerate that ``--track`` takes; another one is named by ``module:Class``.
+TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio")
+
+
 class SettingsError(ValueError):
     """A setting that cannot be used; one line that names the option and the fix (exit code 2)."""
 
@@ -51,6 +55,7 @@ class Settings:
     prints them. ``keep_weights``: which fits' weights stay with the records (:mod:`benchmarks.store.weights`).
     ``shots``: labelled images a class and domain, drawn anew for another ``shots_draw``.
     ``selectors``: for which of the ways to select without target labels each validation's value is recorded.
+    ``track``: trackers that get losses and scores (:mod:`benchmarks.runner.tracking`).
 
     Under ``--preset full`` the recipes apply even without ``--recipe``: each method's config on each
     data set is that of its recipe (:func:`paper_config`); where data sets are named (not ``all``), backbone and
@@ -86,6 +91,7 @@ class Settings:
     force: bool = False
     keep_weights: KeepWeights | None = None
     selectors: tuple[str, ...] = ()
+    track: tuple[str, ...] = ()
     gpu_hours_each_fit: float = 0.0
     gpu_hours_basis: str = ""
 
@@ -120,6 +126,9 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
     if settings.keep_weights is not None:
         _one_of("keep-weights", settings.keep_weights, get_args(KeepWeights))
     settings = dataclasses.replace(settings, selectors=_selectors(settings))
+    for name in settings.track:
+        if ":" not in name:
+            _one_of("track", name, TRACKERS)
     _one_of("executor", settings.executor, executors())
     _one_of("preset", settings.preset, PRESETS)
     for seed in settings.seeds:
@@ -324,7 +333,7 @@ def _convert(key: str, value: Any) -> Any:
         if isinstance(default, tuple):
             items = value.split(",") if isinstance(value, str) else value
             names = tuple(item.strip() for item in items if item.strip())
-            if not names and key != "selectors":
+            if not names and key != "selectors" and (default or isinstance(value, str)):
                 raise ValueError
             return names
         if key in ("limit", "shots", "shots_draw", "threads", "jobs"):

@@ -23,6 +23,7 @@ import csv
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,6 +64,9 @@ DATA_SHEETS: Mapping[str, float] = {
 #: Share of the whole time that the tests may take.
 TEST_SHARE = 0.45
 
+#: Seconds that stopped tests get to write what they have.
+STOPPING_S = 20
+
 ENCODING = ("backbone", "precision", "batch", "images_per_s", "image_tflops", "share_of_matrix_rate", "texts_per_s")
 STEPS = (
     *("backbone", "method", "stage", "part", "batch", "classes", "plain_s", "ours_s", "ratio", "ours_tflops"),
@@ -79,7 +83,7 @@ def data_sheet(name: str) -> float | None:
 def run_tests(device: str, seconds: float) -> dict[str, Any]:
     """Run the tests marked ``gpu`` in a process of their own: how many passed, failed and were skipped, and failures.
 
-    ``finished`` is False if they took longer than ``seconds``; the counts are then not known.
+    ``finished`` is False if they took longer than ``seconds``; the counts are then those of the tests that had run.
     """
     there = [name for name in TESTS if (ROOT / name).exists()]
     if not there:
@@ -100,10 +104,14 @@ def run_tests(device: str, seconds: float) -> dict[str, Any]:
         try:
             said, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            process.kill()
-            said, _ = process.communicate()
-            last = said.strip().splitlines()[-1:] or ["nothing was printed"]
-            return {"finished": False, "reason": f"stopped after {seconds:.0f} s", "printed": last[0]}
+            process.send_signal(signal.SIGINT)  # pytest then writes what it has
+            try:
+                said, _ = process.communicate(timeout=STOPPING_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                said, _ = process.communicate()
+            found = outcome(ElementTree.parse(report).getroot()) if report.is_file() else {}
+            return {"finished": False, "reason": f"stopped after {seconds:.0f} s", **found}
         spent = time.perf_counter() - start
         if not report.is_file():
             last = said.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]

@@ -35,10 +35,10 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.store.packed import MANIFEST, Pack, PackError, open_pack
+from benchmarks.store.packed import LISTS, MANIFEST, Pack, PackError, open_pack
 from benchmarks.store.records import (
     FINISHED,
     SCHEMA,
@@ -230,7 +230,7 @@ class ResultStore:
             pack = None
             yield Unreadable(MANIFEST, _damaged(error))
         loose = {path.relative_to(self.root).as_posix(): path for path in self.paths()}
-        for name in sorted({*loose, *(pack.records if pack else ())}, key=lambda name: PurePosixPath(name).parts):
+        for name in sorted({*loose, *(pack.records if pack else ())}, key=lambda name: name.split("/")):
             problem = ""
             if name in loose:
                 try:
@@ -255,9 +255,10 @@ class ResultStore:
         frame: pd.DataFrame = self.per_query_table(record).to_pandas()
         return frame
 
-    def per_query_table(self, record: Record) -> pa.Table:
-        """:meth:`per_query` as an Arrow table."""
+    def per_query_table(self, record: Record, *, lists: bool = True) -> pa.Table:
+        """:meth:`per_query` as an Arrow table; without ``lists`` the best images and their scores are not read."""
 
+        import pyarrow as pa
         from pyarrow import parquet
 
         if record.per_query is None:
@@ -270,13 +271,16 @@ class ResultStore:
             if pack is None or record.per_query.sha256 not in pack.records.get(name, ""):
                 raise
             try:
-                packed = pack.per_query(name)
+                packed = pack.per_query(name, lists=lists)
             except PackError as error:
                 raise RecordError(f"{error}; pack again or delete the pack") from error
             if packed is None:
                 raise
             return packed
-        return parquet.read_table(io.BytesIO(data))
+        file = parquet.ParquetFile(pa.BufferReader(data))
+        names = file.schema_arrow.names
+        chosen = None if lists else [name for name in names if not name.startswith(LISTS)]
+        return file.read(chosen, use_threads=False)  # a few thousand rows: threads cost more than they save
 
 
 def _damaged(error: PackError) -> str:

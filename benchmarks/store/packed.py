@@ -50,6 +50,9 @@ FORMS = ("lean", "full")
 #: Whole numbers of 1 / SCALE are the rounded values of a lean pack.
 SCALE = 10_000
 
+#: Columns of per-query tables whose names begin like this are lists of best images or classes, and their scores.
+LISTS = "top_"
+
 #: A lean pack's column ``NAME`` in whole numbers is called ``NAME [1e-4]``.
 SCALED = " [1e-4]"
 
@@ -93,10 +96,10 @@ class Pack:
                         self._columns[path] = columns
         self._checked(PER_QUERY)
 
-    def per_query(self, path: str) -> pa.Table | None:
+    def per_query(self, path: str, *, lists: bool = True) -> pa.Table | None:
         """The per-query table of the record at ``path``, None if it has none; raises :class:`PackError`.
 
-        The whole file is read once and kept.
+        The whole file is read once and kept. Without ``lists`` the columns of `LISTS` are left out.
         """
         import pyarrow as pa
 
@@ -104,9 +107,11 @@ class Pack:
             return None
         with _readable(self.root / PER_QUERY):
             table, places = self._values
-            rows = table.take(pa.array(places[path]))
+            columns = [(name, kind) for name, kind in json.loads(self._columns[path]) if lists or name[:4] != LISTS]
+            stored = {name if name in table.column_names else name + SCALED for name, _ in columns}
+            rows = table.select(sorted(stored)).take(pa.array(places[path]))
             arrays, fields = [], []
-            for name, kind in json.loads(self._columns[path]):
+            for name, kind in columns:
                 column = rows[name] if name in rows.column_names else unscaled(rows[name + SCALED])
                 empty = kind.endswith("null")  # only missing values and empty lists cannot be cast
                 arrays.append(pa.array(column.to_pylist(), type_of(kind)) if empty else column.cast(type_of(kind)))

@@ -202,7 +202,7 @@ class Record:
                 f"schema {data['schema']} is newer than this version reads ({SCHEMA}); upgrade ucdr-bench"
             )
         record: Record = parse_value(cls, data, "record")
-        if record.key != content_key(record.inputs):
+        if record.key != _key_of_parsed(record.inputs):
             raise RecordError("the key is not the hash of the inputs")
         if record.status == "ok":
             if set(record.scores) != set(record.galleries):
@@ -224,6 +224,15 @@ class Unreadable:
 def content_key(inputs: Mapping[str, Any]) -> str:
     """The record key of these inputs: 32 hexadecimal digits of a sha256."""
     text = json.dumps(json_value(inputs), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _key_of_parsed(inputs: Mapping[str, Any]) -> str:
+    """:func:`content_key` of what ``json.loads`` returned, without the copy that other values need."""
+    try:
+        text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except ValueError:  # NaN, which json reads
+        return content_key(inputs)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -250,6 +259,7 @@ def json_value(value: Any) -> Any:
 
 
 _OBJECT = dict[str, Any]
+_SCALARS = (str, int, float, bool)
 
 
 @functools.cache
@@ -265,6 +275,8 @@ def _shape(kind: Hashable) -> tuple[Any, tuple[Any, ...], bool]:
 
 def parse_value(kind: Any, value: Any, where: str) -> Any:
     """``value`` as ``kind`` (a dataclass, a builtin, a Literal, a union or a container of these), checked."""
+    if kind is type(value) and kind in _SCALARS:
+        return value
     origin, arguments, has_fields = _shape(kind)
     if has_fields:
         if not isinstance(value, dict):
@@ -288,10 +300,14 @@ def parse_value(kind: Any, value: Any, where: str) -> Any:
     if origin is dict and isinstance(value, dict):
         if arguments[1] is Any:
             return value
+        if arguments[1] in _SCALARS and all(type(item) is arguments[1] for item in value.values()):
+            return value
         return {key: parse_value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is list and isinstance(value, list):
         if arguments[0] == _OBJECT and all(type(item) is dict for item in value):
             return value  # loss curves, mostly
+        if arguments[0] in _SCALARS and all(type(item) is arguments[0] for item in value):
+            return value
         return [parse_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
     if kind is Any:
         return value

@@ -134,6 +134,8 @@ class WeightStore:
         """The folder of a record's weights below the results folder, with forward slashes; "" if none are kept."""
         if not {"method", "backbone", "dataset", "task"} <= record.inputs.keys():  # a cell that was never planned
             return ""
+        if not (self.root / FOLDER / safe_name(record.inputs["dataset"]["name"])).is_dir():  # most stores: none is kept
+            return ""
         folder = self.folder(record.inputs)
         return folder.relative_to(self.root).as_posix() if (folder / FIT).is_file() else ""
 

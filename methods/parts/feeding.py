@@ -40,7 +40,7 @@ def feed(
     """
     if load is None or AHEAD < 1:
         for item in items:
-            yield item, () if load is None else tuple(tensor.to(device) for tensor in load(item))
+            yield item, () if load is None else tuple(tensor.to(device, non_blocking=True) for tensor in load(item))
         return
     move, source = _Mover(torch.device(device)), iter(items)
 
@@ -81,7 +81,7 @@ class _Mover:
     def finish(self, started: Any) -> tuple[Tensor, ...]:
         """The tensors on the device; what the caller computes with them waits for the copy, the caller does not."""
         if self.device.type != "cuda":
-            return tuple(tensor.to(self.device) for tensor in started)
+            return tuple(tensor.to(self.device, non_blocking=True) for tensor in started)
         there, copied = started
         computing = torch.cuda.current_stream(self.device)
         computing.wait_event(copied)

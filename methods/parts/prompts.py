@@ -133,6 +133,12 @@ class PromptTemplate:
         )
 
     @cached_property
+    def leading_slots(self) -> bool:
+        """Whether every prompt's slots are right behind its start token."""
+        leading = torch.arange(1, 1 + self.context, device=self.slots.device)
+        return bool((self.slots == leading).all())
+
+    @cached_property
     def by_length(self) -> list[tuple[Tensor, "PromptTemplate"]]:
         """The classes, shortest prompts first, in parts of equal length: each part's class indices and prompts.
 
@@ -215,10 +221,8 @@ def encode_prompts(
             f"context has shape {tuple(context.shape)}, the prompts take [{prompts.context}, {backbone.text_width}]"
             f" or [B, {prompts.context}, {backbone.text_width}]"
         )
-    if deep_prompts is not None:
-        leading = torch.arange(1, 1 + prompts.context, device=prompts.slots.device)
-        if deep_prompts.shape[-2] != prompts.context or not bool((prompts.slots == leading).all()):
-            raise BackboneError("deep prompts need as many slots, right behind the start token: use them with opening")
+    if deep_prompts is not None and (deep_prompts.shape[-2] != prompts.context or not prompts.leading_slots):
+        raise BackboneError("deep prompts need as many slots, right behind the start token: use them with opening")
     if shared_prefix and not cut:
         raise BackboneError("cut=False is the plain path: use it with shared_prefix=False")
     if not backbone.causal_text:

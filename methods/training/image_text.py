@@ -235,13 +235,14 @@ class ImageTextMethod(Method):
 
         def loss(step: int) -> Tensor:
             index, stored = next(fed)
+            there = index.to(self.device, non_blocking=True)
             pixels = features = None
             if fixed_images is not None:
-                features = fixed_images[index]
+                features = fixed_images[there]
             else:
                 pixels = augment(stored[0], augmentation, seeded(seed, augment_part, step))
                 pixels = self.backbone.normalize(pixels, config.train_statistics)
-            return self.batch_loss(TrainingBatch(step, index, labels[index], pixels, features), prompts, fixed_texts)
+            return self.batch_loss(TrainingBatch(step, index, labels[there], pixels, features), prompts, fixed_texts)
 
         def rate(epoch: int) -> float:
             return decayed_rate(config.learning_rate, epoch, self.lowest_rate)

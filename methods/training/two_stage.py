@@ -148,7 +148,7 @@ class TwoStageMethod(Method):
                 index = share(whole)
                 pixels = augment(pixels, config.augmentation, seeded(seed, self.random_augment, number, step))
                 pixels = self.backbone.normalize(pixels, config.train_statistics)
-                numbers = domains[index].to(self.device), classes[index].to(self.device)
+                numbers = (part[index].to(self.device, non_blocking=True) for part in (domains, classes))
                 return batch_loss(Batch(step, len(whole), index, pixels, *numbers))
 
             def rate(step: int, stage: Stage = stage) -> float:

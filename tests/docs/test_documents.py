@@ -33,6 +33,7 @@ COMMANDS = (
     "push",
     "speed.training",
     "speed.ranking",
+    "speed.report",
 )
 
 _FENCE = re.compile(r"^```.*?^```[^\n]*$", flags=re.DOTALL | re.MULTILINE)

@@ -37,10 +37,11 @@ from tests.support.tiny_clip import tiny_tokenizer
 from tests.support.tiny_dataset import TinyShapes
 
 
-@pytest.mark.timeout(900)
-def test_on_the_simulated_device() -> None:
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("part", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_on_the_simulated_device(part: str) -> None:
     """All tests marked ``simulated``, in a process of their own: torch takes no new device after its first backward."""
-    command = [sys.executable, "-m", "pytest", "-n0", "-m", "simulated", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-n0", "-m", f"simulated and {part}", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
@@ -84,12 +85,14 @@ def test_every_method_on_the_device(
 #: Of each stage, steps that make what is kept, and those behind them whose waits are counted.
 WARM, COUNTED = 1, 2
 
-#: Copies of a step to the device that are not asynchronous: its pixels, labels and domains by CPU indices. No more.
-UPLOADS = 3
+#: Copies of a step to the device that wait for it: none, but what a method has by itself.
+UPLOADS = 0
 
 
 @pytest.mark.simulated
-@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+@pytest.mark.parametrize(
+    ("name", "variant"), [pytest.param(*one, marks=[pytest.mark.slow] * (one[1] != "paper")) for one in VARIANTS]
+)
 def test_bf16_and_waits_on_the_device(
     name: str, variant: str, tiny_folder: Path, tmp_path: Path, tiny: None, sim: str
 ) -> None:

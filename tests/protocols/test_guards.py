@@ -40,6 +40,7 @@ from benchmarks.runner.settings import Settings
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record
 from methods.interface import FitReport, Log, Method, TrainingData, WithheldError
+from methods.parts import feeding
 from methods.parts.backbone import Backbone, PromptBackbone
 from methods.parts.bounds import fill
 from methods.parts.feature_cache import process_cache
@@ -362,6 +363,7 @@ def fit(method: type[Method], task: Task, world: Dataset, backbone: Backbone) ->
     data = training_data(task, cache, cache.score)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PromptBackbone, "token_ids", noting)
+        patch.setattr(feeding, "AHEAD", 0)  # else training images that are read meanwhile count as validation's
         torch.manual_seed(3)
         report = made.fit(data, seed=3, log=lambda **numbers: None)
     return Fitted(task, made, report, cache, texts)
