@@ -338,6 +338,10 @@ def test_every_method_runs_under_official_rules(
         variant = "official"  # the method has no official variant: that sweep ran its paper one
     swept = official[variant]
     released = variant == "official" and method in RELEASED
+    if protocol == "dg":  # no paper here has this protocol, so no official rules
+        (record,) = swept.records[method, protocol]
+        assert record.status == "failed" and "dg has clean rules only; leave --rules out, or dg" in record.reason
+        return
     for record in swept.records[method, protocol]:
         task = swept.task(record)
         check_scores(record, task)
