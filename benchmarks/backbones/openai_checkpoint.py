@@ -131,14 +131,17 @@ def recognise(path: Path, weights: Mapping[str, Tensor]) -> CheckpointFacts:
     OpenAI's, or a state dict with the archive's three numbers. No other file shows it: open_clip uses the
     same names for models with another activation and other heads.
     """
-    activation = None
-    if set(NO_WEIGHTS) <= set(weights):
-        activation = "quick_gelu"
-    if _is_archive(path):
-        activation = _activation_of_code(path)
+    activation = _shown_activation(path, weights)
     width = weights["visual.conv1.weight"].shape[0]
     is_openai = activation == "quick_gelu" and width <= _OPENAI_WIDEST and width % 64 == 0
     return CheckpointFacts(activation=activation, head_width=64 if is_openai else None)
+
+
+def _shown_activation(path: Path, weights: Mapping[str, Tensor]) -> str | None:
+    """The activation that OpenAI's own files show; None for any other."""
+    if _is_archive(path):
+        return _activation_of_code(path)
+    return "quick_gelu" if set(NO_WEIGHTS) <= set(weights) else None
 
 
 def _activation_of_code(path: Path) -> str | None:
@@ -457,12 +460,11 @@ def resnet_config(weights: Mapping[str, Tensor], activation: str) -> dict[str, A
 
 
 def _stage(weights: Mapping[str, Tensor], number: int) -> int:
-    """Blocks of one stage of a ResNet."""
-    matches = [re.match(rf"visual\.layer{number}\.(\d+)\.", name) for name in weights]
-    blocks = {int(match[1]) for match in matches if match}
-    if not blocks or blocks != set(range(len(blocks))):
+    """Blocks of one stage of a ResNet, at least one."""
+    blocks = _numbered(weights, f"visual.layer{number}")
+    if not blocks:
         raise CheckpointError(f"is missing some of visual.layer{number}: it is broken, fetch it again")
-    return len(blocks)
+    return blocks
 
 
 def text_config(
@@ -491,10 +493,15 @@ def _hidden(weights: Mapping[str, Tensor], prefix: str, width: int) -> int:
 
 
 def _blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
-    matches = [re.match(rf"{re.escape(prefix)}transformer\.resblocks\.(\d+)\.", name) for name in weights]
+    return _numbered(weights, f"{prefix}transformer.resblocks")
+
+
+def _numbered(weights: Mapping[str, Tensor], place: str) -> int:
+    """How many parts of the list at ``place`` have weights; raises :class:`CheckpointError` where one is missing."""
+    matches = [re.match(rf"{re.escape(place)}\.(\d+)\.", name) for name in weights]
     numbers = {int(match[1]) for match in matches if match}
     if numbers != set(range(len(numbers))):
-        raise CheckpointError(f"is missing some of {prefix}transformer.resblocks: it is broken, fetch it again")
+        raise CheckpointError(f"is missing some of {place}: it is broken, fetch it again")
     return len(numbers)
 
 
@@ -803,9 +810,7 @@ def _convert_resnet(
     """A folder of open_clip's: the weights under their names, and the config that they imply."""
     from safetensors.torch import save_file
 
-    shown = None if not (_is_archive(source) or set(NO_WEIGHTS) <= set(weights)) else "quick_gelu"
-    if _is_archive(source):
-        shown = _activation_of_code(source)
+    shown = _shown_activation(source, weights)
     if facts.activation and shown and facts.activation != shown:
         raise CheckpointError(f"checkpoint {source} computes {shown}, not {facts.activation}: correct --activation")
     activation = facts.activation or shown

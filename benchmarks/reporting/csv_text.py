@@ -8,7 +8,7 @@ import io
 import pandas as pd
 
 from benchmarks.reporting.data import ReportData
-from benchmarks.reporting.method_comparison import ALL
+from benchmarks.reporting.method_comparison import leading_pairs
 from benchmarks.reporting.tables import score_tables, settings_of
 from benchmarks.reporting.types import SETTING, ScoreTable
 
@@ -39,11 +39,7 @@ def pairs_csv(data: ReportData) -> str:
     stated = [name for name in SETTING if name != "identity"]
     writer.writerow([*stated, *PAIR_HEAD])
     for setting_data in data.settings:
-        leading = {(table.protocol, table.gallery): table.metric for table in setting_data.tables if table.leads}
-        pairs = setting_data.comparison.pairs
-        for entry in pairs[pairs["split"] == ALL].to_dict("records") if len(pairs) else ():
-            if leading.get((entry["protocol"], entry["gallery"])) != entry["metric"]:
-                continue
+        for entry in leading_pairs(setting_data.comparison.pairs, setting_data.tables):
             named = [getattr(setting_data.setting, name) for name in stated]
             where = [entry[name] for name in ("protocol", "gallery", "metric", "a", "b")]
             numbers = [f"{entry[name]:.6g}" for name in ("difference", "low", "high", "p", "p_holm")]

@@ -22,7 +22,7 @@ import pandas as pd
 
 from benchmarks.reporting import tables
 from benchmarks.reporting.error_analysis import WordNet, distances
-from benchmarks.reporting.method_comparison import SettingComparison, TestedScore
+from benchmarks.reporting.method_comparison import SettingComparison, TestedScore, leading_pairs
 from benchmarks.reporting.selection import SELECTOR_ORDER, SelectorPicks
 from benchmarks.reporting.types import (
     ALL,
@@ -275,22 +275,19 @@ def tests(
     drawn = []
     leading = {(table.protocol, table.gallery): table.metric for table in score_tables if table.leads}
     lines = []
-    if len(comparison.pairs):
-        for entry in comparison.pairs[comparison.pairs["split"] == ALL].to_dict("records"):
-            if leading.get((entry["protocol"], entry["gallery"])) != entry["metric"]:
-                continue
-            p = entry["p_holm"]
-            verdict = "separable" if p <= 0.05 else "not separable"
-            interval = f"[{percent(entry['low'])}, {percent(entry['high'])}]"
-            cells = (
-                GridCell(f"{protocol_title(entry['protocol'])} {entry['gallery']}"), GridCell(entry["metric"]),
-                GridCell(entry["a"]), GridCell(entry["b"]),
-                GridCell(f"+{percent(entry['difference'])}", 100 * entry["difference"], "number", small=interval),
-                GridCell(_p(entry["p"]), entry["p"], "number"), GridCell(_p(p), p, "number"),
-                GridCell(verdict, kind="" if p <= 0.05 else "none"),
-                GridCell(f"{entry['classes']} / {entry['queries']}", entry["classes"], "number"),
-            )  # fmt: skip
-            lines.append(GridRow(cells, f"{entry['a']} {entry['b']}"))
+    for entry in leading_pairs(comparison.pairs, score_tables):
+        p = entry["p_holm"]
+        verdict = "separable" if p <= 0.05 else "not separable"
+        interval = f"[{percent(entry['low'])}, {percent(entry['high'])}]"
+        cells = (
+            GridCell(f"{protocol_title(entry['protocol'])} {entry['gallery']}"), GridCell(entry["metric"]),
+            GridCell(entry["a"]), GridCell(entry["b"]),
+            GridCell(f"+{percent(entry['difference'])}", 100 * entry["difference"], "number", small=interval),
+            GridCell(_p(entry["p"]), entry["p"], "number"), GridCell(_p(p), p, "number"),
+            GridCell(verdict, kind="" if p <= 0.05 else "none"),
+            GridCell(f"{entry['classes']} / {entry['queries']}", entry["classes"], "number"),
+        )  # fmt: skip
+        lines.append(GridRow(cells, f"{entry['a']} {entry['b']}"))
     if lines:
         head = ("question", "metric", "better", "worse", "difference, 95 % bootstrap", "p", "p (Holm)", "at 5 %",
                 "classes / queries")  # fmt: skip

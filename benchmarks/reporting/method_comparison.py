@@ -115,6 +115,13 @@ class SettingComparison:
         return self._scores.get((table.protocol, table.gallery, table.metric, split, label))
 
 
+def leading_pairs(pairs: pd.DataFrame, score_tables: Iterable[ScoreTable]) -> list[dict[Any, Any]]:
+    """The rows of ``pairs`` on the mean over splits (`ALL`) of the metric that leads each gallery's tables."""
+    leading = {(table.protocol, table.gallery): table.metric for table in score_tables if table.leads}
+    entries = pairs[pairs["split"] == ALL].to_dict("records") if len(pairs) else []
+    return [entry for entry in entries if leading.get((entry["protocol"], entry["gallery"])) == entry["metric"]]
+
+
 def compare_methods(
     store: ResultStore,
     results: pd.DataFrame | None = None,
