@@ -29,7 +29,7 @@ from benchmarks.store import files
 from benchmarks.store.files import ResultStore, read_record
 from benchmarks.store.frame import load_results
 from benchmarks.store.records import Record
-from tests.support.learners import PAUSE, learners
+from tests.support.learners import FITTING, PAUSE, learners
 from tests.support.tiny_dataset import TinyShapes
 
 ROOT = Path(__file__).parents[2]
@@ -260,12 +260,13 @@ def test_killed_at_any_moment_a_sweep_goes_on_and_ends_the_same(
     tmp_path: Path, tiny_folder: Path, started: list[subprocess.Popen]
 ) -> None:
     """Real processes and real kills: of the whole, of a worker, with one job and with two, at seeded random moments."""
-    results = tmp_path / "results"
+    results, fitting = tmp_path / "results", tmp_path / "fitting"
+    fitting.mkdir()
     options = ["--methods", "learner,random", "--datasets", "tiny", "--protocols", "ucdr,udcdr", "--seeds", "0,1,2"]
     options += ["--preset", "standard", "--set", "learner.steps=3", "--backbone", str(tiny_folder), "--threads", "1"]
 
     def start(jobs: int, out: Path, pause: float = 0.0) -> subprocess.Popen:
-        environment = {**os.environ, PAUSE: str(pause)}
+        environment = {**os.environ, PAUSE: str(pause)} | ({FITTING: str(fitting)} if out == results else {})
         call = [sys.executable, "-m", "tests.support.learners", *options, "--jobs", str(jobs), "--out", str(out)]
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         started.append(subprocess.Popen(call, cwd=ROOT, env=environment, **streams))  # type: ignore[call-overload]
@@ -287,7 +288,13 @@ def test_killed_at_any_moment_a_sweep_goes_on_and_ends_the_same(
         workers = [child for child in psutil.Process(sweep.pid).children() if "spawn_main" in " ".join(child.cmdline())]
         assert len(workers) == (jobs if jobs > 1 else 0), (len(stored()), target, psutil.Process(sweep.pid).children())
         if victim == "worker":
-            workers[0].send_signal(signal.SIGKILL)
+            of_process = {str(worker.pid): worker for worker in workers}
+            before = {mark.name for mark in fitting.iterdir()}
+            while not (fresh := {mark.name for mark in fitting.iterdir()} & set(of_process) - before):
+                assert sweep.poll() is None, sweep.communicate()[0].decode()
+                before &= {mark.name for mark in fitting.iterdir()}
+                time.sleep(0.01)
+            of_process[fresh.pop()].send_signal(signal.SIGKILL)  # with a cell in hand: a fit that has just begun
             printed = sweep.communicate(timeout=600)[0].decode()
             assert sweep.returncode == 1, printed
             assert "was ended by SIGKILL" in printed

@@ -31,6 +31,23 @@ WORD = "UCDR_BENCH_TEST_WORD"
 #: Seconds that a step of :class:`Learner` sleeps, so that a test can act in the midst of it.
 PAUSE = "UCDR_BENCH_TEST_PAUSE"
 
+#: A folder with a file named like the process for as long as a fit of :class:`Learner` takes its steps.
+FITTING = "UCDR_BENCH_TEST_FITTING"
+
+
+@contextmanager
+def marked() -> Iterator[None]:
+    """Say in the folder :data:`FITTING`, if there is one, that this process is fitting."""
+    if FITTING not in os.environ:
+        yield
+        return
+    mark = Path(os.environ[FITTING]) / str(os.getpid())
+    mark.touch()
+    try:
+        yield
+    finally:
+        mark.unlink()
+
 
 def told(word: str) -> bool:
     """Whether the test left this word."""
@@ -57,9 +74,10 @@ class Learner(Method):
         pixels = data.images.pixels(torch.arange(len(data.images)))
         self.shift = self.config.learning_rate * torch.rand(64) + pixels.std()
         self.mean = self.small(pixels).mean(dim=0) if self.config.centre else torch.zeros(64)
-        for step in range(self.config.steps):
-            time.sleep(float(os.environ.get(PAUSE, "0")))
-            log(stage="one", step=step + 1, loss=1.0 / (step + 1))
+        with marked():
+            for step in range(self.config.steps):
+                time.sleep(float(os.environ.get(PAUSE, "0")))
+                log(stage="one", step=step + 1, loss=1.0 / (step + 1))
         score = data.validate(self)
         return FitReport(steps=self.config.steps, trainable_parameters=64, validation=[{"step": 3, "score": score}])
 
