@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.console import OneLineParser, command
+from benchmarks.console import OneLineParser, command, counted, printable
 
 if TYPE_CHECKING:
     from benchmarks.applying.contact_sheet import Tile
@@ -37,7 +37,9 @@ def build_parser(prog: str = "benchmarks.apply") -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="a record with kept weights, a folder of weights, or of results")
-    parser.add_argument("images", metavar="IMAGES", nargs="*", type=Path, help="folders or files; none: those of --out")
+    parser.add_argument(
+        "images", metavar="IMAGES", nargs="*", type=Path, default=[], help="folders or files; none: those of --out"
+    )
     parser.add_argument("--out", metavar="FOLDER", type=Path, default=Path("applied"), help="embeddings (applied)")
     parser.add_argument("--parquet", metavar="FILE", type=Path, help="also names and embeddings as one Parquet file")
     parser.add_argument("--search", metavar="IMAGE", type=Path, action="append", default=[], help="query; repeatable")
@@ -59,8 +61,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.apply") -> i
     from benchmarks.store.weights import WeightsError
 
     try:
-        if arguments.top < 1:
-            raise ApplyError(f"--top {arguments.top}: must be 1 or more")
+        _check(arguments)
         return _apply(arguments)
     except (ApplyError, WeightsError, SettingsError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
@@ -73,14 +74,34 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.apply") -> i
     return 2
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse, before anything is embedded, what could only fail afterwards; raises :class:`ApplyError`."""
+    from benchmarks.applying.image_index import ApplyError
+
+    if arguments.top < 1:
+        raise ApplyError(f"--top {arguments.top}: must be 1 or more")
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise ApplyError(f"--out {arguments.out}: a file; give a folder for the embeddings")
+    for path in arguments.search:
+        if not path.is_file():
+            raise ApplyError(f"--search {path}: {'a folder, not an image' if path.is_dir() else 'no such file'}")
+    if not all(text.strip() for text in arguments.text):
+        raise ApplyError("--text: is empty; give the text to search for")
+    for option, file in (("--parquet", arguments.parquet), ("--sheet", arguments.sheet)):
+        if file is not None and file.is_dir():
+            raise ApplyError(f"{option} {file}: a folder; give the file to write")
+    if arguments.sheet is not None and arguments.sheet.suffix.lower() != ".png":
+        raise ApplyError(f"--sheet {arguments.sheet}: its ending must be .png")
+
+
 def _apply(arguments: argparse.Namespace) -> int:
     from benchmarks.applying.class_names import read_names
     from benchmarks.applying.image_index import ApplyError, ImageIndex, embed_images, find_images
     from benchmarks.applying.loading import load_method
     from benchmarks.datasets.image_workers import progress_bar
 
-    names = read_names(arguments.classify) if arguments.classify else []
-    found = find_images(arguments.images) if arguments.images else []
+    names = [] if arguments.classify is None else read_names(arguments.classify)
+    found = find_images(arguments.images, arguments.out) if arguments.images else []
     loaded = load_method(arguments.model, arguments.backbone, arguments.device)
     broken: dict[str, str] = {}
     if found:
@@ -91,10 +112,10 @@ def _apply(arguments: argparse.Namespace) -> int:
         if index.key != loaded.key:
             raise ApplyError(f"{arguments.out}: embedded with other weights; give IMAGES to embed them with these")
     for name, reason in list(broken.items())[:PRINTED]:
-        print(f"left out: {name}: {reason}", file=sys.stderr)
+        print(f"left out: {printable(name)}: {reason}", file=sys.stderr)
     if len(broken) > PRINTED:
         print(f"left out: {len(broken)} images; {arguments.out / 'broken.csv'} names all", file=sys.stderr)
-    print(f"{arguments.out}: {len(index)} images, {index.embeddings.shape[1]} dimensions, {index.method}")
+    print(f"{arguments.out}: {counted(len(index), 'image')}, {index.embeddings.shape[1]} dimensions, {index.method}")
     if arguments.parquet:
         index.write_parquet(arguments.parquet)
         print(f"parquet: {arguments.parquet}")
@@ -118,10 +139,10 @@ def _search(arguments: argparse.Namespace, method: Method, index: ImageIndex) ->
     rows: list[list[Tile]] = []
     table: list[tuple[Any, ...]] = []
     for (label, path, _), ids, scores in zip(queries, hits.ids, hits.scores, strict=True):
-        print(f"query: {label}")
+        print(f"query: {printable(label)}")
         tiles = [Tile(path, label, "query")]
         for rank, (row, score) in enumerate(zip(ids, scores, strict=True), 1):
-            print(f"  {rank:3}  {score:8.4f}  {index.names[row]}")
+            print(f"  {rank:3}  {score:8.4f}  {printable(index.names[row])}")
             table.append((label, rank, f"{score:.6f}", index.names[row], index.paths[row]))
             tiles.append(Tile(Path(index.paths[row]), index.names[row], f"{rank}: {score:.3f}"))
         rows.append(tiles)
@@ -146,9 +167,9 @@ def _classify(arguments: argparse.Namespace, method: Method, index: ImageIndex, 
     write_csv(file, ("name", "rank", "class", "probability"), table)
     if len(index) <= PRINTED:
         for name, best, probabilities in zip(index.names, classes, values, strict=True):
-            print(f"  {names[best[0]]:20}  {100 * probabilities[0]:5.1f} %  {name}")
+            print(f"  {names[best[0]]:20}  {100 * probabilities[0]:5.1f} %  {printable(name)}")
     for name, count in Counter(names[best[0]] for best in classes).most_common():
-        print(f"{name}: {count} images")
+        print(f"{name}: {counted(count, 'image')}")
     print(f"classes: {file}")
 
 

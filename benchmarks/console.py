@@ -6,6 +6,7 @@ No command imports another; what two of them need is here or in a package.
 from __future__ import annotations
 
 import argparse
+import difflib
 import functools
 import io
 import os
@@ -75,11 +76,23 @@ def restart_in_utf8() -> None:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line; an unknown option is answered with the nearest one."""
 
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with code 2."""
-        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+        self.exit(2, f"{self.prog}: {message}{self._meant(message)} (--help lists the options)\n")
+
+    def _meant(self, message: str) -> str:
+        """``; did you mean --search?`` for the unknown options that a message names, of those of this parser."""
+        if not message.startswith("unrecognized arguments: "):
+            return ""
+        parsers: list[argparse.ArgumentParser] = [self]
+        for action in self._actions:
+            parsers += action.choices.values() if isinstance(action, argparse._SubParsersAction) else []
+        known = sorted({option for parser in parsers for option in parser._option_string_actions})
+        wrong = [word.partition("=")[0] for word in message.split()[2:] if word.startswith("--")]
+        near = [match for word in wrong for match in difflib.get_close_matches(word, known, n=1)]
+        return f"; did you mean {' and '.join(dict.fromkeys(near))}?" if near else ""
 
 
 def consoles() -> tuple[Console, Console]:
@@ -88,6 +101,16 @@ def consoles() -> tuple[Console, Console]:
 
     out, err = Console(), Console(stderr=True)
     return (out if out.is_terminal else Console(width=160)), err
+
+
+def printable(text: str) -> str:
+    r"""The text in one line: line breaks, control characters and bytes that are no UTF-8 as their codes (``\n``)."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def counted(count: int, what: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 #: Seconds between two lines where there is no terminal for a bar (log files of batch jobs).

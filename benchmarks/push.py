@@ -28,9 +28,14 @@ def build_parser(prog: str = "benchmarks.push") -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.push") -> int:
     """Run the command; exit code 0, 1 if the upload failed, 2 if there are no weights."""
     arguments = build_parser(prog).parse_args(argv)
-    from benchmarks.applying.hub import PushError, files_to_push, push
+    from benchmarks.applying.hub import PushError, check_repository, files_to_push, push
     from benchmarks.store.weights import WeightsError
 
+    try:
+        check_repository(arguments.repository)
+    except PushError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
     try:
         for file in files_to_push(arguments.model):
             print(f"{file} ({file.stat().st_size / 1e3:.1f} kB)")

@@ -407,7 +407,8 @@ class Method(ABC):
         if record["method"] != cls.card.name:
             raise ValueError(f"{path}.json is a checkpoint of {record['method']}, not of {cls.card.name}")
         if record["backbone"] != backbone.weights_hash:
-            raise ValueError(f"{path}.json was trained on other backbone weights; load that backbone with --backbone")
+            which = record.get("backbone_name") or "the one it was trained on"
+            raise ValueError(f"{path}.json was trained on other backbone weights; load {which} with --backbone")
         for part, value in record.get("identity", {}).items():
             if backbone.identity.get(part) != value:
                 what = part.removesuffix("_hash")

@@ -22,6 +22,17 @@ def files_to_push(path: Path) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
+def check_repository(repository: str) -> None:
+    """Raises :class:`PushError` for what the Hub takes for no repository's name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise PushError(f"{repository!r} is not a repository: write OWNER/NAME ({_line(error)})") from error
+
+
 def push(path: Path, repository: str, *, private: bool = False, endpoint: str | None = None) -> str:
     """Upload weights to the repository ``OWNER/NAME``, which is made if it is new; returns its address.
 
@@ -30,16 +41,15 @@ def push(path: Path, repository: str, *, private: bool = False, endpoint: str | 
     :class:`PushError`.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
 
+    check_repository(repository)
     files = files_to_push(path)
     api = HfApi(endpoint=endpoint)
     try:
         repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
         operations = [CommitOperationAdd(file.name, str(file)) for file in files]
         done = api.create_commit(repository, operations, commit_message="Weights fitted with UCDR-Bench")
-    except HFValidationError as error:
-        raise PushError(f"{repository!r} is not a repository: write OWNER/NAME ({_line(error)})") from error
     except HfHubHTTPError as error:
         code = error.response.status_code
         hint = "; log in with `hf auth login`, or set HF_TOKEN" if code in (401, 403) else ""

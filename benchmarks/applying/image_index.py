@@ -23,7 +23,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,7 @@ import torch
 from pyarrow import parquet
 from torch import Tensor
 
+from benchmarks.console import printable
 from benchmarks.datasets.decoding import readable_endings
 from benchmarks.datasets.image_workers import make_jobs, run_jobs
 from benchmarks.evaluation.search import Neighbours, scan_index, search
@@ -52,6 +53,9 @@ CHUNK = 16 * BATCH
 SLAB = 16384
 
 SCHEMA = 1
+
+#: Why an image is left out whose path is not UTF-8.
+NOT_UTF8 = "its name, or that of a folder above it, is not UTF-8; rename it"
 
 
 class ApplyError(ValueError):
@@ -73,19 +77,21 @@ class FoundImage:
         return self.path, self.size, self.mtime_ns
 
 
-def find_images(places: Sequence[Path]) -> list[FoundImage]:
+def find_images(places: Sequence[Path], without: Path | None = None) -> list[FoundImage]:
     """Image files in and below folders, and files as given, in the order of their names.
 
     Names are paths below the folder, where one folder is given, else the paths as given. Hidden files and folders and
-    links to folders are left out. Raises :class:`ApplyError` for a place that is not there, or if nothing is found.
+    links to folders are left out, and so is the folder ``without`` (where the embeddings and contact sheets are) if a
+    place is around it. Raises :class:`ApplyError` for a place that is not there, or if nothing is found.
     """
+    apart = None if without is None else without.resolve()
     endings = readable_endings()
     found: dict[str, FoundImage] = {}
     for place in places:
         if place.is_file():
             paths: Iterable[Path] = (place,)
         elif place.is_dir():
-            paths = _below(place, endings)
+            paths = _below(place, endings, apart)
         else:
             raise ApplyError(f"{place}: no such file or folder")
         for path in paths:
@@ -99,8 +105,11 @@ def find_images(places: Sequence[Path]) -> list[FoundImage]:
     return sorted(found.values(), key=lambda image: image.name)
 
 
-def _below(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
+def _below(folder: Path, endings: tuple[str, ...], apart: Path | None) -> Iterator[Path]:
     for root, folders, files in os.walk(folder):
+        if Path(root) != folder and apart is not None and Path(root).resolve() == apart:
+            folders[:] = []
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             path = Path(root) / name
@@ -168,9 +177,9 @@ def embed_images(
     paths, places = [image.path for image in found], {image.state: row for row, image in enumerate(found)}
     states = hashlib.sha256(json.dumps([key, [image.state for image in found]]).encode()).hexdigest()[:16]
     before = _of_same_weights(out, key)
-    broken: dict[int, str] = {}
     if before is not None and before.states == [image.state for image in found]:
         advance(len(found))
+        _write_broken(out, {})
         return before, {}
     rows = RowFiles(out / "partial" / states, len(found))
     filled = rows.filled
@@ -183,8 +192,9 @@ def embed_images(
             copied = torch.from_numpy(np.array(before.embeddings[old]))
             rows.write(new, {"embedding": copied, "sha256": torch.from_numpy(digests)})
         filled = rows.filled
-    advance(int(filled.sum()))
-    missing = np.flatnonzero(~filled)
+    broken = {row: NOT_UTF8 for row, image in enumerate(found) if not _is_utf8(image.path)}
+    advance(int(filled.sum()) + len(broken))
+    missing = np.setdiff1d(np.flatnonzero(~filled), np.array(list(broken), np.int64))
     for start in range(0, len(missing), CHUNK):
         chunk = missing[start : start + CHUNK]
         good, pixels, digests, wrong = decode_images(paths, method, chunk)
@@ -193,14 +203,15 @@ def embed_images(
             embeddings = encode_pixels(method.encode_images, pixels, method.device)
             rows.write(good, {"embedding": embeddings, "sha256": torch.from_numpy(digests)})
         advance(len(chunk))
-    reasons = {found[row].name: reason for row, reason in sorted(broken.items())}
+    reasons = {printable(found[row].name): reason for row, reason in sorted(broken.items())}
     if not rows.started:
         name, reason = next(iter(reasons.items()))
         shutil.rmtree(out / "partial", ignore_errors=True)
         raise ApplyError(f"none of {len(found)} images can be read; {name}: {reason}")
     states_now = [found[int(row)].state for row in np.flatnonzero(rows.filled)]
     if before is None or before.states != states_now:
-        _write(rows, found, out, key, method, reasons)
+        _write(rows, found, out, key, method)
+    _write_broken(out, reasons)
     shutil.rmtree(out / "partial", ignore_errors=True)
     return ImageIndex(out), reasons
 
@@ -212,9 +223,7 @@ def _of_same_weights(out: Path, key: str) -> ImageIndex | None:
     return None
 
 
-def _write(
-    rows: RowFiles, found: Sequence[FoundImage], out: Path, key: str, method: Method, broken: dict[str, str]
-) -> None:
+def _write(rows: RowFiles, found: Sequence[FoundImage], out: Path, key: str, method: Method) -> None:
     """The files of the index, the description last."""
     (out / "index.json").unlink(missing_ok=True)  # from here on, the former index is not whole
     there = np.flatnonzero(rows.filled)
@@ -243,16 +252,28 @@ def _write(
     buffer = io.BytesIO()
     parquet.write_table(pa.table(columns), buffer, compression="zstd")
     write_atomically(out / "images.parquet", buffer.getvalue())
-    if broken:
-        write_csv(out / "broken.csv", ("name", "reason"), broken.items())
-    else:
-        (out / "broken.csv").unlink(missing_ok=True)
     (out / "search.faiss").unlink(missing_ok=True)
     about = {
         "schema": SCHEMA, "key": key, "method": method.card.name, "backbone": method.backbone.name,
         "similarity": method.card.similarity, "images": len(there), "width": width,
     }  # fmt: skip
     write_atomically(out / "index.json", (json.dumps(about, indent=1) + "\n").encode())
+
+
+def _write_broken(out: Path, reasons: Mapping[str, str]) -> None:
+    if reasons:
+        write_csv(out / "broken.csv", ("name", "reason"), reasons.items())
+    else:
+        (out / "broken.csv").unlink(missing_ok=True)
+
+
+def _is_utf8(text: str) -> bool:
+    """False for a file name of other bytes, which neither Parquet nor CSV files can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:

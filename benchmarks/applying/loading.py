@@ -95,6 +95,7 @@ def load_plain(backbone: str, device: str) -> LoadedMethod:
 
 def find_weights(path: Path) -> Path:
     """The path, without ending, of the weights that ``path`` names; raises :class:`WeightsError`."""
+    given = path
     if path.is_dir():
         return _in_folder(path)
     if path.suffix == ".safetensors":
@@ -105,7 +106,8 @@ def find_weights(path: Path) -> Path:
             return _of_record(path)
         path = path.with_suffix("")
     if not Path(f"{path}.json").is_file():
-        raise WeightsError(f"{path}: no weights there; give a record, or a folder that --keep-weights made")
+        what = "no weights there" if given.exists() else "no such file or folder"
+        raise WeightsError(f"{given}: {what}; give a record, or a folder that --keep-weights made")
     return path
 
 
@@ -113,6 +115,8 @@ def _in_folder(folder: Path) -> Path:
     if (folder / f"{STEM}.json").is_file():
         return folder / STEM
     kept = list(WeightStore(folder).all()) or list(WeightStore(folder.parent).all()) * (folder.name == FOLDER)
+    if not kept and folder.parent.name == FOLDER:  # results/mine/weights/picto_domains
+        kept = [one for one in WeightStore(folder.parent.parent).all() if one.folder.parent == folder]
     if len(kept) == 1:
         return kept[0].folder / STEM
     if not kept:

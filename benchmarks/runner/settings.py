@@ -346,7 +346,8 @@ def _convert(key: str, value: Any) -> Any:
                 raise ValueError
             return int(number), int(count)
     except (TypeError, ValueError, AttributeError):
-        hint = "; write I/N with I from 1 to N, e.g. 2/4" if key == "shard" else ""
+        hints = {"shard": "write I/N with I from 1 to N, e.g. 2/4", "seeds": "write whole numbers, e.g. 0,1,2"}
+        hint = f"; {hints[key]}" if key in hints else ""
         raise SettingsError(f"--{key.replace('_', '-')}: cannot read {value!r}{hint}") from None
     if key in ("out", "data_root", "device", "backbone") and value is not None and not str(value).strip():
         raise SettingsError(f"--{key.replace('_', '-')} is empty: name one, or leave the option out")

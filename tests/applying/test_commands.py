@@ -88,6 +88,9 @@ def test_every_command_of_the_page_runs_in_its_order(tmp_path: Path, monkeypatch
     names: dict[str, Any] = {}
     exec(compile(shown["load a fitted method"], "apply.md", "exec"), names)
     method = names["method"]
+    assert torch.equal(
+        load_method("results/mine/weights/picto_domains").encode_classes(["cat", "dog"]), names["classes"]
+    )
     assert names["classes"].shape == (2, method.backbone.embed_dim)
     pixels = torch.from_numpy(data.pixels(rows[:2], method.backbone.image_size).numpy())
     assert retrieve(method, pixels, pixels, 1)[0].tolist() == [[0], [1]]
@@ -114,7 +117,7 @@ def test_saved_weights_load_from_each_of_their_names(saved: Path, tiny_folder: P
 
 
 def test_another_backbone_is_refused_in_one_line(saved: Path, tiny_folder: Path) -> None:
-    with pytest.raises(ValueError, match="other backbone weights") as caught:
+    with pytest.raises(ValueError, match=r"other backbone weights; load \S*tiny-clip with") as caught:
         load_method(saved, "picto-clip")
     assert "\n" not in str(caught.value)
     stated = json.loads((saved / "method.json").read_text())
@@ -155,20 +158,72 @@ def test_commands_refuse_in_one_line(
 
     model, backbone = [str(saved)], ["--backbone", str(tiny_folder)]
     (tmp_path / "empty").mkdir()
+    image = str(tmp_path / "red.png")
+    Image.new("RGB", (40, 40), "red").save(image)
     for command, arguments, message in (
         (apply.main, [str(tmp_path / "empty"), "--out", str(tmp_path / "out")], "no weights there"),
         (apply.main, [*model, *backbone, str(tmp_path / "empty")], "no images there"),
         (apply.main, [*model, *backbone, "--out", str(tmp_path / "none")], "give IMAGES"),
         (apply.main, [*model, "--top", "0"], "--top 0"),
+        (apply.main, [str(tmp_path / "nowhere"), image], "nowhere: no such file or folder"),
+        (apply.main, [str(tmp_path / "cells" / "gone.json"), image], "gone.json: no such file or folder"),
         (apply.main, [*model, "--classify", "cat"], "two or more"),
+        (apply.main, [*model, "--classify", ""], "two or more"),
+        (apply.main, [*model, "--text", " "], "--text: is empty"),
+        (apply.main, [*model, image, "--search", str(tmp_path / "q.png")], "q.png: no such file"),
+        (apply.main, [*model, image, "--search", str(tmp_path / "empty")], "a folder, not an image"),
+        (apply.main, [*model, "--text", "cat", "--sheet", "hits.pdf"], "its ending must be .png"),
+        (apply.main, [*model, "--parquet", str(tmp_path / "empty")], "a folder; give the file"),
+        (apply.main, [*model, image, "--out", str(saved / "method.json")], "a file; give a folder"),
         (embed.main, ["picto_domains", "--out", "x.csv"], ".parquet or .npy"),
         (embed.main, ["picto", "--out", "x.npy"], "picto_domains"),
         (embed.main, ["picto_domains", "--out", "x.npy", "--backbone", "./nowhere"], "does not exist"),
         (push_command.main, [str(tmp_path / "empty"), "me/mine"], "no weights there"),
+        (push_command.main, [*model, "not/a/name", "--dry-run"], "write OWNER/NAME"),
     ):
         assert command(arguments) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error
+
+
+def test_a_misspelt_option_is_answered_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import apply, data
+
+    for main, arguments, hint in (
+        (apply.main, ["model", "photos", "--serach", "x.png"], "did you mean --search?"),
+        (apply.main, ["model", "--serach=x.png", "--texd", "cat"], "did you mean --search and --text?"),
+        (apply.main, ["model", "--zzzzzz"], "--zzzzzz (--help"),
+        (data.main, ["verify", "folder", "--rot", "x"], "did you mean --root?"),
+        (apply.main, [], "required: MODEL (--help"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        error = capsys.readouterr().err
+        assert caught.value.code == 2 and hint in error and error.count("\n") == 1, error
+
+
+def test_names_stay_in_their_line_and_text_queries_are_on_the_sheet(
+    saved: Path, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.apply import main
+
+    (tmp_path / "photos").mkdir()
+    for number, name in enumerate(("new\nline.png", "été.png")):
+        Image.new("RGB", (40, 40), (0, 100 * number, 0)).save(tmp_path / "photos" / name)
+    arguments = [str(saved), str(tmp_path / "photos"), "--out", str(tmp_path / "out"), "--backbone", str(tiny_folder)]
+    assert main([*arguments, "--text", "a cat", "--classify", "cat,dog", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert out.count(r"new\nline.png") == 2 and "2 images, " in out and "\nline" not in out
+    with Image.open(tmp_path / "out" / "hits.png") as sheet:
+        square = sheet.convert("RGB").crop((8, 8, 152, 152))
+    assert len(square.getcolors(10**6) or []) > 2  # not a bare grey square
+
+
+def test_letters_with_accents_have_shapes_of_their_own() -> None:
+    from benchmarks.applying.contact_sheet import _font
+
+    shapes = {letter: bytes(_font(11).getmask(letter)) for letter in "eéèоßλ\uffff"}  # the last one has no shape
+    assert len(set(shapes.values())) == len(shapes)
 
 
 def test_broken_images_are_named_and_the_exit_code_says_so(
@@ -183,7 +238,7 @@ def test_broken_images_are_named_and_the_exit_code_says_so(
     for _ in range(2):
         assert main([*arguments, "--device", "cpu"]) == 1
         out, err = capsys.readouterr()
-        assert "1 images" in out and "left out: bad.jpg: not an image" in err
+        assert "1 image, " in out and "left out: bad.jpg: not an image" in err
     other = [str(saved), "--out", str(tmp_path / "out"), "--backbone", str(tiny_folder), "--text", "a cat"]
     method = json.loads((saved / "method.json").read_text())
     (saved / "method.json").write_text(json.dumps(method))  # other bytes: other weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,15 @@ from pyarrow import parquet
 
 from benchmarks.applying import image_index
 from benchmarks.applying.class_names import classify_images, read_names
-from benchmarks.applying.image_index import ApplyError, ImageIndex, embed_images, find_images, image_query, text_query
+from benchmarks.applying.image_index import (
+    NOT_UTF8,
+    ApplyError,
+    ImageIndex,
+    embed_images,
+    find_images,
+    image_query,
+    text_query,
+)
 from benchmarks.datasets.decoding import decode
 from benchmarks.evaluation.ranking import rank
 from methods.floors import RawPixel
@@ -202,3 +211,40 @@ def test_the_same_file_is_listed_once_and_names_of_two_places_differ(photos: Pat
     both = find_images([photos, photos / "a", photos / "a" / "2.png"])
     assert len({image.path for image in both}) == len(both) == 10
     assert all(str(photos) in image.name for image in both)
+
+
+def test_a_name_that_is_not_utf8_is_left_out_before_anything_is_encoded(method: ZeroShot, photos: Path) -> None:
+    try:
+        (photos / "a" / "2.png").rename(photos / "a" / os.fsdecode(b"\xff.png"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    found, out = find_images([photos]), photos.parent / "out"
+    for _ in range(2):
+        index, broken = embed_images(method, "k", found, out)
+        assert [reason for name, reason in broken.items() if name == r"a/\udcff.png"] == [NOT_UTF8]
+        assert len(index) == len(found) - len(broken) and all(name.isprintable() for name in index.names)
+        assert r"a/\udcff.png" in (out / "broken.csv").read_text(encoding="utf-8")
+    with pytest.raises(ApplyError, match=r"udcff.*rename it"):
+        embed_images(method, "k", [image for image in found if image.name not in index.names][:1], photos.parent / "no")
+
+
+def test_the_list_of_broken_images_is_that_of_the_last_run(method: ZeroShot, photos: Path) -> None:
+    out = photos.parent / "out"
+    embed_images(method, "k", find_images([photos]), out)
+    assert "broken.png" in (out / "broken.csv").read_text()
+    (photos / "late.png").write_bytes(b"no")
+    embed_images(method, "k", find_images([photos]), out)
+    assert "late.png" in (out / "broken.csv").read_text()
+    for name in ("late.png", "broken.png"):
+        (photos / name).unlink()
+    assert embed_images(method, "k", find_images([photos]), out)[1] == {}
+    assert not (out / "broken.csv").exists()
+
+
+def test_contact_sheets_in_the_folder_of_embeddings_are_no_images_to_embed(photos: Path) -> None:
+    out = photos / "a" / "applied"
+    out.mkdir()
+    (out / "hits.png").write_bytes((photos / "a" / "2.png").read_bytes())
+    names = {image.name for image in find_images([photos])}
+    assert names - {image.name for image in find_images([photos], out)} == {"a/applied/hits.png"}
+    assert [image.name for image in find_images([out], out)] == ["hits.png"]  # named itself, it is meant
