@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from benchmarks.applying.image_index import CHUNK, SLAB, ApplyError, ImageIndex, decode_images, encode_pixels
 from methods.interface import Method, NotApplicableError, unit_length
+from methods.parts.backbone import BackboneError
 
 
 def read_names(text: str) -> list[str]:
@@ -39,7 +40,7 @@ def classify_images(method: Method, index: ImageIndex, names: Sequence[str], top
     """The ``top`` most probable classes of each image and their probabilities (softmax over ``names``), ``[N, k]``.
 
     A method that classifies as :class:`Method` does is given its embeddings; any other one is given the images again.
-    Raises :class:`ApplyError` if the method has no classifier for these names, or an image is gone.
+    Raises :class:`ApplyError` if the method has no classifier for these names, one is too long, or an image is gone.
     """
     k = min(top, len(names))
     classes, values = np.empty((len(index), k), np.int64), np.empty((len(index), k), np.float32)
@@ -64,6 +65,8 @@ def classify_images(method: Method, index: ImageIndex, names: Sequence[str], top
                 row, reason = next(iter(broken.items()))
                 raise ApplyError(f"{index.paths[row]}: {reason}; give IMAGES, so that the index is brought up to date")
             keep(start, encode_pixels(lambda batch: method.classify(batch, names), pixels, method.device))
+    except BackboneError as error:
+        raise ApplyError(f"--classify: {error}") from error
     except NotApplicableError as error:
         raise ApplyError(f"{method.card.name} cannot classify these names ({error})") from error
     return classes, values

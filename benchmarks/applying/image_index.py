@@ -42,6 +42,7 @@ from benchmarks.evaluation.search import Neighbours, scan_index, search
 from benchmarks.runner.embeddings import BATCH
 from benchmarks.store.files import temporary_name, write_atomically
 from methods.interface import Method, NotApplicableError, NotFittedError, unit_length
+from methods.parts.backbone import BackboneError
 from methods.parts.feature_cache import one_thread_a_batch, side_by_side
 from methods.parts.feeding import unit_range
 from methods.parts.row_files import RowFiles
@@ -174,13 +175,18 @@ def embed_images(
     ``key`` names the method's weights. Images that the folder has, of the same weights, are not encoded again. Raises
     :class:`ApplyError` if no image can be read, ``OSError`` if the folder cannot be written.
     """
+    nameless = {printable(image.name): NOT_UTF8 for image in found if not _is_utf8(image.path)}
+    found = [image for image in found if _is_utf8(image.path)]
+    advance(len(nameless))
+    if not found:
+        raise ApplyError(f"none of {len(nameless)} images can be read; {next(iter(nameless))}: {NOT_UTF8}")
     paths, places = [image.path for image in found], {image.state: row for row, image in enumerate(found)}
     states = hashlib.sha256(json.dumps([key, [image.state for image in found]]).encode()).hexdigest()[:16]
     before = _of_same_weights(out, key)
     if before is not None and before.states == [image.state for image in found]:
         advance(len(found))
-        _write_broken(out, {})
-        return before, {}
+        _write_broken(out, nameless)
+        return before, nameless
     rows = RowFiles(out / "partial" / states, len(found))
     filled = rows.filled
     if before is not None:
@@ -192,9 +198,9 @@ def embed_images(
             copied = torch.from_numpy(np.array(before.embeddings[old]))
             rows.write(new, {"embedding": copied, "sha256": torch.from_numpy(digests)})
         filled = rows.filled
-    broken = {row: NOT_UTF8 for row, image in enumerate(found) if not _is_utf8(image.path)}
-    advance(int(filled.sum()) + len(broken))
-    missing = np.setdiff1d(np.flatnonzero(~filled), np.array(list(broken), np.int64))
+    broken: dict[int, str] = {}
+    advance(int(filled.sum()))
+    missing = np.flatnonzero(~filled)
     for start in range(0, len(missing), CHUNK):
         chunk = missing[start : start + CHUNK]
         good, pixels, digests, wrong = decode_images(paths, method, chunk)
@@ -203,11 +209,11 @@ def embed_images(
             embeddings = encode_pixels(method.encode_images, pixels, method.device)
             rows.write(good, {"embedding": embeddings, "sha256": torch.from_numpy(digests)})
         advance(len(chunk))
-    reasons = {printable(found[row].name): reason for row, reason in sorted(broken.items())}
+    reasons = nameless | {found[row].name: reason for row, reason in sorted(broken.items())}
     if not rows.started:
         name, reason = next(iter(reasons.items()))
         shutil.rmtree(out / "partial", ignore_errors=True)
-        raise ApplyError(f"none of {len(found)} images can be read; {name}: {reason}")
+        raise ApplyError(f"none of {len(reasons)} images can be read; {name}: {reason}")
     states_now = [found[int(row)].state for row in np.flatnonzero(rows.filled)]
     if before is None or before.states != states_now:
         _write(rows, found, out, key, method)
@@ -361,12 +367,14 @@ def image_query(method: Method, path: Path) -> Tensor:
 def text_query(method: Method, text: str) -> Tensor:
     """The embedding ``[1, D]`` of a text, taken as a class name: the method puts it into its own prompt.
 
-    Raises :class:`ApplyError` if the method embeds no texts, or compares by Euclidean distance.
+    Raises :class:`ApplyError` if the method embeds no texts, compares by Euclidean distance, or reads no text so long.
     """
     if method.card.similarity != "cosine":
         raise ApplyError(f"{method.card.name} compares images by Euclidean distance and embeds no text; use --search")
     try:
         with torch.no_grad():
             return unit_length(method.encode_classes([text]).float().cpu())
+    except BackboneError as error:
+        raise ApplyError(f"--text: {error}") from error
     except (NotApplicableError, NotFittedError) as error:
         raise ApplyError(f"{method.card.name} has no embedding of the text {text!r} ({error})") from error

@@ -119,6 +119,9 @@ def _in_folder(folder: Path) -> Path:
         kept = [one for one in WeightStore(folder.parent.parent).all() if one.folder.parent == folder]
     if len(kept) == 1:
         return kept[0].folder / STEM
+    if not kept and (folder / "cells").is_dir():
+        again = "run its command again with --keep-weights best --force"
+        raise WeightsError(f"{folder}: has records, but their weights were not kept; {again}")
     if not kept:
         raise WeightsError(f"{folder}: no weights there; `python -m benchmarks.run --keep-weights best` keeps them")
     some = ", ".join(str(one.folder) for one in kept[:LISTED]) + (", ..." if len(kept) > LISTED else "")

@@ -158,6 +158,7 @@ def test_commands_refuse_in_one_line(
 
     model, backbone = [str(saved)], ["--backbone", str(tiny_folder)]
     (tmp_path / "empty").mkdir()
+    (tmp_path / "nokeep" / "cells").mkdir(parents=True)
     image = str(tmp_path / "red.png")
     Image.new("RGB", (40, 40), "red").save(image)
     for command, arguments, message in (
@@ -167,6 +168,11 @@ def test_commands_refuse_in_one_line(
         (apply.main, [*model, "--top", "0"], "--top 0"),
         (apply.main, [str(tmp_path / "nowhere"), image], "nowhere: no such file or folder"),
         (apply.main, [str(tmp_path / "cells" / "gone.json"), image], "gone.json: no such file or folder"),
+        (
+            apply.main,
+            [str(tmp_path / "nokeep"), image],
+            "run its command again with --keep-weights best --force",
+        ),
         (apply.main, [*model, "--classify", "cat"], "two or more"),
         (apply.main, [*model, "--classify", ""], "two or more"),
         (apply.main, [*model, "--text", " "], "--text: is empty"),

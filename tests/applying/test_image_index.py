@@ -193,7 +193,7 @@ def test_what_cannot_be_used_is_one_line(method: ZeroShot, photos: Path, tmp_pat
         find_images([tmp_path / "empty"])
     with pytest.raises(ApplyError, match=r"broken\.png: not an image"):
         embed_images(method, "k", find_images([photos / "broken.png"]), tmp_path / "out")
-    embed_images(method, "k", find_images([photos]), tmp_path / "out")
+    found, _ = embed_images(method, "k", find_images([photos]), tmp_path / "out")
     (tmp_path / "out" / "embeddings.npy").write_bytes(b"cut")
     with pytest.raises(ApplyError, match="damaged"):
         ImageIndex(tmp_path / "out")
@@ -204,6 +204,10 @@ def test_what_cannot_be_used_is_one_line(method: ZeroShot, photos: Path, tmp_pat
     ):
         with pytest.raises(ApplyError, match=message):
             read_names(text)
+    with pytest.raises(ApplyError, match=r"^--text: .* tokens, backbone .* reads"):
+        text_query(method, "on and on " * 40)
+    with pytest.raises(ApplyError, match=r"^--classify: .* tokens, backbone .* reads"):
+        classify_images(method, found, ["cat", "on and on " * 40], 1)
     assert read_names("cat, red dog") == ["cat", "red dog"]
 
 
