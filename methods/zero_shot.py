@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from methods.cards import read_card
 from methods.interface import FitReport, Log, Method, NotApplicableError, TrainingData, added
 from methods.parts.bounds import fill, template_fault
+from methods.parts.prompts import check_names
 from methods.parts.templates import check_texts, class_texts, mean_embeddings
 
 
@@ -63,6 +64,7 @@ class ZeroShot(Method):
 
         Raises :class:`~methods.interface.NotApplicableError` for a class without a sentence in the file of sentences.
         """
+        check_names(names)
         config = self.config
         if not (config.templates or config.class_names):
             texts = [fill(config.template, name.replace("_", " ")) for name in names]

@@ -37,6 +37,12 @@ def class_text(name: str) -> str:
     return " ".join(name.replace("_", " ").split())
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raises :class:`~methods.parts.backbone.BackboneError` for one text, whose letters would pass for class names."""
+    if isinstance(names, str):
+        raise BackboneError(f"class names are a list: write [{names!r}], not {names!r}")
+
+
 @dataclass(frozen=True)
 class PromptTemplate:
     """The prompts of C classes: token ids, and where the m learned context vectors go.
@@ -66,6 +72,7 @@ class PromptTemplate:
         Raises:
             BackboneError: a prompt longer than the backbone's context, or a template without its place-holders.
         """
+        check_names(names)
         if not names:
             raise BackboneError("a prompt needs at least one class name")
         template = template.replace("{}", NAME)
@@ -97,6 +104,7 @@ class PromptTemplate:
         Raises:
             BackboneError: a prompt longer than the backbone's context.
         """
+        check_names(names)
         if not names:
             raise BackboneError("a prompt needs at least one class name")
         head = opening_ids(backbone, template)

@@ -88,6 +88,7 @@ def test_every_command_of_the_page_runs_in_its_order(tmp_path: Path, monkeypatch
     names: dict[str, Any] = {}
     exec(compile(shown["load a fitted method"], "apply.md", "exec"), names)
     method = names["method"]
+    assert names["names"] == [hit["name"] for hit in hits[:5]]
     assert torch.equal(
         load_method("results/mine/weights/picto_domains").encode_classes(["cat", "dog"]), names["classes"]
     )

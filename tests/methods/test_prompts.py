@@ -81,6 +81,9 @@ def test_unusable_prompts_are_named(tiny_backbone: Backbone) -> None:
             PromptTemplate.build(tiny_backbone, NAMES, template, context=context)
     with pytest.raises(BackboneError, match="at least one class name"):
         PromptTemplate.build(tiny_backbone, [], COOP, context=4)
+    for build in (PromptTemplate.build, PromptTemplate.opening):
+        with pytest.raises(BackboneError, match=r"a list: write \['cat'\], not 'cat'"):
+            build(tiny_backbone, "cat", COOP, 4)
     prompts = PromptTemplate.build(tiny_backbone, NAMES, COOP, context=4)
     with pytest.raises(BackboneError, match=r"context has shape \(3, 32\), the prompts take \[4, 32\]"):
         encode_prompts(tiny_backbone, prompts, torch.zeros(3, 32))

@@ -77,3 +77,8 @@ def test_a_checkpoint_of_other_weights_is_refused(tiny_backbone: Backbone, tmp_p
         other.model.visual_projection.weight.add_(1)
     with pytest.raises(ValueError, match="other backbone weights"):
         ZeroShot.load(tmp_path / "zero", other)
+
+
+def test_one_name_in_place_of_a_list_is_refused(tiny_backbone: Backbone) -> None:
+    with pytest.raises(ValueError, match=r"write \['cat'\]"):
+        ZeroShot(tiny_backbone).encode_classes("cat")
