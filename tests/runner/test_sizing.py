@@ -24,6 +24,7 @@ from methods.interface import TrainingData
 from methods.parts.backbone import Backbone, ClipBackbone, TextTower, VisionTower
 from methods.parts.prompts import PromptTemplate, encode_prompts, suffix_bytes
 from methods.registry import METHODS
+from methods.training.image_text import OwnClipMethod
 from methods.training.loop import SDPBackend, sdpa_kernel
 from tests.support.tiny_clip import tiny_tokenizer
 
@@ -244,6 +245,28 @@ def test_methods_of_all_class_names_are_those_that_label_so() -> None:
     assert len(asked) > 15
     counts = {name: len(method.labelled(None, data)[0]) for name, method in asked.items()}
     assert {name for name, count in counts.items() if count == 3} == {*sizing.ALL_NAMES} - {"ad_clip"}
+
+
+def test_methods_with_a_clip_of_their_own_are_known() -> None:
+    """Its weights count beside the backbone's."""
+    towers = sizing.PUBLISHED["ViT-B/32"]
+    for name in sizing.DESCRIBED:
+        method = METHODS.get(name)
+        steps = sizing.steps_of(name, method.Config(), towers, 65, 3, weights_mib=4.0) or []
+        assert [step.copied for step in steps] == [2**20 * issubclass(method, OwnClipMethod)] * len(steps), name
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("maple", {}), ("maple", {"depth": 2}), ("pda", {"coupled": 3}), ("pda", {"coupled": 0})]
+)
+def test_values_of_the_maps_between_the_towers_are_counted(
+    name: str, settings: dict[str, Any], clip: ClipBackbone
+) -> None:
+    method = METHODS.get(name)
+    config = method.Config(**settings)
+    built = method(clip, config, clip.device).build(0).get("coupling.weight", torch.empty(0))
+    (step,) = sizing.steps_of(name, config, towers_of(clip), CLASSES, 3) or []
+    assert step.trained == built.numel()
 
 
 @pytest.mark.parametrize(
