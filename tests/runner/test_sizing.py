@@ -197,6 +197,61 @@ def test_bytes_of_a_step_are_those_that_autograd_keeps(
     assert kept[0] == pytest.approx(sum(one.saved_bytes("float32") for one in step.passes), rel=0.25)
 
 
+RUNS = [name for name in STAGED if name not in ("pros", "ucdr_adapter", "ad_clip")]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_passes_of_a_step_are_the_runs_of_the_towers(
+    name: str, clip: ClipBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which sequences run, how long they are, and whether gradients go through them, teachers and target images too."""
+    method, changes, losses = METHODS.get(name), changes_of(name), []
+    images: list[tuple[int, int, bool]] = []
+    prefixes: list[tuple[int, int, bool]] = []
+    suffixes: list[int] = []
+    batch_loss, run = method.batch_loss, VisionTower.run
+    run_prefix, run_after_prefix = TextTower.run_prefix, TextTower.run_after_prefix
+
+    def watched_loss(self: Any, *given: Any) -> Any:
+        losses.append(None)
+        loss = batch_loss(self, *given)
+        losses.append(loss)
+        return loss
+
+    def of_first_step() -> bool:
+        return len(losses) == 1
+
+    def watched_run(self: Any, tokens: torch.Tensor, **named: Any) -> torch.Tensor:
+        hidden = run(self, tokens, **named)
+        if of_first_step():
+            images.append((*tokens.shape[:2], hidden.requires_grad))
+        return hidden
+
+    def watched_prefix(self: Any, prefix: torch.Tensor, **named: Any) -> Any:
+        states = run_prefix(self, prefix, **named)
+        if of_first_step():
+            prefixes.append((*prefix.shape[:2], states[-1].keys.requires_grad))
+        return states
+
+    def watched_suffix(self: Any, *given: Any) -> torch.Tensor:
+        read = run_after_prefix(self, *given)
+        if of_first_step():
+            suffixes.append(read.shape[0] * read.shape[1])
+        return read
+
+    monkeypatch.setattr(method, "batch_loss", watched_loss)
+    monkeypatch.setattr(VisionTower, "run", watched_run)
+    monkeypatch.setattr(TextTower, "run_prefix", watched_prefix)
+    monkeypatch.setattr(TextTower, "run_after_prefix", watched_suffix)
+    training.fit_once(name, changes, clip, training.training_data(24, CLASSES, IMAGE, 0), seed=0, count_work=False)
+    (step,) = expected_steps(name, changes, clip, monkeypatch)
+    runs = [(one.sequences, one.tokens, one.kind != "encode") for one in step.passes if not one.text]
+    shared = [(p.sequences, p.tokens, True) for p in step.passes if p.text and p.keys == p.tokens]
+    assert sorted(images) == sorted(runs)
+    assert prefixes == shared
+    assert sum(suffixes) == sum(one.sequences for one in step.passes if one.text and one.keys > one.tokens)
+
+
 # --- which methods are described --------------------------------------------------------------------------------------
 
 
@@ -354,11 +409,11 @@ def dry_run(folder: Path, out: Path, capsys: pytest.CaptureFixture[str], *more: 
 def test_a_dry_run_names_what_does_not_fit(
     tiny_folder: Path, tmp_path: Path, tiny_dataset: type, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    methods = ("--methods", "pros,full_finetune,coop,zero_shot")
+    methods = ("--methods", "pros,full_finetune,coop,dapl,clip_adapter,zero_shot")
     assert dry_run(tiny_folder, tmp_path, capsys, *methods) == [], "this machine has room for a tiny CLIP"
     monkeypatch.setattr("benchmarks.runner.listing.device_gib", lambda device, settings: 0.1)
     lines = dry_run(tiny_folder, tmp_path, capsys, *methods)
-    assert [line.split()[1] for line in lines] == ["pros", "full_finetune", "coop"]
+    assert [line.split()[1] for line in lines] == ["pros", "full_finetune", "coop", "dapl"]
     assert all("on tiny takes about 0." in line and "cpu has 0.1 GiB" in line for line in lines)
     assert lines[0].endswith("(--set pros.batch_size=N, pros.stage1_batch_size=N) or --precision bf16")
     assert "float32" in lines[1] and lines[1].endswith("(--set full_finetune.batch_size=N) or --precision bf16")
