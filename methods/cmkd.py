@@ -19,8 +19,9 @@ lambda = 0.25, 0.1, 0.025. Trained: the whole vision branch (SGD, Nesterov momen
 head; statistics of a ResNet's own BatchNorms stay. ``sparse_threshold`` is the paper's residual sparse training: after
 every step, a weight that has moved by no more than that goes back to CLIP's.
 
-Extensions: an image is embedded for retrieval by f, a class by its text. Class names that the head was not trained on
-are told apart by s cos(f, g_c). Without target images, another training domain plays the target
+Extensions: an image is embedded for retrieval by f, a class by its text. Where a name without labelled images is among
+those asked for (DAZSL), all are told apart by s cos(f, g_c): the head's row of such a class has seen no image of it,
+and the head names none of them. Without target images, another training domain plays the target
 (:mod:`methods.training.adaptation`).
 
 Shapes: B images, C classes that training may use, E embedding width.
@@ -43,6 +44,7 @@ from methods.parts.augment import PLAIN, Augmentation
 from methods.parts.bounds import Bound
 from methods.parts.losses import cosine_similarities
 from methods.training.adaptation import AdaptationMethod
+from methods.training.batches import seen_classes
 from methods.training.image_text import ImageTextConfig, OwnClipMethod, Prompts
 from methods.training.loop import seeded
 
@@ -140,7 +142,8 @@ class CMKD(AdaptationMethod, OwnClipMethod):
     stage = "distillation"
     needs = "features"
     one_process = "its Gini impurity divides by sums over the batch"
-    fact_names = ("class_names",)
+    version = 2  # 2: names without labelled images are told apart by texts
+    fact_names = ("class_names", "labelled_names")
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "source_only": {"target_weight": 0.0, "source_weight": 0.0, "teacher_weight": 0.0},
         "no_task_term": {"task_term": False},
@@ -152,6 +155,7 @@ class CMKD(AdaptationMethod, OwnClipMethod):
     config: CMKDConfig
 
     class_names: tuple[str, ...] = ()  # the C classes of the head
+    labelled_names: tuple[str, ...] = ()  # those with labelled images
     _statistics: dict[str, Tensor] | None = None  # ``head.mean`` and ``head.var`` [E]
 
     def build(self, seed: int) -> dict[str, nn.Parameter]:
@@ -190,7 +194,7 @@ class CMKD(AdaptationMethod, OwnClipMethod):
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
         """Train on labelled images and target images."""
-        self.class_names = data.class_names
+        self.class_names, self.labelled_names = data.class_names, tuple(seen_classes(data)[0])
         return super().fit(data, seed=seed, log=log)
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -249,10 +253,10 @@ class CMKD(AdaptationMethod, OwnClipMethod):
 
     @torch.no_grad()
     def classify(self, pixels: Tensor, names: Sequence[str]) -> Tensor:
-        """Logits ``[B, C]``: the head's if it knows all the names, else those of their texts."""
+        """Logits ``[B, C]``: the head's if all the names had labelled images, else those of their texts."""
         features = self.encode_raw(pixels)
         number = {name: place for place, name in enumerate(self.class_names)}
-        if all(name in number for name in names):
+        if set(names) <= set(self.labelled_names):
             logits = task_logits(features, self.head_parts, training=False)
             return logits[:, [number[name] for name in names]]
         return self.text_logits(features, self.text_features(self.prompts(names)))

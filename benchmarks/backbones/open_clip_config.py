@@ -38,7 +38,8 @@ class CheckpointFacts:
     """Settings of a model that its weights do not contain; ``None``: not known.
 
     ``activation``: "quick_gelu" or "gelu"; ``head_width`` of the vision tower and ``text_heads``; ``expected``: sizes
-    that the weights must have, by the config's names; ``preprocess``: image processor settings.
+    that the weights must have, by the config's names; ``preprocess``: image processor settings; ``whole``: the config
+    itself, empty where the settings are from options.
     """
 
     activation: str | None = None
@@ -46,6 +47,7 @@ class CheckpointFacts:
     text_heads: int | None = None
     expected: Mapping[str, int] = field(default_factory=dict)
     preprocess: Mapping[str, Any] = field(default_factory=dict)
+    whole: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -95,6 +97,7 @@ def read(file: Path) -> CheckpointFacts:
             if isinstance(value := _one_side(given), int)
         },
         preprocess=_preprocess(whole.get("preprocess_cfg") or {}),
+        whole=whole,
     )
 
 

@@ -823,6 +823,9 @@ def _convert_resnet(
         config = resnet_config(weights, activation)
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint {source} {error}") from None
+    if facts.whole:
+        _check_resnet_sizes(source, config["model_cfg"], facts.whole["model_cfg"])
+        config = dict(facts.whole)
     vocabulary = _tokenizer_of(source, weights, tokenizer)
     left_out = {*NO_WEIGHTS, "attn_mask"}  # a causal mask, which follows from the context length
     kept = {name: value.contiguous().clone() for name, value in weights.items() if name not in left_out}
@@ -830,6 +833,19 @@ def _convert_resnet(
     (out / open_clip_config.NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (out / "open_clip_model.safetensors").chmod((out / open_clip_config.NAME).stat().st_mode)
     vocabulary.save_pretrained(out)
+
+
+def _check_resnet_sizes(source: Path, implied: Mapping[str, Any], stated: Mapping[str, Any]) -> None:
+    """Raise :class:`CheckpointError` where a config states another size than the weights imply."""
+    for part in ("", "vision_cfg", "text_cfg"):
+        sizes, given = (model[part] if part else model for model in (implied, stated))
+        for key in sorted(set(sizes) & set(given) - {"vision_cfg", "text_cfg", "quick_gelu", "heads"}):
+            if sizes[key] != given[key]:
+                name = f"{part}.{key}" if part else key
+                raise CheckpointError(
+                    f"checkpoint {source} has {name} {sizes[key]}, but its config has {given[key]}: they do not belong"
+                    " together"
+                )
 
 
 def _convert_folder(source: Path, out: Path) -> None:

@@ -11,7 +11,7 @@ from benchmarks.console import duration
 from benchmarks.runner.estimate import PastCosts, estimate
 from benchmarks.runner.plan import Broken, Cell, FitGroup, Plan
 from benchmarks.runner.settings import Settings
-from benchmarks.runner.sizing import Towers, steps_of
+from benchmarks.runner.sizing import ALL_NAMES, Towers, steps_of
 from benchmarks.store.files import ResultStore
 from methods.registry import METHODS
 
@@ -64,9 +64,10 @@ def memory_lines(groups: Sequence[FitGroup], settings: Settings, resources: Reso
     for group in groups:
         task, table = resources.task(group.dataset, *_where(group)), resources.dataset(group.dataset).table
         trained = table.iloc[task.train]
-        classes = len(task.class_names) if group.method == "ad_clip" else trained["class"].nunique()
+        classes = len(task.class_names) if group.method in ALL_NAMES else trained["class"].nunique()
         domains = trained["domain"].nunique()
-        steps = steps_of(group.method, group.config, towers, classes, domains, facts.weights_mib)
+        target = task.target is not None
+        steps = steps_of(group.method, group.config, towers, classes, domains, facts.weights_mib, target=target)
         for step in steps or ():
             need = step.gib(facts.weights_mib, facts.precision)
             key = group.method, group.dataset

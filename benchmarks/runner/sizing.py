@@ -9,17 +9,23 @@ Seconds need a rate: that of a record of ``benchmarks.speed.gpu`` (results/speed
 data sheet of an A100 times the share that such a step usually reaches (:data:`ASSUMED`). A step takes at least the time
 to launch its kernels.
 
+Every trained method of ours is described, but for those that train on stored features (:data:`STORED_FEATURES`).
+
 Shapes: B images, C classes with labelled images, D domains, T tokens of a sequence, w width.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
+
+from methods.parts.bounds import CONTEXT, NAME
+from methods.parts.checkpointing import CHECKPOINT_ABOVE, PIECE_BYTES, sequence_bytes
 
 Kind = Literal["encode", "through", "trained"]
 
@@ -44,8 +50,8 @@ GIB = 2**30
 #: What CUDA takes for itself, and what the allocator holds beside the tensors in use.
 CONTEXT_GIB, SLACK = 0.6, 1.1
 
-#: Bytes of text activations from which prompts are checkpointed, and what they then take (methods/parts/prompts.py).
-CHECKPOINT_ABOVE, CHECKPOINTED = 16 * GIB, 3 * GIB
+#: Bytes that checkpointed prompts take: a piece's activations, their gradients and work space.
+CHECKPOINTED = 3 * PIECE_BYTES
 
 
 @dataclass(frozen=True)
@@ -125,14 +131,31 @@ class Pass:
         attention = 4 * self.heads * (self.keys or self.tokens) * (2 if self.text else 1)
         return self._rows * (bytes_ * self.width + attention)
 
+    def checkpoint_bytes(self, precision: str) -> int:
+        """What :func:`methods.parts.prompts.encode_prompts` compares with its bound: of prompts behind a prefix that
+        they share, where there are gradients."""
+        if not self.text or self.keys <= self.tokens or self.kind == "encode":
+            return 0
+        bf16 = precision == "bf16"
+        return self.sequences * sequence_bytes(
+            int(self.tokens), int(self.keys), width=self.width, heads=self.heads, layers=self.layers, bf16=bf16
+        )
+
 
 @dataclass(frozen=True)
 class Step:
-    """A training step of one stage: its passes, and the parameters that it trains."""
+    """A training step of one stage.
+
+    passes: what runs through the towers (the second forward pass of checkpointed prompts is not counted).
+    trained: values that the optimiser moves, of which it keeps ``moments`` each (Adam 2, SGD with momentum 1).
+    copied: values of the CLIP that the method copies to train weights of it; 0: it has none of its own.
+    """
 
     stage: str
     passes: tuple[Pass, ...]
     trained: float = 0.0
+    moments: int = 2
+    copied: float = 0.0
 
     @property
     def flops(self) -> float:
@@ -145,47 +168,189 @@ class Step:
         return max(self.flops / (tflops * 1e12), launches)
 
     def gib(self, weights_mib: float, precision: str) -> float:
-        """Peak memory on a GPU: weights (in bf16 also their copies), what is trained, activations, CUDA itself."""
-        weights = weights_mib * 2**20 * (1.5 if precision == "bf16" else 1)
-        texts = sum(one.saved_bytes(precision) for one in self.passes if one.text)
-        texts = min(texts, CHECKPOINT_ABOVE) if texts <= CHECKPOINT_ABOVE else CHECKPOINTED
+        """Peak memory on a GPU: weights (in bf16 also their casts), what is trained, activations, CUDA itself."""
+        weights = weights_mib * 2**20 * (1.5 if precision == "bf16" else 1) + 4 * self.copied
+        trained = 4 * self.trained * (1 + self.moments + (not self.copied))
+        checkpointed = sum(one.checkpoint_bytes(precision) for one in self.passes) > CHECKPOINT_ABOVE
+        kept = [one for one in self.passes if one.text and not (checkpointed and one.checkpoint_bytes(precision))]
+        texts = sum(one.saved_bytes(precision) for one in kept) + checkpointed * CHECKPOINTED
         images = sum(one.saved_bytes(precision) for one in self.passes if not one.text)
         widest = max(
             (12 * one.sequences * one.tokens * one.width * 4 for one in self.passes if not one.text), default=0
         )
-        return CONTEXT_GIB + SLACK * (weights + 16 * self.trained + texts + images + widest) / GIB
+        return CONTEXT_GIB + SLACK * (weights + trained + texts + images + widest) / GIB
 
 
 # --- the methods ------------------------------------------------------------------------------------------------------
 
 
-def _image_text(images: Kind | None, texts: Kind | None, extra: int = 0) -> Callable[..., list[Step]]:
-    """A method with the image-text loss: how its images and texts run, and the tokens it adds to an image."""
+#: Share of a CLIP's weights that are its vision tower's.
+VISION_SHARE = 0.6
 
-    def steps(config: Any, towers: Towers, classes: int, domains: int, weights: float) -> list[Step]:
-        vision = images or ("encode" if config.augment else None)
-        added = getattr(config, "prompt_tokens", extra)
-        context = getattr(config, "context_tokens", 0)
-        passes = [towers.vision(config.batch_size, vision, extra=added)] if vision else []
-        text = "trained" if getattr(config, "train_text", False) else texts
-        if text:
-            prefix = 1 + (context or 4)
-            passes += [towers.text(1, prefix, text), towers.text(classes, NAME_TOKENS + 2, text, behind=prefix)]
-        share = {"trained": 0.6, None: 0.0}.get(images if images == "trained" else None, 0.0)
-        return [Step("training", tuple(passes), share * weights)]
+
+@dataclass(frozen=True)
+class TaskSize:
+    """What a method trains on, and the CLIP's size: C classes, D labelled domains, whether it is shown images of the
+    target domain, and all weights of CLIP."""
+
+    classes: int
+    domains: int
+    target: bool
+    weights: float
+
+
+Steps = Callable[[Any, Towers, TaskSize], list[Step]]
+
+
+def _prompt_tokens(template: str, context: int) -> tuple[int, int]:
+    """Tokens of a class's text: of the prefix that all classes share, and of what is behind it.
+
+    ``context`` learned tokens are where the template says or, if it does not, in the place of its first words.
+    """
+    before, _, after = template.replace("{}", NAME).partition(NAME)
+    words = [len(re.findall(r"\w+|[^\w\s]+", part.replace(CONTEXT, ""))) for part in (before, after)]
+    prefix, suffix = 1 + words[0], NAME_TOKENS + words[1] + 1
+    if CONTEXT in after:
+        return prefix, suffix + context
+    return (prefix + context if CONTEXT in before else max(prefix, 1 + context)), suffix
+
+
+def _texts(config: Any, towers: Towers, classes: int, kind: Kind = "through", *, contexts: int = 1) -> list[Pass]:
+    """The texts of all classes behind each of so many contexts, as the config's template has them."""
+    prefix, suffix = _prompt_tokens(config.template, getattr(config, "context_tokens", 0))
+    return [towers.text(contexts, prefix, kind), towers.text(contexts * classes, suffix, kind, behind=prefix)]
+
+
+def _frozen_images(config: Any, towers: Towers, images: int) -> list[Pass]:
+    """Frozen CLIP's features of so many images: computed once, before the first step, unless images are augmented."""
+    return [towers.vision(images, "encode")] if config.augmentation.active else []
+
+
+def _coop(config: Any, towers: Towers, size: TaskSize) -> list[Step]:
+    images = _frozen_images(config, towers, config.batch_size)
+    if config.train_projections:
+        images = [towers.vision(config.batch_size, "encode")]
+    return [Step("context", (*images, *_texts(config, towers, size.classes)))]
+
+
+def _cocoop(config: Any, towers: Towers, size: TaskSize) -> list[Step]:
+    images = config.batch_size  # each has a context of its own
+    texts = _texts(config, towers, size.classes, contexts=images)
+    return [Step("context and meta-net", (*_frozen_images(config, towers, images), *texts), moments=1)]
+
+
+def _vpt(config: Any, towers: Towers, size: TaskSize) -> list[Step]:
+    return [Step("visual prompts", (towers.vision(config.batch_size, "through", extra=config.prompt_tokens),))]
+
+
+def _own_vision(stage: str) -> Steps:
+    """Some weights of a copy of the vision tower, small ones: the others are frozen."""
+
+    def steps(config: Any, towers: Towers, size: TaskSize) -> list[Step]:
+        return [Step(stage, (towers.vision(config.batch_size, "through"),), copied=size.weights)]
 
     return steps
 
 
-def _pros(config: Any, towers: Towers, classes: int, domains: int, weights: float) -> list[Step]:
+def _lora(config: Any, towers: Towers, size: TaskSize) -> list[Step]:
+    images = towers.vision(config.batch_size, "through" if config.vision else "encode")
+    texts = _texts(config, towers, size.classes) if config.text else []
+    return [Step("adapters", (images, *texts), copied=size.weights)]
+
+
+def _full_finetune(config: Any, towers: Towers, size: TaskSize) -> list[Step]:
+    texts = _texts(config, towers, size.classes, "trained") if config.train_text else []
+    trained = (1 if config.train_text else VISION_SHARE) * size.weights
+    images = towers.vision(config.batch_size, "trained")
+    return [Step("vision tower", (images, *texts), trained, copied=size.weights)]
+
+
+def _sketch_lvm(config: Any, towers: Towers, size: TaskSize) -> list[Step]:
+    # anchors, positives, negatives; with ``train_unnamed`` a quarter of the maps is trained too, which is not counted
+    images = towers.vision(3 * config.batch_size, "through", extra=config.prompt_tokens)
+    return [Step("triplets", (images,), copied=size.weights)]
+
+
+def _prompted(config: Any, towers: Towers, images: int) -> Pass:
+    """Images through a tower whose first blocks have learned tokens at their inputs: as many as texts have, or their
+    own number."""
+    return towers.vision(images, "through", extra=getattr(config, "prompt_tokens", config.context_tokens))
+
+
+def _maps(blocks: int, towers: Towers) -> float:
+    """Values of the linear maps from the text prompts of the first blocks to the vision prompts."""
+    return min(blocks, towers.text_layers, towers.vision_layers) * towers.text_width * towers.vision_width
+
+
+def _maple(config: Any, towers: Towers, size: TaskSize) -> list[Step]:
+    passes = (_prompted(config, towers, config.batch_size), *_texts(config, towers, size.classes))
+    return [Step("prompts", passes, _maps(config.depth, towers), moments=1)]
+
+
+def _ivlp(config: Any, towers: Towers, size: TaskSize) -> list[Step]:
+    passes = (_prompted(config, towers, config.batch_size), *_texts(config, towers, size.classes))
+    return [Step("prompts", passes, moments=1)]
+
+
+def _promptsrc(config: Any, towers: Towers, size: TaskSize) -> list[Step]:
+    (prompted,) = _ivlp(config, towers, size)
+    teacher = _frozen_images(config, towers, config.batch_size)
+    return [Step("prompts", (*teacher, *prompted.passes), moments=1)]
+
+
+def _pda(config: Any, towers: Towers, size: TaskSize) -> list[Step]:
+    # where the protocol shows no target images, those of another training domain take their place
+    groups = 2 if config.target_weight else 1
+    teacher = [towers.vision(config.batch_size, "encode")] if config.target_weight else []
+    images = [_prompted(config, towers, config.batch_size)] * groups
+    passes = (*images, *teacher, *_texts(config, towers, size.classes))
+    return [Step("prompts", passes, _maps(min(config.coupled, config.depth), towers), moments=1)]
+
+
+def _cmkd(config: Any, towers: Towers, size: TaskSize) -> list[Step]:
+    groups = 2 if config.target_weight or config.teacher_weight else 1  # target images as in PDA
+    images = [towers.vision(config.batch_size, "trained")] * groups
+    trained = VISION_SHARE * size.weights
+    return [Step("distillation", tuple(images), trained, moments=1, copied=size.weights)]
+
+
+def _dapl(config: Any, towers: Towers, size: TaskSize) -> list[Step]:
+    domains = size.domains + size.target
+    groups = 2 if size.target and config.target_weight else 1
+    images = _frozen_images(config, towers, config.batch_size) * groups
+    context = config.context_tokens + config.domain_tokens
+    template = config.template
+    if config.domain_words:
+        template = f"{template.removesuffix('.')} , a domain image.."
+    prefix, suffix = _prompt_tokens(template, context)
+    if config.class_specific:  # nothing is shared
+        texts = [towers.text(domains * size.classes, prefix + suffix, "through")]
+    else:
+        texts = [
+            towers.text(domains, prefix, "through"),
+            towers.text(domains * size.classes, suffix, "through", behind=prefix),
+        ]
+    return [Step("contexts", (*images, *texts), moments=1)]
+
+
+def _head(stage: str) -> Steps:
+    """Something behind CLIP's image features."""
+
+    def steps(config: Any, towers: Towers, size: TaskSize) -> list[Step]:
+        return [Step(stage, tuple(_frozen_images(config, towers, config.batch_size)))]
+
+    return steps
+
+
+def _pros(config: Any, towers: Towers, size: TaskSize) -> list[Step]:
     kinds = len(config.kinds)
     own = kinds * config.prompt_length
     texts = (
         towers.text(1, 4, "through"),
-        towers.text(classes, NAME_TOKENS + config.context_tokens + 4, "through", behind=4),
+        towers.text(size.classes, NAME_TOKENS + config.context_tokens + 4, "through", behind=4),
     )
     first = Step("prompt units", (towers.vision(config.stage1_batch_size, "through", extra=own), *texts))
-    units = config.prompt_length * (domains + classes)
+    units = config.prompt_length * (size.domains + size.classes)
     written = towers.vision_tokens - 1 + own + units
     simulator = towers.vision(config.batch_size, "trained", tokens=written, layers=config.simulator_layers)
     trained = 12 * towers.vision_width**2 * config.simulator_layers
@@ -193,12 +358,12 @@ def _pros(config: Any, towers: Towers, classes: int, domains: int, weights: floa
     return [first, Step("simulator", (simulator, main, *texts), trained)]
 
 
-def _ucdr_adapter(config: Any, towers: Towers, classes: int, domains: int, weights: float) -> list[Step]:
+def _ucdr_adapter(config: Any, towers: Towers, size: TaskSize) -> list[Step]:
     own = config.prompt_length * (config.domain_prompts + config.class_prompts)
     momentum = [towers.vision(config.stage1_batch_size, "encode", extra=own)] if config.triplet_weight else []
     texts = [
         towers.text(1, 4, "through"),
-        towers.text(classes, NAME_TOKENS + config.context_tokens + 4, "through", behind=4),
+        towers.text(size.classes, NAME_TOKENS + config.context_tokens + 4, "through", behind=4),
     ]
     first = Step("source adapter", (towers.vision(config.stage1_batch_size, "through", extra=own), *momentum, *texts))
     second = [towers.vision(config.batch_size, "through", extra=2), towers.vision(config.batch_size, "encode")]
@@ -207,44 +372,73 @@ def _ucdr_adapter(config: Any, towers: Towers, classes: int, domains: int, weigh
     return [first, Step("target prompts", tuple(second))] if config.generate else [first]
 
 
-def _ad_clip(config: Any, towers: Towers, classes: int, domains: int, weights: float) -> list[Step]:
+def _ad_clip(config: Any, towers: Towers, size: TaskSize) -> list[Step]:
     images = 2 * config.batch_size
     layers = config.layers or towers.vision_layers
     context = 1 + 2 * layers * config.domain_tokens + config.image_tokens
     passes = [towers.vision(images, "encode")] if config.augmentation.active else []
     passes.append(towers.text(images, context, "through"))
-    passes.append(towers.text(images * classes, NAME_TOKENS + 2, "through", behind=context))
+    passes.append(towers.text(images * size.classes, NAME_TOKENS + 2, "through", behind=context))
     projectors = layers * (4 * towers.vision_width * (config.domain_hidden + config.style_hidden))
     return [Step("projectors", tuple(passes), projectors)]
 
 
-_WORK: Mapping[str, Callable[..., list[Step]]] = {
+_WORK: Mapping[str, Steps] = {
     "pros": _pros,
     "ucdr_adapter": _ucdr_adapter,
     "ad_clip": _ad_clip,
-    "coop": _image_text(None, "through"),
-    "vpt_shallow": _image_text("through", None),
-    "vpt_deep": _image_text("through", None),
-    "bitfit": _image_text("through", None),
-    "ln_tuning": _image_text("through", None),
-    "lora": _image_text("trained", "trained"),
-    "full_finetune": _image_text("trained", None),
+    "coop": _coop,
+    "cocoop": _cocoop,
+    "maple": _maple,
+    "ivlp": _ivlp,
+    "promptsrc": _promptsrc,
+    "dapl": _dapl,
+    "pda": _pda,
+    "cmkd": _cmkd,
+    "sketch_lvm": _sketch_lvm,
+    "vpt_shallow": _vpt,
+    "vpt_deep": _vpt,
+    "bitfit": _own_vision("biases"),
+    "ln_tuning": _own_vision("LayerNorms"),
+    "lora": _lora,
+    "full_finetune": _full_finetune,
+    "tip_adapter_f": _head("keys"),
+    "linear_probe": _head("linear map"),
+    "metric_head": _head("linear map"),
+    "clip_adapter": _head("adapters"),
 }
 
+#: Methods that train on features which are stored before the first step; the first three run the vision tower without
+#: gradients where their images are augmented.
+STORED_FEATURES = ("linear_probe", "metric_head", "clip_adapter", "sre_clip")
 
-#: The methods whose steps are described.
-DESCRIBED = tuple(_WORK)
+#: The methods whose steps run through a tower, and are described.
+DESCRIBED = tuple(name for name in _WORK if name not in STORED_FEATURES)
+
+#: Methods that tell apart all class names that training may use, not those with labelled images alone.
+ALL_NAMES = ("ad_clip", "dapl", "pda", "cmkd")
 
 
 def steps_of(
-    method: str, config: Any, towers: Towers, classes: int, domains: int, weights_mib: float = 0.0
+    method: str,
+    config: Any,
+    towers: Towers,
+    classes: int,
+    domains: int,
+    weights_mib: float = 0.0,
+    *,
+    target: bool = True,
 ) -> list[Step] | None:
-    """The stages of a method's training, one step of each; None for a method whose steps are not described here (it
-    trains on stored features, or is another distribution's)."""
+    """The stages of a method's training, one step of each.
+
+    ``classes``: those that it tells apart (:data:`ALL_NAMES`); ``domains``: those with labelled images; ``target``:
+    whether it is shown images of the target domain. None for a method whose steps run through no tower (it trains on
+    stored features), or that is another distribution's.
+    """
     if method not in _WORK:
         return None
-    parameters = 0.0 if method == "lora" else weights_mib * 2**18
-    return _WORK[method](config, towers, classes, domains, parameters)
+    steps = _WORK[method](config, towers, TaskSize(classes, domains, target, weights_mib * 2**18))
+    return steps if any(step.passes for step in steps) else None
 
 
 def rate(precision: str, file: Path = MEASURED) -> tuple[float, str]:

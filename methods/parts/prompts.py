@@ -21,12 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from methods.parts.backbone import BackboneError, PromptBackbone
 from methods.parts.bounds import CONTEXT, NAME, fill
-
-#: Bytes of activations kept for backward above which the suffixes run in checkpointed pieces (a second forward).
-CHECKPOINT_ABOVE = 16 << 30
-
-#: Bytes of activations of such a piece, or of one class where that is more.
-PIECE_BYTES = 1 << 30
+from methods.parts.checkpointing import CHECKPOINT_ABOVE, PIECE_BYTES, sequence_bytes
 
 #: Classes of one length wait for longer ones until they are this many: smaller parts cost more than their padding.
 SMALLEST_PART = 8
@@ -216,8 +211,8 @@ def encode_prompts(
     ``shared_prefix=False`` runs every prompt from its start; ``cut=False`` (only there) also runs the tokens behind the
     end of text: both are the plain path, with the same numbers, which a backbone without ``causal_text`` always takes.
     ``class_chunk`` bounds memory: that many classes at a time. Where a gradient is wanted and the suffixes' activations
-    would exceed :data:`CHECKPOINT_ABOVE`, pieces of the classes are computed again in the backward pass, so that memory
-    no longer grows with the classes; values and gradients are the same but for rounding.
+    would exceed a bound (:mod:`methods.parts.checkpointing`), pieces of the classes are computed again in the backward
+    pass, so that memory no longer grows with the classes; values and gradients are the same but for rounding.
 
     Raises:
         BackboneError: the context's shape, or that of deep prompts, does not fit the prompts' slots.
@@ -272,16 +267,15 @@ def _read_plain(
 
 
 def suffix_bytes(backbone: PromptBackbone, prompts: PromptTemplate, images: int) -> int:
-    """About the bytes that the longest suffix of one class, for ``images`` contexts, keeps for backward.
-
-    A token keeps in a block about 16 vectors of the text width (8 of them the MLP's four times wider arrays) and a
-    weight for every head and token that it may attend to. The first block, which the contexts share, and the last,
-    which computes one token, keep less: with 12 blocks two thirds of this were measured.
-    """
-    tokens = prompts.longest + 1 - prompts.prefix_length
-    heads = int(backbone.model.text_model.config.num_attention_heads)
-    floats = 16 * backbone.text_width + heads * (prompts.longest + 1)
-    return images * tokens * backbone.text_layers * floats * (2 if backbone.precision == "bf16" else 4)
+    """About the bytes that the longest suffix of one class, for ``images`` contexts, keeps for backward."""
+    return images * sequence_bytes(
+        prompts.longest + 1 - prompts.prefix_length,
+        prompts.longest + 1,
+        width=backbone.text_width,
+        heads=int(backbone.model.text_model.config.num_attention_heads),
+        layers=backbone.text_layers,
+        bf16=backbone.precision == "bf16",
+    )
 
 
 def _read_behind_prefix(

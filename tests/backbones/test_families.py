@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,26 @@ def test_openais_resnet_becomes_a_folder_of_open_clips(
         close(backbone.encode_images(pixels(backbone)), model.encode_image(pixels(backbone)))
         close(backbone.encode_ids(given), model.encode_text(given))
     assert backbone.preprocessing["mean"] == pytest.approx([0.48145466, 0.4578275, 0.40821073])
+
+    whole = json.loads((out / "open_clip_config.json").read_text())
+    stated = {**whole, "preprocess_cfg": {"mean": [0.5, 0.25, 0.125], "interpolation": "bilinear"}, "hf_hub": "kept"}
+    config = tmp_path / "stated.json"
+    config.write_text(json.dumps(stated))
+    again = tmp_path / "with_config"
+    given = [str(file), str(again), "--tokenizer", str(tmp_path / "tokenizer"), "--config", str(config)]
+    assert main(given) == 0
+    assert json.loads((again / "open_clip_config.json").read_text()) == stated
+    assert load(again).preprocessing["mean"] == [0.5, 0.25, 0.125]
+    assert load(again).preprocessing["resample"] == "bilinear"
+    capsys.readouterr()
+    for part, key in (("vision_cfg", "layers"), ("vision_cfg", "image_size"), ("text_cfg", "width")):
+        wrong = copy.deepcopy(stated)
+        wrong["model_cfg"][part][key] = [3, 4, 6, 3] if key == "layers" else 224
+        config.write_text(json.dumps(wrong))
+        assert main([*given[:1], str(tmp_path / "wrong"), *given[2:]]) == 2
+        assert f"but its config has {wrong['model_cfg'][part][key]}" in (said := capsys.readouterr().err)
+        assert f"{part}.{key}" in said and said.count("\n") == 1
+        assert not (tmp_path / "wrong").exists()
 
 
 def test_timms_config_beside_open_clips_changes_nothing(open_clips: dict[str, tuple[Any, Path]]) -> None:
