@@ -2,7 +2,7 @@
 
 Any CLIP can be used: a Hub name (``openai/clip-vit-base-patch32``) or a folder, also open_clip's (a folder, or
 ``open_clip:`` before a Hub name) and SigLIP. OpenAI's ``.pt`` files become folders with
-``python -m benchmarks.convert``. Every score names the version (``picto-clip-v2``), never just ``picto-clip``.
+``python -m benchmarks.convert``. Every score names the version (``picto-clip-v3``), never just ``picto-clip``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 #: Folder of the shipped versions, ``picto-clip-v2``, ``picto-clip-v3``, ...
 SHIPPED = Path(__file__).parents[1] / "assets" / "picto_clip"
 
-#: What ``picto-clip`` means: the version the committed reference was made with (where it is missing, the newest).
-DEFAULT = "picto-clip-v2"
+#: What ``picto-clip`` means (where it is missing, the newest).
+DEFAULT = "picto-clip-v3"
 
 #: Other names of shipped versions, which describe them.
 ALIASES = {"picto-clip-invariant": "picto-clip-v2"}

@@ -91,9 +91,9 @@ PRESETS: Mapping[str, Preset] = {
         Preset(
             "standard",
             "the committed reference: one cap of steps, one patience, tuned rates",
-            steps=200,
+            steps=480,
             batch_size=32,
-            validations=10,
+            validations=16,
             patience=3,
             tuned=True,
             range_high=1000.0,

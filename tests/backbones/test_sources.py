@@ -18,9 +18,9 @@ def test_the_default_is_the_reference_version_and_not_the_newest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "SHIPPED", tmp_path)
-    _ship(tmp_path, "picto-clip-v2", "picto-clip-v3")
-    assert sources.resolve("picto-clip") == ("picto-clip-v2", str(tmp_path / "picto-clip-v2"))
-    assert sources.resolve("picto-clip-v3") == ("picto-clip-v3", str(tmp_path / "picto-clip-v3"))
+    _ship(tmp_path, "picto-clip-v2", "picto-clip-v3", "picto-clip-v9")
+    assert sources.resolve("picto-clip") == ("picto-clip-v3", str(tmp_path / "picto-clip-v3"))
+    assert sources.resolve("picto-clip-v2") == ("picto-clip-v2", str(tmp_path / "picto-clip-v2"))
 
 
 def test_a_version_has_one_name_in_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
