@@ -23,8 +23,8 @@ def test_the_record_says_what_was_measured_and_what_it_cost(settings: Settings) 
     assert (unseen.n_queries, unseen.gallery_size, unseen.n_without_relevant) == (24, 24, 0)
     assert record.scores["mixed"].gallery_size == 24 + 6 * 2
     assert record.inputs["backbone"]["weights_hash"] == Resources(settings).backbone.weights_hash
-    assert record.inputs["method"]["config"] == {"learning_rate": 0.5, "steps": 200, "names": []}, "the budget"
-    assert record.fit.steps == 200
+    assert record.inputs["method"]["config"] == {"learning_rate": 0.5, "steps": 480, "names": []}, "the budget"
+    assert record.fit.steps == 480
     assert record.fit.losses == [{"stage": "one", "step": 0, "loss": 1.0}]
     assert 0 < record.fit.validation[0]["score"] <= 1
     assert record.cost.trainable_parameters == 1
