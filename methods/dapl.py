@@ -129,6 +129,7 @@ class DAPL(SgdMethod):
     Config = DAPLConfig
     stage = "contexts"
     needs = "styles"
+    reads_target = True
     one_process = "its target loss is a mean over the images with a confident pseudo-label"
     fact_names = ("class_names", "domain_names", "adapts")
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {

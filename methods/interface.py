@@ -250,6 +250,8 @@ class Method(ABC):
     * ``one_process``: why its training needs a single process, "" if it can be spread over several: its loss is a mean
       over the images of a batch, of which each process takes :func:`methods.parts.parallel.share`;
     * ``reads_synsets``: whether its scores depend on the classes' WordNet synsets, which are then part of their key;
+    * ``reads_target = False`` when ``fit`` uses no target image and not the target domain's name: it is then shown
+      none, and transfers from one source share a fit;
     * ``version``: raise it when a change of the code changes scores, so that stored scores are not taken for new ones.
     """
 
@@ -261,6 +263,7 @@ class Method(ABC):
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     one_process: ClassVar[str] = "it does not declare that its loss is a mean over the images of a batch"
     reads_synsets: ClassVar[bool] = False
+    reads_target: ClassVar[bool] = True
     version: ClassVar[int] = 1
     #: Attributes that ``fit`` sets beside the tensors (numbers, texts, tuples of texts), stored as JSON by their names.
     fact_names: ClassVar[tuple[str, ...]] = ()

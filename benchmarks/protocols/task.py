@@ -88,6 +88,10 @@ class Task:
         digest.update(f"{self.dataset}|{self.rules}|{self.class_names}".encode())
         object.__setattr__(self, "fit_id", digest.hexdigest()[:16])
 
+    def without_target(self) -> Task:
+        """The task as a method sees it that looks at no target image."""
+        return self if self.target is None else replace(self, target=None, transfer=None)
+
     def check(self, dataset: Dataset) -> None:
         """Assert what every clean task promises; raises :class:`DatasetError` naming the breach.
 

@@ -31,7 +31,7 @@ from benchmarks.runner.embeddings import EncodedImages, embedding_folder, encode
 from benchmarks.runner.environment import PeakMemory
 from benchmarks.runner.failures import describe, explain, release_memory
 from benchmarks.runner.outcome import Progress
-from benchmarks.runner.plan import SEARCH_SEED, Cell, FitGroup
+from benchmarks.runner.plan import SEARCH_SEED, Cell, FitGroup, shown_to
 from benchmarks.runner.process_settings import seed_everything
 from benchmarks.runner.rates import RateChoice, Source, outcomes
 from benchmarks.runner.records import convergence, make_record
@@ -50,13 +50,17 @@ from methods.training.loop import TrainingError, check_processes
 TOP = 10
 
 
+#: Protocol and split of a cell, and what ``--selectors`` recorded of each validation on that cell's task.
+Checkpoints = dict[tuple[str, str], list[dict[str, Any]]]
+
+
 @dataclass(frozen=True)
 class _Trained:
     method: Method
     report: FitReport
     seconds: float
     logged: list[dict[str, Any]]
-    checkpoints: list[dict[str, Any]]
+    checkpoints: Checkpoints
 
 
 @dataclass
@@ -65,7 +69,7 @@ class _Fitted:
     method: Method
     report: FitReport
     logged: list[dict[str, Any]]
-    checkpoints: list[dict[str, Any]]
+    checkpoints: Checkpoints
     search: Search
     rate_from: Source
     encoded: EncodedImages
@@ -95,7 +99,7 @@ def _tried(trainers: Sequence[_Trainer], config: Any) -> tuple[dict[str, Any], _
             seconds += trained.seconds
             scores.append(trainer.validation(trained))
             if trained.checkpoints and len(trainers) == 1:
-                trial["checkpoints"] = trained.checkpoints
+                (trial["checkpoints"],) = trained.checkpoints.values()
     except Exception as failure:
         return {**trial, "reason": describe(failure)}, None, failure
     score = math.fsum(scores) / len(scores)
@@ -283,20 +287,27 @@ class GroupRunner:
         cache = self.resources.pixels(group.dataset)
         rules = self.settings.rules
 
-        selectors = self.settings.selectors
-        checkpoints: list[dict[str, Any]] = []
+        selectors, first = self.settings.selectors, group.cells[0].id
+        # cells with other target images have checkpoints of their own; else those of the first cell stand for all
+        scored = {(first.protocol, first.split): task}
+        if task.target is not None and not group.choice.searched:
+            scored |= {(cell.id.protocol, cell.id.split): self._task(cell) for cell in group.cells}
+        checkpoints: Checkpoints = {}
 
         def validation_score(method: Method, question: Question) -> float:
             encoded = EncodedImages(encode_as(method, rules), cache, lambda count: None, device=method.device)
             scores = SelectionScores(method, encoded, rules)
             if selectors:
                 where = {name: value for name, value in (logged or [{}])[-1].items() if name in ("stage", "step")}
-                checkpoints.append({**where, **checkpoint_values(task, selectors, scores.score)})
+                for of_cell, asked in scored.items():
+                    values = checkpoint_values(asked, selectors, scores.score)
+                    checkpoints.setdefault(of_cell, []).append({**where, **values})
             return scores.score(question)
 
         validated = ValidatedWeights()
         score = validated.recorded(validation_score) if group.choice.searched else validation_score
-        data = training_data(task, cache, score, select=self.settings.select)
+        shown = shown_to(METHODS.get(group.method), task, self.settings.select)
+        data = training_data(shown, cache, score, select=self.settings.select)
 
         def train(config: Any, seed: int) -> _Trained:
             seed_everything(seed)
@@ -309,7 +320,7 @@ class GroupRunner:
             start = time.perf_counter()
             with fail_together():
                 report = method.fit(data, seed=seed, log=log)
-            return _Trained(method, report, time.perf_counter() - start, list(logged), list(checkpoints))
+            return _Trained(method, report, time.perf_counter() - start, list(logged), dict(checkpoints))
 
         def validation(trained: _Trained) -> float:
             known = validated.score(trained.method)
@@ -448,7 +459,7 @@ class GroupRunner:
         )
 
     def _fit_facts(self, cell: Cell, fitted: _Fitted) -> Fit:
-        report, first = fitted.report, cell.key == fitted.first.key  # a checkpoint's test score is of the first cell
+        report, first = fitted.report, cell.key == fitted.first.key  # the test scores of trials are of the first cell
         losses: list[dict[str, Any]] = list(report.losses) or fitted.logged
         return Fit(
             fit_id=cell.fit_id,
@@ -462,7 +473,7 @@ class GroupRunner:
             rate_range=fitted.search.rate_range,
             edge=fitted.search.edge,
             convergence=convergence(report) if fitted.method.trained else "",
-            checkpoints=fitted.checkpoints if first else [],
+            checkpoints=fitted.checkpoints.get((cell.id.protocol, cell.id.split), []),
         )
 
     def _fit_cost(self, fitted: _Fitted, peak: dict[str, float | None] | None = None) -> Cost:

@@ -195,7 +195,10 @@ def plan(settings: Settings, resources: Resources, arms: Mapping[str, Sequence[A
                         cell = make_cell(
                             settings, resources, methods[name], name, config, choice, dataset, task, seed, arm.name
                         )
-                        group = (dataset, number, seed, cell.fit_id, *choice.shared)
+                        # the checkpoints of a search's trials are scored on the target images of one task
+                        scored = settings.selectors and choice.searched and task.target is not None
+                        alone = (task.split,) if scored else ()
+                        group = (dataset, number, seed, cell.fit_id, *choice.shared, *alone)
                         groups.setdefault(group, []).append(cell)
                         choices[group] = choice  # cells of one fit share the validation task
     fits = []
@@ -310,9 +313,9 @@ def make_cell(
 ) -> Cell:
     """The cell of a method's config (registered as ``name``) on a task of a data set."""
     backbone, source = resources.backbone_facts, resources.dataset(dataset)
-    fit_id = task.fit_id
+    fit_id = shown_to(method, task, settings.select).fit_id
     if settings.select == "oracle":  # validates on this very task's test retrieval, so no other task shares the model
-        fit_id = f"{task.fit_id}-{task.protocol}-{task.split}"
+        fit_id = f"{fit_id}-{task.protocol}-{task.split}"
     values = stated(config)
     cell = CellId(
         method=name,
@@ -350,7 +353,7 @@ def make_cell(
             "protocol": task.protocol,
             "split": task.split,
             "rules": task.rules,
-            "fit_id": fit_id,
+            "fit_id": task.fit_id if settings.select != "oracle" else f"{task.fit_id}-{task.protocol}-{task.split}",
             "retrievals": {question.name: _hash(question.query, question.gallery) for question in task.retrievals},
             "classifications": {c.name: _hash(c.rows, c.class_names, c.seen) for c in task.classifications},
         },
@@ -366,6 +369,11 @@ def make_cell(
     leading = {question.name: source.card.headline.metrics() for question in task.retrievals}
     leading |= {question.name: classification_metrics(question) for question in task.classifications}
     return Cell(cell, inputs, leading, fit_id)
+
+
+def shown_to(method: type[Method], task: Task, select: str) -> Task:
+    """What a method is shown of a task: without target images where neither ``fit`` nor ``select`` looks at them."""
+    return task if method.reads_target or select not in ("val", "last") else task.without_target()
 
 
 def augmentation_inputs(config: Any) -> dict[str, int]:

@@ -26,6 +26,7 @@ class AdaptationMethod(ImageTextMethod):
     """A method whose loss is of labelled images and of target images (:meth:`adaptation_loss`)."""
 
     one_process = "its loss compares the images of a batch"
+    reads_target = True
     #: While it trains: the pixels of a step's target images, None where they are in the batch; and all its steps.
     _target: Callable[[int], Tensor] | None = None
     _target_feed: Feed[Tensor] | None = None

@@ -97,6 +97,7 @@ class ImageTextMethod(Method):
     """A part of CLIP, or something beside it, trained with the image-text loss."""
 
     one_process = ""
+    reads_target = False
     #: Names the training in logs and curves.
     stage: ClassVar[str]
     #: The lowest learning rate of the official schedule (``schedule`` "released").

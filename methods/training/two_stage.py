@@ -69,6 +69,7 @@ class TwoStageMethod(Method):
     """
 
     one_process = ""
+    reads_target = False
     fact_names = ("class_names", "domain_names")
     random_batches: ClassVar[int]  # numbers of the random generators of batches and augmentation
     random_augment: ClassVar[int]

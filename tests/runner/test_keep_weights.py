@@ -184,3 +184,19 @@ def test_the_file_states_the_backbone_and_none_of_its_weights(
     assert stated["identity"] == tiny_backbone.identity and stated["backbone_name"]
     size = (folder / "method.safetensors").stat().st_size
     assert size < sum(4 * value.numel() for value in tiny_backbone.model.parameters()) / 2
+
+
+def test_cells_that_share_a_fit_across_transfers_each_find_its_weights(
+    tiny_dataset: type, tiny_folder: Path, tmp_path: Path
+) -> None:
+    options = ["--methods", "linear_probe", "--datasets", "tiny", "--backbone", str(tiny_folder), "--protocols", "uda"]
+    options += ["--preset", "standard", "--set", "steps=2", "--jobs", "1", "--device", "cpu", "--out", str(tmp_path)]
+    assert run([*options, "--keep-weights", "all"]) == 0
+    store, weights = ResultStore(tmp_path), WeightStore(tmp_path)
+    by_fit: dict[str, set[bytes]] = {}
+    for record in store.records():
+        folder = weights.of_record(record)
+        assert folder
+        (tensors,) = (tmp_path / folder).glob("*.safetensors")
+        by_fit.setdefault(record.fit.fit_id, set()).add(tensors.read_bytes())
+    assert len(by_fit) == 3 and all(len(contents) == 1 for contents in by_fit.values())

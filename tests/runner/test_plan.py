@@ -9,12 +9,18 @@ from typing import Any
 
 import pytest
 
-from benchmarks.runner.plan import augmentation_inputs, plan
+from benchmarks.protocols.training import training_data
+from benchmarks.runner.plan import augmentation_inputs, plan, shown_to
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import Settings, SettingsError
+from methods.interface import WithheldError
+from methods.linear_probe import LinearProbe
 from methods.parts.augment import Augmentation
 from methods.registry import METHODS
 from tests.runner.probe import Probe, ProbeConfig, run
+from tests.support.every import METHOD_NAMES
+
+DOMAINS = ("flat", "glyph", "line")
 
 
 def test_cells_with_the_same_training_data_share_a_fit(settings: Settings) -> None:
@@ -233,3 +239,56 @@ def test_sre_clip_reads_wordnet_and_word_vectors(tmp_path: Path) -> None:
     assert SreClip.files(SreClipConfig())["wordnet"].exists()
     named = SreClip.files(SreClipConfig(word_vectors=str(tmp_path / "glove.txt")))
     assert named["word_vectors"] == tmp_path / "glove.txt"
+
+
+def groups_of(settings: Settings, method: str, **changes: Any) -> list[set[str]]:
+    """The splits of each fit of a method in UDA."""
+    changed = dataclasses.replace(settings, methods=(method,), protocols=("uda",), **changes)
+    planned = plan(changed, Resources(changed))
+    return sorted(({cell.id.split for cell in group.cells} for group in planned.groups), key=sorted)
+
+
+@pytest.mark.parametrize("method", ["linear_probe", "full_finetune", "pros", "cocoop"])
+def test_transfers_from_one_source_share_the_fit_of_what_uses_no_target_image(settings: Settings, method: str) -> None:
+    by_source = [{f"{one} to {other}" for other in DOMAINS if other != one} for one in DOMAINS]
+    assert groups_of(settings, method) == sorted(by_source, key=sorted)
+    assert groups_of(settings, method, selectors=("im", "oracle")) == sorted(by_source, key=sorted)
+    alone = [{split} for splits in sorted(by_source, key=sorted) for split in sorted(splits)]
+    assert groups_of(settings, method, select="im") == alone, "what selects looks at target images"
+    assert groups_of(settings, method, select="oracle") == alone
+    searched = {"preset": "standard", "search": True}
+    assert groups_of(settings, method, **searched) == sorted(by_source, key=sorted)
+    assert groups_of(settings, method, selectors=("im",), **searched) == alone, "trials have checkpoints of one task"
+
+
+@pytest.mark.parametrize("method", ["ad_clip", "dapl", "pda", "cmkd", "sre_clip"])
+def test_what_uses_target_images_is_fitted_for_each_transfer(settings: Settings, method: str) -> None:
+    assert all(len(splits) == 1 for splits in groups_of(settings, method))
+
+
+def test_keys_and_scores_are_those_of_fits_of_their_own(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_of = {"methods": ("linear_probe",), "protocols": ("uda", "dazsl"), "preset": "standard"}
+    asked = dataclasses.replace(settings, **run_of, set=(("steps", 3),), selectors=("im", "oracle"))
+    shared = {record.key: record for record in run(asked)[2].records()}
+    monkeypatch.setattr(LinearProbe, "reads_target", True)
+    alone = {record.key: record for record in run(dataclasses.replace(asked, out=f"{asked.out}2"))[2].records()}
+    assert set(shared) == set(alone)
+    for key, record in shared.items():
+        assert record.status == "ok" and record.scores == alone[key].scores and record.per_query == alone[key].per_query
+        assert record.fit.checkpoints == alone[key].fit.checkpoints != []
+    fits = [{record.fit.fit_id for record in records.values()} for records in (shared, alone)]
+    assert len(fits[0]) < len(fits[1])
+
+
+@pytest.mark.parametrize("name", [name for name in METHOD_NAMES if not METHODS.get(name).reads_target])
+def test_a_method_that_uses_no_target_image_is_shown_none(name: str, settings: Settings) -> None:
+    asked = dataclasses.replace(settings, protocols=("uda", "ucdr"))
+    resources = Resources(asked)
+    for protocol in asked.protocols:
+        task = resources.task("tiny", protocol, resources.splits("tiny", protocol)[0])
+        shown = shown_to(METHODS.get(name), task, "val")
+        assert shown.target is None
+        data = training_data(shown, resources.pixels("tiny"), lambda *_: 0.0)
+        assert not data.has_target and data.target_domain is None
+        with pytest.raises(WithheldError, match="use has_target first"):
+            data.target  # noqa: B018

@@ -144,7 +144,8 @@ class Schedule:
         problem = weights.problem
         try:
             if not problem:
-                self.weights.write(group.cells[0].inputs, weights, self.settings.keep_weights)
+                for inputs in {fit_key(cell.inputs): cell.inputs for cell in group.cells}.values():
+                    self.weights.write(inputs, weights, self.settings.keep_weights)
         except OSError as error:
             problem = f"{self.settings.out}: {error.strerror or error}; free space there, then --force"
         if problem:
