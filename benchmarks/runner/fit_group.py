@@ -26,7 +26,7 @@ from benchmarks.datasets.pixels import PixelCache
 from benchmarks.evaluation.ranking import RetrievalScores
 from benchmarks.protocols.selection import Question
 from benchmarks.protocols.task import Classification, Retrieval, Task
-from benchmarks.protocols.training import Score, training_data
+from benchmarks.protocols.training import ScoreFunction, training_data
 from benchmarks.runner.embeddings import EncodedImages, embedding_folder, encode_as
 from benchmarks.runner.environment import PeakMemory
 from benchmarks.runner.failures import describe, explain, release_memory
@@ -132,7 +132,7 @@ class ValidatedWeights:
         """Clear the scores of the previous training."""
         self._scores.clear()
 
-    def recorded(self, score: Score) -> Score:
+    def recorded(self, score: ScoreFunction) -> ScoreFunction:
         """``score``, with every result noted under the method's current weights."""
 
         def score_and_note(method: Method, question: Question) -> float:
@@ -187,7 +187,7 @@ KeepRecord = Callable[[Record, "pd.DataFrame | None"], None]
 KeepSearch = Callable[[FitGroup, Search], None]
 
 #: Takes the weights of a group's fit, before its records.
-KeepWeights = Callable[[FitGroup, FitWeights], None]
+WeightsKeeper = Callable[[FitGroup, FitWeights], None]
 
 
 class GroupRunner:
@@ -200,7 +200,7 @@ class GroupRunner:
         progress: Progress,
         keep: KeepRecord,
         keep_search: KeepSearch = lambda *_: None,
-        keep_weights: KeepWeights = lambda *_: None,
+        keep_weights: WeightsKeeper = lambda *_: None,
     ) -> None:
         self.resources = resources
         self.settings = resources.settings
