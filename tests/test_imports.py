@@ -70,6 +70,17 @@ def test_the_table_names_what_is_there_and_the_diagram_shows_it() -> None:
         assert re.search(rf">(?:benchmarks/)?{re.escape(short.replace('.', '/'))}(?:/|\.py)?[ <]", diagram), entry
 
 
+def test_the_page_names_every_module_of_large_folders() -> None:
+    part = PAGE.read_text(encoding="utf-8").partition("<!-- modules -->")[2].partition("<!-- end of modules -->")[0]
+    rows = {cells[1].strip(" `"): cells[2] for line in part.splitlines() if len(cells := line.split("|")) == 4}
+    folders = [name for name in rows if name.endswith("/")]
+    assert len(folders) == 8
+    for folder in folders:
+        there = {file.stem for file in (ROOT / folder).glob("*.py")} - {"__init__"}
+        named = re.findall(r"`(\w+)`", rows[folder])
+        assert sorted(named) == sorted(there), folder
+
+
 def test_the_measure_sees_imports_of_every_kind(tmp_path: Path) -> None:
     texts = {
         "methods/__init__.py": "",
