@@ -556,7 +556,7 @@ class AdClip(Method):
     # --- state ---
 
     def total_parameters(self) -> int:
-        """The backbone's weights and the projectors'; anchors are statistics."""
+        """The backbone's weights and the projectors'; anchors are not trained."""
         return sum(p.numel() for p in [*self.backbone.model.parameters(), *self.projectors.parameters()])
 
     def learned_tensors(self) -> dict[str, Tensor]:

@@ -185,7 +185,7 @@ class CoCoOp(SgdMethod):
     # --- state ---
 
     def total_parameters(self) -> int:
-        """The backbone's weights, the context and the meta-net; anchors are statistics."""
+        """The backbone's weights, the context and the meta-net; anchors are not trained."""
         own = sum(value.numel() for value in self.trainable().values())
         return own + sum(value.numel() for value in self.backbone.model.parameters())
 
