@@ -33,11 +33,11 @@ from benchmarks.runner.failures import describe, explain, release_memory
 from benchmarks.runner.outcome import Progress
 from benchmarks.runner.plan import SEARCH_SEED, Cell, FitGroup
 from benchmarks.runner.process_settings import seed_everything
+from benchmarks.runner.rate_search import edge, picked
 from benchmarks.runner.rates import RateChoice, Source, outcomes
 from benchmarks.runner.records import convergence, make_record
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.scoring import ClassAnswers, score_classification, score_retrieval
-from benchmarks.runner.search import edge, picked
 from benchmarks.runner.selection import SelectionScores, checkpoint_values
 from benchmarks.store.records import Cost, Fit, GalleryScores, Record, Search, Status, content_key
 from benchmarks.store.weights import STEM, FitWeights

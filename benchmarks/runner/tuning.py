@@ -1,6 +1,6 @@
 """Tune once, use everywhere: search the learning rate of every method on validation data and keep it as data.
 
-For each data set, protocol and method a search (:mod:`benchmarks.runner.search`) is made on splits that are declared
+For each data set, protocol and method a search (:mod:`benchmarks.runner.rate_search`) is made on splits declared
 here, before any score is seen: the first :data:`SPLITS` of each protocol in the protocol's own order. With several, a
 rate's score is its mean over them. No test image is encoded. Protocols that show a method the same data (UCDR and
 UdCDR) share a search. Searches are stored in the results folder trial by trial, so that the same command goes on where
