@@ -56,6 +56,7 @@ from methods.parts.augment import Augmentation, augment
 from methods.parts.backbone import PromptBackbone, Statistics, stack_layers
 from methods.parts.feature_cache import layer_statistics
 from methods.parts.feeding import feed
+from methods.parts.layerwise import layerwise_linear
 from methods.parts.losses import cosine_similarities, mean_entropy
 from methods.parts.prompts import PromptTemplate, encode_prompts
 from methods.training.batches import batches, domain_pairs, target_batches
@@ -209,39 +210,6 @@ class ContentProjector(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return torch.einsum("jn,bnv->bjv", self.mix_weight, self.linear(inputs)) + self.mix_bias[:, None]
-
-
-def layerwise_linear(wide: Sequence[int], out: int, generator: torch.Generator) -> nn.Module:
-    """A linear map from each of n layers' own width: [B, n, in] -> [B, n, out]."""
-    if len(set(wide)) == 1:
-        return LayerwiseLinear(len(wide), wide[0], out, generator)
-    return UnequalLinear(wide, out, generator)
-
-
-class LayerwiseLinear(nn.Module):
-    """A separate linear map for every layer: [B, n, in] -> [B, n, out]. Starts as ``torch.nn.Linear`` does."""
-
-    def __init__(self, layers: int, wide: int, out: int, generator: torch.Generator) -> None:
-        super().__init__()
-        bound = wide**-0.5
-        self.weight = nn.Parameter(torch.empty(layers, out, wide).uniform_(-bound, bound, generator=generator))
-        self.bias = nn.Parameter(torch.empty(layers, out).uniform_(-bound, bound, generator=generator))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return torch.einsum("bni,noi->bno", inputs, self.weight) + self.bias
-
-
-class UnequalLinear(nn.Module):
-    """:class:`LayerwiseLinear` for layers of unequal widths: of a row it reads as many values as its layer is wide."""
-
-    def __init__(self, wide: Sequence[int], out: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(LayerwiseLinear(1, width, out, generator) for width in wide)
-        self.wide = tuple(wide)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        parts = zip(self.layers, self.wide, strict=True)
-        return torch.cat([linear(inputs[:, n : n + 1, :width]) for n, (linear, width) in enumerate(parts)], dim=1)
 
 
 # --- the loss --------------------------------------------------------------------------------------------------------
@@ -588,7 +556,7 @@ class AdClip(Method):
     # --- state ---
 
     def total_parameters(self) -> int:
-        """The backbone's weights and the projectors'; anchors are statistics."""
+        """The backbone's weights and the projectors'; anchors are not trained."""
         return sum(p.numel() for p in [*self.backbone.model.parameters(), *self.projectors.parameters()])
 
     def learned_tensors(self) -> dict[str, Tensor]:

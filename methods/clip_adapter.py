@@ -50,7 +50,7 @@ class ClipAdapterConfig(ImageTextConfig):
         "text_ratio": Bound(low=0, high=1),
         "reduction": Bound(low=1),
     }
-    branch: Literal["image", "text", "both"] = "image"  # what an adapter stands behind
+    branch: Literal["image", "text", "both"] = "image"  # the towers whose features an adapter changes
     image_ratio: float = 0.2  # alpha, the adapter's share of the image feature
     text_ratio: float = 0.2  # beta, the adapter's share of the text feature
     reduction: int = 4  # E over the bottleneck's width
@@ -96,7 +96,7 @@ class ClipAdapter(ImageTextMethod):
 
     @property
     def frozen_texts(self) -> bool:
-        """Whether no adapter stands behind the texts."""
+        """Whether no adapter changes the texts."""
         return self.config.branch == "image"
 
     def head(self, features: Tensor) -> Tensor:

@@ -47,6 +47,22 @@ PROMPTS_PER_PASS = 4096
 
 _INIT, _ANCHORS = 0, 3  # what a random generator is for, beside ``seed_parts``
 
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+def image_contexts(context: Tensor, images: Tensor, meta_net: Mapping[str, Tensor]) -> Tensor:
+    """(1, 2) The learned ``context`` [m, v], each token shifted by h(x), for image features [B, E] -> [B, m, v].
+
+    ``meta_net``: the two maps of h, ``linear1`` E -> E / reduction and ``linear2`` to v, each a ``weight`` and a
+    ``bias``, with a ReLU between them; it reads normalised features.
+    """
+    hidden = F.linear(F.normalize(images, dim=-1), meta_net["linear1.weight"], meta_net["linear1.bias"]).relu()
+    shift = F.linear(hidden, meta_net["linear2.weight"], meta_net["linear2.bias"])  # h(x) [B, v]
+    return context.expand(len(images), -1, -1) + shift[:, None]
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class CoCoOpConfig(SgdConfig):
@@ -60,6 +76,9 @@ class CoCoOpConfig(SgdConfig):
     anchors: int = 32  # training images whose prompts are averaged for a class embedding (extension)
     batch_size: int = 1  # images a step
     epochs: int = 10  # passes over the labelled images
+
+
+# --- the method ------------------------------------------------------------------------------------------------------
 
 
 class CoCoOp(SgdMethod):
@@ -80,7 +99,7 @@ class CoCoOp(SgdMethod):
     backbone: PromptBackbone
     anchors: Tensor | None = None  # frozen features [A, E] of some training images
 
-    # --- the model and its loss ---
+    # --- what is trained, and the loss ---
 
     def build(self, seed: int) -> dict[str, nn.Parameter]:
         """``context`` [m, v], and the meta-net's two maps by ``torch.nn.Linear``'s names and start."""
@@ -96,13 +115,10 @@ class CoCoOp(SgdMethod):
     def contexts(self, images: Tensor) -> Tensor:
         """(1, 2) The contexts of image features [B, E] -> [B, m, v]."""
         learned = self.trainable()
-        context = learned["context"].expand(len(images), -1, -1)
         if not self.config.conditional:
-            return context
-        first, second = (
-            (learned[f"meta_net.{name}.weight"], learned[f"meta_net.{name}.bias"]) for name in ("linear1", "linear2")
-        )
-        return context + F.linear(F.linear(F.normalize(images, dim=-1), *first).relu(), *second)[:, None]
+            return learned["context"].expand(len(images), -1, -1)
+        meta_net = {name.removeprefix("meta_net."): value for name, value in learned.items()}
+        return image_contexts(learned["context"], images, meta_net)
 
     def image_texts(self, prompts: PromptTemplate, images: Tensor) -> Tensor:
         """(2) Normalised t_k(x) of image features [B, E] -> [B, C, E]."""
@@ -169,7 +185,7 @@ class CoCoOp(SgdMethod):
     # --- state ---
 
     def total_parameters(self) -> int:
-        """The backbone's weights, the context and the meta-net; anchors are statistics."""
+        """The backbone's weights, the context and the meta-net; anchors are not trained."""
         own = sum(value.numel() for value in self.trainable().values())
         return own + sum(value.numel() for value in self.backbone.model.parameters())
 

@@ -68,7 +68,7 @@ class ZeroShotDomainConfig:
 
 
 class ZeroShotDomain(ZeroShot):
-    """CLIP without any training, told the kind of image."""
+    """CLIP without any training; its texts name the kind of image."""
 
     card = read_card("zero_shot_domain")
     Config = ZeroShotDomainConfig

@@ -7,7 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,6 +70,17 @@ def test_the_table_names_what_is_there_and_the_diagram_shows_it() -> None:
         assert re.search(rf">(?:benchmarks/)?{re.escape(short.replace('.', '/'))}(?:/|\.py)?[ <]", diagram), entry
 
 
+def test_the_page_names_every_module_of_large_folders() -> None:
+    part = PAGE.read_text(encoding="utf-8").partition("<!-- modules -->")[2].partition("<!-- end of modules -->")[0]
+    rows = {cells[1].strip(" `"): cells[2] for line in part.splitlines() if len(cells := line.split("|")) == 4}
+    folders = [name for name in rows if name.endswith("/")]
+    assert len(folders) == 8
+    for folder in folders:
+        there = {file.stem for file in (ROOT / folder).glob("*.py")} - {"__init__"}
+        named = re.findall(r"`(\w+)`", rows[folder])
+        assert sorted(named) == sorted(there), folder
+
+
 def test_the_measure_sees_imports_of_every_kind(tmp_path: Path) -> None:
     texts = {
         "methods/__init__.py": "",
@@ -99,6 +110,38 @@ def test_the_measure_sees_imports_of_every_kind(tmp_path: Path) -> None:
         ["benchmarks.run", "benchmarks.store.files", "benchmarks.store.frame"]
     ]
     assert rooms.measure(tmp_path, ("benchmarks",)).rooms == ["benchmarks.run", "benchmarks.store"]
+
+
+def names_of_types(file: Path) -> Iterator[tuple[str, str]]:
+    """Public classes and type aliases of a module, and what an alias is; a class is equal to no other."""
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name, f"class of {file}"
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            if name[0].isupper() and not name.isupper():
+                yield name, ast.unparse(node.value)
+
+
+def names_of_several(files: Iterable[Path]) -> dict[str, set[str]]:
+    meanings: dict[str, set[str]] = {}
+    for file in files:
+        for name, meaning in names_of_types(file):
+            if not name.startswith("_"):
+                meanings.setdefault(name, set()).add(meaning)
+    return {name: found for name, found in meanings.items() if len(found) > 1}
+
+
+def test_a_type_s_name_means_one_thing() -> None:
+    found = names_of_several(rooms.modules().values())
+    assert set(found) <= {"Own"}, "a name of ProS's and UCDR-Adapter's equations, used in each paper's file alone"
+
+
+def test_the_check_of_names_sees_two_classes_of_one_name(tmp_path: Path) -> None:
+    texts = {"a.py": "class Row: ...\nSide = int\nKind = str\n", "b.py": "class Row: ...\nSide = float\nKind = str\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    assert set(names_of_several(tmp_path / name for name in texts)) == {"Row", "Side"}
 
 
 def imported_modules(file: Path) -> Iterator[str]:

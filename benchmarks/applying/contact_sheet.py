@@ -25,7 +25,7 @@ LINES = 7
 
 @dataclass(frozen=True)
 class Tile:
-    """A thumbnail and two lines under it; without an image file, of a text query, the title stands in its place."""
+    """A thumbnail and two lines under it; without an image file, of a text query, the title takes its place."""
 
     path: Path | None
     title: str

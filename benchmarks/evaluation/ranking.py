@@ -36,7 +36,7 @@ score the same. Where few items are relevant, cosines are computed in float32 fi
 relevant one than a float32 product can tell apart get their exact score (`benchmarks.evaluation.screening`). Else one
 counting pass over buckets between the lowest and the highest relevant exact score settles nearly all of the gallery,
 and only the few items that share a bucket with a relevant one are sorted. With ``whole=False`` nothing is computed of
-what lies below the largest cut. Both ways give the same figures to the last bit.
+what is below the largest cut. Both ways give the same figures to the last bit.
 ``python -m benchmarks.speed.ranking`` measures the cost as a multiple of the matrix product alone.
 """
 

@@ -63,7 +63,7 @@ class HeadroomConfig:
 
 
 @dataclass(frozen=True)
-class Images:
+class LabelledImages:
     """Images ``[N, 3, S, S]`` in [0, 1] of one selection, their class numbers and domain names ``[N]``."""
 
     pixels: Tensor
@@ -71,13 +71,13 @@ class Images:
     domains: np.ndarray
 
 
-def select(dataset: Dataset, rows: np.ndarray, size: int) -> Images:
+def select(dataset: Dataset, rows: np.ndarray, size: int) -> LabelledImages:
     """The images of table rows."""
     classes = dataset.table["class"].to_numpy()
     numbers = {name: n for n, name in enumerate(sorted(set(classes)))}
     pixels = torch.cat([dataset.pixels(part, size) for part in np.array_split(rows, max(1, len(rows) // 512))])
     labels = np.array([numbers[name] for name in classes[rows]])
-    return Images(pixels, labels, dataset.table["domain"].to_numpy()[rows])
+    return LabelledImages(pixels, labels, dataset.table["domain"].to_numpy()[rows])
 
 
 def beyond(trials: Sequence[Mapping[str, Any]]) -> list[float]:

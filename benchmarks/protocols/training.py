@@ -14,10 +14,10 @@ from methods.interface import Method, TrainingData
 
 #: ``score(method, question)``: mAP@all of a retrieval, accuracy of a classification, H where classes are seen or not,
 #: the value of a selector without target labels.
-Score = Callable[[Method, Question], float]
+ScoreFunction = Callable[[Method, Question], float]
 
 
-def training_data(task: Task, cache: PixelCache, score: Score, *, select: str = "val") -> TrainingData:
+def training_data(task: Task, cache: PixelCache, score: ScoreFunction, *, select: str = "val") -> TrainingData:
     """What ``fit`` gets for a task.
 
     Labels index ``task.class_names``, domains the sorted names of the domains trained on; WordNet synsets are those of

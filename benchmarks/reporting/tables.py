@@ -191,12 +191,12 @@ def training_mark(rows: pd.DataFrame) -> str | None:
     None where no record says how its training ended and how its rate was found.
     """
     fits = rows.drop_duplicates(["split", "seed"])
-    told = fits[fits["convergence"].isin(["converged", "rising"])]
+    known = fits[fits["convergence"].isin(["converged", "rising"])]
     edges = sorted(set(fits["edge"]) & {"low", "high"})
-    if not len(told) and not edges:
+    if not len(known) and not edges:
         return None
-    rising = int((told["convergence"] == "rising").sum())
-    parts = [f"rising {rising} of {len(told)}"] if rising else []
+    rising = int((known["convergence"] == "rising").sum())
+    parts = [f"rising {rising} of {len(known)}"] if rising else []
     parts += [f"rate {'lowest' if edge == 'low' else 'highest'} tried" for edge in edges]
     return ", ".join(parts)
 

@@ -26,18 +26,18 @@ from benchmarks.datasets.pixels import PixelCache
 from benchmarks.evaluation.ranking import RetrievalScores
 from benchmarks.protocols.selection import Question
 from benchmarks.protocols.task import Classification, Retrieval, Task
-from benchmarks.protocols.training import Score, training_data
+from benchmarks.protocols.training import ScoreFunction, training_data
 from benchmarks.runner.embeddings import EncodedImages, embedding_folder, encode_as
 from benchmarks.runner.environment import PeakMemory
 from benchmarks.runner.failures import describe, explain, release_memory
 from benchmarks.runner.outcome import Progress
 from benchmarks.runner.plan import SEARCH_SEED, Cell, FitGroup, shown_to
 from benchmarks.runner.process_settings import seed_everything
+from benchmarks.runner.rate_search import edge, picked
 from benchmarks.runner.rates import RateChoice, Source, outcomes
 from benchmarks.runner.records import convergence, make_record
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.scoring import ClassAnswers, score_classification, score_retrieval
-from benchmarks.runner.search import edge, picked
 from benchmarks.runner.selection import SelectionScores, checkpoint_values
 from benchmarks.store.records import Cost, Fit, GalleryScores, Record, Search, Status, content_key
 from benchmarks.store.weights import STEM, FitWeights
@@ -136,7 +136,7 @@ class ValidatedWeights:
         """Clear the scores of the previous training."""
         self._scores.clear()
 
-    def recorded(self, score: Score) -> Score:
+    def recorded(self, score: ScoreFunction) -> ScoreFunction:
         """``score``, with every result noted under the method's current weights."""
 
         def score_and_note(method: Method, question: Question) -> float:
@@ -191,7 +191,7 @@ KeepRecord = Callable[[Record, "pd.DataFrame | None"], None]
 KeepSearch = Callable[[FitGroup, Search], None]
 
 #: Takes the weights of a group's fit, before its records.
-KeepWeights = Callable[[FitGroup, FitWeights], None]
+WeightsKeeper = Callable[[FitGroup, FitWeights], None]
 
 
 class GroupRunner:
@@ -204,7 +204,7 @@ class GroupRunner:
         progress: Progress,
         keep: KeepRecord,
         keep_search: KeepSearch = lambda *_: None,
-        keep_weights: KeepWeights = lambda *_: None,
+        keep_weights: WeightsKeeper = lambda *_: None,
     ) -> None:
         self.resources = resources
         self.settings = resources.settings

@@ -28,7 +28,7 @@ class Preset:
     * ``tuned``: the learning rate is the one that a search found beforehand for the backbone, data set, protocol and
       method (``benchmarks/presets/tuned``, :mod:`benchmarks.runner.tuned`), else the configured one, with a note.
     * ``range_low``, ``range_high``, ``trials``: of a search (``--search``, ``python -m benchmarks.tune``): the range as
-      factors of the paper's rate, and the number of trials (:mod:`benchmarks.runner.search`).
+      factors of the paper's rate, and the number of trials (:mod:`benchmarks.runner.rate_search`).
     * ``learning_rates``: fixed grid; each is tried with the whole budget and the validation task picks one, once for
       each training data, with seed 0, for all seeds. A grid of one rate sets it. Empty: no grid.
     * ``limit``: as ``--limit``, images in training, query and gallery; None takes all.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from benchmarks.recipes import paper_config
-from benchmarks.runner.search import RateSearch, Trial, next_rate
+from benchmarks.runner.rate_search import RateSearch, Trial, next_rate
 from benchmarks.runner.settings import Settings
 from benchmarks.runner.tuned import TunedRate
 

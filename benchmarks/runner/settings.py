@@ -22,7 +22,7 @@ from methods.registry import METHODS
 
 Rules = Literal["clean", "official"]
 Select = Literal["last", "val", "oracle", "im", "snd", "bnm", "entropy", "dev"]
-Precision = Literal["auto", "float32", "tf32", "bf16"]
+PrecisionChoice = Literal["auto", "float32", "tf32", "bf16"]
 KeepWeights = Literal["best", "all"]
 
 
@@ -75,7 +75,7 @@ class Settings:
     preset: str = "quick"
     seeds: tuple[int, ...] = (0,)
     device: str = "auto"
-    precision: Precision = "auto"
+    precision: PrecisionChoice = "auto"
     compile: bool = False
     search: bool = False
     set: tuple[tuple[str, Any], ...] = ()
@@ -123,7 +123,7 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
         if key not in known:
             raise SettingsError(f"{file}: unknown setting {key!r}; {nearest(key, known)}")
     settings = Settings(**{key: _convert(key, value) for key, value in values.items()})
-    for key, kind in (("rules", Rules), ("select", Select), ("precision", Precision)):
+    for key, kind in (("rules", Rules), ("select", Select), ("precision", PrecisionChoice)):
         _one_of(key, getattr(settings, key), get_args(kind))
     if settings.keep_weights is not None:
         _one_of("keep-weights", settings.keep_weights, get_args(KeepWeights))

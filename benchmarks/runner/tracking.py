@@ -179,7 +179,7 @@ _RUN_NAME = {
 
 
 def configuration(record: Record) -> dict[str, Any]:
-    """What a run is told of a record's cell: its fields, its config, the learning rate; texts, numbers and flags."""
+    """What is sent of a record's cell: its fields, its config, the learning rate; texts, numbers and flags."""
     cell = vars(record.cell)
     about = {name: value for name, value in cell.items() if name != "config" and value is not None}
     about |= {f"config/{name}": value for name, value in record.cell.config.items()}

@@ -1,6 +1,6 @@
 """Tune once, use everywhere: search the learning rate of every method on validation data and keep it as data.
 
-For each data set, protocol and method a search (:mod:`benchmarks.runner.search`) is made on splits that are declared
+For each data set, protocol and method a search (:mod:`benchmarks.runner.rate_search`) is made on splits declared
 here, before any score is seen: the first :data:`SPLITS` of each protocol in the protocol's own order. With several, a
 rate's score is its mean over them. No test image is encoded. Protocols that show a method the same data (UCDR and
 UdCDR) share a search. Searches are stored in the results folder trial by trial, so that the same command goes on where
@@ -37,7 +37,7 @@ OUT = "results/tuning"
 BUDGET = ("steps", "batch_size", "validate_every", "patience")
 
 #: Data set, protocol and method.
-Question = tuple[str, str, str]
+TuningCase = tuple[str, str, str]
 
 
 def tune(options: dict[str, Any], prog: str, command: str, *, splits: int = SPLITS, file: Path | None = None) -> int:
@@ -103,14 +103,14 @@ def declared(resources: Resources, dataset: str, protocol: str, splits: int) -> 
     return PROTOCOLS.get(protocol).splits(resources.dataset(dataset))[:splits]
 
 
-def tuning_plan(plan: Plan, resources: Resources, splits: int) -> tuple[Plan, dict[Question, FitGroup]]:
+def tuning_plan(plan: Plan, resources: Resources, splits: int) -> tuple[Plan, dict[TuningCase, FitGroup]]:
     """The searches of a plan made with ``search``: each once, and the one that answers each question.
 
     Methods without a learning rate to search, and protocols without a validation task, have none.
     """
     from benchmarks.runner.plan import search_key
 
-    members: dict[Question, list[tuple[FitGroup, Cell]]] = {}
+    members: dict[TuningCase, list[tuple[FitGroup, Cell]]] = {}
     for group in plan.groups:
         for cell in group.cells:
             name = cell.id
@@ -118,7 +118,7 @@ def tuning_plan(plan: Plan, resources: Resources, splits: int) -> tuple[Plan, di
             if group.choice.search is not None and name.split in wanted:
                 members.setdefault((name.dataset, name.protocol, group.method), []).append((group, cell))
     searches: dict[str, FitGroup] = {}
-    of_question: dict[Question, FitGroup] = {}
+    of_question: dict[TuningCase, FitGroup] = {}
     for question, joined in members.items():
         (group, cell), *others = joined
         search = dataclasses.replace(group, cells=(cell,), tuning=True, partners=tuple(other for _, other in others))
@@ -168,7 +168,7 @@ def _tune(settings: Settings, command: str, splits: int, file: Path | None, term
         return 1 if outcome.failed else 0
 
 
-def found(run: Run, of_question: dict[Question, FitGroup], store: ResultStore, splits: int) -> Iterator[TunedRate]:
+def found(run: Run, of_question: dict[TuningCase, FitGroup], store: ResultStore, splits: int) -> Iterator[TunedRate]:
     """What the finished searches of a store found, one entry a question."""
     from benchmarks.runner.plan import search_key
     from benchmarks.runner.tuned import TunedRate
@@ -198,7 +198,7 @@ def found(run: Run, of_question: dict[Question, FitGroup], store: ResultStore, s
         )
 
 
-def listed(run: Run, of_question: dict[Question, FitGroup], store: ResultStore) -> Iterator[str]:
+def listed(run: Run, of_question: dict[TuningCase, FitGroup], store: ResultStore) -> Iterator[str]:
     """A line for each question of a dry run: its state, and what its search may try."""
     from benchmarks.runner.plan import search_key
 

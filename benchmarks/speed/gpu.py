@@ -281,7 +281,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     failures: list[dict[str, str]] = []
     left_out: list[str] = []
     settings = (
-        training.Settings(batch_size=4, classes=6, steps=1, repeats=1) if args.quick else training.Settings(repeats=1)
+        training.SpeedSettings(batch_size=4, classes=6, steps=1, repeats=1)
+        if args.quick
+        else training.SpeedSettings(repeats=1)
     )
     for size in sizes:
         if left() <= 0:

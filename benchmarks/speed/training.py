@@ -87,7 +87,7 @@ class DisagreementError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Settings:
+class SpeedSettings:
     """What to measure; 0 is the default (:func:`workload`)."""
 
     shrink: int = 0
@@ -100,33 +100,33 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Cost:
+class MeasuredCost:
     """Wall-clock seconds, processor seconds of all threads, and floating-point operations (0 where not counted)."""
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
     flops: int = 0
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.wall_s + other.wall_s, self.cpu_s + other.cpu_s, self.flops + other.flops)
+    def __add__(self, other: MeasuredCost) -> MeasuredCost:
+        return MeasuredCost(self.wall_s + other.wall_s, self.cpu_s + other.cpu_s, self.flops + other.flops)
 
-    def __sub__(self, other: Cost) -> Cost:
-        return Cost(self.wall_s - other.wall_s, self.cpu_s - other.cpu_s, self.flops - other.flops)
+    def __sub__(self, other: MeasuredCost) -> MeasuredCost:
+        return MeasuredCost(self.wall_s - other.wall_s, self.cpu_s - other.cpu_s, self.flops - other.flops)
 
 
 @dataclass
-class Stage:
+class TimedStage:
     """One stage of one fit: the timed steps, their text sides, and all losses (the first step's too).
 
     ``first`` is the first step, whose operations are counted and whose time is not used; ``preparation`` is what came
     between the end of the stage before (or the start of ``fit``) and that step.
     """
 
-    preparation: Cost
-    first: Cost
-    first_text: Cost
-    steps: list[Cost] = field(default_factory=list)
-    texts: list[Cost] = field(default_factory=list)
+    preparation: MeasuredCost
+    first: MeasuredCost
+    first_text: MeasuredCost
+    steps: list[MeasuredCost] = field(default_factory=list)
+    texts: list[MeasuredCost] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
 
@@ -138,21 +138,21 @@ class StepTimer:
     """
 
     def __init__(self, device: torch.device, *, count_work: bool) -> None:
-        self.stages: dict[str, Stage] = {}
+        self.stages: dict[str, TimedStage] = {}
         self._device, self._count_work = device, count_work
         self._counter: Any = None
         self._stack = ExitStack()
-        self._preparation, self._text = Cost(), Cost()
+        self._preparation, self._text = MeasuredCost(), MeasuredCost()
         self._last = self.now()
 
-    def now(self) -> Cost:
+    def now(self) -> MeasuredCost:
         """Both clocks and the counter, after all work that was sent to the device."""
         if self._device.type == "cuda":
             import torch
 
             torch.cuda.synchronize(self._device)
         flops = self._counter.get_total_flops() if self._counter is not None else 0
-        return Cost(time.perf_counter(), time.process_time(), flops)
+        return MeasuredCost(time.perf_counter(), time.process_time(), flops)
 
     def optimizer_made(self) -> None:
         """All until now was preparation."""
@@ -162,7 +162,7 @@ class StepTimer:
             self._counter = self._stack.enter_context(work_counter())
         self._last = self.now()
 
-    def add_text(self, cost: Cost) -> None:
+    def add_text(self, cost: MeasuredCost) -> None:
         """Part of the present step's text side."""
         self._text += cost
 
@@ -176,10 +176,10 @@ class StepTimer:
             self.stages[name].steps.append(cost)
             self.stages[name].texts.append(self._text)
         else:
-            self.stages[name] = Stage(self._preparation, cost, self._text)
+            self.stages[name] = TimedStage(self._preparation, cost, self._text)
             self.close()
         self.stages[name].losses.append(numbers["loss"])
-        self._preparation, self._text = Cost(), Cost()
+        self._preparation, self._text = MeasuredCost(), MeasuredCost()
         self._last = self.now()
 
     def close(self) -> None:
@@ -230,7 +230,7 @@ def watch_text_side(method: Any, timer: StepTimer) -> None:
         before = timer.now()
         texts: Tensor = encode(prompts, context)
         timer.add_text(timer.now() - before)
-        reached: list[Cost] = []
+        reached: list[MeasuredCost] = []
         texts.register_hook(lambda gradient: reached.append(timer.now()))
         context.register_hook(lambda gradient: timer.add_text(timer.now() - reached.pop()))
         return texts
@@ -259,7 +259,7 @@ def plain_changes(method: type[Method]) -> dict[str, Any] | None:
     return {"fast": False} if has_field(method, "fast") else None
 
 
-def workload(settings: Settings, backbone: str, device: str) -> Settings:
+def workload(settings: SpeedSettings, backbone: str, device: str) -> SpeedSettings:
     """The settings with all defaults filled in for this backbone and device."""
     small, slow = backbone not in VIT, backbone in VIT and device == "cpu"
     shrink = settings.shrink or (2 if small else 12 if device == "cpu" else 4)
@@ -272,7 +272,7 @@ def workload(settings: Settings, backbone: str, device: str) -> Settings:
     )
 
 
-def config_changes(method: type[Method], settings: Settings) -> dict[str, Any]:
+def config_changes(method: type[Method], settings: SpeedSettings) -> dict[str, Any]:
     """Changes to the method's config: one untimed and ``steps`` timed steps a stage, batches of the workload's size.
 
     Target losses run from the first step on; there is no validation.
@@ -382,7 +382,7 @@ def load_backbone(name: str, device: str, precision: Any) -> Backbone:
 
 def fit_once(
     name: str, changes: Mapping[str, Any], backbone: Backbone, data: TrainingData, *, seed: int, count_work: bool
-) -> dict[str, Stage]:
+) -> dict[str, TimedStage]:
     """Fit a method of this name with these changes to its config, from cold feature caches; its stages by name."""
     from methods.parts.feature_cache import process_cache
 
@@ -418,7 +418,7 @@ def peak_gpu_memory(device: torch.device) -> Iterator[list[float]]:
 
 
 def measure(
-    name: str, backbone: Backbone, settings: Settings, progress: Callable[[str], None] = lambda what: None
+    name: str, backbone: Backbone, settings: SpeedSettings, progress: Callable[[str], None] = lambda what: None
 ) -> list[dict[str, Any]]:
     """Rows (:func:`compare`) of every stage of one method on one backbone; ``settings`` as :func:`workload` gives them.
 
@@ -431,7 +431,7 @@ def measure(
     images = max([2 * settings.classes, *sizes])  # two a class: metric_head compares them
     data = training_data(images, settings.classes, backbone.image_size, settings.seed)
     paths = {"ours": changes} if plain is None else {"plain": {**changes, **plain}, "ours": changes}
-    fits: dict[str, list[dict[str, Stage]]] = {path: [] for path in paths}
+    fits: dict[str, list[dict[str, TimedStage]]] = {path: [] for path in paths}
     peaks = dict.fromkeys(paths, 0.0)
     gc.collect()
     gc.freeze()  # what is there already is not searched for garbage before every fit
@@ -471,7 +471,7 @@ def measure(
     return rows
 
 
-def loss_agreement(stages: Mapping[str, list[Stage]], precision: str, *, first_stage: bool) -> dict[str, Any]:
+def loss_agreement(stages: Mapping[str, list[TimedStage]], precision: str, *, first_stage: bool) -> dict[str, Any]:
     """Largest relative difference of both paths' losses at the first step and later, and whether they agree.
 
     A later stage starts from weights that the two paths have trained, so all its steps count as later ones.
@@ -492,7 +492,7 @@ def loss_agreement(stages: Mapping[str, list[Stage]], precision: str, *, first_s
     }
 
 
-def compare(costs: Mapping[str, list[tuple[Cost, list[Cost]]]]) -> dict[str, Any]:
+def compare(costs: Mapping[str, list[tuple[MeasuredCost, list[MeasuredCost]]]]) -> dict[str, Any]:
     """Seconds of each path, and plain over ours in time, processor time and work.
 
     ``costs``: for each path and repeat the first, untimed cost, whose operations count, and the timed ones. A repeat's
@@ -650,7 +650,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.optim.SGD([torch.zeros(1, requires_grad=True)])  # the first optimiser of a process imports a compiler
 
     start, load = time.perf_counter(), [os.getloadavg()]
-    settings = Settings(
+    settings = SpeedSettings(
         shrink=args.shrink,
         batch_size=args.batch_size,
         classes=args.classes,
@@ -661,7 +661,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
-    used: dict[str, Settings] = {}
+    used: dict[str, SpeedSettings] = {}
     names = _split(args.backbones, ())
     fits = sum(2 * len(methods) * workload(settings, name, device).repeats for name in names)
     with fit_progress(fits) as progress:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 #: The lowest learning rate of :func:`decayed_rate`.
-RATE_FLOOR = 1e-6
+LOWEST_RATE = 1e-6
 
 #: What all baselines of the ProS release do, as changes to :class:`methods.training.image_text.ReleasedConfig`.
 BASELINE: dict[str, Any] = {
@@ -24,9 +24,9 @@ BASELINE: dict[str, Any] = {
 }
 
 
-def decayed_rate(learning_rate: float, epoch: float, floor: float = RATE_FLOOR) -> float:
-    """Learning rate of the official schedule: ``learning_rate * 10^(-3 epoch / 20)``, epoch from 0, at least floor."""
-    return max(floor, learning_rate * 10.0 ** (-3.0 * epoch / 20.0))
+def decayed_rate(learning_rate: float, epoch: float, lowest: float = LOWEST_RATE) -> float:
+    """Learning rate of the official schedule: ``learning_rate * 10^(-3 epoch / 20)``, epoch from 0, or ``lowest``."""
+    return max(lowest, learning_rate * 10.0 ** (-3.0 * epoch / 20.0))
 
 
 def official_batches(domains: Tensor, batch_size: int, round_size: int) -> Iterator[Tensor]:

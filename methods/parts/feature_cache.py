@@ -45,7 +45,7 @@ Result = TypeVar("Result")
 Row = dict[str, Tensor]  # one image's values by name, on the CPU
 
 
-class Images(Protocol):
+class StoredImages(Protocol):
     """What the cache needs of a set of images (``methods.interface.Images`` has it)."""
 
     def __len__(self) -> int: ...
@@ -196,7 +196,7 @@ def process_cache() -> FeatureCache:
 
 def image_features(
     backbone: Backbone,
-    images: Images,
+    images: StoredImages,
     *,
     statistics: Statistics = "clip",
     cache: FeatureCache | None = None,
@@ -214,7 +214,7 @@ def image_features(
 
 def layer_statistics(
     backbone: PromptBackbone,
-    images: Images,
+    images: StoredImages,
     *,
     statistics: Statistics = "clip",
     cache: FeatureCache | None = None,
@@ -239,7 +239,7 @@ def layer_statistics(
 def frozen_values(
     backbone: Backbone,
     quantity: str,
-    images: Images,
+    images: StoredImages,
     compute: Callable[[Tensor], dict[str, Tensor]],
     *,
     statistics: Statistics = "clip",

@@ -184,10 +184,10 @@ def names_of(source: str) -> Mapping[str, str]:
 def class_texts(
     names: Sequence[str], template: str, templates: str = "", class_names: str = ""
 ) -> tuple[list[list[str]], list[str]]:
-    """The texts of each class, and the classes that the file of sentences lacks.
+    """The texts of each class, and the classes that the file of sentences does not have.
 
     ``template`` is filled in where ``templates`` is "", else see :func:`templates_of`; ``class_names`` is a file of
-    names (:func:`names_of`) or "". A class that the file of names lacks keeps its name. Raises :class:`TextsError`.
+    names (:func:`names_of`) or "". A class that is not in the file of names keeps its name. Raises :class:`TextsError`.
     """
     others = names_of(class_names) if class_names else {}
     found = templates_of(templates) if templates else (template,)

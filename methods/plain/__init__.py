@@ -1,1 +1,1 @@
-"""Plain twins of fast paths: the equations as they are written, for ``fast=False`` and for tests."""
+"""Plain forms of fast paths: the equations as they are written, for ``fast=False`` and for tests."""

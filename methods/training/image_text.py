@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.interface import FitReport, Log, Method, TrainingData
-from methods.official.pros_release import RATE_FLOOR, decayed_rate
+from methods.official.pros_release import LOWEST_RATE, decayed_rate
 from methods.parts.augment import PLAIN, Augmentation, augment
 from methods.parts.backbone import Backbone, ClipBackbone, PromptBackbone, Statistics
 from methods.parts.bounds import Bound, fill
@@ -101,7 +101,7 @@ class ImageTextMethod(Method):
     #: Names the training in logs and curves.
     stage: ClassVar[str]
     #: The lowest learning rate of the official schedule (``schedule`` "released").
-    lowest_rate: ClassVar[float] = RATE_FLOOR
+    lowest_rate: ClassVar[float] = LOWEST_RATE
     #: Numbers that, with the run's seed, seed the batches and the augmentation.
     seed_parts: ClassVar[tuple[int, int]] = (1, 2)
     #: The plain path of the same numbers, for tests and timings.

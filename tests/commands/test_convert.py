@@ -237,8 +237,8 @@ def test_weights_that_do_not_show_how_they_compute_are_refused(
         assert main([str(file), str(tmp_path / "out"), *words]) == 2
         error = capsys.readouterr().err
         assert "open_clip_config.json beside it, or give --config FILE" in error
-        told = ["--activation", "quick_gelu", "--head-width", "64"]
-        assert main([str(file), str(tmp_path / f"out{number}"), *words, *told]) == 0
+        stated = ["--activation", "quick_gelu", "--head-width", "64"]
+        assert main([str(file), str(tmp_path / f"out{number}"), *words, *stated]) == 0
     assert main([str(file), str(tmp_path / "out"), *words, "--activation", "gelu"]) == 2
     assert "--head-width (64; 80 for ViT-H" in capsys.readouterr().err
 
@@ -458,7 +458,7 @@ def test_what_swells_is_refused(clip: OpenAIClip, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-# --- errors that name the mend ----------------------------------------------------------------------------------------
+# --- errors that name the fix -----------------------------------------------------------------------------------------
 
 
 def other_names(file: Path) -> Path:

@@ -235,8 +235,8 @@ def test_verify_reads_the_content_whatever_is_remembered(
     root = tree(tmp_path / "a")
     true = OwnFolder(root).data_hash
     dataset = OwnFolder(root)
-    lies = ["00" * 32] * 24
-    contents.remember(dataset.paths(), lies, name=dataset._cache_name, start=time.time())
+    false_hashes = ["00" * 32] * 24
+    contents.remember(dataset.paths(), false_hashes, name=dataset._cache_name, start=time.time())
     assert OwnFolder(root).data_hash != true, "remembered"
     verify(OwnFolder(root))
     assert f"data hash {true}" in capsys.readouterr().out

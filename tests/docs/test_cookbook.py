@@ -27,7 +27,7 @@ def masked(text: str) -> list[str]:
 
 
 def missing(shown: str, printed: str) -> list[str]:
-    """Lines shown that were not printed, in this order; ``...`` stands for any lines."""
+    """Lines shown that were not printed, in this order; ``...`` is any lines."""
     rest = iter(masked(printed))
     return [line for line in masked(shown) if line != "..." and line not in rest]
 

@@ -121,7 +121,7 @@ def test_the_density_ratio_is_that_of_scikit_learn() -> None:
 
 
 def test_dev_estimates_the_risk_on_the_target() -> None:
-    """Source and target differ in x[0] alone; a model that is wrong where the target lies is the worse one."""
+    """Source and target differ in x[0] alone; a model that is wrong on the target side is the worse one."""
     rng = np.random.default_rng(5)
     source, held_out = rng.normal(0, 1, (400, 2)), rng.normal(0, 1, (400, 2))
     target = rng.normal((1.5, 0), 1, (400, 2))

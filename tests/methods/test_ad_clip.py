@@ -21,6 +21,7 @@ from methods.ad_clip import AdClip, AdClipConfig, VisionFeatures
 from methods.interface import FitReport, TrainingData, WithheldError
 from methods.official import ad_clip as official
 from methods.parts.backbone import Backbone, BackboneError
+from methods.parts.layerwise import layerwise_linear
 from methods.parts.prompts import PromptTemplate, class_text, encode_prompts
 from tests.support.images import InMemoryImages
 
@@ -607,7 +608,7 @@ def test_unusable_settings_are_named(tiny_backbone: Backbone) -> None:
 
 def test_maps_of_unequal_layers_read_their_own_width_alone() -> None:
     generator = torch.Generator().manual_seed(0)
-    maps = ad_clip.layerwise_linear((2, 5, 3), 4, generator)
+    maps = layerwise_linear((2, 5, 3), 4, generator)
     assert sum(value.numel() for value in maps.parameters()) == (2 + 5 + 3) * 4 + 3 * 4
     inputs = torch.randn(6, 3, 5, generator=generator)
     out = maps(inputs)

@@ -783,11 +783,11 @@ def test_fewer_parts_are_trained_where_asked(
 
 
 @pytest.mark.parametrize(
-    ("name", "floor", "expected"),
+    ("name", "lowest", "expected"),
     [("coop", 1e-6, [1e-2, 1e-2, 1e-2 * 10**-0.15]), ("full_finetune", 1e-8, [1e-2, 1e-2, 1e-2 * 10**-0.15])],
 )
 def test_released_schedule_falls_with_the_epochs(
-    name: str, floor: float, expected: list[float], tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+    name: str, lowest: float, expected: list[float], tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates: list[float] = []
     step = torch.optim.Adam.step
@@ -801,8 +801,8 @@ def test_released_schedule_falls_with_the_epochs(
     make(name, tiny_backbone, steps=3, **released).fit(task(), seed=0, log=quiet)
     assert rates == pytest.approx(expected)
     rates.clear()
-    make(name, tiny_backbone, steps=1, **{**released, "learning_rate": floor / 10}).fit(task(), seed=0, log=quiet)
-    assert rates == pytest.approx([floor])
+    make(name, tiny_backbone, steps=1, **{**released, "learning_rate": lowest / 10}).fit(task(), seed=0, log=quiet)
+    assert rates == pytest.approx([lowest])
 
 
 # --- golden ---

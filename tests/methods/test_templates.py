@@ -221,5 +221,5 @@ def test_the_domains_word_changes_the_classes_of_each_target(sweep: Any, tmp_pat
     assert sweep(tmp_path) == 0
     records = {record.cell.method: record for record in ResultStore(tmp_path).records()}
     assert {record.status for record in records.values()} == {"ok"}
-    plain, told = (records[name].scores for name in ("zero_shot", "zero_shot_domain"))
-    assert plain["source"].metrics == told["source"].metrics, "retrieval reads no text"
+    plain, named = (records[name].scores for name in ("zero_shot", "zero_shot_domain"))
+    assert plain["source"].metrics == named["source"].metrics, "retrieval reads no text"

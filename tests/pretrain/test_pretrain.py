@@ -136,7 +136,7 @@ def test_captions_depend_on_the_seed_alone_and_fill_the_context() -> None:
     texts = [CaptionWriter(seed).long(*words) for seed in range(60)]
     assert max(len(text.split()) for text in texts) > 35
     starts = {text.split()[:1][0] for text in texts}
-    assert len(starts) > 5, "the name stands anywhere, so captions begin in many ways"
+    assert len(starts) > 5, "the name can be anywhere, so captions begin in many ways"
 
 
 def test_tokenizer_knows_every_byte_and_ends_with_the_largest_id(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def peeking(method: type[Method], peek: Callable[[TrainingData], Any]) -> type[M
 
 
 def test_what_the_table_withholds() -> None:
-    """``withheld`` itself: everything in the UCDR family, target labels and what lies beyond in all protocols."""
+    """``withheld`` itself: everything in the UCDR family, target labels and what is beyond in all protocols."""
     dataset, closed = TinyShapes(), {"target images", "a test class's synset"}
     allowed = {"ucdr": set(), "uccdr": set(), "udcdr": set(), "uda": closed, "uda_inductive": closed}
     for protocol, some in (allowed | {"dazsl": closed | {"unseen names"}}).items():

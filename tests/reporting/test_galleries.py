@@ -28,7 +28,7 @@ NAMES = ("one_cross", "one_ring", "two_box", "two_wedge")
 
 
 def table_of(domain: str, places: dict[str, int]) -> pd.DataFrame:
-    """A query a class; its own class's image stands at the given place, the others before and after it."""
+    """A query a class; its own class's image is at the given place, the others before and after it."""
     rows = []
     for name, place in places.items():
         others = [other for other in NAMES if other != name]

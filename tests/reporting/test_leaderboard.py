@@ -369,7 +369,7 @@ def test_extensions_are_marked_where_the_paper_is_silent(store: ResultStore) -> 
         add(store, "guest", split, 0.3, protocol="uccdr")
     frame = frame_of(store)
     text = leaderboard_markdown(ReportData(frame))
-    assert "| guest | 40.0† | 30.0 | n = 1 |" in text, "the mark stands at the figure, by protocol"
+    assert "| guest | 40.0† | 30.0 | n = 1 |" in text, "the mark is at the figure, by protocol"
     assert "| guest † | 40.0 | 40.0 | 40.0 | n = 1 |" in text
     assert "| guest | 30.0 | 30.0 | 30.0 |" in text
     assert "| native | 50.0 | 50.0 | 50.0 |" in text

@@ -1,4 +1,4 @@
-"""The page from a made-up store: what stands in it, that it fetches nothing, and that names stay text."""
+"""The page from a made-up store: what is in it, that it fetches nothing, and that names stay text."""
 
 from __future__ import annotations
 

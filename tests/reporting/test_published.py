@@ -398,8 +398,8 @@ def test_two_copies_of_the_data_are_told_apart(store: ResultStore) -> None:
     for data_hash in ("ab" * 32, "ef" * 32):
         add(store, {"map@200[retrieved]": 0.6}, "unseen", data_hash=data_hash)
     found = answered(published.beside(load_results(store.root)))
-    told = sorted(reason.split("; ")[-2] for reason in found["reason"])
-    assert told == ["data abababab of several", "data efefefef of several"]
+    listed = sorted(reason.split("; ")[-2] for reason in found["reason"])
+    assert listed == ["data abababab of several", "data efefefef of several"]
 
 
 def test_every_refusal_is_told(store: ResultStore) -> None:

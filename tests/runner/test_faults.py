@@ -1,4 +1,4 @@
-"""What can go wrong in a sweep: each fault is a row with its reason and the mend, the sweep goes on, exit code 1."""
+"""What can go wrong in a sweep: each fault is a row with its reason and the fix, the sweep goes on, exit code 1."""
 
 from __future__ import annotations
 

@@ -111,5 +111,5 @@ def test_a_run_without_a_cache_leaves_the_environment(
     before = state()
     assert call(tiny_folder, tmp_path / "out", 1) == 0
     assert state() == before
-    told = [line for line in capfd.readouterr().err.splitlines() if "cache" in line]
-    assert len(told) == 1, told
+    reported = [line for line in capfd.readouterr().err.splitlines() if "cache" in line]
+    assert len(reported) == 1, reported

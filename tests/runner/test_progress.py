@@ -1,4 +1,4 @@
-"""The time left is told by method, and not where nothing made tells of the rest."""
+"""The time left is given by method, and not where no record or finished fit says how long the rest may take."""
 
 from __future__ import annotations
 

@@ -240,18 +240,18 @@ PUBLISHED_SETTINGS = {
 def test_recipes_state_the_published_settings(method: str) -> None:
     rows = published.read()
     rows = rows[(rows["protocol"] == "hyper-parameter") & (rows["method"] == method)]
-    told = dict(zip(rows["metric"], rows["value"], strict=True))
+    stated = dict(zip(rows["metric"], rows["value"], strict=True))
     name = published.METHODS[method]
     of_method = [settings for one in recipes() if name in (settings := resolve({}, RECIPES / f"{one}.toml")).methods]
     assert len(of_method) >= 2
     for settings in of_method:
         for metric, field in PUBLISHED_SETTINGS[method].items():
-            assert dict(settings.set)[f"{name}.{field}"] == float(told[metric]), metric
+            assert dict(settings.set)[f"{name}.{field}"] == float(stated[metric]), metric
         kind = published.backbone_kind(settings.backbone)
         resnet = settings.variant == "official_resnet"
         assert kind == ("RN50" if resnet else "ViT-B/16" if method == "AD-CLIP" else "ViT-B/32")
-        if "seed" in told:
-            assert settings.seeds == (int(told["seed"]),)
+        if "seed" in stated:
+            assert settings.seeds == (int(stated["seed"]),)
 
 
 def test_the_command_line_wins_over_a_recipe_setting_by_setting(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

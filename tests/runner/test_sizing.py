@@ -111,14 +111,14 @@ CLASSES, BATCH = 12, 10
 
 def changes_of(name: str, steps: int = 1) -> dict[str, Any]:
     """Changes to a method's config: batches of BATCH images, so many timed steps."""
-    settings = training.Settings(batch_size=BATCH, classes=CLASSES, steps=steps)
+    settings = training.SpeedSettings(batch_size=BATCH, classes=CLASSES, steps=steps)
     return training.config_changes(METHODS.get(name), settings)
 
 
 def expected_steps(
     name: str, changes: dict[str, Any], clip: ClipBackbone, monkeypatch: pytest.MonkeyPatch, *, target: bool = True
 ) -> list[sizing.Step]:
-    """What sizing says of a method's steps, told the length of the class names."""
+    """What sizing says of a method's steps, given the length of the class names."""
     lengths = [len(clip.token_ids(name)) for name in training.class_list()[0][:CLASSES]]
     monkeypatch.setattr(sizing, "NAME_TOKENS", sum(lengths) / CLASSES)
     config = METHODS.get(name).Config(**changes)

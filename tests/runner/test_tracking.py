@@ -113,7 +113,7 @@ def test_tensorboard_has_the_curves(tmp_path: Path) -> None:
 
 
 def test_runs_of_wandb_share_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """accelerate's tracker, on a stand-in for the package: what it is started with, told and sent."""
+    """accelerate's tracker, on a stand-in for the package: what it is started with and sent."""
     calls: list[tuple[Any, ...]] = []
 
     class Run:

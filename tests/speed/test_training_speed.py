@@ -118,7 +118,7 @@ def test_text_side_of_ad_clip_is_the_smaller_part_of_its_step(backbone):
     from benchmarks.backbones import sources
 
     loaded = sources.load(backbone, device="cpu", precision="float32")
-    settings = training.workload(training.Settings(classes=6, batch_size=3, steps=1, repeats=1), backbone, "cpu")
+    settings = training.workload(training.SpeedSettings(classes=6, batch_size=3, steps=1, repeats=1), backbone, "cpu")
     step, text = training.measure("ad_clip", loaded, settings)
     assert (step["part"], text["part"]) == ("step", "text side")
     for path in ("plain", "ours"):
@@ -200,12 +200,12 @@ def test_a_method_that_fails_does_not_stop_the_others(backbone, probe, monkeypat
 def test_defaults_keep_the_proportions_of_the_papers():
     pros = METHODS.get("pros")
     for backbone, device, shrink in (("picto-clip", "cpu", 2), ("vit-b-32", "cpu", 12), ("vit-b-16", "cuda", 4)):
-        settings = training.workload(training.Settings(), backbone, device)
+        settings = training.workload(training.SpeedSettings(), backbone, device)
         changes = training.config_changes(pros, settings)
         assert settings.classes == 245 // shrink
         assert (changes["stage1_batch_size"], changes["batch_size"]) == (400 // shrink, 50 // shrink)
         assert changes["steps"] == 2 * (1 + settings.steps)
-    changes = training.config_changes(pros, training.Settings(shrink=1, classes=245, steps=1, augmentation=False))
+    changes = training.config_changes(pros, training.SpeedSettings(shrink=1, classes=245, steps=1, augmentation=False))
     assert not pros.Config(**changes).augmentation.active
 
 

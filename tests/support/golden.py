@@ -185,7 +185,7 @@ def assert_golden(actual: Any, expected: Any, tolerance: float = FEATURES, *, wh
 def assert_gradients(arrays: Mapping[str, np.ndarray], prefix: str, gradients: Mapping[str, Tensor | None]) -> None:
     """Compare gradients (by canonical name, canonical layout) with the report ``prefix`` of section 10.
 
-    Every name of the report must be given; None stands for "declared trainable, no gradient". Gradients that the report
+    Every name of the report must be given; None means "declared trainable, no gradient". Gradients that the report
     calls rounding noise are skipped.
     """
     names = [str(name) for name in arrays[_names_key(arrays, prefix)]]

@@ -49,7 +49,7 @@ def marked() -> Iterator[None]:
         mark.unlink()
 
 
-def told(word: str) -> bool:
+def word_left(word: str) -> bool:
     """Whether the test left this word."""
     return WORD in os.environ and (Path(os.environ[WORD]) / word).exists()
 
@@ -98,13 +98,13 @@ class Mortal(Learner):
     card = dataclasses.replace(Learner.card, name="mortal")
 
     def fit(self, data: TrainingData, *, seed: int, log: Log) -> FitReport:
-        if "line" not in data.domain_names and told("die"):
+        if "line" not in data.domain_names and word_left("die"):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().fit(data, seed=seed, log=log)
 
 
 class Located(Learner):
-    """Says in its loss curve on which node of a Ray cluster it was trained; if told to, waits for a second node."""
+    """Says in its loss curve on which node of a Ray cluster it was trained; the word ``meet`` makes it wait."""
 
     card = dataclasses.replace(Learner.card, name="located")
 
@@ -115,7 +115,7 @@ class Located(Learner):
         word = Path(os.environ[WORD])
         (word / f"node-{node}").touch()
         begun = time.monotonic()
-        while told("meet") and len(list(word.glob("node-*"))) < 2 and time.monotonic() - begun < 600:
+        while word_left("meet") and len(list(word.glob("node-*"))) < 2 and time.monotonic() - begun < 600:
             time.sleep(0.05)
         return dataclasses.replace(report, losses=[{"stage": node, "step": 0, "loss": 1.0}])
 
@@ -128,7 +128,7 @@ class FaultyConfig:
 
 
 class Faulty(Learner):
-    """Goes wrong in the way it is told to, where ``line`` is held out; elsewhere it trains one weight by descent."""
+    """Goes wrong as its config says, where ``line`` is held out; elsewhere it trains one weight by descent."""
 
     card = dataclasses.replace(Learner.card, name="faulty")
     Config = FaultyConfig

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.runner.search import RateSearch, Trial, edge, next_rate, picked
+from benchmarks.runner.rate_search import RateSearch, Trial, edge, next_rate, picked
 
 papers = st.floats(1e-7, 10, allow_nan=False)
 #: Decades from the paper's rate to the peak of a validation curve.
