@@ -45,36 +45,11 @@ PHOTOGRAPHS = ("real", "photo", "photos", "image", "images")
 #: Names of domains, as :func:`plain_name` gives them; two of them as class folders, and none as a domain folder, show a
 #: tree with the two levels the other way round.
 USUAL_DOMAINS = frozenset(
-    [
-        "real",
-        "realworld",
-        "photo",
-        "photos",
-        "photograph",
-        "photographs",
-        "photography",
-        "sketch",
-        "sketches",
-        "drawing",
-        "drawings",
-        "clipart",
-        "cartoon",
-        "cartoons",
-        "painting",
-        "paintings",
-        "art",
-        "artpainting",
-        "quickdraw",
-        "infograph",
-        "infographic",
-        "product",
-        "synthetic",
-        "render",
-        "rendered",
-        "linedrawing",
-        "comic",
-        "watercolor",
-    ]
+    (
+        *("real", "realworld", "photo", "photos", "photograph", "photographs", "photography", "sketch", "sketches"),
+        *("drawing", "drawings", "linedrawing", "clipart", "cartoon", "cartoons", "comic", "painting", "paintings"),
+        *("art", "artpainting", "watercolor", "quickdraw", "infograph", "product", "synthetic", "rendered"),
+    )
 )
 
 #: Folders that are often between a domain and its classes.
