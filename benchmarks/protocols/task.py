@@ -274,12 +274,9 @@ def with_shots(task: Task, dataset: Dataset, shots: int, draw: int = 0) -> Task:
     return replace(task, train=train, validation=validation, retrievals=retrievals)
 
 
-def limited(task: Task, dataset: Dataset, limit: int) -> Task:
-    """The task with at most ``limit`` training, target, query and gallery images each, spread over the classes.
-
-    Images are taken class by class in turn, in a fixed random order within a class, so all roles keep the same
-    classes as long as the limit reaches them.
-    """
+def _spread(dataset: Dataset, limit: int) -> Callable[[np.ndarray], np.ndarray]:
+    """What takes at most ``limit`` of the table rows it is given: class by class in turn, in a fixed random order
+    within a class, so that different rows keep the same classes as long as the limit reaches them."""
     classes = dataset.table["class"].to_numpy()
     order = np.random.default_rng(0).permutation(len(classes))
     turn = np.empty(len(classes), dtype=np.int64)
@@ -294,6 +291,34 @@ def limited(task: Task, dataset: Dataset, limit: int) -> Task:
             turn[of_class] = np.arange(len(of_class))
         chosen = shuffled[np.lexsort((names, turn[shuffled]))][:limit]
         return np.sort(chosen)
+
+    return first_rows
+
+
+def with_validation_limit(task: Task, dataset: Dataset, limit: int) -> Task:
+    """The task validated on at most ``limit`` query and gallery images (or classified images), spread over the classes.
+
+    The same images at each validation and for every method; training and tests stay whole. A task whose validation
+    has no more images stays as it is, the others say so in ``notes``.
+    """
+    first_rows, whole = _spread(dataset, limit), task.validation
+    if isinstance(whole, Retrieval):
+        part: Retrieval | Classification = replace(
+            whole, query=first_rows(whole.query), gallery=first_rows(whole.gallery)
+        )
+        images = max(len(whole.query), len(whole.gallery))
+    elif whole is not None:
+        part, images = replace(whole, rows=first_rows(whole.rows)), len(whole.rows)
+    else:
+        return task
+    if images <= limit:
+        return task
+    return replace(task, validation=part, notes=(*task.notes, f"validation limited to {limit} images a role"))
+
+
+def limited(task: Task, dataset: Dataset, limit: int) -> Task:
+    """The task with at most ``limit`` training, target, query and gallery images each, spread over the classes."""
+    first_rows = _spread(dataset, limit)
 
     def retrieval(question: Retrieval) -> Retrieval:
         return replace(question, query=first_rows(question.query), gallery=first_rows(question.gallery))

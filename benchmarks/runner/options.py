@@ -60,6 +60,12 @@ def build_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentP
     how.add_argument("--shots", metavar="K", type=int, help="at most K labelled images a class and domain")
     how.add_argument("--shots-draw", metavar="N", type=int, help="which draw of --shots (default: 0)")
     how.add_argument("--limit", metavar="N", type=int, help="at most N training, query and gallery images each")
+    how.add_argument(
+        "--validation-limit",
+        metavar="N",
+        type=int,
+        help="validate on at most N query and gallery images",
+    )
     how.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda, cuda:1, ...")
     how.add_argument(
         "--precision", metavar="NAME", help="auto (default: bf16 on a GPU that has it), float32, tf32, bf16"

@@ -17,7 +17,13 @@ from benchmarks.datasets.image_cache import cache_folder
 from benchmarks.datasets.pixels import CACHE_SHARE, PixelCache
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.protocols.registry import PROTOCOLS
-from benchmarks.protocols.task import Task, limited, with_shots, without_unanswerable_validation
+from benchmarks.protocols.task import (
+    Task,
+    limited,
+    with_shots,
+    with_validation_limit,
+    without_unanswerable_validation,
+)
 from benchmarks.runner.backbone_facts import BackboneFacts, backbone_facts
 from benchmarks.runner.machine import pick_device, pick_precision
 from benchmarks.runner.settings import Settings, SettingsError
@@ -150,6 +156,8 @@ class Resources:
                 task = with_shots(task, source, self.settings.shots, self.settings.shots_draw)
             if self.settings.limit is not None:
                 task = limited(task, source, self.settings.limit)
+            if self.settings.validation_limit is not None:
+                task = with_validation_limit(task, source, self.settings.validation_limit)
             task = without_unanswerable_validation(task, source)
             task.check(source)
             self._tasks[key] = task

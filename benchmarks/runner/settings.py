@@ -53,7 +53,8 @@ class Settings:
     preset's grid. ``shard`` is (number from 1, of how many).
     ``gpu_hours_each_fit`` and ``gpu_hours_basis`` are what a recipe's file expects of one fit, and why; a dry run
     prints them. ``keep_weights``: which fits' weights stay with the records (:mod:`benchmarks.store.weights`).
-    ``shots``: labelled images a class and domain, drawn anew for another ``shots_draw``.
+    ``shots``: labelled images a class and domain, drawn anew for another ``shots_draw``. ``validation_limit``: query
+    and gallery images that a validation looks at, at most.
     ``selectors``: for which of the ways to select without target labels each validation's value is recorded.
     ``track``: trackers that get losses and scores (:mod:`benchmarks.runner.tracking`).
 
@@ -80,6 +81,7 @@ class Settings:
     set: tuple[tuple[str, Any], ...] = ()
     out: str = "results/run"
     limit: int | None = None
+    validation_limit: int | None = None
     shots: int | None = None
     shots_draw: int = 0
     threads: int = 0
@@ -136,8 +138,9 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
             raise SettingsError(f"--seeds: a seed is 0 or larger and at most {SEEDS - 1}, not {seed}")
     if not 0 <= settings.gpu_hours_each_fit < float("inf"):
         raise SettingsError(f"{file}: gpu_hours_each_fit must be 0 or more, not {settings.gpu_hours_each_fit}")
-    for key in ("limit", "shots", "threads", "jobs", "shots_draw"):
-        if (value := getattr(settings, key)) is not None and value < (1 if key in ("limit", "shots") else 0):
+    for key in ("limit", "validation_limit", "shots", "threads", "jobs", "shots_draw"):
+        least = 1 if key in ("limit", "validation_limit", "shots") else 0
+        if (value := getattr(settings, key)) is not None and value < least:
             raise SettingsError(f"--{key.replace('_', '-')} must be positive, not {value}")
     if settings.shots_draw and settings.shots is None:
         raise SettingsError("--shots-draw needs --shots, the number of images a class and domain")
@@ -336,7 +339,7 @@ def _convert(key: str, value: Any) -> Any:
             if not names and key != "selectors" and (default or isinstance(value, str)):
                 raise ValueError
             return names
-        if key in ("limit", "shots", "shots_draw", "threads", "jobs"):
+        if key in ("limit", "validation_limit", "shots", "shots_draw", "threads", "jobs"):
             return None if value is None else _whole(value)
         if isinstance(default, float):
             return float(value)

@@ -85,6 +85,8 @@ def searched_settings(settings: Settings, splits: int = SPLITS) -> Settings:
         raise SettingsError(f"--rules {settings.rules}: rates are tuned without test data; leave the option out")
     if settings.limit is not None:
         raise SettingsError("--limit: rates tuned on few images mean nothing; take a preset without a limit")
+    if settings.validation_limit is not None:
+        raise SettingsError("--validation-limit: rates are tuned on whole validation tasks; leave the option out")
     if settings.shots is not None:
         raise SettingsError("--shots: tuned rates are those of the whole data; leave the option out")
     if settings.selectors:

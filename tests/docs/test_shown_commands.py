@@ -16,6 +16,7 @@ from tests.docs.test_documents import example, examples
 SHOWN = [
     ("protocols.md", "domain generalisation", {"dg"}, {"target"}),
     ("protocols.md", "few shots", {"ucdr", "uda"}, {"unseen", "mixed", "source", "target"}),
+    ("protocols.md", "validation limit", {"ucdr"}, {"unseen", "mixed"}),
     ("methods.md", "templates", {"uda"}, {"source", "target"}),
 ]
 

@@ -356,6 +356,7 @@ def test_a_search_that_fails_is_a_failure_of_the_command(
         (["--rules", "official"], "--rules official"),
         (["--limit", "9"], "--limit"),
         (["--shots", "4"], "--shots"),
+        (["--validation-limit", "9"], "--validation-limit"),
         (["--selectors", "all"], "--selectors"),
         (["--shard", "1/2"], "--shard"),
         (["--splits", "0"], "--splits: at least 1"),
