@@ -20,16 +20,16 @@ def without_number(folder: str) -> str:
 def words_of(folder: str) -> str:
     """A class folder's name as words, one space between them.
 
-    Underscores, and hyphens between parts of two characters or more, are spaces; a number and dot, a number with
-    leading zeros or a WordNet id before the name, or an id behind it, is numbering; ``AlarmClock`` is two words, and
-    Capitalised words become lower case. Names that are only numbers or WordNet ids, acronyms (``TVs``, ``USB stick``),
-    ``iPod`` and ``T-shirt`` stay.
+    Underscores, and hyphens and dots between parts of two characters or more, are spaces; a number and dot, a number
+    with leading zeros or a WordNet id before the name, or an id behind it, is numbering; ``AlarmClock`` is two words,
+    and Capitalised words become lower case. Names that are only numbers or WordNet ids, acronyms (``TVs``,
+    ``USB stick``), ``iPod`` and ``T-shirt`` stay.
     """
     name = unicodedata.normalize("NFC", folder).strip()
     if re.fullmatch(r"n[0-9]{8}|[\W\d_]+", name):
         return name
     name = " ".join(without_number(name).replace("_", " ").split())
-    name = re.sub(r"(?<=[^\W_]{2})-(?=[^\W\d_]{2})", " ", name)
+    name = re.sub(r"(?<=[^\W\d_]{2})\.(?=[^\W\d_]{2})|(?<=[^\W_]{2})-(?=[^\W\d_]{2})", " ", name)
     return " ".join(word.lower() if _capitalised(word) else word for word in _split_camel(name).split())
 
 

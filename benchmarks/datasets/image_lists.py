@@ -7,6 +7,8 @@ Learning Library), ``txt/`` (MME), and each code base writes its own prefix befo
 
 from __future__ import annotations
 
+import fnmatch
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,8 +20,8 @@ from benchmarks.datasets.base import DatasetError
 from benchmarks.datasets.class_words import plain_name
 from benchmarks.datasets.tree_scan import IMAGE_SUFFIXES, NOT_IN_NAMES
 
-#: Folders under the root in which lists are looked for, in this order.
-LIST_FOLDERS = ("", "splits", "image_list", "image_lists", "lists", "txt")
+#: Folders under the root in which lists are looked for, in this order and in any case.
+LIST_FOLDERS = ("", "splits", "split", "image_list", "image_lists", "lists", "txt")
 
 #: Lists of a part of the classes, or of a few labelled images, as code for semi-supervised and source-free adaptation
 #: names them (MME, SHOT and what follows them).
@@ -34,6 +36,10 @@ OTHER_LISTS = (
 )
 
 
+#: An image's path and a further number behind it, where a list has a third column (the domain's number).
+_MORE_COLUMNS = re.compile(rf"(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})['\"]?\s+[0-9]+\s*$", re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class RelativeList:
     """A list whose paths are ``FOLDER/...`` in the tree: columns ``path`` and ``label``, and what the paths began with
@@ -45,19 +51,36 @@ class RelativeList:
 
 def folders_with_lists(root: Path, folders: Sequence[str] = LIST_FOLDERS) -> list[Path]:
     """The existing folders that may have lists; last ``txt/NAME`` beside the root, as in MME."""
-    places = [*(root / folder for folder in folders), root.parent / "txt" / root.name]
-    return [place for place in places if place.is_dir()]
+    below = _by_lower_name(root, folders=True)
+    places = [place for folder in folders for place in ([root] if not folder else below.get(folder.casefold(), []))]
+    return [place for place in (*places, root.parent / "txt" / root.name) if place.is_dir()]
 
 
 def find_lists(root: Path, patterns: Iterable[str], folders: Sequence[str] = LIST_FOLDERS) -> list[Path]:
-    """Lists whose name matches one of the patterns (``*`` is any text): by folder, then by pattern, then by name."""
-    patterns = list(patterns)
+    """Lists whose name matches one of the patterns (``*`` is any text) in any case: by folder, then by pattern, then by
+    name, the spelling of the pattern first."""
+    wanted = [pattern.casefold() for pattern in patterns]
     files: list[Path] = []
     for folder in folders_with_lists(root, folders):
-        for pattern in patterns:
-            matches = sorted(folder.glob(pattern)) if "*" in pattern else [folder / pattern]
-            files += [file for file in matches if file.is_file() and file not in files]
+        here = _by_lower_name(folder)
+        for pattern in wanted:
+            names = sorted(fnmatch.filter(here, pattern)) if "*" in pattern else [pattern]
+            files += [file for name in names for file in here.get(name, []) if file not in files]
     return files
+
+
+def _by_lower_name(folder: Path, *, folders: bool = False) -> dict[str, list[Path]]:
+    """The text files (or the folders) in a folder by their name in lower case, lower-case spellings first."""
+    found: dict[str, list[Path]] = {}
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if folders or entry.name.lower().endswith(".txt")]
+    except OSError:
+        return found
+    for name in sorted(names, key=lambda name: (name != name.lower(), name)):
+        if (folder / name).is_dir() if folders else (folder / name).is_file():
+            found.setdefault(name.casefold(), []).append(folder / name)
+    return found
 
 
 def display_path(file: Path, root: Path) -> str:
@@ -154,6 +177,9 @@ def read_image_list(file: Path) -> pd.DataFrame:
         if not line.strip():
             continue
         path, label = (*line.rsplit(maxsplit=1), "")[:2]
+        if _MORE_COLUMNS.search(path):
+            shown = f"{line.strip()[:80]!r}: keep these two columns alone"
+            raise DatasetError(f"{file}, line {number}: expected 'PATH LABEL', found {shown}")
         if not re.fullmatch(r"[0-9]{1,9}", label) or NOT_IN_NAMES.search(path):
             raise DatasetError(f"{file}, line {number}: expected 'PATH LABEL', found {line.strip()[:80]!r}")
         path = path.strip().replace("\\", "/")

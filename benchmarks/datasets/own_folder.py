@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import tomllib
 import unicodedata
 from collections.abc import Mapping
@@ -41,6 +42,15 @@ from benchmarks.datasets.tree_scan import IMAGE_SUFFIXES, Finding, Listing, Plac
 SETTINGS = "folder.toml"
 PHOTOGRAPHS = ("real", "photo", "photos", "image", "images")
 
+#: Names of domains, as :func:`plain_name` gives them; two of them as class folders, and none as a domain folder, show a
+#: tree with the two levels the other way round.
+USUAL_DOMAINS = frozenset(
+    (
+        *("real", "realworld", "photo", "photos", "photograph", "photographs", "photography", "sketch", "sketches"),
+        *("drawing", "drawings", "linedrawing", "clipart", "cartoon", "cartoons", "comic", "painting", "paintings"),
+        *("art", "artpainting", "watercolor", "quickdraw", "infograph", "product", "synthetic", "rendered"),
+    )
+)
 
 #: Folders that are often between a domain and its classes.
 BETWEEN = frozenset({"images", "image", "imgs", "train", "test", "val", "valid", "validation", "data"})
@@ -57,6 +67,30 @@ def _similar_domains(domains: list[str]) -> list[Finding]:
         for name, other in pairs
         if name != other
     ]
+
+
+def _swapped(domains: list[str], classes: list[str]) -> str:
+    """For an error, two class folders that are called as domains are, where no domain folder is; else ""."""
+    named = [name for name in classes if plain_name(name) in USUAL_DOMAINS]
+    if len(named) < 2 or len(domains) <= len(classes) or any(plain_name(name) in USUAL_DOMAINS for name in domains):
+        return ""
+    return f"such as {domains[0]}/{{{','.join(named[:2])}}}"
+
+
+def _almost_equal(domains_of: Mapping[str, frozenset[str]]) -> dict[str, str]:
+    """Class -> another class of almost its name, where no domain has both: they differ in a plural's ending, in
+    numbering or in punctuation (``12-airplane`` and ``airplane``, ``anchors`` and ``anchor``)."""
+    by_name: dict[str, list[str]] = {}
+    for name in sorted(domains_of):
+        by_name.setdefault(re.sub(r"^[0-9]+(?=[^0-9]{3})", "", plain_name(name)), []).append(name)
+    pairs: dict[str, str] = {}
+    for plain, names in by_name.items():
+        others = [other for ending in ("", "s", "es") for other in by_name.get(plain + ending, ()) if len(plain) > 2]
+        for name in names:
+            for other in others:
+                if other != name and other not in pairs and not domains_of[name] & domains_of[other]:
+                    pairs.setdefault(name, other)
+    return pairs
 
 
 def _flat_layout_hint(root: Path) -> str:
@@ -255,10 +289,17 @@ class OwnFolder(FolderDataset):
         images = self._read_classes(images)
         counts = images.groupby(["class", "domain"]).size().unstack(fill_value=0)
         everywhere = counts.index[(counts > 0).all(axis=1)]
+        swapped = _swapped(list(counts.columns), list(counts.index))
+        if swapped:
+            raise DatasetError(
+                f"{self.folder}: the layout is ROOT/DOMAIN/CLASS/*, and these folders are CLASS/DOMAIN ({swapped}):"
+                " swap the two levels"
+            )
         if len(everywhere) < 3:
+            hint = "; if the folders are CLASS/DOMAIN, swap the two levels" if len(counts.columns) > len(counts) else ""
             raise DatasetError(
                 f"{self.folder}: {len(everywhere)} classes are in every domain ({', '.join(counts.columns)}); "
-                "three are needed: train, validation and test"
+                f"three are needed: train, validation and test{hint}"
             )
         rule = self.rule
         plain = {name: name.casefold() for name in everywhere}
@@ -288,7 +329,12 @@ class OwnFolder(FolderDataset):
             if other != name:
                 differs = "differs from {} in case only" if other.casefold() == name.casefold() else "reads as {} does"
                 self.note("similar_names", name, f"{differs.format(other)}; if both are one class, rename one")
-        return images.assign(**{"class": images["class"].map(names)})
+        images = images.assign(**{"class": images["class"].map(names)})
+        by_class = images.drop_duplicates(["class", "domain"]).groupby("class")["domain"]
+        for name, other in _almost_equal({str(key): frozenset(domains) for key, domains in by_class}).items():
+            reason = f"almost the name of {other!r}, which is in other domains; if both are one class, rename one"
+            self.note("similar_names", name, reason)
+        return images
 
     @property
     def name_notes(self) -> tuple[str, ...]:

@@ -852,6 +852,7 @@ class ClipBackbone(PromptBackbone):
                     f"backbone {text} is a {kind!r} checkpoint: only model_type 'clip' can be used", kind
                 )
             config = CLIPConfig.from_pretrained(text, local_files_only=local)
+            _check_activations(text, config)
             part = "weights"
             with quiet_loading(local):
                 model, report = CLIPModel.from_pretrained(
@@ -1075,6 +1076,19 @@ def hub_unreachable(name: str) -> str:
     except Exception as error:  # no network, a proxy's refusal, HF_HUB_OFFLINE, a broken response, ...
         return " ".join(str(error).split())[:200] or type(error).__name__
     return ""
+
+
+def _check_activations(text: str, config: CLIPConfig) -> None:
+    """Refuse an activation that ``transformers`` does not have: it would raise the bare name as a KeyError."""
+    from transformers.activations import ACT2FN
+
+    for tower in ("vision_config", "text_config"):
+        name = getattr(config, tower).hidden_act
+        if not isinstance(name, str) or name not in ACT2FN:
+            raise BackboneError(
+                f"backbone {text}: config.json has the hidden_act {name!r} in {tower}, which transformers does not"
+                " have: give the one it was trained with, such as 'quick_gelu' (OpenAI) or 'gelu'"
+            )
 
 
 def _check_weights(text: str, model: CLIPModel, report: Mapping[str, Any]) -> None:

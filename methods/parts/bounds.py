@@ -81,6 +81,8 @@ def _fault(config: Any, field: dataclasses.Field[Any], value: Any, hint: Any) ->
     if not isinstance(value, int | float):
         return ""
     bound = bound_of(config, field)
+    if value == math.inf:
+        return f"must be a finite number, not {value!r}"
     if not math.isfinite(value) or not bound.holds(value):
         return f"must be {bound}, not {value!r}"
     return ""

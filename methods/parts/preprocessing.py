@@ -238,7 +238,7 @@ def read_processor(config: Mapping[str, Any], image_size: int) -> ImageProcessin
     resize, to = _resize(values)
     crop = _sides("crop_size", values["crop_size"], square=True)[1] if values["do_center_crop"] else None
     resample = values["resample"]
-    if isinstance(resample, bool) or resample not in _RESAMPLE:
+    if type(resample) is not int or resample not in _RESAMPLE:  # transformers reads 3.0 as another filter than 3
         raise ProcessingError(f"resample {_shown(resample)}: give a number of 0 to 5 (3 is bicubic)")
     mean, std = _statistics(values)
     _check_result(resize, to, crop, image_size, config)

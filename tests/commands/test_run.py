@@ -250,6 +250,7 @@ def test_an_interrupt_says_how_to_go_on(
         (["--methods", "lora", "--set", "learning_rate=abc"], "--set lora.learning_rate takes float"),
         (["--methods", "lora", "--set", "learning_rate=true"], "--set lora.learning_rate takes float"),
         (["--methods", "lora", "--set", "learning_rate=nan"], "--set lora.learning_rate must be at least 0, not nan"),
+        (["--methods", "lora", "--set", "learning_rate=inf"], "lora.learning_rate must be a finite number, not inf"),
         (["--methods", "lora", "--set", "fast=1"], "--set lora.fast takes bool"),
         (["--methods", "zero_shot", "--set", "template={foo}"], "template has the stray '{foo}'"),
         (["--methods", "zero_shot", "--set", "template={name} {}"], "must have one place for the class name"),

@@ -15,6 +15,8 @@ SPELLINGS = (
     "Alarm_Clock",
     "AlarmClock",
     "alarm-clock",
+    "alarm.clock",
+    "12.Alarm.Clock",
     "001.alarm_clock",
     "001_alarm_clock",
     "01 Alarm Clock",
@@ -32,7 +34,22 @@ def test_usual_spellings_are_the_same_words(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["3 ring binder", "TVs", "USB stick", "iPod", "T-shirt", "n01440764", "007", "C++", "3.5 inch disk", "A"]
+    "name",
+    [
+        "3 ring binder",
+        "TVs",
+        "USB stick",
+        "iPod",
+        "T-shirt",
+        "n01440764",
+        "007",
+        "C++",
+        "3.5 inch disk",
+        "A",
+        "a.b",
+        "U.S.A",
+        "yolo.v8",
+    ],
 )
 def test_names_that_stay(name: str) -> None:
     assert words_of(name) == name

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.datasets.base import DatasetError
-from benchmarks.datasets.image_lists import read_image_list, read_relative_list
+from benchmarks.datasets.image_lists import find_lists, read_image_list, read_relative_list
 from benchmarks.datasets.tree_scan import join_listings, scan_listed
 from tests.datasets.trees import class_tree
 
@@ -61,6 +61,31 @@ def test_a_line_of_a_list_that_cannot_be_meant_is_shown(tmp_path: Path, label: s
     with pytest.raises(DatasetError, match=r"list\.txt, line 2: expected 'PATH LABEL', found 'a/2\.jpg ") as caught:
         read_image_list(file)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("line", ["a/1.jpg 0 3", "'a/1.PNG' 0 3", "a/1.jpeg\t0\t3", "a/hot dog.jpg 0 3"])
+def test_a_third_column_is_refused_by_line(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text(f"a/hot 1.jpg.jpg 0\n{line}\n")
+    with pytest.raises(DatasetError, match=r"list\.txt, line 2: expected 'PATH LABEL', .*keep these two columns alone"):
+        read_image_list(file)
+
+
+def test_a_number_in_a_name_is_no_column(tmp_path: Path) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text("a/photo.jpg 2.jpg 0\na/c.jpg 1/2.png 1\n")
+    assert read_image_list(file)["path"].tolist() == ["a/photo.jpg 2.jpg", "a/c.jpg 1/2.png"]
+
+
+@pytest.mark.parametrize("place", ["Splits", "SPLIT", "Image_List", ""])
+def test_lists_are_found_in_any_case(tmp_path: Path, place: str) -> None:
+    (tmp_path / place).mkdir(exist_ok=True)
+    for name in ("Clipart_Train.TXT", "clipart_train_3.txt", "Clipart_Notes.md"):
+        (tmp_path / place / name).write_text("clipart/a/1.jpg 0\n")
+    names = [file.name for file in find_lists(tmp_path, ["clipart_train.txt", "clipart_*.txt"])]
+    assert names == ["Clipart_Train.TXT", "clipart_train_3.txt"]
+    (tmp_path / place / "clipart_train.txt").write_text("clipart/a/1.jpg 0\n")
+    assert find_lists(tmp_path, ["clipart_train.txt"])[0].name == "clipart_train.txt", "the published spelling first"
 
 
 def test_lists_with_tabs_are_read_and_empty_ones_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import data, run
 from benchmarks.datasets.base import DatasetError
+from benchmarks.datasets.class_words import words_of
 from benchmarks.datasets.own_folder import FolderRule, OwnFolder, read_rule
 from benchmarks.datasets.tree_scan import IMAGE_SUFFIXES
 from benchmarks.protocols.registry import PROTOCOLS
@@ -122,6 +123,36 @@ def test_one_class_that_two_domains_spell_differently(root: Path) -> None:
     dataset = OwnFolder(root)
     assert {split: dataset.classes(split) for split in expected} == expected
     assert dataset.name_notes == ("class dog: one class, read from the folders '003.Dog ', 'dog'",)
+
+
+@pytest.mark.parametrize("name", ["12-dog", "dogs", "3 dog", "dog!", "12_dogs"])
+def test_classes_of_almost_one_name_in_different_domains_are_noted(root: Path, name: str) -> None:
+    assert OwnFolder(root).name_notes == ()
+    (root / "photo" / "dog").rename(root / "photo" / name)
+    dataset = OwnFolder(root)
+    assert {"dog", words_of(name)} <= set(dataset.classes()), "they stay two classes"
+    (note,) = dataset.name_notes
+    assert note.startswith("class ") and "almost the name of" in note and "if both are one class, rename one" in note
+    shutil.copytree(root / "photo" / name, root / "photo" / "dog")
+    assert OwnFolder(root).name_notes == (), "a domain that has both tells them apart"
+
+
+@pytest.mark.parametrize("domains", [("photo", "sketch"), ("Real World", "clip_art", "line", "product")])
+def test_a_tree_of_class_folders_with_domain_folders_in_them_is_refused(
+    tmp_path: Path, domains: tuple[str, ...]
+) -> None:
+    for name in ("ant", "bee", "cup", "dog", "elk"):
+        trees.class_tree(tmp_path, (name,), domains, 2)
+    with pytest.raises(DatasetError, match=r"these folders are CLASS/DOMAIN \(such as ant/\{.*\}\): swap") as caught:
+        _ = OwnFolder(tmp_path).table
+    assert "\n" not in str(caught.value)
+
+
+def test_few_classes_in_many_domains_have_a_hint(tmp_path: Path) -> None:
+    for name in ("ant", "bee", "cup"):
+        trees.class_tree(tmp_path, (name,), ("line", "flat"), 2)
+    with pytest.raises(DatasetError, match=r"three are needed.*if the folders are CLASS/DOMAIN, swap the two levels"):
+        _ = OwnFolder(tmp_path).table
 
 
 def test_one_domain_may_tell_classes_apart_by_case(root: Path) -> None:

@@ -392,6 +392,11 @@ def changed_weight(name: str, value: float) -> Callable[[Path], None]:
             r"weight text_projection.weight is \(24, 32\), .* \(768, 32\)",
         ),
         (changed_json("config.json", vision_config={"num_attention_heads": 5}), r"config.json .*heads \(5\)"),
+        (
+            changed_json("config.json", vision_config={"hidden_act": "swishy"}),
+            "config.json has the hidden_act 'swishy' in vision_config, which transformers does not have: give",
+        ),
+        (changed_json("config.json", text_config={"hidden_act": "quickgelu"}), "hidden_act 'quickgelu' in text_config"),
         (changed_weight("text_projection.weight", float("nan")), "weight text_projection.weight is not finite"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer has no words: put the .* tokenizer.json"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "put the checkpoint.s own tokenizer.json"),
