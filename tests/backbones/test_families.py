@@ -281,6 +281,7 @@ RUN = {
         "constant",
         "raw_pixel",
         "zero_shot",
+        "zero_shot_domain",
         "full_finetune",
         "sre_clip",
         "linear_probe",
