@@ -313,9 +313,8 @@ def make_cell(
 ) -> Cell:
     """The cell of a method's config (registered as ``name``) on a task of a data set."""
     backbone, source = resources.backbone_facts, resources.dataset(dataset)
-    fit_id = shown_to(method, task, settings.select).fit_id
-    if settings.select == "oracle":  # validates on this very task's test retrieval, so no other task shares the model
-        fit_id = f"{fit_id}-{task.protocol}-{task.split}"
+    # oracle validates on this very task's test retrieval, so no other task shares the model
+    own = f"-{task.protocol}-{task.split}" if settings.select == "oracle" else ""
     values = stated(config)
     cell = CellId(
         method=name,
@@ -353,7 +352,7 @@ def make_cell(
             "protocol": task.protocol,
             "split": task.split,
             "rules": task.rules,
-            "fit_id": task.fit_id if settings.select != "oracle" else f"{task.fit_id}-{task.protocol}-{task.split}",
+            "fit_id": task.fit_id + own,
             "retrievals": {question.name: _hash(question.query, question.gallery) for question in task.retrievals},
             "classifications": {c.name: _hash(c.rows, c.class_names, c.seen) for c in task.classifications},
         },
@@ -368,7 +367,7 @@ def make_cell(
         inputs["dataset"]["synsets"] = _hash(sorted(source.synsets.items()), source.synsets_published)
     leading = {question.name: source.card.headline.metrics() for question in task.retrievals}
     leading |= {question.name: classification_metrics(question) for question in task.classifications}
-    return Cell(cell, inputs, leading, fit_id)
+    return Cell(cell, inputs, leading, shown_to(method, task, settings.select).fit_id + own)
 
 
 def shown_to(method: type[Method], task: Task, select: str) -> Task:
