@@ -759,7 +759,12 @@ def check_sizes(source: Path, config: CLIPConfig, facts: CheckpointFacts) -> Non
         "text_cfg.context_length": text.max_position_embeddings,
         "text_cfg.vocab_size": text.vocab_size,
     }
-    for name, value in facts.expected.items():
+    _same_sizes(source, sizes, facts.expected)
+
+
+def _same_sizes(source: Path, sizes: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise :class:`CheckpointError` where a config has another size than the weights."""
+    for name, value in expected.items():
         if sizes[name] != value:
             raise CheckpointError(
                 f"checkpoint {source} has {name} {sizes[name]}, but its config has {value}: they do not belong together"
@@ -824,7 +829,8 @@ def _convert_resnet(
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint {source} {error}") from None
     if facts.whole:
-        _check_resnet_sizes(source, config["model_cfg"], facts.whole["model_cfg"])
+        sizes, stated = (_resnet_sizes(one["model_cfg"]) for one in (config, facts.whole))
+        _same_sizes(source, sizes, {name: stated[name] for name in sorted(sizes.keys() & stated.keys())})
         config = dict(facts.whole)
     vocabulary = _tokenizer_of(source, weights, tokenizer)
     left_out = {*NO_WEIGHTS, "attn_mask"}  # a causal mask, which follows from the context length
@@ -835,17 +841,11 @@ def _convert_resnet(
     vocabulary.save_pretrained(out)
 
 
-def _check_resnet_sizes(source: Path, implied: Mapping[str, Any], stated: Mapping[str, Any]) -> None:
-    """Raise :class:`CheckpointError` where a config states another size than the weights imply."""
-    for part in ("", "vision_cfg", "text_cfg"):
-        sizes, given = (model[part] if part else model for model in (implied, stated))
-        for key in sorted(set(sizes) & set(given) - {"vision_cfg", "text_cfg", "quick_gelu", "heads"}):
-            if sizes[key] != given[key]:
-                name = f"{part}.{key}" if part else key
-                raise CheckpointError(
-                    f"checkpoint {source} has {name} {sizes[key]}, but its config has {given[key]}: they do not belong"
-                    " together"
-                )
+def _resnet_sizes(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes in a ResNet's config by name; the heads follow from the widths."""
+    parts = {"": model, "vision_cfg.": model["vision_cfg"], "text_cfg.": model["text_cfg"]}
+    sizes = {f"{part}{key}": value for part, values in parts.items() for key, value in values.items()}
+    return {name: sizes[name] for name in sizes.keys() - {"vision_cfg", "text_cfg", "quick_gelu", "text_cfg.heads"}}
 
 
 def _convert_folder(source: Path, out: Path) -> None:
