@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from benchmarks.reporting import costs, error_analysis, method_comparison, published, selection, tables
+from benchmarks.reporting import costs, error_analysis, method_comparison, published, selector_picks, tables
 from benchmarks.reporting.ablation_tables import ablation_tables
 from benchmarks.reporting.error_analysis import ErrorAnalysis, WordNet
 from benchmarks.reporting.method_comparison import MethodComparison, SettingComparison
-from benchmarks.reporting.selection import SelectorPicks
+from benchmarks.reporting.selector_picks import SelectorPicks
 from benchmarks.reporting.types import AblationTable, MethodCost, ScoreTable, Setting
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record
@@ -238,7 +238,7 @@ class SettingData:
         ):
             keys = dict.fromkeys(of_method["key"])
             records = [self.data.records[key] for key in keys if key in self.data.records]
-            picks += selection.picks(self.labels[tuple(configuration)], str(protocol), records)
+            picks += selector_picks.picks(self.labels[tuple(configuration)], str(protocol), records)
         return picks
 
     @cached_property

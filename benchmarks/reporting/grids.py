@@ -23,7 +23,7 @@ import pandas as pd
 from benchmarks.reporting import tables
 from benchmarks.reporting.error_analysis import WordNet, distances
 from benchmarks.reporting.method_comparison import SettingComparison, TestedScore, leading_pairs
-from benchmarks.reporting.selection import SELECTOR_ORDER, SelectorPicks
+from benchmarks.reporting.selector_picks import SELECTOR_ORDER, SelectorPicks
 from benchmarks.reporting.types import (
     ALL,
     BEST,

@@ -38,7 +38,7 @@ from benchmarks.runner.rates import RateChoice, Source, outcomes
 from benchmarks.runner.records import convergence, make_record
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.scoring import ClassAnswers, score_classification, score_retrieval
-from benchmarks.runner.selection import SelectionScores, checkpoint_values
+from benchmarks.runner.selection_values import SelectionScores, checkpoint_values
 from benchmarks.store.records import Cost, Fit, GalleryScores, Record, Search, Status, content_key
 from benchmarks.store.weights import STEM, FitWeights
 from methods.interface import FitReport, Method, NotApplicableError, TrainingData

@@ -49,5 +49,5 @@ def test_a_shown_command_runs(
 
 def test_every_shown_command_of_a_run_is_run() -> None:
     shown = {(page, name) for page, name, code in examples("sh") if code.startswith("python -m benchmarks.run ")}
-    elsewhere = {("protocols.md", "selectors"), ("apply.md", "keep")}  # the first: tests/reporting/test_selection.py
+    elsewhere = {("protocols.md", "selectors"), ("apply.md", "keep")}  # the first: test_selector_picks.py
     assert shown - elsewhere <= {(page, name) for page, name, *_ in SHOWN}

@@ -20,7 +20,7 @@ from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.protocols.task import Classification
 from benchmarks.run import main as run
 from benchmarks.runner.embeddings import EncodedImages, encode_as
-from benchmarks.runner.selection import SelectionScores
+from benchmarks.runner.selection_values import SelectionScores
 from benchmarks.runner.settings import resolve
 from benchmarks.store.files import ResultStore
 from methods.parts.backbone import Backbone

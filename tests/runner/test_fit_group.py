@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.runner import selection
+from benchmarks.runner import selection_values
 from benchmarks.runner.embeddings import EncodedImages
 from benchmarks.runner.fit_group import ValidatedWeights
 from benchmarks.runner.plan import plan
@@ -157,14 +157,14 @@ class Learned(Probe):
 def scored(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """Registers :class:`Learned`; the shifts that the validation task was scored with."""
     shifts: list[float] = []
-    score = selection.score_retrieval
+    score = selection_values.score_retrieval
 
     def noted(method: Any, *arguments: Any, **options: Any) -> Any:
         if options.get("ks") == ():
             shifts.append(float(method.shift))
         return score(method, *arguments, **options)
 
-    monkeypatch.setattr(selection, "score_retrieval", noted)
+    monkeypatch.setattr(selection_values, "score_retrieval", noted)
     monkeypatch.setitem(PRESETS, "grid", Preset("grid", "two rates", 5, learning_rates=(0.125, 0.75)))  # type: ignore[call-overload]
     METHODS.add("learned", Learned)
     yield shifts

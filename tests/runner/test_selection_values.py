@@ -21,7 +21,7 @@ from benchmarks.protocols.uda import INDUCTIVE
 from benchmarks.protocols.uda import PROTOCOL as UDA
 from benchmarks.run import main as run
 from benchmarks.runner.embeddings import EncodedImages, encode_as
-from benchmarks.runner.selection import SelectionScores, sample
+from benchmarks.runner.selection_values import SelectionScores, sample
 from benchmarks.runner.settings import SettingsError, resolve
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Record

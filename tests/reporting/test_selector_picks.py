@@ -15,7 +15,7 @@ from benchmarks.reporting.data import ReportData
 from benchmarks.reporting.grids import SELECTION_NOTE, selection_grid
 from benchmarks.reporting.markdown import leaderboard_markdown
 from benchmarks.reporting.page import render
-from benchmarks.reporting.selection import picked, picks
+from benchmarks.reporting.selector_picks import picked, picks
 from benchmarks.run import main as run
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Fit, Record
