@@ -24,7 +24,8 @@ goes on after a stop.
 @command
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.tune") -> int:
     """Run the command; returns the exit code."""
-    parser = build_parser(prog, "Search every method's learning rate around its paper's and keep it as data.", EXAMPLES)
+    text = "Search every method's learning rate around its paper's and keep it as data."
+    parser = build_parser(prog, text, EXAMPLES, splits=False)
     what = parser.add_argument_group("tuning", f"defaults: --preset {PRESET}, --out {OUT}; --seeds is not used")
     what.add_argument(
         "--splits", metavar="N", type=int, help=f"mean over the first N splits of each protocol (default: {SPLITS})"

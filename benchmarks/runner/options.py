@@ -10,8 +10,11 @@ from benchmarks.recipes import recipes
 from benchmarks.runner.presets import PRESETS
 
 
-def build_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    """The options of a run; each is absent from the result unless given, so that a file can fill it."""
+def build_parser(prog: str, description: str, epilog: str, *, splits: bool = True) -> argparse.ArgumentParser:
+    """The options of a run; each is absent from the result unless given, so that a file can fill it.
+
+    ``splits``: whether ``--splits`` chooses query domains and transfers (``tune`` has its own).
+    """
     parser = OneLineParser(
         prog=prog,
         description=description,
@@ -25,6 +28,13 @@ def build_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentP
     what.add_argument("--datasets", metavar="LIST", help="comma list, or all = those found (default: picto_domains)")
     what.add_argument("--data-root", metavar="FOLDER", help="where data sets are: FOLDER/NAME or FOLDER/NAME.parquet")
     what.add_argument("--protocols", metavar="LIST", help="comma list, or all (default: all)")
+    if splits:
+        what.add_argument(
+            "--splits",
+            metavar="LIST",
+            help="these query domains and transfers alone (freehand,line to flat), or a number: the first N of each"
+            " protocol (default: the preset's)",
+        )
     what.add_argument("--seeds", metavar="LIST", help="comma list (default: 0)")
     how = parser.add_argument_group("how")
     how.add_argument("--preset", metavar="NAME", help="; ".join(f"{p.name}: {p.summary}" for p in PRESETS.values()))

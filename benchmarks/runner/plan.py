@@ -157,6 +157,7 @@ def plan(settings: Settings, resources: Resources, arms: Mapping[str, Sequence[A
     tuned = _tuned(settings, resources)
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     choices: dict[tuple[Any, ...], RateChoice] = {}
+    offered: set[str] = set()  # query domains and transfers of the protocols
     for dataset in datasets:
         try:
             resources.dataset(dataset)
@@ -178,8 +179,10 @@ def plan(settings: Settings, resources: Resources, arms: Mapping[str, Sequence[A
             except Exception as error:
                 broken += [_broken(settings, name, dataset, protocol, error) for name in methods]
                 continue
+            offered |= set(resources.all_splits(dataset, protocol))
             if not tasks:
-                skipped[f"{dataset}/{protocol}"] = "the data set has no task of this protocol"
+                reason = "it has none of --splits" if settings.splits else "the data set has no task of this protocol"
+                skipped[f"{dataset}/{protocol}"] = reason
             for reason in (refused(task, settings.select) for task in tasks):
                 if reason:
                     raise SettingsError(f"--select {settings.select}: {reason}")
@@ -201,6 +204,8 @@ def plan(settings: Settings, resources: Resources, arms: Mapping[str, Sequence[A
                         group = (dataset, number, seed, cell.fit_id, *choice.shared, *alone)
                         groups.setdefault(group, []).append(cell)
                         choices[group] = choice  # cells of one fit share the validation task
+    if offered and (unknown := [name for name in settings.splits if not name.isdecimal() and name not in offered]):
+        raise SettingsError(f"--splits {unknown[0]!r} is unknown; {nearest(unknown[0], offered)}")
     fits = []
     arm_of: dict[str, int] = {}
     for group, cells in sorted(groups.items(), key=lambda item: item[0][:3]):

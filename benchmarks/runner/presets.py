@@ -32,7 +32,8 @@ class Preset:
     * ``learning_rates``: fixed grid; each is tried with the whole budget and the validation task picks one, once for
       each training data, with seed 0, for all seeds. A grid of one rate sets it. Empty: no grid.
     * ``limit``: as ``--limit``, images in training, query and gallery; None takes all.
-    * ``splits``: query domains (or transfers) of each protocol, in the protocol's order; None takes all.
+    * ``splits``: query domains (or transfers), in the protocol's order: so many of each protocol that is named; of one
+      that is not named as many as "" says. Without "" it has all.
     """
 
     name: str
@@ -47,7 +48,11 @@ class Preset:
     trials: int = 6
     learning_rates: tuple[float, ...] = ()
     limit: int | None = None
-    splits: int | None = None
+    splits: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def splits_of(self, protocol: str) -> int | None:
+        """How many query domains or transfers of a protocol run at most; None: all."""
+        return self.splits.get(protocol, self.splits.get(""))
 
     def changes(self, config: type) -> dict[str, Any]:
         """What the preset changes in this ``Config`` class."""
@@ -77,7 +82,7 @@ PRESETS: Mapping[str, Preset] = {
             batch_size=8,
             validations=1,
             limit=256,
-            splits=1,
+            splits={"": 1},
         ),
         Preset(
             "quick",
@@ -86,7 +91,7 @@ PRESETS: Mapping[str, Preset] = {
             batch_size=32,
             validations=1,
             tuned=True,
-            splits=2,
+            splits={"": 2},
         ),
         Preset(
             "standard",

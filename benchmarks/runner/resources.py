@@ -142,9 +142,17 @@ class Resources:
             hashes[name] = self._files[place]
         return hashes
 
+    def all_splits(self, dataset: str, protocol: str) -> list[str]:
+        """All splits of a protocol on a data set, in the protocol's order."""
+        return PROTOCOLS.get(protocol).splits(self.dataset(dataset))
+
     def splits(self, dataset: str, protocol: str) -> list[str]:
-        """The splits a protocol runs on a data set, at most the preset's number."""
-        return PROTOCOLS.get(protocol).splits(self.dataset(dataset))[: self.settings.budget.splits]
+        """The splits that a protocol runs on a data set: those of the settings, else the preset's number of them."""
+        every = self.all_splits(dataset, protocol)
+        chosen = self.settings.splits
+        if not chosen:
+            return every[: self.settings.budget.splits_of(protocol)]
+        return every[: int(chosen[0])] if chosen[0].isdecimal() else [split for split in every if split in chosen]
 
     def task(self, dataset: str, protocol: str, split: str) -> Task:
         """A checked task under the run's rules and limit."""

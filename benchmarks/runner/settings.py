@@ -53,8 +53,9 @@ class Settings:
     preset's grid. ``shard`` is (number from 1, of how many).
     ``gpu_hours_each_fit`` and ``gpu_hours_basis`` are what a recipe's file expects of one fit, and why; a dry run
     prints them. ``keep_weights``: which fits' weights stay with the records (:mod:`benchmarks.store.weights`).
-    ``shots``: labelled images a class and domain, drawn anew for another ``shots_draw``. ``validation_limit``: query
-    and gallery images that a validation looks at, at most.
+    ``splits``: names of the query domains and transfers that run, or one number: the first so many of each protocol;
+    empty: as many as the preset says. ``shots``: labelled images a class and domain, drawn anew for another
+    ``shots_draw``. ``validation_limit``: query and gallery images that a validation looks at, at most.
     ``selectors``: for which of the ways to select without target labels each validation's value is recorded.
     ``track``: trackers that get losses and scores (:mod:`benchmarks.runner.tracking`).
 
@@ -68,6 +69,7 @@ class Settings:
     datasets: tuple[str, ...] = ("picto_domains",)
     data_root: str | None = None
     protocols: tuple[str, ...] = ("all",)
+    splits: tuple[str, ...] = ()
     rules: Rules = "clean"
     variant: str = "paper"
     select: Select = "val"
@@ -142,6 +144,8 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
         least = 1 if key in ("limit", "validation_limit", "shots") else 0
         if (value := getattr(settings, key)) is not None and value < least:
             raise SettingsError(f"--{key.replace('_', '-')} must be positive, not {value}")
+    if any(name.isdecimal() for name in settings.splits) and (len(settings.splits) > 1 or int(settings.splits[0]) < 1):
+        raise SettingsError("--splits is either one number from 1 (the first N of each protocol) or names")
     if settings.shots_draw and settings.shots is None:
         raise SettingsError("--shots-draw needs --shots, the number of images a class and domain")
     if settings.shots is not None and settings.rules == "official":
@@ -334,6 +338,8 @@ def _convert(key: str, value: Any) -> Any:
                 raise ValueError
             return seeds
         if isinstance(default, tuple):
+            if key == "splits" and isinstance(value, int):
+                value = str(_whole(value))
             items = value.split(",") if isinstance(value, str) else value
             names = tuple(item.strip() for item in items if item.strip())
             if not names and key != "selectors" and (default or isinstance(value, str)):

@@ -77,8 +77,11 @@ def searched_settings(settings: Settings, splits: int = SPLITS) -> Settings:
 
     if splits < 1:
         raise SettingsError(f"--splits: at least 1, not {splits}")
-    if settings.budget.splits is not None and splits > settings.budget.splits:
-        raise SettingsError(f"--splits: preset {settings.preset} has only {settings.budget.splits} of each protocol")
+    if settings.splits:
+        raise SettingsError("splits: rates are tuned on the first splits of each protocol; leave the setting out")
+    least = min(settings.budget.splits.values(), default=None)
+    if least is not None and splits > least:
+        raise SettingsError(f"--splits: preset {settings.preset} has only {least} of each protocol")
     if settings.select != "val":
         raise SettingsError(f"--select {settings.select}: rates are tuned on validation data; leave the option out")
     if settings.rules != "clean":

@@ -131,6 +131,27 @@ def test_a_wrong_option_is_one_line(settings: Settings, change: dict[str, Any], 
     assert "\n" not in str(caught.value)
 
 
+def test_splits_choose_query_domains_and_transfers(settings: Settings) -> None:
+    def cells(splits: tuple[str, ...], protocols: tuple[str, ...] = ("ucdr", "uda")) -> dict[str, set[tuple[str, str]]]:
+        changed = dataclasses.replace(settings, protocols=protocols, splits=splits)
+        found: dict[str, set[tuple[str, str]]] = {name: set() for name in protocols}
+        for cell in plan(changed, Resources(changed)).cells:
+            found[cell.id.protocol].add((cell.id.split, cell.key))
+        return found
+
+    every = cells(())
+    resources = Resources(settings)
+    first = {name: resources.all_splits("tiny", name)[0] for name in every}
+    assert cells(("1",)) == {name: {one for one in every[name] if one[0] == first[name]} for name in every}
+    assert cells((first["uda"],)) == {"ucdr": set(), "uda": {one for one in every["uda"] if one[0] == first["uda"]}}
+    changed = dataclasses.replace(settings, protocols=("ucdr", "uda"), splits=(first["uda"],))
+    assert plan(changed, Resources(changed)).skipped == {"tiny/ucdr": "it has none of --splits"}
+    with pytest.raises(SettingsError, match="--splits 'nowhere' is unknown"):
+        cells(("nowhere", first["uda"]))
+    with pytest.raises(SettingsError, match=r"--splits .* is unknown"):  # a transfer, but no query domain
+        cells((first["uda"],), ("ucdr",))
+
+
 def test_a_missing_data_set_is_a_row_until_it_is_there(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.datasets.base import DatasetError
     from tests.support.tiny_dataset import TinyShapes

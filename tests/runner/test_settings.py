@@ -104,7 +104,19 @@ def test_smoke_is_small() -> None:
     settings = resolve({"preset": "smoke"})
     assert settings.limit == PRESETS["smoke"].limit
     assert resolve({"preset": "smoke", "limit": 7}).limit == 7
-    assert PRESETS["smoke"].splits == 1
+    assert PRESETS["smoke"].splits_of("uda") == 1
+    assert PRESETS["standard"].splits_of("uda") is None
+
+
+@pytest.mark.parametrize("value", ["0", "1,2", "2,freehand", "freehand,2", "", True])
+def test_splits_that_are_neither_names_nor_a_number_are_refused(value: Any) -> None:
+    with pytest.raises(SettingsError, match="--splits"):
+        resolve({"splits": value})
+
+
+def test_splits_are_names_or_a_number() -> None:
+    assert resolve({"splits": "freehand, line to flat"}).splits == ("freehand", "line to flat")
+    assert resolve({"splits": 2}).splits == resolve({"splits": "2"}).splits == ("2",)
 
 
 def test_a_setting_of_every_name_can_be_in_a_file(tmp_path: Path) -> None:
