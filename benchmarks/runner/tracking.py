@@ -108,7 +108,8 @@ class Tracking:
                         self._report(f"--track {name}: takes no images")
                         continue
                     more = {"dataformats": "NHWC"} if name == "tensorboard" else {}
-                    tracker.log_images({key: images if more else list(images) for key, images in shown.items()}, **more)
+                    values = {key: images if more else list(images) for key, images in shown.items()}
+                    tracker.log_images(values, step=0, **more)
 
     @contextlib.contextmanager
     def _runs(self, run: str, about: Mapping[str, Any]) -> Iterator[list[tuple[str, Any]]]:
