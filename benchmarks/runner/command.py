@@ -239,7 +239,7 @@ def report(run: Run, outcome: Outcome, store: ResultStore, terminal: Terminal) -
         terminal.warn(line)
     try:
         if run.settings.track:
-            lines.append(track(run, store, frame, records))
+            lines.append(track(run, store, frame, records, terminal))
         data = ReportData(frame, store=store, command=run.command, report=terminal.warn, records=records)
         files = write_report(data, folder)
         lines += [f"leaderboard: {files[0]}, {files[1]}", f"plots: {folder / 'plots'}"]
@@ -253,7 +253,7 @@ def report(run: Run, outcome: Outcome, store: ResultStore, terminal: Terminal) -
     return code
 
 
-def track(run: Run, store: ResultStore, frame: pd.DataFrame, records: dict[str, Record]) -> str:
+def track(run: Run, store: ResultStore, frame: pd.DataFrame, records: dict[str, Record], terminal: Terminal) -> str:
     """Send this run's galleries to its trackers; returns a line that says where everything is."""
     from benchmarks.reporting.data import ReportData
     from benchmarks.runner.tracking import FOLDER, track_gallery
@@ -261,7 +261,8 @@ def track(run: Run, store: ResultStore, frame: pd.DataFrame, records: dict[str, 
     keys = {cell.key for cell in run.plan.cells}
     planned = frame[frame["key"].isin(keys)] if len(frame) else frame
     if len(planned):
-        track_gallery(store, ReportData(planned, store=store, records=records), run.settings.data_root)
+        data = ReportData(planned, store=store, report=terminal.warn, records=records)
+        track_gallery(store, data, run.settings.data_root)
     return (
         f"tracked by: {', '.join(run.settings.track)} (files, where there are any: {Path(run.settings.out) / FOLDER})"
     )
