@@ -400,6 +400,31 @@ def reference_training() -> str:
     return table(head, rows)
 
 
+def reference_selectors() -> str:
+    """Mean regret over the methods of what each way to select picks, in points, by question; the largest beside it."""
+    from benchmarks.reporting.data import ReportData
+    from benchmarks.reporting.selector_picks import SELECTOR_ORDER, means_over_methods
+    from benchmarks.store.files import ResultStore
+    from benchmarks.store.frame import frame_and_records
+
+    store = ResultStore(ROOT / "results" / "reference")
+    frame, records = frame_and_records(store.root, print)
+    names = [name for name in SELECTOR_ORDER if name != "oracle"]
+    rows = []
+    for part in ReportData(frame, store=store, records=records).settings:
+        picks = [one for one in part.selector_picks if one.protocol in ("uda", "dazsl") and one.over == "steps"]
+        for mean in means_over_methods(picks):
+            of_question = [one for one in picks if (one.protocol, one.question) == (mean.protocol, mean.question)]
+            worst = {name: max(of_question, key=lambda one, name=name: one.regret(name)) for name in names}
+            title = f"{mean.protocol.upper()} {mean.question}, {mean.label}, {mean.fits} fits"
+            rows.append((
+                title, f"{100 * mean.scores['oracle']:.1f}",
+                *(f"{100 * mean.regret(name):.1f} ({100 * one.regret(name):.1f}, {one.label})"
+                  for name, one in worst.items()),
+            ))  # fmt: skip
+    return table(("question", "oracle", *names), rows)
+
+
 # --- pages ------------------------------------------------------------------------------------------------------------
 
 
@@ -408,6 +433,7 @@ def parts() -> dict[str, Callable[[], str]]:
     found: dict[str, Callable[[], str]] = {"dataset cards": dataset_cards, "recipes": recipes_table}
     found |= {"hours of recipes": step_hours, "memory of steps": step_memory}
     found |= {"reference pairs": reference_pairs, "reference training": reference_training}
+    found |= {"reference selectors": reference_selectors}
     for backbone in reference_backbones():
         found[f"reference scores {backbone}"] = lambda backbone=backbone: reference_scores(backbone)
     for name, method in method_classes().items():

@@ -234,14 +234,19 @@ def _draw_errors(of_setting: SettingData, collector: PlotCollector) -> Iterator[
     return notes
 
 
-def mean_losses(record: Record) -> list[float]:
-    """A fit's losses in the order made, in at most 200 means over neighbouring steps; none for fewer than two."""
+def mean_losses(record: Record) -> list[tuple[float, float]]:
+    """A fit's losses in the order made, ``(step, loss)`` from step 1, in at most 200 means over neighbouring steps.
+
+    None for fewer than two.
+    """
     values = [
         float(v) for one in record.fit.losses if isinstance(v := one.get("loss"), int | float) and math.isfinite(v)
     ]
     if len(values) < 2:
         return []
-    return [float(part.mean()) for part in np.array_split(np.array(values), min(200, len(values)))]
+    steps, parts = np.arange(1, len(values) + 1), min(200, len(values))
+    pairs = zip(np.array_split(steps, parts), np.array_split(np.array(values), parts), strict=True)
+    return [(float(step.mean()), float(loss.mean())) for step, loss in pairs]
 
 
 def draw_report(data: ReportData, folder: Path, pool: PlotPool, digests: PlotDigests | None) -> list[PlannedPlots]:

@@ -146,8 +146,12 @@ def _legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
 
 
 def _marks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and shape of each method; the same labels get the same marks."""
-    return {label: MARKS[place % len(MARKS)] for place, label in enumerate(sorted(labels))}
+    """Colour and shape of each method; the same labels get the same marks, and no two of 56 labels share both."""
+    colours = [colour for colour, _ in MARKS[:8]]
+    return {
+        label: (colours[place % len(colours)], MARKS[place % len(MARKS)][1])
+        for place, label in enumerate(sorted(labels))
+    }
 
 
 def draw_plot(function: str, arguments: tuple[Any, ...], folder: Path) -> tuple[list[Path], str]:
@@ -389,8 +393,8 @@ def ablation_bars(ablation: AblationTable, folder: Path) -> list[Path]:
     return files
 
 
-def loss_curves(curves: Mapping[str, Sequence[Sequence[float]]], folder: Path) -> list[Path]:
-    """Training loss by step, a panel a method, a line a fit; stages follow each other."""
+def loss_curves(curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]], folder: Path) -> list[Path]:
+    """Training loss by step, a panel a method, a line ``(step, loss)`` a fit; stages follow each other."""
     if not curves:
         return []
     files: list[Path] = []
@@ -398,9 +402,9 @@ def loss_curves(curves: Mapping[str, Sequence[Sequence[float]]], folder: Path) -
     with _figure(folder, "loss", files, 0.2 + 1.15 * rows, rows, 2) as (_, axes):
         for place, (label, lines) in zip(axes.flat, sorted(curves.items()), strict=False):
             for line in lines:
-                place.plot(line, lw=0.6, color=MARKS[0][0], alpha=max(0.25, 1 / len(lines) ** 0.5))
+                place.plot(*zip(*line, strict=True), lw=0.6, color=MARKS[0][0], alpha=max(0.25, 1 / len(lines) ** 0.5))
             place.set_title(plain(shorten(label, 24)))
-            place.set_ylim(bottom=min(0.0, min(float(np.nanmin(line)) for line in lines)))
+            place.set_ylim(bottom=min(0.0, min(loss for line in lines for _, loss in line)))
         for place in list(axes.flat)[len(curves) :]:
             place.set_visible(False)
         for place in axes[:, 0]:
@@ -422,18 +426,54 @@ def convergence_curves(
         return []
     files: list[Path] = []
     marks = _marks(list(curves))
-    height = 2.6 + 0.17 * -(-len(curves) // 3)
-    with _figure(folder, _name("convergence", protocol), files, height) as (figure, [[axes]]):
+    ends: dict[str, tuple[float, float]] = {}
+    height = max(2.4, 0.7 + 0.115 * len(curves))
+    with _figure(folder, _name("convergence", protocol), files, height) as (_, [[axes]]):
         for number, label in enumerate(sorted(curves)):
             steps, means = best_so_far(curves[label])
             colour, shape = marks[label]
             axes.plot(steps, [100 * mean for mean in means], color=colour, marker=shape, ms=3, lw=1, mec="white",
-                      mew=0.3, ls=DASHES[number % len(DASHES)], label=plain(shorten(label)))  # fmt: skip
+                      mew=0.3, ls=DASHES[number % len(DASHES)])  # fmt: skip
+            ends[label] = steps[-1], 100 * means[-1]
         axes.set_xlabel("step")
         axes.set_ylabel("best validation score (%)")
         axes.set_title(plain(protocol_title(protocol)))
-        _legend(figure, axes)
+        _name_ends(axes, ends, {label: colour for label, (colour, _) in marks.items()})
     return files
+
+
+def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:
+    """Each line's label at the right of the axes, as near to the line's end as the other labels leave room."""
+    low, high = axes.get_ylim()
+    order = sorted(ends, key=lambda label: ends[label][1])
+    wanted = [(ends[label][1] - low) / (high - low) for label in order]
+    for place, label in zip(spread(wanted, 1 / max(len(order), 14)), order, strict=True):
+        axes.annotate(
+            plain(shorten(label)), ends[label], (1.08, place), textcoords="axes fraction", fontsize=6, va="center",
+            color=colours[label], annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": colours[label], "shrinkA": 0, "shrinkB": 2},
+        )  # fmt: skip
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """Increasing ``places`` moved apart to at least ``gap``, each group around its mean and all above 0 where it fits.
+
+    Groups that would overlap are joined, as in isotonic regression.
+    """
+    groups: list[list[float]] = []
+    for place in places:
+        groups.append([place])
+        while len(groups) > 1 and _lowest(groups[-1], gap) < _lowest(groups[-2], gap) + gap * len(groups[-2]):
+            last = groups.pop()
+            groups[-1] += last
+    moved = [_lowest(group, gap) + gap * number for group in groups for number in range(len(group))]
+    shift = max(0.0, -moved[0]) if moved else 0.0
+    return [place + shift for place in moved]
+
+
+def _lowest(group: Sequence[float], gap: float) -> float:
+    """Where the first of a group begins that stands around its mean."""
+    return math.fsum(group) / len(group) - gap * (len(group) - 1) / 2
 
 
 def best_so_far(curves: Sequence[Sequence[tuple[int, float]]]) -> tuple[list[int], list[float]]:
@@ -450,17 +490,12 @@ def seconds_by_phase(costs: Sequence[MethodCost], folder: Path) -> list[Path]:
     """Seconds by phase, a bar a method: one fit and its search, and one cell's encoding, ranking and answering."""
     phases = (("search", MARKS[5][0], ""), ("fit", MARKS[0][0], "////"), ("encode", MARKS[4][0], "...."),
               ("rank", MARKS[2][0], "xxxx"), ("classify", MARKS[3][0], "||||"))  # fmt: skip
-    rows = sorted(costs, key=lambda entry: sum(entry.seconds.values()))
+    rows = sorted(costs, key=lambda entry: math.fsum(entry.seconds.get(phase, 0.0) for phase, *_ in phases))
     files: list[Path] = []
     with _figure(folder, "seconds", files, 0.85 + 0.2 * len(rows)) as (figure, [[axes]]):
         left = np.zeros(len(rows))
         for phase, colour, hatch in phases:
-            values = np.array(
-                [
-                    entry.seconds.get(phase, 0.0) if entry.trainable or phase not in ("fit", "search") else 0.0
-                    for entry in rows
-                ]
-            )
+            values = np.array([entry.seconds.get(phase, 0.0) for entry in rows])
             if values.any():
                 axes.barh(range(len(rows)), values, left=left, color=colour, hatch=hatch, edgecolor="white", lw=0.3,
                           height=0.66, label=phase)  # fmt: skip
@@ -471,7 +506,7 @@ def seconds_by_phase(costs: Sequence[MethodCost], folder: Path) -> list[Path]:
         axes.set_xlim(0, max(left.max(initial=0.0), 1e-9) * 1.15)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("seconds: mean of a fit and search, of a cell's other phases")
+        axes.set_xlabel("seconds: mean of a fit and its search,\nand of a cell's other phases")
         _legend(figure, axes, 5)
     return files
 

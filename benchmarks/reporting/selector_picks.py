@@ -63,6 +63,24 @@ def picks(label: str, protocol: str, records: Sequence[Record]) -> list[Selector
     return rows
 
 
+def means_over_methods(picks: Iterable[SelectorPicks]) -> list[SelectorPicks]:
+    """For each question that several methods answer, the mean over them of what each way to select picks."""
+    of_question: dict[tuple[str, str, str], list[SelectorPicks]] = {}
+    for one in picks:
+        of_question.setdefault((one.protocol, one.question, one.over), []).append(one)
+    means = []
+    for (protocol, question, over), found in of_question.items():
+        if len(found) < 2:
+            continue
+        names = [name for name in SELECTOR_ORDER if all(name in one.scores for one in found)]
+        scores = {name: math.fsum(one.scores[name] for one in found) / len(found) for name in names}
+        fits = sum(one.fits for one in found)
+        checkpoints = math.fsum(one.checkpoints * one.fits for one in found) / fits
+        label = f"mean of {len(found)} methods"
+        means.append(SelectorPicks("", label, protocol, question, over, fits, round(checkpoints, 1), scores))
+    return means
+
+
 def question_of(record: Record) -> str:
     """The question whose score is a checkpoint's ``oracle``: the first classification, else the first retrieval."""
     classified = [name for name, metrics in record.galleries.items() if any("[image]" in one for one in metrics)]

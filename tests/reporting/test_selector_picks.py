@@ -15,7 +15,7 @@ from benchmarks.reporting.data import ReportData
 from benchmarks.reporting.grids import SELECTION_NOTE, selection_grid
 from benchmarks.reporting.markdown import leaderboard_markdown
 from benchmarks.reporting.page import render
-from benchmarks.reporting.selector_picks import picked, picks
+from benchmarks.reporting.selector_picks import SelectorPicks, means_over_methods, picked, picks
 from benchmarks.run import main as run
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import Fit, Record
@@ -111,3 +111,14 @@ def test_the_documented_command_makes_the_table(
     head = next(line for line in table.splitlines() if line.startswith("| method"))
     columns = "oracle | val | last | im | snd | bnm | entropy | dev"
     assert f"checkpoints / fits | {columns} |" in head
+
+
+def test_the_mean_over_methods_has_what_all_of_them_have() -> None:
+    common = {"protocol": "uda", "question": "target", "over": "steps"}
+    one = SelectorPicks("a", "a", **common, fits=1, checkpoints=4, scores={"oracle": 0.8, "val": 0.5, "im": 0.6})
+    other = SelectorPicks("b", "b", **common, fits=3, checkpoints=8, scores={"oracle": 0.6, "val": 0.6})
+    lone = SelectorPicks("a", "a", "dazsl", "target", "steps", 1, 4, {"oracle": 0.5, "val": 0.5})
+    (mean,) = means_over_methods([one, lone, other])
+    assert (mean.label, mean.protocol, mean.fits, mean.checkpoints) == ("mean of 2 methods", "uda", 4, 7.0)
+    assert mean.scores == pytest.approx({"oracle": 0.7, "val": 0.55}), "methods count equally, not fits"
+    assert selection_grid([one, other]).rows[-1].cells[0].text == "mean of 2 methods"

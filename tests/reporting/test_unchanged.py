@@ -155,9 +155,9 @@ def test_a_plot_whose_process_dies_is_one_line_and_the_others_are_kept(
     said: list[str] = []
     pool = PlotPool(1)
     collector = PlotCollector(tmp_path, said.append, pool)
-    collector.add("loss_curves", {"good": [[3.0, 2.0, 1.0]]}, kind="training", title="before")
+    collector.add("loss_curves", {"good": [[(1, 3.0), (2, 2.0), (3, 1.0)]]}, kind="training", title="before")
     collector.add("loss_curves", Deadly(), kind="training", title="deadly")
-    collector.add("loss_curves", {"good": [[1.0, 2.0, 3.0]]}, kind="training", title="after")
+    collector.add("loss_curves", {"good": [[(1, 1.0), (2, 2.0), (3, 3.0)]]}, kind="training", title="after")
     try:
         found = collector.plots()
     finally:
