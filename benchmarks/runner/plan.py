@@ -262,7 +262,7 @@ def _tuned(settings: Settings, resources: Resources) -> dict[tuple[str, str, str
     if settings.search or not settings.budget.tuned:
         return {}
     try:
-        return tuned_rates(resources.backbone_facts.identity)
+        return tuned_rates(resources.backbone_facts.identity, preset=settings.preset)
     except TunedFileError as error:
         raise SettingsError(str(error)) from error
 

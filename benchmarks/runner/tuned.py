@@ -1,5 +1,8 @@
 """Learning rates that were searched beforehand: files ``benchmarks/presets/tuned/<backbone>.toml``, as data.
 
+A rate is the best of a budget: a preset takes the rates that were searched with its own, where there are any
+(``<backbone>-<preset>.toml``), else those of :data:`USUAL`, else any.
+
 Each table ``[[rates]]`` is one search: of a method, on a protocol of a data set, with what it was made on and by. A
 file belongs to the backbone whose hashes it states, whatever its name. ``python -m benchmarks.tune`` writes it
 (:mod:`benchmarks.runner.tuning`); presets with ``tuned`` take their rates from it. Nothing here imports torch.
@@ -15,11 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.store.files import write_atomically
+from benchmarks.store.files import safe_name, write_atomically
 from benchmarks.store.records import RecordError, parse_value
 
 #: Folder of the committed files.
 TUNED = Path(__file__).resolve().parents[1] / "presets" / "tuned"
+
+#: The preset whose rates serve a preset that has none of its own.
+USUAL = "standard"
 
 _AGAIN = "make it again with `python -m benchmarks.tune`, or delete it"
 
@@ -89,17 +95,28 @@ def read_tuned(file: Path) -> tuple[dict[str, str], list[TunedRate]]:
     return identity, rates
 
 
-def tuned_rates(identity: Mapping[str, str], folder: Path | None = None) -> dict[tuple[str, str, str], TunedRate]:
+def file_name(backbone: str, preset: str) -> str:
+    """The name of the file of a backbone's rates that were searched with a preset's budget."""
+    name = safe_name(backbone)
+    return f"{name}.toml" if preset == USUAL else f"{name}-{safe_name(preset)}.toml"
+
+
+def tuned_rates(
+    identity: Mapping[str, str], folder: Path | None = None, *, preset: str = USUAL
+) -> dict[tuple[str, str, str], TunedRate]:
     """The rates of the backbone with this identity by (data set, protocol, method), of all files in the folder.
 
+    Those searched with the budget of ``preset`` come before those of :data:`USUAL`, and these before all others.
     Raises :class:`TunedFileError` for any file that cannot be used.
     """
-    found: dict[tuple[str, str, str], TunedRate] = {}
+    found: list[TunedRate] = []
     for file in sorted((folder or TUNED).glob("*.toml")):
         of_backbone, rates = read_tuned(file)
         if of_backbone == dict(identity):
-            found |= {rate.question: rate for rate in rates}
-    return found
+            found += rates
+    order = {preset: 2, USUAL: 1} if preset != USUAL else {USUAL: 1}
+    found.sort(key=lambda rate: order.get(str(rate.budget.get("preset")), 0))
+    return {rate.question: rate for rate in found}
 
 
 def write_tuned(file: Path, backbone: str, identity: Mapping[str, str], rates: Iterable[TunedRate]) -> list[TunedRate]:

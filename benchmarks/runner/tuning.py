@@ -79,7 +79,7 @@ def searched_settings(settings: Settings, splits: int = SPLITS) -> Settings:
         raise SettingsError(f"--splits: at least 1, not {splits}")
     if settings.splits:
         raise SettingsError("splits: rates are tuned on the first splits of each protocol; leave the setting out")
-    least = min(settings.budget.splits.values(), default=None)
+    least = min((count for count in settings.budget.splits.values() if count is not None), default=None)
     if least is not None and splits > least:
         raise SettingsError(f"--splits: preset {settings.preset} has only {least} of each protocol")
     if settings.select != "val":
@@ -135,8 +135,7 @@ def _tune(settings: Settings, command: str, splits: int, file: Path | None, term
     from benchmarks.runner.command import announce, carry_out, open_store, prepare
     from benchmarks.runner.resources import settled_cache
     from benchmarks.runner.settings import SettingsError
-    from benchmarks.runner.tuned import TUNED, read_tuned, write_tuned
-    from benchmarks.store.files import safe_name
+    from benchmarks.runner.tuned import TUNED, file_name, read_tuned, write_tuned
 
     with settled_cache(terminal.warn):
         run = prepare(settings, command)
@@ -147,7 +146,7 @@ def _tune(settings: Settings, command: str, splits: int, file: Path | None, term
             )
         run = dataclasses.replace(run, whole=searches, plan=searches)
         facts = run.resources.backbone_facts
-        file = file or TUNED / f"{safe_name(facts.name)}.toml"
+        file = file or TUNED / file_name(facts.name, settings.preset)
         if file.exists():
             read_tuned(file)  # a damaged file is said before hours of work
         announce(run, terminal)

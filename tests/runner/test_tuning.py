@@ -417,6 +417,25 @@ def test_what_is_written_is_read_again(tmp_path_factory: pytest.TempPathFactory,
     assert tuned_rates({"weights_hash": "other"}, file.parent) == {}
 
 
+def test_a_preset_takes_the_rates_of_its_own_budget(tmp_path: Path) -> None:
+    identity = {"weights_hash": "ab"}
+
+    def written(preset: str, rate: float, *methods: str) -> None:
+        rates = [entry(method=name, learning_rate=rate, budget={"preset": preset, "steps": 3}) for name in methods]
+        write_tuned(tmp_path / tuned.file_name("b", preset), "b", identity, rates)
+
+    def taken(preset: str) -> dict[str, float]:
+        return {one.method: one.learning_rate for one in tuned_rates(identity, tmp_path, preset=preset).values()}
+
+    written("standard", 0.1, "one", "two")
+    written("quick", 0.2, "one", "three")
+    written("aaa", 0.3, "two", "three", "four")
+    assert {file.name for file in tmp_path.iterdir()} == {"b.toml", "b-quick.toml", "b-aaa.toml"}
+    assert taken("standard") == {"one": 0.1, "two": 0.1, "three": 0.2, "four": 0.3}
+    assert taken("quick") == {"one": 0.2, "two": 0.1, "three": 0.2, "four": 0.3}
+    assert taken("aaa") == {"one": 0.1, "two": 0.3, "three": 0.3, "four": 0.3}
+
+
 def entry(**changes: Any) -> TunedRate:
     values: dict[str, Any] = {
         "dataset": "tiny", "data_hash": "ab", "protocol": "ucdr", "splits": ["line"], "method": "rated", "version": 1,
