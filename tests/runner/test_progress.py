@@ -9,7 +9,8 @@ from rich.console import Console
 
 from benchmarks.console import duration
 from benchmarks.runner.estimate import RELATIVE_COSTS
-from benchmarks.runner.progress import RunProgress
+from benchmarks.runner.progress import TRAINS, RunProgress
+from methods.registry import METHODS
 
 
 def cell(method: str) -> object:
@@ -60,3 +61,9 @@ def test_cells_that_took_no_time_are_no_measure(clock: list[float], status: str)
     clock[0] = 11.0
     progress.cell(cell("coop"), "ok")  # type: ignore[arg-type]
     assert progress._time_left() == "about 11 s left"
+
+
+def test_every_method_of_a_default_run_has_its_relative_cost() -> None:
+    assert set(METHODS.defaults()) <= set(RELATIVE_COSTS)
+    untrained = {name for name in METHODS.defaults() if not METHODS.get(name).trained}
+    assert {name for name in untrained if RELATIVE_COSTS[name] >= TRAINS} <= {"tip_adapter"}, "its cache takes time"
