@@ -27,7 +27,7 @@ from benchmarks.reporting.types import (
     ScoreTable,
     protocol_title,
 )
-from benchmarks.store.files import safe_name
+from benchmarks.store.files import safe_name, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,22 +112,26 @@ def _figure(
             folder.mkdir(parents=True, exist_ok=True)
             for kind in kinds:
                 files.append(folder / f"{name}.{kind}")
+                data = io.BytesIO()
                 if kind == "png":
-                    figure.savefig(files[-1], dpi=dpi)
-                    _shrink(files[-1], colours)
+                    figure.savefig(data, format=kind, dpi=dpi)
+                    data = _shrink(data, colours)
                 else:
-                    figure.savefig(files[-1], metadata={"Date": None})
+                    figure.savefig(data, format=kind, metadata={"Date": None})
+                write_atomically(files[-1], data.getvalue())  # another run may draw the same report
         finally:
             pyplot.close(figure)
 
 
-def _shrink(file: Path, colours: int) -> None:
+def _shrink(png: io.BytesIO, colours: int) -> io.BytesIO:
     """A plot has few colours: a palette makes its PNG a third as large."""
     from PIL import Image
 
-    with Image.open(file) as image:
+    with Image.open(png) as image:
         small = image.convert("RGB").quantize(colours, dither=Image.Dither.NONE)
-    small.save(file, optimize=True, dpi=(200, 200))
+    data = io.BytesIO()
+    small.save(data, "png", optimize=True, dpi=(200, 200))
+    return data
 
 
 def _name(kind: str, *parts: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -43,3 +44,21 @@ def test_losses_stand_at_their_steps() -> None:
     assert len(many) == 200 and many[0][0] < 3 and many[-1][0] > 478
     assert all(step == loss for step, loss in many)
     assert mean_losses(record(fit=Fit("f", 1, 1, [{"step": 1, "loss": 1.0}]))) == []
+
+
+def test_a_reader_of_a_plot_never_sees_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two shards may draw one report: a file there is the old one or the new one."""
+    curves = {"one": [[(1.0, 2.0), (2.0, 1.0)]]}
+    files = plots.loss_curves(curves, tmp_path)
+    before = {file: file.read_bytes() for file in files}
+    seen: list[bytes] = []
+    whole = plots.write_atomically
+
+    def noted(path: Path, data: bytes) -> None:
+        seen.append(path.read_bytes())
+        whole(path, data)
+
+    monkeypatch.setattr(plots, "write_atomically", noted)
+    assert plots.loss_curves(curves, tmp_path) == files
+    assert seen == [before[file] for file in files], "untouched until the new one is whole"
+    assert {file: file.read_bytes() for file in files} == before
