@@ -23,6 +23,7 @@ import pandas as pd
 from benchmarks.reporting import tables
 from benchmarks.reporting.error_analysis import WordNet, distances
 from benchmarks.reporting.method_comparison import SettingComparison, TestedScore, leading_pairs
+from benchmarks.reporting.plots import REFERENCE
 from benchmarks.reporting.selector_picks import SELECTOR_ORDER, SelectorPicks, means_over_methods
 from benchmarks.reporting.types import (
     ALL,
@@ -46,9 +47,8 @@ from benchmarks.reporting.types import (
 from benchmarks.store.records import Record
 from benchmarks.store.weights import CARD, WeightsError, WeightStore, read_kept
 
-#: Pairs of methods that a page lists; of more it lists those with this baseline and those with the best method.
+#: Pairs of methods that a page lists; of more it lists those with zero_shot and those with the best method.
 LISTED_PAIRS = 600
-BASELINE = "zero_shot"
 
 #: Most confused pairs of classes displayed for each method.
 PAIRS = 8
@@ -273,14 +273,14 @@ def _rank_cell(rank: Mapping[Any, Any] | None) -> GridCell:
 
 
 def _pairs_that_lead(entries: Sequence[Mapping[Any, Any]]) -> list[Mapping[Any, Any]]:
-    """The pairs with :data:`BASELINE` or with the best method of their question, in the order given."""
+    """The pairs with ``REFERENCE`` or with the best method of their question, in the order given."""
     better: dict[tuple[Any, Any], dict[Any, int]] = {}
     for entry in entries:
         wins = better.setdefault((entry["protocol"], entry["gallery"]), {})
         wins[entry["a"]] = wins.get(entry["a"], 0) + 1
     best = {question: max(wins, key=lambda name: wins[name]) for question, wins in better.items()}
     return [
-        entry for entry in entries if {BASELINE, best[entry["protocol"], entry["gallery"]]} & {entry["a"], entry["b"]}
+        entry for entry in entries if {REFERENCE, best[entry["protocol"], entry["gallery"]]} & {entry["a"], entry["b"]}
     ]
 
 
@@ -312,7 +312,7 @@ def tests(
         note = "Paired on the same queries, whole classes swapped (randomisation) or drawn (bootstrap)."
         title, notes = "All pairs", [note]
         if len(listed) < len(every):
-            title = f"Pairs with {BASELINE} or with a question's best method"
+            title = f"Pairs with {REFERENCE} or with a question's best method"
             notes.append(f"{len(listed)} of {len(every)} pairs; all are in pairs.csv, and corrected together.")
         title += ", on the mean over domains"
         drawn.append(Grid(title, head, tuple(lines), "texts", notes=tuple(notes), search=True))

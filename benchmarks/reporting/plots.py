@@ -54,7 +54,7 @@ MARKS = (
 #: Dash patterns, so that lines differ by more than colour.
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 
-#: The method whose mean is drawn across the others' bars.
+#: The method whose mean is drawn across the others' bars, and whose pairs every page lists.
 REFERENCE = "zero_shot"
 
 #: Width of a text column in inches.

@@ -204,7 +204,8 @@ def plan(settings: Settings, resources: Resources, arms: Mapping[str, Sequence[A
                         group = (dataset, number, seed, cell.fit_id, *choice.shared, *alone)
                         groups.setdefault(group, []).append(cell)
                         choices[group] = choice  # cells of one fit share the validation task
-    if offered and (unknown := [name for name in settings.splits if not name.isdecimal() and name not in offered]):
+    named = settings.splits if settings.split_count is None else ()
+    if offered and (unknown := [name for name in named if name not in offered]):
         raise SettingsError(f"--splits {unknown[0]!r} is unknown; {nearest(unknown[0], offered)}")
     fits = []
     arm_of: dict[str, int] = {}

@@ -149,10 +149,10 @@ class Resources:
     def splits(self, dataset: str, protocol: str) -> list[str]:
         """The splits that a protocol runs on a data set: those of the settings, else the preset's number of them."""
         every = self.all_splits(dataset, protocol)
-        chosen = self.settings.splits
-        if not chosen:
-            return every[: self.settings.budget.splits_of(protocol)]
-        return every[: int(chosen[0])] if chosen[0].isdecimal() else [split for split in every if split in chosen]
+        chosen, count = self.settings.splits, self.settings.split_count
+        if chosen and count is None:
+            return [split for split in every if split in chosen]
+        return every[: count or self.settings.budget.splits_of(protocol)]
 
     def task(self, dataset: str, protocol: str, split: str) -> Task:
         """A checked task under the run's rules and limit."""

@@ -104,6 +104,11 @@ class Settings:
         """The preset, as data."""
         return PRESETS[self.preset]
 
+    @property
+    def split_count(self) -> int | None:
+        """The number in ``splits``; None where it has names or nothing."""
+        return int(self.splits[0]) if self.splits and self.splits[0].isdecimal() else None
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form; ``set`` as a mapping."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -114,7 +114,7 @@ def tuned_rates(
         of_backbone, rates = read_tuned(file)
         if of_backbone == dict(identity):
             found += rates
-    order = {preset: 2, USUAL: 1} if preset != USUAL else {USUAL: 1}
+    order = {USUAL: 1, preset: 2}
     found.sort(key=lambda rate: order.get(str(rate.budget.get("preset")), 0))
     return {rate.question: rate for rate in found}
 

@@ -101,9 +101,7 @@ def searched_settings(settings: Settings, splits: int = SPLITS) -> Settings:
 
 def declared(resources: Resources, dataset: str, protocol: str, splits: int) -> list[str]:
     """The splits of a protocol that rates are searched on."""
-    from benchmarks.protocols.registry import PROTOCOLS
-
-    return PROTOCOLS.get(protocol).splits(resources.dataset(dataset))[:splits]
+    return resources.all_splits(dataset, protocol)[:splits]
 
 
 def tuning_plan(plan: Plan, resources: Resources, splits: int) -> tuple[Plan, dict[TuningCase, FitGroup]]:
