@@ -77,7 +77,7 @@ _LOW = 2.0**20
 _BUCKETS = 8192
 _SLAB = 1024
 _MIB = 2**20
-_SCORES_MIB = 128
+_SCORES_MIB = 64
 
 _SCREEN_FROM = 2048
 """Gallery items from which a float32 screen pays."""
@@ -487,9 +487,10 @@ class _ScreenedRows:
             self._singles = np.empty((len(queries), self.scorer.shape[1]), np.float32)
         directions, _ = fixed_point(self.scorer.query[_as_slice(queries)])
         self.screen.fill(self._singles[: len(queries)], directions)
+        relevant = self._relevant(directions, columns)
         found: list[_Positions | None] = [
-            self._screened(row, direction, of_query)
-            for row, direction, of_query in zip(self._singles, directions, columns, strict=False)
+            self._screened(row, direction, of_query, exact)
+            for row, direction, of_query, exact in zip(self._singles, directions, columns, relevant, strict=False)
         ]
         declined = [place for place, one in enumerate(found) if one is None]
         self._useless = 2 * len(declined) > len(queries)
@@ -506,7 +507,24 @@ class _ScreenedRows:
             found += self.exact.positions(queries[part], columns[part])
         return found
 
-    def _screened(self, row: NDArray[np.float32], direction: Float64, columns: Int64) -> _Positions | None:
+    def _relevant(self, directions: Float64, columns: Sequence[Int64]) -> list[Float64 | None]:
+        """Exact scores of each query's relevant items, read once for all queries of a class; None where not needed."""
+        scores: list[Float64 | None] = [None] * len(columns)
+        if self.cut is not None:
+            return scores
+        queries_of: dict[int, list[int]] = {}  # queries of one class share the array of its positions
+        for place, of_query in enumerate(columns):
+            if 0 < len(of_query) <= screening.MOST:
+                queries_of.setdefault(id(of_query), []).append(place)
+        for places in queries_of.values():
+            of_class = self.screen.exact(directions[places], columns[places[0]])
+            for place, exact in zip(places, of_class, strict=True):
+                scores[place] = exact
+        return scores
+
+    def _screened(
+        self, row: NDArray[np.float32], direction: Float64, columns: Int64, relevant: Float64 | None
+    ) -> _Positions | None:
         k = max(self.top, self.cut or 0)
         first = self.screen.best(row, direction, k) if k else None
         if k and first is None:
@@ -517,9 +535,9 @@ class _ScreenedRows:
             order = np.argsort(-scores, kind="stable")[: self.top]
             best = ids[order], scores[order] * self.scorer.unit
         if len(columns) and self.cut is None:
-            if len(columns) > screening.MOST:
+            if relevant is None:
                 return None
-            counts = self.screen.counts(row, direction, columns, self.screen.exact(direction, columns))
+            counts = self.screen.counts(row, direction, columns, relevant)
             if counts is None:
                 return None
         elif len(columns):

@@ -19,7 +19,7 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
 #: Dimensions that are multiplied at a time for all counts: fewer make the bound tighter and the product slower.
-BLOCK = 256
+BLOCK = 128
 
 #: Most items of a row that get their exact score; a row with more near items is declined.
 MOST = 2048
@@ -75,10 +75,10 @@ class Float32Screen:
                 more = part[:, : block.shape[1]]
                 block += np.matmul(single[:, columns], other[:, columns].T, out=more)
 
-    def exact(self, direction: Float64, ids: Int64) -> Float64:
-        """Exact scores of at most `MOST` items."""
+    def exact(self, directions: Float64, ids: Int64) -> Float64:
+        """Exact scores [n] or [b, n] of at most `MOST` items for one query's direction [D] or several's [b, D]."""
         rows = self._exact.take(ids, axis=0, out=self._rows[: len(ids)], mode="clip")
-        return np.asarray(rows @ direction)
+        return np.asarray(directions @ rows.T)
 
     def counts(self, row: Float32, direction: Float64, columns: Int64, relevant: Float64) -> tuple[Int64, Int64] | None:
         """How many items score higher than, and the same as, each of ``columns``, best first; None: declined.
