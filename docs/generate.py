@@ -17,6 +17,7 @@ import argparse
 import ast
 import csv
 import dataclasses
+import functools
 import inspect
 import io
 import re
@@ -381,11 +382,17 @@ def reference_pairs() -> str:
     )
 
 
+@functools.cache
+def reference_records(folder: Path) -> tuple[Any, Any]:
+    """Frame and records of the reference run, read once."""
+    from benchmarks.store.frame import frame_and_records
+
+    return frame_and_records(folder, print)
+
+
 def reference_training() -> str:
     """Fits of the reference by how their training ended, and searched rates at an end of their range."""
-    from benchmarks.store.frame import load_results
-
-    frame = load_results(ROOT / "results" / "reference")
+    frame, _ = reference_records(ROOT / "results" / "reference")
     fits = frame[frame["status"] == "ok"].drop_duplicates(["backbone", "method", "variant", "fit_id", "seed"])
     rows = []
     for backbone in reference_backbones():
@@ -405,10 +412,9 @@ def reference_selectors() -> str:
     from benchmarks.reporting.data import ReportData
     from benchmarks.reporting.selector_picks import SELECTOR_ORDER, means_over_methods
     from benchmarks.store.files import ResultStore
-    from benchmarks.store.frame import frame_and_records
 
     store = ResultStore(ROOT / "results" / "reference")
-    frame, records = frame_and_records(store.root, print)
+    frame, records = reference_records(store.root)
     names = [name for name in SELECTOR_ORDER if name != "oracle"]
     rows = []
     for part in ReportData(frame, store=store, records=records).settings:
