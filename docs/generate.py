@@ -407,6 +407,21 @@ def reference_training() -> str:
     return table(head, rows)
 
 
+def reference_agreement() -> str:
+    """Rank correlation of the methods' order between two seeds, by question."""
+    from benchmarks.reporting.method_comparison import seed_agreement
+    from benchmarks.reporting.tables import newest
+
+    frame, _ = reference_records(ROOT / "results" / "reference")
+    rows = [
+        (f"{row['backbone']}, {QUESTIONS[question]}", f"{row['mean']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}",
+         str(row["seeds"]), str(row["methods"]))
+        for row in seed_agreement(newest(frame)).to_dict("records")
+        if (question := (row["protocol"], row["gallery"], row["metric"])) in QUESTIONS
+    ]  # fmt: skip
+    return table(("question", "rank correlation of two seeds", "least and greatest", "seeds", "methods"), rows)
+
+
 def reference_selectors() -> str:
     """Mean regret over the methods of what each way to select picks, in points, by question; the largest beside it."""
     from benchmarks.reporting.data import ReportData
@@ -439,7 +454,7 @@ def parts() -> dict[str, Callable[[], str]]:
     found: dict[str, Callable[[], str]] = {"dataset cards": dataset_cards, "recipes": recipes_table}
     found |= {"hours of recipes": step_hours, "memory of steps": step_memory}
     found |= {"reference pairs": reference_pairs, "reference training": reference_training}
-    found |= {"reference selectors": reference_selectors}
+    found |= {"reference agreement": reference_agreement, "reference selectors": reference_selectors}
     for backbone in reference_backbones():
         found[f"reference scores {backbone}"] = lambda backbone=backbone: reference_scores(backbone)
     for name, method in method_classes().items():

@@ -287,7 +287,7 @@ def _pairs_that_lead(entries: Sequence[Mapping[Any, Any]]) -> list[Mapping[Any, 
 def tests(
     score_tables: Sequence[ScoreTable], comparison: SettingComparison, picks: Sequence[SelectorPicks] = ()
 ) -> list[Grid]:
-    """Pairs of methods on each leading metric, ranks by protocol, what each way to select picks, what oracle adds."""
+    """Pairs of methods on each leading metric, ranks, agreement of seeds, what each way to select picks, oracle."""
     drawn = []
     leading = {(table.protocol, table.gallery): table.metric for table in score_tables if table.leads}
     lines = []
@@ -318,6 +318,8 @@ def tests(
         drawn.append(Grid(title, head, tuple(lines), "texts", notes=tuple(notes), search=True))
     if len(comparison.ranks):
         drawn.append(_ranks(comparison.ranks))
+    if len(comparison.agreement):
+        drawn.append(_agreement(comparison.agreement))
     drawn += [selection_grid(picks)] if picks else []
     selections = {table.setting.select for table in score_tables}
     if len(comparison.inflation) and selections & {"val", "oracle"}:
@@ -339,6 +341,29 @@ def _ranks(ranks: pd.DataFrame) -> Grid:
         rows.append(GridRow(cells, str(rows_of_label["method"].iloc[0]), "floor" if floor else ""))
     head = ("method", *("all" if protocol == ALL else protocol_title(protocol) for protocol in protocols))
     return Grid("Mean ranks (1 is best), with 95 % bootstrap intervals over query domains", head, tuple(rows))
+
+
+def _agreement(agreement: pd.DataFrame) -> Grid:
+    """How far the order of the methods is the same with another seed."""
+    rows = []
+    for entry in agreement.to_dict("records"):
+        pairs = entry["seeds"] * (entry["seeds"] - 1) // 2
+        small = f"[{entry['low']:.2f}, {entry['high']:.2f}]" if pairs > 1 and not math.isnan(entry["mean"]) else ""
+        mean = "-" if math.isnan(entry["mean"]) else f"{entry['mean']:.2f}"
+        question = f"{protocol_title(entry['protocol'])} {entry['gallery']}"
+        cells = (
+            GridCell(question), GridCell(entry["metric"]), GridCell(mean, entry["mean"], "number", small=small),
+            GridCell(str(entry["seeds"]), entry["seeds"], "number"),
+            GridCell(str(entry["methods"]), entry["methods"], "number"),
+        )  # fmt: skip
+        rows.append(GridRow(cells, question))
+    head = ("question", "metric", "rank correlation [least, greatest]", "seeds", "methods")
+    note = (
+        "Spearman's correlation of the methods' means over domains, between two seeds; mean, least and greatest over"
+        " the pairs of seeds. Methods with all cells of all seeds, without floors. What one seed, or a shorter run,"
+        " can say about the order is bounded by it."
+    )
+    return Grid("Do the seeds agree on the order?", head, tuple(rows), "texts", notes=(note,))
 
 
 def selection_grid(picks: Sequence[SelectorPicks]) -> Grid:

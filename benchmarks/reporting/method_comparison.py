@@ -5,6 +5,7 @@
 ``scores``      a row a method: mean over splits and seeds, interval over seeds, group mark, what is missing
 ``pairs``       a row a pair of methods: difference, bootstrap interval, p value raw and corrected
 ``ranks``       a row a method: mean rank over (protocol, query domain) with its interval
+``agreement``   a row a question: rank correlation of the methods' order between two seeds
 ``inflation``   a row a method: how much selecting on test data (``select=oracle``) adds over ``select=val``
 
 Every frame starts with the columns of `benchmarks.reporting.types.SETTING`: scores are only compared within one
@@ -62,6 +63,7 @@ PAIR_COLUMNS = [
     "a", "b", "difference", "low", "high", "p", "p_holm", "exact", "classes", "queries", "seeds_a", "seeds_b",
 ]  # fmt: skip
 RANK_COLUMNS = [*SETTING, "protocol", *_ABOUT, "rank", "low", "high", "cells", "of", "missing"]
+AGREEMENT_COLUMNS = [*SETTING, "protocol", "gallery", "metric", "methods", "seeds", "mean", "low", "high"]
 INFLATION_COLUMNS = [
     *(name for name in SETTING if name != "select"), *_QUESTION, *_ABOUT,
     "val", "oracle", "inflation", "seeds", "low", "high", "missing",
@@ -75,6 +77,7 @@ class MethodComparison:
     scores: pd.DataFrame
     pairs: pd.DataFrame
     ranks: pd.DataFrame
+    agreement: pd.DataFrame
     inflation: pd.DataFrame
 
 
@@ -101,6 +104,7 @@ class SettingComparison:
         nothing = pd.DataFrame()
         self.ranks = nothing if comparison is None else of_setting(comparison.ranks, setting)
         self.pairs = nothing if comparison is None else of_setting(comparison.pairs, setting)
+        self.agreement = nothing if comparison is None else of_setting(comparison.agreement, setting)
         self.inflation = nothing if comparison is None else of_setting(comparison.inflation, setting, ("select",))
         self._scores: dict[tuple[str, ...], TestedScore] = {}
         if comparison is not None:
@@ -155,6 +159,7 @@ def compare_methods(
         scores=scores,
         pairs=pairs,
         ranks=rank_table(frame, confidence=confidence, seed=seed),
+        agreement=seed_agreement(frame),
         inflation=oracle_inflation(frame, metrics=metrics, confidence=confidence),
     )
 
@@ -355,6 +360,57 @@ def rank_table(results: pd.DataFrame, *, confidence: float = CONFIDENCE, seed: i
                     }
                 )  # fmt: skip
     return _frame(lines, RANK_COLUMNS)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Agreement of seeds
+# --------------------------------------------------------------------------------------------------------------------
+
+FEWEST_METHODS = 3
+"""Methods from which a rank correlation between seeds is given: of two it is 1 or -1."""
+
+
+def seed_agreement(results: pd.DataFrame) -> pd.DataFrame:
+    """The frame ``agreement``: how far one seed's order of the methods is another's, by each gallery's first metric.
+
+    Spearman's rank correlation of the methods' means over all splits, for every pair of seeds: ``mean``, ``low`` and
+    ``high`` are its mean, least and greatest value over the pairs. ``methods`` were compared: those that have every
+    split with every seed of the question, floors left out. A question with fewer than two seeds or fewer than
+    `FEWEST_METHODS` methods has no row, and neither has ``select=oracle``; NaN where a seed has all methods tied.
+    """
+    from scipy.stats import rankdata
+
+    lines: list[dict[str, Any]] = []
+    for setting, rows in _settings(results):
+        if setting["select"] == "oracle":
+            continue
+        for question in _questions(rows):
+            metric = question.leading[0] if question.leading else ""
+            scored = [
+                cells.by_seed(metric, question.splits)[0] for cells in question.methods.values() if not cells.floor
+            ]
+            seeds = sorted({seed for one in scored for seed in one})
+            whole = [one for one in scored if len(one) == len(seeds)]
+            if len(seeds) < 2 or len(whole) < FEWEST_METHODS:
+                continue
+            # Ranks of rounded scores: two methods of one and the same ranking may differ in the last bit of a mean.
+            ranks = np.stack([rankdata([round(one[seed], 9) for one in whole]) for seed in seeds])
+            ranks -= ranks.mean(axis=1, keepdims=True)
+            length = np.sqrt(np.square(ranks).sum(axis=1))
+            with np.errstate(invalid="ignore"):
+                found = [
+                    float(ranks[a] @ ranks[b] / (length[a] * length[b]))
+                    for a, b in itertools.combinations(range(len(seeds)), 2)
+                ]
+            lines.append(
+                setting
+                | {
+                    "protocol": question.protocol, "gallery": question.gallery, "metric": metric,
+                    "methods": len(whole), "seeds": len(seeds),
+                    "mean": float(np.mean(found)), "low": float(np.min(found)), "high": float(np.max(found)),
+                }
+            )  # fmt: skip
+    return _frame(lines, AGREEMENT_COLUMNS)
 
 
 # --------------------------------------------------------------------------------------------------------------------

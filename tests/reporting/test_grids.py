@@ -22,7 +22,9 @@ def entries() -> list[dict[str, Any]]:
 
 
 def listed() -> Any:
-    comparison: Any = SimpleNamespace(pairs=pd.DataFrame(entries()), ranks=pd.DataFrame(), inflation=pd.DataFrame())
+    comparison: Any = SimpleNamespace(
+        pairs=pd.DataFrame(entries()), agreement=pd.DataFrame(), ranks=pd.DataFrame(), inflation=pd.DataFrame()
+    )
     table: Any = SimpleNamespace(
         protocol="ucdr", gallery="unseen", metric="map@all", leads=True, setting=SimpleNamespace(select="val")
     )

@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 
 from benchmarks.evaluation.statistics import class_totals, holm, mean_over_seeds, paired_tests
+from benchmarks.reporting import grids
 from benchmarks.reporting.csv_text import pairs_csv
 from benchmarks.reporting.data import ReportData
 from benchmarks.reporting.method_comparison import (
+    AGREEMENT_COLUMNS,
     ALL,
     INFLATION_COLUMNS,
     PAIR_COLUMNS,
@@ -71,6 +73,7 @@ def test_frames_follow_from_the_values(store: ResultStore) -> None:
     assert list(got.scores.columns) == SCORE_COLUMNS
     assert list(got.pairs.columns) == PAIR_COLUMNS
     assert list(got.ranks.columns) == RANK_COLUMNS
+    assert list(got.agreement.columns) == AGREEMENT_COLUMNS
     assert list(got.inflation.columns) == INFLATION_COLUMNS
     assert got.inflation.empty
 
@@ -191,6 +194,45 @@ def test_mean_ranks_treat_galleries_of_a_cell_as_one(store: ResultStore) -> None
     assert ranks["rank"].tolist() == [1.5] * 4
     assert set(ranks["cells"]) == {2}
     assert (ranks["low"].min(), ranks["high"].max()) == (1.0, 2.0)
+
+
+def test_seeds_agree_as_the_orders_of_their_means_do(store: ResultStore) -> None:
+    """Spearman over the methods with all seeds: the orders are abc, acb and cba; "once" has one seed alone."""
+    means = {"a": (0.1, 0.1, 0.5), "b": (0.2, 0.3, 0.4), "c": (0.3, 0.2, 0.3)}
+    for split, shift in (("glyph", 0.0), ("line", 0.2)):
+        for method, by_seed in means.items():
+            for seed, value in enumerate(by_seed):
+                add(store, method, split, retrieval_table(np.full(N, value + shift), domain=split), seed=seed)
+        add(store, "once", split, retrieval_table(np.full(N, 0.9), domain=split), seed=0)
+    row = one(compare_methods(store, resamples=50).agreement)
+    assert (row["protocol"], row["gallery"], row["metric"]) == ("ucdr", "unseen", "map@all")
+    assert (row["methods"], row["seeds"]) == (3, 3)
+    assert (row["low"], row["high"]) == pytest.approx((-1.0, 0.5))
+    assert row["mean"] == pytest.approx((0.5 - 1.0 - 0.5) / 3)
+    part = ReportData(load_results(store.root), store=store).settings[0]
+    shown = [grid for grid in grids.tests(part.tables, part.comparison) if grid.caption.startswith("Do the seeds")]
+    assert [[cell.text for cell in line.cells] for line in shown[0].rows] == [
+        ["UCDR unseen", "map@all", "-0.33", "3", "3"]
+    ]
+    assert shown[0].rows[0].cells[2].small == "[-1.00, 0.50]"
+
+
+def test_one_seed_or_two_methods_say_nothing_of_agreement(store: ResultStore) -> None:
+    for method, value in (("a", 0.1), ("b", 0.2)):
+        for seed in (0, 1):
+            add(store, method, "glyph", retrieval_table(np.full(N, value), domain="glyph"), seed=seed)
+    assert compare_methods(store, resamples=50).agreement.empty
+    for value, method in enumerate("cd", 3):
+        add(store, method, "glyph", retrieval_table(np.full(N, value / 10), domain="glyph"), seed=0)
+    assert compare_methods(store, resamples=50).agreement.empty
+
+
+def test_seeds_that_tie_all_methods_have_no_agreement(store: ResultStore) -> None:
+    for method in "abc":
+        for seed in (0, 1):
+            add(store, method, "glyph", retrieval_table(np.full(N, 0.5), domain="glyph"), seed=seed)
+    row = one(compare_methods(store, resamples=50).agreement)
+    assert np.isnan([row["mean"], row["low"], row["high"]]).all()
 
 
 def test_oracle_rows_are_marked_and_unranked_and_their_inflation_is_shown(store: ResultStore) -> None:
