@@ -19,7 +19,9 @@ def build_parser(prog: str = "benchmarks.pack") -> argparse.ArgumentParser:
     """The options."""
     parser = OneLineParser(prog=prog, description="Write a results folder as a pack: a few small files, fit to commit.")
     parser.add_argument("results", help="results folder, loose or packed")
-    parser.add_argument("--out", metavar="FOLDER", required=True, help="where to write; must hold no loose records")
+    parser.add_argument(
+        "--out", metavar="FOLDER", required=True, help="where to write: a new or empty folder, or a pack"
+    )
     parser.add_argument(
         "--per-query",
         choices=FORMS,
@@ -36,6 +38,11 @@ def build_parser(prog: str = "benchmarks.pack") -> argparse.ArgumentParser:
         "--weights",
         action="store_true",
         help="also take the weights that --keep-weights kept (default: leave them out)",
+    )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="replace a pack in FOLDER that holds records or weights which RESULTS lacks, or that is damaged",
     )
     return parser
 
@@ -55,7 +62,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.pack") -> in
             raise PackError("--top is 0 or more, and goes with --per-query lean (full keeps all)")
         store = ResultStore(arguments.results, warn)
         top = TOP if arguments.top is None else arguments.top
-        manifest = write_pack(store, Path(arguments.out), form=arguments.per_query, top=top, weights=arguments.weights)
+        manifest = write_pack(
+            store, Path(arguments.out), form=arguments.per_query, top=top, weights=arguments.weights,
+            replace=arguments.replace, report=print,
+        )  # fmt: skip
     except (PackError, RecordError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2

@@ -333,6 +333,11 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{next(_writes)}.tmp")
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder has a name that :func:`temporary_name` gives."""
+    return name.startswith(".") and _WRITER.search(name) is not None
+
+
 _writes = itertools.count()
 _WRITER = re.compile(r"\.([0-9a-f]{8})-(\d+)-\d+\.tmp$")
 

@@ -26,6 +26,7 @@ that what they share repeats and compresses well.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -46,6 +47,9 @@ RECORDS = "records.parquet"
 PER_QUERY = "per_query.parquet"
 
 FORMS = ("lean", "full")
+
+#: What the metadata of both Parquet files call the form.
+NOTE = "ucdr-bench pack"
 
 #: Whole numbers of 1 / SCALE are the rounded values of a lean pack.
 SCALE = 10_000
@@ -167,6 +171,20 @@ def open_pack(root: Path) -> Pack | None:
     if isinstance(known[1], PackError):
         raise PackError(str(known[1]))
     return known[1]
+
+
+def is_pack(root: Path) -> bool:
+    """Whether a folder holds a pack, be it damaged or of a newer version: by its manifest or its records."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    with contextlib.suppress(OSError, ValueError):
+        data = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        if isinstance(data, dict) and {"schema", "form", "files"} <= data.keys():
+            return True
+    with contextlib.suppress(OSError, pa.ArrowException):
+        return NOTE.encode() in (parquet.read_schema(root / RECORDS).metadata or {})
+    return False
 
 
 def type_name(kind: pa.DataType) -> str:
