@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.console import counted
-from benchmarks.store.files import ResultStore, is_temporary, safe_name, temporary_name, write_atomically
+from benchmarks.store.files import (
+    ResultStore,
+    files_below,
+    is_file,
+    is_temporary,
+    safe_name,
+    temporary_name,
+    write_atomically,
+)
 from benchmarks.store.packed import (
     MANIFEST,
     NOTE,
@@ -32,7 +40,7 @@ from benchmarks.store.packed import (
     type_name,
     type_of,
 )
-from benchmarks.store.records import Record, RecordError
+from benchmarks.store.records import Record, RecordError, cannot_be_read
 from benchmarks.store.weights import CARD, FIT, FOLDER, WeightStore
 
 if TYPE_CHECKING:
@@ -145,8 +153,10 @@ def headline_columns(record: Record) -> set[str]:
 
 
 def _check(store: ResultStore, out: Path, form: str, top: int) -> None:
-    if not store.root.is_dir():
-        raise PackError(f"{store.root} is not a results folder")
+    try:
+        store.check()
+    except OSError as error:
+        raise PackError(str(error)) from error
     if out.resolve() == store.root.resolve():
         raise PackError(f"{out}: a folder cannot be packed into itself; name another with --out")
     for kind in ("cells", "searches"):
@@ -171,7 +181,7 @@ def _former(out: Path) -> Pack | PackError | None:
     try:
         there = sorted(name for name in os.listdir(out) if not is_temporary(name))  # noqa: PTH208 - names only
     except OSError as error:
-        raise PackError(f"--out {out}: cannot be read ({error.strerror or error})") from error
+        raise PackError(f"--out {out}: {cannot_be_read(error)}") from error
     if not there:
         return None
     if not is_pack(out):
@@ -372,24 +382,33 @@ def _parquet(table: pa.Table, note: dict[str, Any]) -> bytes:
 
 def _fits(root: Path) -> list[Path]:
     """Folders of weights below a store, in a fixed order; names that begin with a dot are of writers at work."""
-    found = _sorted_names(root, "*/*", FOLDER)
-    return [name for name in found if not name.name.startswith(".") and (root / name / FIT).is_file()]
+    folders = [fit for dataset in _children(root / FOLDER) for fit in _children(dataset)]
+    return [fit.relative_to(root) for fit in folders if fit / FIT in _children(fit)]
 
 
 def _fit_files(root: Path, fit: Path) -> list[Path]:
     """The files of a folder of weights; last the one that makes the weights known."""
-    files = [name for name in _sorted_names(root, "*", str(fit)) if (root / name).is_file() and name.name[0] != "."]
+    files = [path.relative_to(root) for path in _children(root / fit) if not path.is_dir()]
     return sorted(files, key=lambda name: (name.name == FIT, name))
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise PackError(f"{folder}: {cannot_be_read(error)}") from error
 
 
 def _cards(root: Path) -> list[Path]:
     """Cards and ``resolved.json`` of a store."""
-    found = [*_sorted_names(root, "**/*.json", "cards"), Path("resolved.json")]
-    return [name for name in found if (root / name).is_file()]
 
+    def failed(error: OSError) -> None:
+        raise PackError(f"{error.filename}: {cannot_be_read(error)}") from error
 
-def _sorted_names(root: Path, pattern: str, folder: str) -> list[Path]:
-    return sorted(path.relative_to(root) for path in (root / folder).glob(pattern))
+    found = [*files_below(root / "cards", ".json", failed), root / "resolved.json"]
+    return [path.relative_to(root) for path in found if is_file(path)]
 
 
 def _own_files(former: Pack | PackError | None, out: Path) -> set[Path]:
@@ -408,7 +427,7 @@ def _own_files(former: Pack | PackError | None, out: Path) -> set[Path]:
         names = {name for name in kept.files if Path(name).name == name}  # a damaged one may name files elsewhere
         if not kept.folder.is_symlink():
             own |= {kept.folder.relative_to(out) / name for name in (*names, FIT, CARD)}
-    return {name for name in own if (out / name).is_file()}
+    return {name for name in own if is_file(out / name)}
 
 
 def _write(out: Path, source: Path, data: dict[str, bytes], copied: Sequence[Path], own: Collection[Path]) -> None:
@@ -422,7 +441,7 @@ def _write(out: Path, source: Path, data: dict[str, bytes], copied: Sequence[Pat
             try:
                 content = (source / name).read_bytes()
             except OSError as error:
-                raise PackError(f"{source / name}: cannot be read ({error.strerror or error})") from error
+                raise PackError(f"{source / name}: {cannot_be_read(error)}") from error
             write_atomically(temporary / "new" / name, content)
         for text, content in data.items():
             write_atomically(temporary / "new" / text, content)
