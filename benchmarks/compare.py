@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.console import OneLineParser, command, consoles
+from benchmarks.console import OneLineParser, command, consoles, given, given_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,8 +39,8 @@ def build_parser(prog: str = "benchmarks.compare") -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("old", metavar="OLD", help="results folder to compare with")
-    parser.add_argument("new", metavar="NEW", help="results folder to check")
+    parser.add_argument("old", metavar="OLD", type=given_folder, help="results folder to compare with")
+    parser.add_argument("new", metavar="NEW", type=given_folder, help="results folder to check")
     parser.add_argument(
         "--threshold",
         metavar="X",
@@ -55,7 +55,7 @@ def build_parser(prog: str = "benchmarks.compare") -> argparse.ArgumentParser:
         "--metric", metavar="LIST", action="append", help="comma list (default: the first metric of each gallery)"
     )
     parser.add_argument("--partial", action="store_true", help="NEW may hold fewer cells: those missing are not lost")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="also write the table there, as CSV")
+    parser.add_argument("--out", metavar="FILE", type=given, help="also write the table there, as CSV")
     return parser
 
 
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.compare") ->
         return 2
     try:
         if arguments.out:
-            write_atomically(arguments.out, comparison.cells.to_csv(index=False, lineterminator="\n").encode())
+            write_atomically(Path(arguments.out), comparison.cells.to_csv(index=False, lineterminator="\n").encode())
     except OSError as error:
         line = f"{prog}: --out {arguments.out}: {error.strerror or error}; name a file that can be written"
         err.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.console import OneLineParser, command
+from benchmarks.console import OneLineParser, command, counted, file_size, given_folder
 from benchmarks.store.files import ResultStore
 from benchmarks.store.pack_writer import TOP, write_pack
 from benchmarks.store.packed import FORMS, PER_QUERY, RECORDS, PackError
@@ -18,9 +18,13 @@ from benchmarks.store.weights import WeightStore
 def build_parser(prog: str = "benchmarks.pack") -> argparse.ArgumentParser:
     """The options."""
     parser = OneLineParser(prog=prog, description="Write a results folder as a pack: a few small files, fit to commit.")
-    parser.add_argument("results", help="results folder, loose or packed")
+    parser.add_argument("results", metavar="RESULTS", type=given_folder, help="results folder, loose or packed")
     parser.add_argument(
-        "--out", metavar="FOLDER", required=True, help="where to write: a new or empty folder, or a pack"
+        "--out",
+        metavar="FOLDER",
+        required=True,
+        type=given_folder,
+        help="where to write: a new or empty folder, or a pack",
     )
     parser.add_argument(
         "--per-query",
@@ -73,7 +77,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.pack") -> in
         print(f"{prog}: {arguments.out}: cannot be written ({error.strerror or error})", file=sys.stderr)
         return 2
     files = [Path(arguments.out) / name for name in (RECORDS, PER_QUERY)]
-    sizes = ", ".join(f"{file.name} {file.stat().st_size / 1e6:.2f} MB" for file in files)
+    sizes = ", ".join(f"{file.name} {file_size(file.stat().st_size)}" for file in files)
     print(f"{arguments.out}: {manifest.form}, {manifest.records} records, {manifest.rows} per-query rows; {sizes}")
     if line := _weights(store, taken=arguments.weights):
         print(line)
@@ -83,8 +87,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.pack") -> in
 def _weights(store: ResultStore, *, taken: bool) -> str:
     """What became of the store's weights, in one line; "" if it has none."""
     kept = list(WeightStore(store.root).all())
-    size = sum(path.stat().st_size for one in kept for path in one.folder.iterdir()) / 1e6
-    what = f"weights of {len(kept)} fits, {size:.2f} MB"
+    size = sum(path.stat().st_size for one in kept for path in one.folder.iterdir())
+    what = f"weights of {counted(len(kept), 'fit')}, {file_size(size)}"
     return "" if not kept else f"{what}: taken" if taken else f"{what}: left out; --weights takes them"
 
 

@@ -240,6 +240,15 @@ def test_unusable_input_is_one_line(
         assert len(err.splitlines()) == 1
         assert err.startswith("benchmarks.compare: ")
         assert message in err
+    for empty in (["--out", ""], ["--out", " "]):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(old.root), str(old.root), *empty])
+        assert stopped.value.code == 2
+        assert "--out: is empty: name one, or leave the option out" in capsys.readouterr().err
+    for folders in (["", str(old.root)], [str(old.root), ""]):
+        with pytest.raises(SystemExit):
+            main(folders)
+        assert "is empty: name a folder" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         main([str(old.root)])
     assert stopped.value.code == 2
@@ -320,6 +329,26 @@ def test_a_gallery_or_metric_that_went_is_lost(
     code, out, _ = run(capsys, new.root, old.root)
     assert code == 1, "a leading metric without a value is nothing that a gate could judge"
     assert "map@all: its record in the old store has no such metric" in out
+
+
+def test_a_folder_that_cannot_be_read_is_not_blamed_on_out(
+    old: ResultStore, new: ResultStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for store in (old, new):
+        add(store, "pros", "line", retrieval_table(ap(0)))
+    real = os.scandir
+
+    def closed(path: str | Path = ".") -> object:
+        if path == new.root:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert run(capsys, old.root, new.root) == (
+        2,
+        "",
+        f"benchmarks.compare: {new.root}: cannot be read (Permission denied): give yourself access\n",
+    )
 
 
 def test_hostile_names_come_out_as_text(old: ResultStore, new: ResultStore, capsys: pytest.CaptureFixture[str]) -> None:

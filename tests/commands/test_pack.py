@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from benchmarks import cli
+from benchmarks.console import file_size
 from benchmarks.pack import main
 from benchmarks.store import packed
 from benchmarks.store.files import ResultStore, write_atomically
@@ -539,6 +541,29 @@ def test_what_cannot_be_packed_is_refused_in_one_line(
     both = ("--per-query", "full", "--top", "3")
     assert "--top is 0 or more" in refused(str(loose.root), "--out", str(tmp_path / "x"), *both)
     assert not (tmp_path / "x").exists()
+
+
+def test_empty_names_are_refused(
+    loose: ResultStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments, name in (([str(loose.root), "--out", ""], "--out"), (["", "--out", "x"], "RESULTS")):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+        assert f"argument {name}: is empty: name a folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_small_files_are_given_in_kilobytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, out = fill(tmp_path / "loose", methods=1, seeds=(0,)), tmp_path / "pack"
+    keep_weights(store.root, 0)
+    assert main([str(store.root), "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    sizes = {name: (out / name).stat().st_size / 1e3 for name in (RECORDS, PER_QUERY)}
+    assert "; " + ", ".join(f"{name} {size:.1f} kB" for name, size in sizes.items()) + "\n" in shown
+    assert re.search(r"weights of 1 fit, \d+\.\d kB: left out", shown)
+    assert (file_size(999_949), file_size(999_950), file_size(0)) == ("999.9 kB", "1.00 MB", "0.0 kB")
 
 
 def test_unreadable_records_are_left_out_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
