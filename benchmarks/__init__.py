@@ -33,7 +33,8 @@ offer_to_nltk()
 def load_results(path: str | Path) -> pd.DataFrame:
     """Every record under a results folder: one row a cell, gallery and metric.
 
-    Raises ``FileNotFoundError`` if there is no such folder; an unreadable record is a failed row, with a warning.
+    Raises ``FileNotFoundError`` if there is no such folder, ``PermissionError`` if it cannot be read; an unreadable
+    record is a failed row, with a warning.
     """
     from benchmarks.store.frame import load_results
 

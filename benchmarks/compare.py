@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.console import OneLineParser, command, consoles
+from benchmarks.console import OneLineParser, command, consoles, given, given_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 EPILOG = """Cells of the two folders are paired by method, data set, protocol, split, gallery, seed, rules and
 selection, and tested on their per-query values (classes swapped at random); p values are corrected over all cells.
-A cell with a score in OLD that failed in NEW, is missing there or has other queries is lost, and fails the comparison.
+A cell with a score in OLD that failed in NEW, is missing there, lacks the metric or has other queries is lost, and
+fails the comparison; so does a record of either folder that cannot be read.
 
 examples:
   python -m benchmarks.compare results/main results/branch
   python -m benchmarks.compare results/main results/branch --threshold 0.005 --metric map@all,recall@1 --out diff.csv
 
-exit code: 0 no significant drop, 1 a drop larger than the threshold or a lost cell, 2 input that cannot be used
+exit code: 0 no significant drop, 1 a drop larger than the threshold, a lost cell or an unreadable record, 2 input that
+cannot be used
 """
 
 
@@ -37,8 +39,8 @@ def build_parser(prog: str = "benchmarks.compare") -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("old", metavar="OLD", help="results folder to compare with")
-    parser.add_argument("new", metavar="NEW", help="results folder to check")
+    parser.add_argument("old", metavar="OLD", type=given_folder, help="results folder to compare with")
+    parser.add_argument("new", metavar="NEW", type=given_folder, help="results folder to check")
     parser.add_argument(
         "--threshold",
         metavar="X",
@@ -53,25 +55,32 @@ def build_parser(prog: str = "benchmarks.compare") -> argparse.ArgumentParser:
         "--metric", metavar="LIST", action="append", help="comma list (default: the first metric of each gallery)"
     )
     parser.add_argument("--partial", action="store_true", help="NEW may hold fewer cells: those missing are not lost")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="also write the table there, as CSV")
+    parser.add_argument("--out", metavar="FILE", type=given, help="also write the table there, as CSV")
     return parser
 
 
 @command
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.compare") -> int:
-    """Run the command; exit code 0, 1 on a significant drop above the threshold or a lost cell, 2 on unusable input."""
+    """Run the command; exit code 0, 1 on a large drop, a lost cell or an unreadable record, 2 on unusable input."""
     arguments = build_parser(prog).parse_args(argv)
     from benchmarks.reporting.store_comparison import ABSENT, compare_stores
     from benchmarks.store.files import ResultStore, write_atomically
 
     out, err = consoles()
 
+    unread: list[str] = []
+
     def warn(line: str) -> None:
+        unread.append(line)
         err.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     metrics = None
-    if arguments.metric:
+    if arguments.metric is not None:
         metrics = [name.strip() for text in arguments.metric for name in text.split(",") if name.strip()]
+        if not metrics:
+            line = f"{prog}: --metric names no metric: write a comma list such as map@all,recall@1, or leave it out"
+            err.print(line, markup=False, highlight=False, soft_wrap=True)
+            return 2
     try:
         comparison = compare_stores(
             ResultStore(arguments.old),
@@ -81,18 +90,21 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.compare") ->
             alpha=arguments.alpha,
             report=warn,
         )
-        if arguments.out:
-            write_atomically(arguments.out, comparison.cells.to_csv(index=False, lineterminator="\n").encode())
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         err.print(f"{prog}: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
+    try:
+        if arguments.out:
+            write_atomically(Path(arguments.out), comparison.cells.to_csv(index=False, lineterminator="\n").encode())
     except OSError as error:
         line = f"{prog}: --out {arguments.out}: {error.strerror or error}; name a file that can be written"
         err.print(line, markup=False, highlight=False, soft_wrap=True)
         return 2
     lost = comparison.lost[comparison.lost["why"] != ABSENT] if arguments.partial else comparison.lost
     _print(out, comparison, lost, arguments.threshold, arguments.alpha)
-    return 1 if len(comparison.drops) or len(lost) else 0
+    if unread:
+        err.print(f"unreadable records: {len(unread)}; each is named above", style="yellow", highlight=False)
+    return 1 if len(comparison.drops) or len(lost) or unread else 0
 
 
 def _print(out: Console, comparison: StoreComparison, lost: pd.DataFrame, threshold: float, alpha: float) -> None:

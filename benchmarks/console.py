@@ -95,6 +95,20 @@ class OneLineParser(argparse.ArgumentParser):
         return f"; did you mean {' and '.join(dict.fromkeys(near))}?" if near else ""
 
 
+def given(text: str) -> str:
+    """An argument that names something, as ``type`` of an option; an empty one is refused."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty: name one, or leave the option out")
+    return text
+
+
+def given_folder(text: str) -> str:
+    """:func:`given` for arguments that no command leaves out."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty: name a folder")
+    return text
+
+
 def consoles() -> tuple[Console, Console]:
     """Standard output and error; tables keep their width where there is no terminal to fit."""
     from rich.console import Console
@@ -111,6 +125,11 @@ def printable(text: str) -> str:
 def counted(count: int, what: str) -> str:
     """``1 image``, ``2 images``."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def file_size(count: int) -> str:
+    """``3.2 kB``, ``1.25 MB``: a number of bytes."""
+    return f"{count / 1e6:.2f} MB" if count >= 999_950 else f"{count / 1e3:.1f} kB"
 
 
 #: Seconds between two lines where there is no terminal for a bar (log files of batch jobs).

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.console import OneLineParser, command, consoles
+from benchmarks.console import OneLineParser, command, consoles, given, given_folder
 
 #: Processes that draw plots beside this one, at most.
 MOST_WORKERS = 4
@@ -22,8 +22,11 @@ def build_parser(prog: str = "benchmarks.report") -> argparse.ArgumentParser:
         description="Print the leaderboard of stored results; write tables, plots and one page.",
         epilog="exit code: 0 done, 1 done, but a record could not be read, 2 no results or a wrong option",
     )
-    parser.add_argument("results", nargs="?", default="results/run", help="results folder (default: results/run)")
-    parser.add_argument("--out", metavar="FOLDER", help="where to write (default: RESULTS/report)")
+    parser.add_argument(
+        "results", metavar="RESULTS", nargs="?", default="results/run", type=given_folder,
+        help="results folder (default: results/run)",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="FOLDER", type=given, help="where to write (default: RESULTS/report)")
     parser.add_argument(
         "--pictures",
         action="store_true",
@@ -31,7 +34,7 @@ def build_parser(prog: str = "benchmarks.report") -> argparse.ArgumentParser:
     )
     parser.add_argument("--data-root", metavar="FOLDER", help="folder of the data sets, for --pictures")
     parser.add_argument(
-        "--resamples", metavar="N", type=int, help="of the tests between methods (default: 10000 or more)"
+        "--resamples", metavar="N", type=_resamples, help="of the tests between methods (default: 10000 or more)"
     )
     return parser
 
@@ -59,10 +62,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> 
 
     try:
         frame, records = frame_and_records(arguments.results, warn_unread, compact=True)
-    except FileNotFoundError as error:
+    except OSError as error:
         err.print(f"{prog}: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
-    if frame.empty:
+    if not records:
         line = f"{prog}: {arguments.results} holds no readable record"
         err.print(line, markup=False, highlight=False, soft_wrap=True)
         return 2
@@ -88,6 +91,16 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.report") -> 
     if unread:
         warn(f"unreadable records: {len(unread)}; each is named above")
     return 1 if unread else 0
+
+
+def _resamples(text: str) -> int:
+    """Resamples of a test: :func:`benchmarks.evaluation.statistics.paired_tests` needs one."""
+    if text.strip().lstrip("+-").isdecimal() and int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{int(text)} is too few: 1 or more, 10000 are usual")
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"cannot read {text!r}: write a whole number, 1 or more") from None
 
 
 def _cores() -> int:

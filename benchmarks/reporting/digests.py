@@ -6,6 +6,7 @@ it wrote, and the same for each plot. A file that is missing or was altered coun
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -20,7 +21,7 @@ import pandas as pd
 
 from benchmarks.reporting.data import ReportData
 from benchmarks.reporting.error_analysis import synsets_of
-from benchmarks.store.files import write_atomically
+from benchmarks.store.files import is_file, write_atomically
 from benchmarks.store.weights import FIT, FOLDER
 
 #: Name of the file among those of a report.
@@ -85,9 +86,11 @@ def report_digest(data: ReportData) -> str:
     if store is not None:
         pack = [store.root / name for name in ("pack.json", "resolved.json")]
         cards = sorted((store.root / "cards").rglob("*.json"))
-        facts += [(path.name, path.read_bytes()) for path in (*pack, *cards) if path.is_file()]
+        for path in (*pack, *cards):
+            with contextlib.suppress(OSError):  # gone, or what this user may not read
+                facts.append((path.name, path.read_bytes()))
         for path in sorted([*(store.root / "cells").rglob("*"), *(store.root / FOLDER).glob(f"*/*/{FIT}")]):
-            if path.is_file() and not path.name.startswith("."):
+            if is_file(path) and not path.name.startswith("."):
                 state = path.stat()
                 facts.append(f"{path.name} {state.st_size} {state.st_mtime_ns}")
     return digest(facts)

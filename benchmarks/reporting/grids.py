@@ -44,6 +44,7 @@ from benchmarks.reporting.types import (
     is_transfer,
     protocol_title,
 )
+from benchmarks.store.files import is_file
 from benchmarks.store.records import Record
 from benchmarks.store.weights import CARD, WeightsError, WeightStore, read_kept
 
@@ -675,7 +676,7 @@ def weights_grid(weights: WeightStore, records: Sequence[Record], folder: Path |
         tasks = ", ".join(sorted({f"{one.cell.protocol}/{one.cell.split}" for one in own}))
         score = GridCell("-") if kept.validation is None else GridCell(f"{100 * kept.validation:.2f}", kept.validation)
         card = weights.root / place / CARD
-        link = quote(Path(os.path.relpath(card, folder)).as_posix()) if folder is not None and card.is_file() else ""
+        link = quote(Path(os.path.relpath(card, folder)).as_posix()) if folder is not None and is_file(card) else ""
         texts = (cell.method, cell.variant, cell.dataset, cell.backbone, tasks, str(cell.seed))
         rows.append(GridRow((*map(GridCell, texts), score, GridCell(place, link=link)), cell.method))
     head = ("method", "variant", "data set", "backbone", "protocols and splits", "seed", "validation", "weights")

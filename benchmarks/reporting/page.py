@@ -18,8 +18,8 @@ from benchmarks.reporting import grids
 from benchmarks.reporting.data import ReportData, SettingData
 from benchmarks.reporting.grids import numbered
 from benchmarks.reporting.types import Galleries, Grid, ScoreTable, Setting, SettingPlots, is_transfer, protocol_title
-from benchmarks.store.files import ResultStore
-from benchmarks.store.records import Record
+from benchmarks.store.files import ResultStore, files_below
+from benchmarks.store.records import Record, cannot_be_read
 from benchmarks.store.weights import WeightStore
 
 ASSETS = Path(__file__).parent / "assets"
@@ -54,10 +54,17 @@ def render(
 def read_cards(store: ResultStore, kind: str, report: Callable[[str], None]) -> list[dict[str, Any]]:
     """Cards of ``methods`` or ``datasets``, by file name; what is not a card is reported and left out."""
     cards = []
-    for path in sorted((store.root / "cards" / kind).glob("*.json")):
+
+    def failed(error: OSError) -> None:
+        report(f"{error.filename}: {cannot_be_read(error)}; left out")
+
+    for path in files_below(store.root / "cards" / kind, ".json", failed):
         try:
             card = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            report(f"{path}: {cannot_be_read(error)}; left out")
+            continue
+        except ValueError as error:
             report(f"{path}: cannot be read ({error}); left out")
             continue
         if isinstance(card, dict):
@@ -255,7 +262,10 @@ def _resolved(store: ResultStore, report: Callable[[str], None]) -> dict[str, An
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        report(f"{path}: {cannot_be_read(error)}; left out")
+        return {}
+    except ValueError as error:
         report(f"{path}: cannot be read ({error}); left out")
         return {}
     return data if isinstance(data, dict) else {}

@@ -5,8 +5,8 @@ selection. Where a store holds several variants, configs, backbones or limits of
 first, and what is left only if it is one on either side; ``changed`` then says what differs. The hash of the inputs
 is not compared: it differs between the two by design.
 
-A cell that had a score in the old store and cannot be judged in the new one, because it failed there, is missing there
-or has other queries, is lost: a gate that passed it would pass whatever no longer runs.
+A cell that had a score in the old store and cannot be judged in the new one, because it failed there, is missing there,
+has other queries or lacks the gallery or the metric, is lost: a gate that passed it would pass whatever no longer runs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.reporting.method_comparison import QueryValues, per_query_tables
 from benchmarks.reporting.tables import newest
 from benchmarks.reporting.types import is_absent
 from benchmarks.store.files import ResultStore
-from benchmarks.store.frame import load_results
+from benchmarks.store.frame import frame_and_records
 from benchmarks.store.records import RecordError
 
 #: A drop is reported as one if it is significant and larger than this (a fraction: 0.01 is one point of percent).
@@ -71,7 +71,7 @@ class StoreComparison:
             ``gain`` where it is significant and larger than the threshold, else empty.
         unpaired: a row a cell that was not compared (``UNPAIRED_COLUMNS``); ``store`` is ``old`` or ``new`` where only
             that one has a score, ``both`` where the two cannot be paired; ``why`` is `ABSENT` (not in the other
-            store), `FAILED` (there, but without a score) or `UNLIKE`.
+            store), `FAILED` (there, but without a score, or without the gallery) or `UNLIKE`.
     """
 
     cells: pd.DataFrame
@@ -114,21 +114,21 @@ def compare_stores(
 
     Raises:
         FileNotFoundError: a store is not a folder.
+        PermissionError: a store's folder cannot be read.
         ValueError: a store without a readable record, a metric that no paired cell has, no common cell, or options
             outside their range.
     """
-    if not threshold >= 0:
-        raise ValueError(f"threshold={threshold} must be 0 or larger")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold={threshold} must be from 0 to 1: a fraction, 0.01 is one percentage point")
     if not 0 < alpha < 1:
         raise ValueError(f"alpha={alpha} must be between 0 and 1")
     wanted = None if metrics is None else list(dict.fromkeys(metrics))
     sides = []
     for store in (old, new):
-        rows = load_results(store.root, report or (lambda line: None))
-        rows = newest(rows)
-        if rows.empty:
+        rows, records = frame_and_records(store.root, report or (lambda line: None))
+        if not records:
             raise ValueError(f"{store.root} holds no readable record")
-        sides.append(_by_cell(rows))
+        sides.append(_by_cell(newest(rows)))
     pairs, unpaired = _paired(*sides)
     if not pairs:
         raise ValueError(f"{old.root} and {new.root} have no cell with a score in common")
@@ -136,11 +136,20 @@ def compare_stores(
     read = (_Reader(old, "old"), _Reader(new, "new"))
     known: dict[str, None] = {}
     for before, after in pairs:
-        common = [name for name in before["metrics"] if name in after["metrics"]]
-        known |= dict.fromkeys(common)
-        names = before["headline"][:1] if wanted is None else wanted
-        for metric in [name for name in names if name in common]:
-            line = {name: before[name] for name in IDENTITY} | {
+        about = {name: before[name] for name in IDENTITY}
+        known |= dict.fromkeys(before["metrics"])
+        names = before["headline"][:1] if wanted is None else [name for name in wanted if name in before["metrics"]]
+        if not names and wanted is None:
+            unpaired.append(
+                about | {"store": "both", "why": UNLIKE, "reason": "no metric leads its gallery in the old store"}
+            )
+        for metric in names:
+            missing = [name for name, side in (("old", before), ("new", after)) if metric not in side["metrics"]]
+            if missing:
+                reason = f"{metric}: its record in the {missing[0]} store has no such metric"
+                unpaired.append(about | {"store": "both", "why": UNLIKE, "reason": reason})
+                continue
+            line = about | {
                 "metric": metric, "old": before["metrics"][metric], "new": after["metrics"][metric],
                 "changed": _changed(before, after),
             }  # fmt: skip
@@ -148,7 +157,6 @@ def compare_stores(
                 tests.append((line, *_pairable(read[0](before, metric), read[1](after, metric))))
             except (RecordError, ValueError) as error:
                 reason = f"{metric}: {error}"
-                about = {name: before[name] for name in IDENTITY}
                 unpaired.append(about | {"store": "both", "why": UNLIKE, "reason": reason})
     absent = [name for name in wanted or [] if name not in known]
     if absent:
@@ -185,6 +193,7 @@ def _paired(
     """Pairs of galleries with scores in both stores, and a line for each that has no partner."""
     pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
     unpaired: list[dict[str, Any]] = []
+    recorded = {_without_gallery(identity) for identity in new}
     for identity in dict.fromkeys([*old, *new]):
         before, after = list(old.get(identity, [])), list(new.get(identity, []))
         matched = []
@@ -211,9 +220,16 @@ def _paired(
                 side = "old" if scored is cell_before else "new"
                 unpaired.append(about | {"store": side, "why": FAILED, "reason": reason})
         for store, rest in (("old", before), ("new", after)):
-            several = "several configs, none alike" if before and after else "not in the other store"
-            unpaired += [about | {"store": store, "why": ABSENT, "reason": several} for cell in rest if cell["metrics"]]
+            why, reason = ABSENT, "several configs, none alike" if before and after else "not in the other store"
+            if store == "old" and identity not in new and _without_gallery(identity) in recorded:
+                why, reason = FAILED, "its record in the new store has no such gallery"
+            unpaired += [about | {"store": store, "why": why, "reason": reason} for cell in rest if cell["metrics"]]
     return pairs, unpaired
+
+
+def _without_gallery(identity: tuple[Any, ...]) -> tuple[Any, ...]:
+    place = IDENTITY.index("gallery")
+    return identity[:place] + identity[place + 1 :]
 
 
 class _Reader:

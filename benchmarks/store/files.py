@@ -48,6 +48,8 @@ from benchmarks.store.records import (
     RecordError,
     Search,
     Unreadable,
+    UnusableHereError,
+    cannot_be_read,
     content_key,
     json_value,
     parse_value,
@@ -75,7 +77,18 @@ class ResultStore:
     def __init__(self, root: Path | str, report: Callable[[str], None] | None = None) -> None:
         self.root = Path(root)
         self._report = report or (lambda line: None)
-        self._reported = ""
+        self._reported: set[str] = set()
+
+    def check(self) -> None:
+        """Raise ``FileNotFoundError`` or ``PermissionError``, in one line, if there is no such folder to read."""
+        try:
+            with os.scandir(self.root):
+                return
+        except PermissionError as error:
+            raise PermissionError(f"{self.root}: {cannot_be_read(error)}") from error
+        except OSError as error:
+            text = f"{self.root} is not a results folder; run `python -m benchmarks.run --out {self.root}` first"
+            raise FileNotFoundError(text) from error
 
     def path(self, cell: CellId, key: str) -> Path:
         """The path of a cell's record."""
@@ -95,9 +108,19 @@ class ResultStore:
             return None
 
     def _report_once(self, line: str) -> None:
-        if line != self._reported:
-            self._reported = line
+        if line not in self._reported:
+            self._reported.add(line)
             self._report(line)
+
+    def _is_there(self, path: Path) -> bool:
+        """Whether a file exists; a folder that this user may not enter is reported, and its records count as absent."""
+        try:
+            return path.exists()
+        except PermissionError as error:
+            folders = [folder for folder in path.parents if folder.is_relative_to(self.root)]
+            closed = next((one for one in reversed(folders) if not os.access(one, os.X_OK)), path.parent)
+            self._report_once(f"{closed}: {cannot_be_read(error)}; until then its records count as absent")
+            return False
 
     def read(self, cell: CellId, key: str, *, set_aside: bool = True) -> Record | None:
         """The record of a cell, or None; an unreadable one is reported and counts as absent.
@@ -105,7 +128,7 @@ class ResultStore:
         With ``set_aside`` the unreadable file is renamed to ``*.unreadable``, so that a new record can be written.
         """
         path = self.path(cell, key)
-        if path.exists():
+        if self._is_there(path):
             try:
                 return read_record(path)
             except RecordError as error:
@@ -155,7 +178,10 @@ class ResultStore:
         """A learning-rate search's outcome, or None; an unreadable one is reported and counts as absent."""
         path = self._search_path(dataset, method, key)
         pack = self.pack()
-        packed = pack.searches.get(path.relative_to(self.root).as_posix()) if pack and not path.exists() else None
+        there = self._is_there(path)
+        packed = pack.searches.get(path.relative_to(self.root).as_posix()) if pack and not there else None
+        if packed is None and not there:
+            return None
         try:
             record = json.loads(path.read_text(encoding="utf-8") if packed is None else packed)
             if not isinstance(record, dict) or content_key(record["inputs"]) != key:
@@ -164,7 +190,8 @@ class ResultStore:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            self._report(f"{path}: {error}; counts as absent")
+            why = cannot_be_read(error) if isinstance(error, OSError) else error
+            self._report(f"{path}: {why}; counts as absent")
             return None
         return search
 
@@ -175,12 +202,13 @@ class ResultStore:
         """Path below this folder and JSON text of every search, loose or packed, in a fixed order."""
         pack = self.pack()
         searches = dict(pack.searches) if pack else {}
-        for path in (self.root / "searches").rglob("*.json"):
-            if not path.name.startswith("."):
-                try:
-                    searches[path.relative_to(self.root).as_posix()] = path.read_text(encoding="utf-8")
-                except (OSError, UnicodeDecodeError) as error:
-                    self._report(f"{path}: cannot be read ({error}); skipped")
+        for path in files_below(self.root / "searches", ".json", self._report_closed):
+            try:
+                searches[path.relative_to(self.root).as_posix()] = path.read_text(encoding="utf-8")
+            except OSError as error:
+                self._report(f"{path}: {cannot_be_read(error)}; skipped")
+            except UnicodeDecodeError as error:
+                self._report(f"{path}: cannot be read ({error}); skipped")
         yield from sorted(searches.items())
 
     def discard(self, cell: CellId, key: str) -> None:
@@ -211,8 +239,11 @@ class ResultStore:
         return removed
 
     def paths(self) -> list[Path]:
-        """Files of all loose records, in a fixed order."""
-        return sorted(path for path in (self.root / "cells").rglob("*.json") if not path.name.startswith("."))
+        """Files of all loose records, in a fixed order; a folder that cannot be read is reported."""
+        return files_below(self.root / "cells", ".json", self._report_closed)
+
+    def _report_closed(self, error: OSError) -> None:
+        self._report_once(_closed(error))
 
     def records(self) -> Iterator[Record]:
         """All valid records in a fixed order; others are reported and skipped, and not moved."""
@@ -229,19 +260,25 @@ class ResultStore:
         except PackError as error:
             pack = None
             yield Unreadable(MANIFEST, _damaged(error))
-        loose = {path.relative_to(self.root).as_posix(): path for path in self.paths()}
+        closed: list[OSError] = []
+        found = files_below(self.root / "cells", ".json", closed.append)
+        for one in closed:
+            yield Unreadable(Path(one.filename).relative_to(self.root).as_posix(), _closed(one))
+        loose = {path.relative_to(self.root).as_posix(): path for path in found}
         for name in sorted({*loose, *(pack.records if pack else ())}, key=lambda name: name.split("/")):
-            problem = ""
+            problem, fix = "", "; run its command again, or delete the file"
             if name in loose:
                 try:
                     yield read_record(loose[name])
                     continue
+                except UnusableHereError as error:
+                    problem, fix = f"{loose[name]}: {error}", ""
                 except RecordError as error:
                     problem = f"{loose[name]}: {error}"
             packed = self._packed(name)
             if packed is None:
                 problem = problem or f"{self.root}: the packed record {name!r} cannot be read"
-                yield Unreadable(name, f"{problem}; run its command again, or delete the file")
+                yield Unreadable(name, problem + fix)
             else:
                 if problem:
                     self._report(f"{problem}; its packed copy is used")
@@ -273,7 +310,7 @@ class ResultStore:
             try:
                 packed = pack.per_query(name, lists=lists)
             except PackError as error:
-                raise RecordError(f"{error}; pack again or delete the pack") from error
+                raise RecordError(str(error)) from error
             if packed is None:
                 raise
             return packed
@@ -284,13 +321,42 @@ class ResultStore:
 
 
 def _damaged(error: PackError) -> str:
-    return f"{error}; all records of this pack count as absent: pack again or delete the pack"
+    return f"{error}; until then its records count as absent"
+
+
+def _closed(error: OSError) -> str:
+    return f"{error.filename}: {cannot_be_read(error)}; until then its records count as absent"
+
+
+def files_below(folder: Path, ending: str, failed: Callable[[OSError], None]) -> list[Path]:
+    """What is below a folder with names that end so and do not begin with a dot, in a fixed order.
+
+    ``failed`` gets the error of each folder that cannot be read: ``Path.rglob`` leaves it out without a word.
+    """
+
+    def tell(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            failed(error)
+
+    found: list[Path] = []
+    for root, folders, files in os.walk(folder, onerror=tell):
+        found += [Path(root, one) for one in (*folders, *files) if one.endswith(ending) and not one.startswith(".")]
+    return sorted(found)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file, as far as this user may know."""
+    with contextlib.suppress(OSError):
+        return path.is_file()
+    return False
 
 
 def read_record(path: Path) -> Record:
     """Read and validate one record and check its side file; raises :class:`RecordError`."""
     try:
         record = Record.from_json(path.read_text(encoding="utf-8"))
+    except PermissionError as error:
+        raise UnusableHereError(cannot_be_read(error)) from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"cannot be read ({error})") from error
     if record.per_query is not None:
@@ -302,7 +368,8 @@ def _side_file(path: Path, expected: PerQuery) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise RecordError(f"its per-query file {path.name} cannot be read ({error.strerror or error})") from error
+        kind = UnusableHereError if isinstance(error, PermissionError) else RecordError
+        raise kind(f"its per-query file {path.name} {cannot_be_read(error)}") from error
     if hashlib.sha256(data).hexdigest() != expected.sha256:
         raise RecordError(f"its per-query file {path.name} was altered or cut")
     return data
@@ -331,6 +398,11 @@ def write_atomically(path: Path, data: bytes) -> None:
 def temporary_name(path: Path) -> Path:
     """A new name beside ``path``, which :meth:`ResultStore.clean` removes if this process ends before it does."""
     return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{next(_writes)}.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder has a name that :func:`temporary_name` gives."""
+    return name.startswith(".") and _WRITER.search(name) is not None
 
 
 _writes = itertools.count()

@@ -58,7 +58,8 @@ def load_results(path: Path | str, report: Callable[[str], None] | None = None) 
     ``learning_rate`` (None: the config's), ``edge`` and ``convergence`` (:class:`benchmarks.store.records.Fit`).
 
     A record that cannot be read is a failed row with only what its file name contains (no ``data_hash``);
-    ``report`` gets one line for each (default: a warning). Raises ``FileNotFoundError`` if there is no such folder.
+    ``report`` gets one line for each (default: a warning). Raises ``FileNotFoundError`` if there is no such folder,
+    ``PermissionError`` if it cannot be read.
     """
     return frame_and_records(path, report or (lambda line: warnings.warn(line, stacklevel=2)))[0]
 
@@ -72,12 +73,12 @@ def frame_and_records(
     pandas before version 3, and what records have alike is held once.
     """
     root = Path(path)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root} is not a results folder; run `python -m benchmarks.run --out {root}` first")
+    store = ResultStore(root, report)
+    store.check()
     weights, shared = WeightStore(root), Shared()
     records: dict[str, Record] = {}
     rows = _Rows(compact)
-    for entry in ResultStore(root, report).entries():
+    for entry in store.entries():
         if isinstance(entry, Unreadable):
             report(entry.reason)
             rows.add_unreadable(_unreadable_row(entry))
@@ -237,10 +238,11 @@ _PHASES = ("fit", "search", "encode", "rank", "classify")
 def _unreadable_row(entry: Unreadable) -> dict[str, Any]:
     """A failed row of :func:`load_results`: what a file's name says about its cell, and why it has no score."""
     parts = PurePosixPath(entry.name).parts
-    match = _FILE.fullmatch(parts[-1])
+    match, folder = _FILE.fullmatch(parts[-1]), parts[-1][-5:] != ".json"  # of records, and cannot be read
     cell = CellId(
         method=match["method"] if match else "*", variant="", config={}, backbone="", rules="", select="",
-        dataset=parts[1] if len(parts) == 4 else "*", protocol=parts[2] if len(parts) == 4 else "*",
+        dataset=parts[1] if len(parts) == 4 or (folder and len(parts) > 1) else "*",
+        protocol=parts[2] if len(parts) == 4 or (folder and len(parts) > 2) else "*",
         split=match["split"] if match else "*", seed=int(match["seed"]) if match else 0,
     )  # fmt: skip
     about = {name: value for name, value in vars(cell).items() if name != "config"}

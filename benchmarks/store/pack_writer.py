@@ -4,36 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import io
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.store.files import write_atomically
+from benchmarks.console import counted
+from benchmarks.store.files import (
+    ResultStore,
+    files_below,
+    is_file,
+    is_temporary,
+    safe_name,
+    temporary_name,
+    write_atomically,
+)
 from benchmarks.store.packed import (
     MANIFEST,
+    NOTE,
     PER_QUERY,
     RECORDS,
     SCALE,
     SCALED,
     Manifest,
+    Pack,
     PackError,
+    is_pack,
     open_pack,
     scaled,
     type_name,
     type_of,
 )
-from benchmarks.store.weights import FIT, FOLDER
+from benchmarks.store.records import Record, RecordError, cannot_be_read
+from benchmarks.store.weights import CARD, FIT, FOLDER, WeightStore
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-
-    from benchmarks.store.files import ResultStore
-    from benchmarks.store.records import Record
 
 #: Queries of each split and gallery whose best gallery images a lean pack keeps.
 TOP = 40
@@ -45,19 +57,38 @@ KEPT = ("ap@all", "recall@1", "credit")
 LISTS = ("top_keys", "top_scores")
 
 
-def write_pack(store: ResultStore, out: Path, *, form: str = "lean", top: int = TOP, weights: bool = False) -> Manifest:
+def write_pack(
+    store: ResultStore,
+    out: Path,
+    *,
+    form: str = "lean",
+    top: int = TOP,
+    weights: bool = False,
+    replace: bool = False,
+    report: Callable[[str], None] | None = None,
+) -> Manifest:
     """Write everything readable in ``store`` as a pack into the folder ``out``; the same records give the same bytes.
 
     With ``weights``, the kept weights of fits are copied as they are; without, those in ``out`` are removed.
-    Each file is replaced whole, the manifest last; a pack that was there is replaced. Raises :class:`PackError` if
-    there is no record, if ``out`` is the store's own folder or has loose records (they would hide the pack), or if
-    the store is itself a lean pack without the values that are requested.
+    The pack is first written whole into a temporary folder inside ``out`` and then moved into place, the manifest last:
+    a writer that fails leaves the pack that was there. Files of ``out`` that no pack holds stay.
+
+    A pack that was there is replaced if the new one has all that it holds. With ``replace`` it is replaced whatever it
+    holds, and ``report`` gets a line that says what it was.
+
+    Raises :class:`PackError` if there is no record, if ``out`` is the store's own folder, has loose records (they would
+    hide the pack), other files and no pack, or a pack that must not be replaced, or if the store is itself a lean pack
+    without the values that are requested.
     """
     _check(store, out, form, top)
+    former = _former(out)
     records = {store.name(record.cell, record.key): record for record in store.records()}
     if not records:
         raise PackError(f"{store.root} has no readable record; run `python -m benchmarks.run --out {store.root}` first")
     searches = dict(store.searches())
+    fits = _fits(store.root) if weights else []
+    if former is not None and not replace:
+        _check_lost(former, out, store, {*records, *searches}, fits, form)
     shown = _lowest_seeds(records) if form == "lean" else {}
     columns: dict[str, str] = {}
     blocks = _Blocks()
@@ -82,11 +113,14 @@ def write_pack(store: ResultStore, out: Path, *, form: str = "lean", top: int = 
     files = {name: hashlib.sha256(content).hexdigest() for name, content in data.items()}
     rows = sum(record.per_query.rows for record in records.values() if record.per_query)
     manifest = Manifest(**note, records=len(records), searches=len(searches), rows=rows, files=files)
-    for name, content in data.items():
-        write_atomically(out / name, content)
-    _copy_cards(store.root, out)
-    _copy_weights(store.root, out, take=weights)
-    write_atomically(out / MANIFEST, (json.dumps(dataclasses.asdict(manifest), indent=1) + "\n").encode())
+    data[MANIFEST] = (json.dumps(dataclasses.asdict(manifest), indent=1) + "\n").encode()
+    copied = [*_cards(store.root), *(name for fit in fits for name in _fit_files(store.root, fit))]
+    _write(out, store.root, data, copied, _own_files(former, out))
+    if replace and former is not None and report is not None:
+        what = (
+            "a damaged pack" if isinstance(former, PackError) else f"a pack of {counted(len(former.records), 'record')}"
+        )
+        report(f"{out}: replaces {what}")
     return manifest
 
 
@@ -119,8 +153,10 @@ def headline_columns(record: Record) -> set[str]:
 
 
 def _check(store: ResultStore, out: Path, form: str, top: int) -> None:
-    if not store.root.is_dir():
-        raise PackError(f"{store.root} is not a results folder")
+    try:
+        store.check()
+    except OSError as error:
+        raise PackError(str(error)) from error
     if out.resolve() == store.root.resolve():
         raise PackError(f"{out}: a folder cannot be packed into itself; name another with --out")
     for kind in ("cells", "searches"):
@@ -134,6 +170,56 @@ def _check(store: ResultStore, out: Path, form: str, top: int) -> None:
             raise PackError(
                 f"{store.root} is a lean pack with --top {source.manifest.top}; --top {top} needs the run's own records"
             )
+
+
+def _former(out: Path) -> Pack | PackError | None:
+    """The pack in ``out``, what is wrong with it, or None for a new or empty folder; raises for a folder of others."""
+    if not out.exists() and not out.is_symlink():
+        return None
+    if not out.is_dir():
+        raise PackError(f"--out {out}: is not a folder; name a new or empty folder")
+    try:
+        there = sorted(name for name in os.listdir(out) if not is_temporary(name))  # noqa: PTH208 - names only
+    except OSError as error:
+        raise PackError(f"--out {out}: {cannot_be_read(error)}") from error
+    if not there:
+        return None
+    if not is_pack(out):
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise PackError(f"--out {out}: holds {there[0]}{more} and no readable pack; name a new or empty folder")
+    try:
+        return open_pack(out)
+    except PackError as error:
+        return error
+
+
+def _check_lost(
+    former: Pack | PackError, out: Path, store: ResultStore, names: Collection[str], fits: Sequence[Path], form: str
+) -> None:
+    """Raise :class:`PackError` if the new pack would lack something that the one in ``out`` holds."""
+    mend = "name another folder, or replace it with --replace"
+    if isinstance(former, PackError):
+        raise PackError(f"--out {out}: holds a pack that cannot be read ({former}); {mend}")
+    keys = {_key(name) for name in names}
+    records, searches = (sum(_key(name) not in keys for name in held) for held in (former.records, former.searches))
+    weights = sum(kept.folder.relative_to(out) not in fits for kept in WeightStore(out).all())
+    lost = [counted(records, "record")] if records else []
+    lost += ["1 search" if searches == 1 else f"{searches} searches"] if searches else []
+    lost += [f"weights of {counted(weights, 'fit')}"] if weights else []
+    if lost:
+        hint = " (--weights takes those that it has)" if weights and not fits else ""
+        raise PackError(
+            f"--out {out}: holds a pack with {', '.join(lost)} that {store.root} would not give{hint}; {mend}"
+        )
+    if former.manifest.form == "full" and form == "lean":
+        raise PackError(
+            f"--out {out}: holds a full pack, whose exact values a lean one lacks; take --per-query full, {mend}"
+        )
+
+
+def _key(name: str) -> str:
+    """The key of a record or search, given its path in a loose store."""
+    return name.rpartition("-")[2]
 
 
 def _lowest_seeds(records: dict[str, Record]) -> dict[str, bool]:
@@ -279,7 +365,7 @@ def _parquet(table: pa.Table, note: dict[str, Any]) -> bytes:
         elif field.name != "json":
             words.append(path)
     buffer = io.BytesIO()
-    table = table.replace_schema_metadata({"ucdr-bench pack": json.dumps(note)})
+    table = table.replace_schema_metadata({NOTE: json.dumps(note)})
     parquet.write_table(
         table,
         buffer,
@@ -294,27 +380,99 @@ def _parquet(table: pa.Table, note: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _copy_weights(source: Path, out: Path, *, take: bool) -> None:
-    """Copy the folders of weights; remove those of a former pack that no longer exist or are left out."""
-    current = (
-        {path.relative_to(source) for path in (source / FOLDER).glob("*/*/*") if path.is_file()} if take else set()
-    )
-    current = {name for name in current if not name.parts[-2].startswith(".") and not name.name.startswith(".")}
-    for name in sorted(current, key=lambda name: (name.name == FIT, name)):  # last: what makes them known
-        write_atomically(out / name, (source / name).read_bytes())
-    kept = {name.parent for name in current}
-    for folder in (out / FOLDER).glob("*/*"):
-        if folder.relative_to(out) not in kept:
-            shutil.rmtree(folder)
+def _fits(root: Path) -> list[Path]:
+    """Folders of weights below a store, in a fixed order; names that begin with a dot are of writers at work."""
+    folders = [fit for dataset in _children(root / FOLDER) for fit in _children(dataset)]
+    return [fit.relative_to(root) for fit in folders if fit / FIT in _children(fit)]
 
 
-def _copy_cards(source: Path, out: Path) -> None:
-    """Copy cards and ``resolved.json``; remove those of a former pack that no longer exist."""
-    current = {file.relative_to(source) for file in [*(source / "cards").rglob("*.json"), source / "resolved.json"]}
-    current = {name for name in current if (source / name).is_file()}
-    for name in sorted(current):
-        write_atomically(out / name, (source / name).read_bytes())
-    for file in [*(out / "cards").rglob("*.json"), out / "resolved.json"]:
-        if file.relative_to(out) not in current:
-            with contextlib.suppress(FileNotFoundError):
-                file.unlink()
+def _fit_files(root: Path, fit: Path) -> list[Path]:
+    """The files of a folder of weights; last the one that makes the weights known."""
+    files = [path.relative_to(root) for path in _children(root / fit) if not path.is_dir()]
+    return sorted(files, key=lambda name: (name.name == FIT, name))
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise PackError(f"{folder}: {cannot_be_read(error)}") from error
+
+
+def _cards(root: Path) -> list[Path]:
+    """Cards and ``resolved.json`` of a store."""
+
+    def failed(error: OSError) -> None:
+        raise PackError(f"{error.filename}: {cannot_be_read(error)}") from error
+
+    found = [*files_below(root / "cards", ".json", failed), root / "resolved.json"]
+    return [path.relative_to(root) for path in found if is_file(path)]
+
+
+def _own_files(former: Pack | PackError | None, out: Path) -> set[Path]:
+    """Files in ``out`` of the pack there: its three, cards that its records name, weights with a valid ``fit.json``."""
+    if former is None:
+        return set()
+    own = {Path(name) for name in (MANIFEST, RECORDS, PER_QUERY, "resolved.json")}
+    for text in former.records.values() if isinstance(former, Pack) else ():
+        with contextlib.suppress(RecordError):
+            cell = Record.from_json(text).cell
+            own |= {
+                Path("cards", kind, f"{safe_name(name)}.json")
+                for kind, name in (("methods", cell.method), ("datasets", cell.dataset))
+            }
+    for kept in WeightStore(out).all():
+        names = {name for name in kept.files if Path(name).name == name}  # a damaged one may name files elsewhere
+        if not kept.folder.is_symlink():
+            own |= {kept.folder.relative_to(out) / name for name in (*names, FIT, CARD)}
+    return {name for name in own if is_file(out / name)}
+
+
+def _write(out: Path, source: Path, data: dict[str, bytes], copied: Sequence[Path], own: Collection[Path]) -> None:
+    """Write ``data`` and copies of files of ``source`` into ``out``, all or nothing, in place of ``own``."""
+    new = not out.exists()
+    ResultStore(out).clean()
+    temporary = temporary_name(out / "pack")
+    names = [*copied, *map(Path, data)]
+    try:
+        for name in copied:
+            try:
+                content = (source / name).read_bytes()
+            except OSError as error:
+                raise PackError(f"{source / name}: {cannot_be_read(error)}") from error
+            write_atomically(temporary / "new" / name, content)
+        for text, content in data.items():
+            write_atomically(temporary / "new" / text, content)
+        _swap(temporary, out, [*sorted({*own} - {*names}), *names])
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        folders = {folder for name in (*names, *own) for folder in name.parents} - {Path()}
+        for folder in [*sorted(folders, reverse=True), *([Path()] if new else [])]:
+            with contextlib.suppress(OSError):  # not empty
+                (out / folder).rmdir()
+
+
+def _swap(temporary: Path, out: Path, names: Sequence[Path]) -> None:
+    """Move files of ``out`` to ``temporary/before`` and those of ``temporary/new`` to ``out``, or change nothing."""
+    done: list[tuple[Path, Path]] = []
+
+    def move(file: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+        done.append((file, target))
+
+    try:
+        for name in names:
+            place, made = out / name, temporary / "new" / name
+            if place.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
+            if place.exists() or place.is_symlink():
+                move(place, temporary / "before" / name)
+            if made.exists():
+                move(made, place)
+    except BaseException:
+        for file, target in reversed(done):
+            target.replace(file)
+        raise

@@ -26,6 +26,7 @@ that what they share repeats and compresses well.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -34,6 +35,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from benchmarks.store.records import cannot_be_read
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +50,9 @@ PER_QUERY = "per_query.parquet"
 
 FORMS = ("lean", "full")
 
+#: What the metadata of both Parquet files call the form.
+NOTE = "ucdr-bench pack"
+
 #: Whole numbers of 1 / SCALE are the rounded values of a lean pack.
 SCALE = 10_000
 
@@ -55,6 +61,10 @@ LISTS = "top_"
 
 #: A lean pack's column ``NAME`` in whole numbers is called ``NAME [1e-4]``.
 SCALED = " [1e-4]"
+
+
+#: What to do about a damaged pack.
+MEND = "pack again or delete the pack"
 
 
 class PackError(ValueError):
@@ -135,9 +145,9 @@ class Pack:
         try:
             data = (self.root / name).read_bytes()
         except OSError as error:
-            raise PackError(f"{self.root / name}: cannot be read ({error.strerror or error})") from error
+            raise PackError(f"{self.root / name}: {cannot_be_read(error, MEND)}") from error
         if hashlib.sha256(data).hexdigest() != self.manifest.files.get(name):
-            raise PackError(f"{self.root / name}: changed, cut off, or of another pack than {MANIFEST}: pack again")
+            raise PackError(f"{self.root / name}: changed, cut off, or of another pack than {MANIFEST}: {MEND}")
         return data
 
 
@@ -149,7 +159,10 @@ def open_pack(root: Path) -> Pack | None:
 
     A pack is read and checked once in a process, and again when one of its files has changed.
     """
-    state = tuple(_state(root / name) for name in (MANIFEST, RECORDS, PER_QUERY))
+    try:
+        state = tuple(_state(root / name) for name in (MANIFEST, RECORDS, PER_QUERY))
+    except PermissionError as error:
+        raise PackError(f"{root}: {cannot_be_read(error)}") from error
     if state[0] is None and state[1] is None:
         return None
     place = root.resolve()
@@ -167,6 +180,20 @@ def open_pack(root: Path) -> Pack | None:
     if isinstance(known[1], PackError):
         raise PackError(str(known[1]))
     return known[1]
+
+
+def is_pack(root: Path) -> bool:
+    """Whether a folder holds a pack, be it damaged or of a newer version: by its manifest or its records."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    with contextlib.suppress(OSError, ValueError):
+        data = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        if isinstance(data, dict) and {"schema", "form", "files"} <= data.keys():
+            return True
+    with contextlib.suppress(OSError, pa.ArrowException):
+        return NOTE.encode() in (parquet.read_schema(root / RECORDS).metadata or {})
+    return False
 
 
 def type_name(kind: pa.DataType) -> str:
@@ -222,7 +249,7 @@ class _readable:  # noqa: N801 - used as a block
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, PackError):
             text = " ".join(str(error).split())
-            raise PackError(f"{self.path}: not a pack's table ({type(error).__name__}: {text})") from error
+            raise PackError(f"{self.path}: not a pack's table ({type(error).__name__}: {text}): {MEND}") from error
 
 
 def _table(data: bytes, dictionaries: tuple[str, ...] = ()) -> pa.Table:
@@ -239,23 +266,25 @@ def _manifest(path: Path) -> Manifest:
         data = json.loads(path.read_text(encoding="utf-8"))
         schema = data.pop("schema")
         if schema > SCHEMA:
-            raise PackError(f"{path}: schema {schema} is newer than this version reads ({SCHEMA}); upgrade ucdr-bench")
+            raise PackError(f"{path}: schema {schema} is newer than this version reads ({SCHEMA}): upgrade ucdr-bench")
         manifest = Manifest(**data, schema=schema)
         if manifest.form not in FORMS or not isinstance(manifest.files, dict):
             raise ValueError("no form or no files")
     except PackError:
         raise
     except OSError as error:
-        raise PackError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise PackError(f"{path}: {cannot_be_read(error, MEND)}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         text = " ".join(str(error).split())
-        raise PackError(f"{path}: not a pack's manifest ({type(error).__name__}: {text})") from error
+        raise PackError(f"{path}: not a pack's manifest ({type(error).__name__}: {text}): {MEND}") from error
     return manifest
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
     try:
         status = os.stat(path)  # noqa: PTH116 - the same for a path that is a folder or gone
+    except PermissionError:
+        raise
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino

@@ -29,6 +29,16 @@ class RecordError(ValueError):
     """A file that is not a valid record; one line that names the wrong field."""
 
 
+class UnusableHereError(RecordError):
+    """A record that may be good but that this user may not read, or a newer version wrote: no reason to delete it."""
+
+
+def cannot_be_read(error: OSError, fix: str = "") -> str:
+    """Why a file or folder cannot be read, and the fix: access where that is missing, else ``fix``."""
+    fix = "give yourself access" if isinstance(error, PermissionError) else fix
+    return f"cannot be read ({error.strerror or error})" + (f": {fix}" if fix else "")
+
+
 @dataclass(frozen=True)
 class CellId:
     """The cell of the plan that a record belongs to; ``ablation`` names the factor switched in an ablation.
@@ -198,7 +208,7 @@ class Record:
         if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
             raise RecordError("not a record (no schema number)")
         if data["schema"] > SCHEMA:
-            raise RecordError(
+            raise UnusableHereError(
                 f"schema {data['schema']} is newer than this version reads ({SCHEMA}); upgrade ucdr-bench"
             )
         record: Record = parse_value(cls, data, "record")

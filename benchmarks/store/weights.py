@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.store.files import safe_name, temporary_name, write_atomically
+from benchmarks.store.files import is_file, safe_name, temporary_name, write_atomically
 from benchmarks.store.records import Record, content_key, json_value
 
 SCHEMA = 1
@@ -134,10 +134,11 @@ class WeightStore:
         """The folder of a record's weights below the results folder, with forward slashes; "" if none are kept."""
         if not {"method", "backbone", "dataset", "task"} <= record.inputs.keys():  # a cell that was never planned
             return ""
-        if not (self.root / FOLDER / safe_name(record.inputs["dataset"]["name"])).is_dir():  # most stores: none is kept
-            return ""
+        with contextlib.suppress(OSError):
+            if not (self.root / FOLDER / safe_name(record.inputs["dataset"]["name"])).is_dir():  # most stores
+                return ""
         folder = self.folder(record.inputs)
-        return folder.relative_to(self.root).as_posix() if (folder / FIT).is_file() else ""
+        return folder.relative_to(self.root).as_posix() if is_file(folder / FIT) else ""
 
     def all(self) -> Iterator[KeptWeights]:
         """All weights in a fixed order; folders that cannot be read are skipped."""
@@ -158,7 +159,7 @@ class WeightStore:
 
     def covers(self, inputs: Mapping[str, Any], keep: str) -> bool:
         """Whether the weights that ``keep`` asks for of a record with these inputs are there (``best``: of a rival)."""
-        return (self.folder(inputs) / FIT).is_file() or (keep == "best" and bool(self.rivals(inputs)))
+        return is_file(self.folder(inputs) / FIT) or (keep == "best" and bool(self.rivals(inputs)))
 
     def write(self, inputs: Mapping[str, Any], weights: FitWeights, keep: str) -> Path | None:
         """Keep the weights of a fit, replacing those of the same fit; None if ``best`` keeps another one's.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -226,8 +227,11 @@ def test_unusable_input_is_one_line(
             (old.root, old.root, "--metric", "map@7"),
             "no paired cell has the metric map@7; there are: map@all, recall@1",
         ),
-        ((old.root, old.root, "--threshold", "-1"), "threshold=-1.0 must be 0 or larger"),
-        ((old.root, old.root, "--threshold", "nan"), "threshold=nan must be 0 or larger"),
+        ((old.root, old.root, "--threshold", "-1"), "threshold=-1.0 must be from 0 to 1: a fraction"),
+        ((old.root, old.root, "--threshold", "1.5"), "threshold=1.5 must be from 0 to 1: a fraction, 0.01 is one perc"),
+        ((old.root, old.root, "--threshold", "nan"), "threshold=nan must be from 0 to 1"),
+        ((old.root, old.root, "--metric", ""), "--metric names no metric"),
+        ((old.root, old.root, "--metric", " , "), "--metric names no metric"),
         ((old.root, old.root, "--alpha", "0"), "alpha=0.0 must be between 0 and 1"),
         ((old.root, old.root, "--out", blocked / "x.csv"), "name a file that can be written"),
     ):
@@ -236,6 +240,15 @@ def test_unusable_input_is_one_line(
         assert len(err.splitlines()) == 1
         assert err.startswith("benchmarks.compare: ")
         assert message in err
+    for empty in (["--out", ""], ["--out", " "]):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(old.root), str(old.root), *empty])
+        assert stopped.value.code == 2
+        assert "--out: is empty: name one, or leave the option out" in capsys.readouterr().err
+    for folders in (["", str(old.root)], [str(old.root), ""]):
+        with pytest.raises(SystemExit):
+            main(folders)
+        assert "is empty: name a folder" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         main([str(old.root)])
     assert stopped.value.code == 2
@@ -254,6 +267,88 @@ def test_a_damaged_record_is_reported_and_left_out(
     assert "was altered or cut; run its command again, or delete the file" in err
     assert "LOST, only in OLD: pros on tiny/ucdr/glyph" in out
     assert "1 cells compared" in out
+
+
+@pytest.mark.parametrize("side", ["old", "new"])
+def test_a_damaged_record_of_either_folder_fails_the_command(
+    old: ResultStore, new: ResultStore, capsys: pytest.CaptureFixture[str], side: str
+) -> None:
+    """Lost from OLD, a cell has nothing to lose; lost from NEW alone, nothing to compare with: neither may pass."""
+    for store in (old, new):
+        add(store, "pros", "line", retrieval_table(ap(0)))
+    damaged = old if side == "old" else new
+    written = add(damaged, "pros", "glyph", retrieval_table(ap(0)))
+    assert run(capsys, old.root, new.root, "--partial")[0] == 0
+    damaged.path(written.cell, written.key).write_text("{")
+    code, out, err = run(capsys, old.root, new.root, "--partial")
+    assert code == 1
+    assert "0 of them lost" in out
+    assert "run its command again, or delete the file" in err
+    assert err.endswith("unreadable records: 1; each is named above\n")
+
+
+def test_a_store_of_damaged_records_holds_none(
+    old: ResultStore, new: ResultStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for store in (old, new):
+        written = add(store, "pros", "line", retrieval_table(ap(0)))
+    new.path(written.cell, written.key).write_text("{")
+    code, _, err = run(capsys, old.root, new.root)
+    assert code == 2
+    assert f"benchmarks.compare: {new.root} holds no readable record" in err
+
+
+def test_a_gallery_or_metric_that_went_is_lost(
+    old: ResultStore, new: ResultStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = pd.concat([retrieval_table(ap(1), "unseen"), retrieval_table(ap(1), "mixed")])
+    add(old, "pros", "line", both, galleries=("unseen", "mixed"))
+    add(new, "pros", "line", retrieval_table(ap(1), "unseen"))
+    for partial in ([], ["--partial"]):
+        code, out, _ = run(capsys, old.root, new.root, *partial)
+        assert code == 1
+        assert (
+            "LOST, only in OLD: pros on tiny/ucdr/line, mixed, seed 0: its record in the new store has no such gal"
+            in out
+        )
+        assert "1 cells compared" in out
+    written = add(new, "pros", "line", both, galleries=("unseen", "mixed"))
+    assert run(capsys, old.root, new.root)[0] == 0
+    path = new.path(written.cell, written.key)
+    data = json.loads(path.read_text())
+    del data["scores"]["mixed"]["metrics"]["map@all"]
+    path.write_text(json.dumps(data))
+    for asked in ([], ["--metric", "map@all"]):
+        code, out, _ = run(capsys, old.root, new.root, *asked)
+        assert code == 1
+        assert (
+            "LOST, not comparable: pros on tiny/ucdr/line, mixed, seed 0: map@all: its record in the new store" in out
+        )
+        assert "1 cells compared" in out
+    assert run(capsys, old.root, new.root, "--metric", "recall@1")[0] == 0
+    code, out, _ = run(capsys, new.root, old.root)
+    assert code == 1, "a leading metric without a value is nothing that a gate could judge"
+    assert "map@all: its record in the old store has no such metric" in out
+
+
+def test_a_folder_that_cannot_be_read_is_not_blamed_on_out(
+    old: ResultStore, new: ResultStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for store in (old, new):
+        add(store, "pros", "line", retrieval_table(ap(0)))
+    real = os.scandir
+
+    def closed(path: str | Path = ".") -> object:
+        if path == new.root:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert run(capsys, old.root, new.root) == (
+        2,
+        "",
+        f"benchmarks.compare: {new.root}: cannot be read (Permission denied): give yourself access\n",
+    )
 
 
 def test_hostile_names_come_out_as_text(old: ResultStore, new: ResultStore, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,13 +20,15 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from benchmarks import cli
+from benchmarks.console import file_size
 from benchmarks.pack import main
 from benchmarks.store import packed
-from benchmarks.store.files import ResultStore
+from benchmarks.store.files import ResultStore, write_atomically
 from benchmarks.store.frame import load_results
 from benchmarks.store.pack_writer import sample, write_pack
 from benchmarks.store.packed import MANIFEST, PER_QUERY, RECORDS, PackError, open_pack
 from benchmarks.store.records import CellId, Fit, GalleryScores, Record, RecordError, Search, content_key
+from benchmarks.store.weights import FitWeights, WeightStore
 
 CLASSES = ("bee", "cat", "dog\n", "../eel", "Fuß", "gnu")
 
@@ -298,8 +301,9 @@ def test_a_damaged_pack_is_one_line_and_counts_as_absent(loose: ResultStore, tmp
     assert len(lines) == 1
     assert lines[0].startswith(f"{tmp_path / name}: ")
     assert "\n" not in lines[0]
-    assert lines[0].endswith("pack again or delete the pack")
-    assert ("upgrade ucdr-bench" in lines[0]) == (kind == "manifest newer")
+    fix = "upgrade ucdr-bench" if kind == "manifest newer" else "pack again or delete the pack"
+    assert lines[0].endswith(f": {fix}; until then its records count as absent")
+    assert lines[0].count("pack again") == (kind != "manifest newer"), "the fix once, and no good data is deleted"
     warned: list[str] = []
     (row,) = load_results(tmp_path, warned.append).to_dict("records")
     assert (row["status"], row["reason"]) == ("failed", lines[0])
@@ -333,26 +337,180 @@ def test_files_are_read_and_checked_once(loose: ResultStore, tmp_path: Path, mon
     assert open_pack(tmp_path) is not first, "a new pack in the same place is seen"
 
 
-@pytest.mark.parametrize("stop", [PER_QUERY, RECORDS, MANIFEST])
-def test_a_writer_that_fails_leaves_no_half_pack(
-    loose: ResultStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: str
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def keep_weights(root: Path, seed: int) -> Path:
+    """Made-up weights of a fit, as a run keeps them; returns their folder below the store."""
+    inputs = {name: name for name in ("scoring", "select")} | {"seed": seed, "task": {"fit_id": "f", "rules": "clean"}}
+    inputs |= {"method": {"name": "m0", "version": 1}, "backbone": {}, "dataset": {"name": "tiny"}}
+    folder = WeightStore(root).write(inputs, FitWeights({"method.json": b"{}", "README.md": b"card"}), "all")
+    assert folder is not None
+    return folder.relative_to(root)
+
+
+@pytest.mark.parametrize("place", ["new", "into place", "into place, twice"])
+@pytest.mark.parametrize("stop", ["m0.json", "method.json", PER_QUERY, RECORDS, MANIFEST])
+def test_a_writer_that_fails_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: str, place: str
 ) -> None:
-    real = Path.replace
+    store, out = fill(tmp_path / "loose", methods=1, seeds=(0,)), tmp_path / "pack"
+    keep_weights(store.root, 0)
+    if place == "into place, twice":
+        write_pack(store, out, weights=True)
+        (out / "mine.txt").write_text("mine")
+    before = contents(out)
+    store.write(record("m1", "line", 0), frame_of(np.random.default_rng(1), 6))
+    store.write_card("methods", "m0", {"title": "changed"})
+    real, failed = Path.replace, []
 
     def full(self: Path, target: Path) -> Path:
-        if Path(target).name == stop:
+        if Path(target).name == stop and ("new" in Path(target).parts) == (place == "new") and not failed:
+            failed.append(target)
             raise OSError(28, "No space left on device")
         return real(self, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
         with pytest.raises(OSError, match="No space"):
-            write_pack(loose, tmp_path)
-    lines: list[str] = []
-    assert list(ResultStore(tmp_path, lines.append).records()) == []
-    assert len(lines) == (stop == MANIFEST), "records without a manifest are reported"
-    assert not list(tmp_path.rglob("*.tmp"))
+            write_pack(store, out, weights=True)
+    assert contents(out) == before
+    assert out.exists() == bool(before)
+    write_pack(store, out, weights=True)
+    assert len(list(ResultStore(out).records())) == 5
+    assert {*contents(out)} >= {*before}
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_weights_that_cannot_be_read_leave_the_pack_that_was_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, out = fill(tmp_path / "loose", methods=1, seeds=(0,)), tmp_path / "pack"
+    write_pack(store, out)
+    before = contents(out)
+    broken = store.root / keep_weights(store.root, 0) / "method.json"
+    store.write(record("m1", "line", 0), frame_of(np.random.default_rng(1), 6))
+    real = Path.read_bytes
+
+    def denied(self: Path) -> bytes:
+        if self == broken:
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    assert main([str(store.root), "--out", str(out), "--weights"]) == 2
+    assert capsys.readouterr().err.startswith(f"benchmarks.pack: {broken}: cannot be read (Permission denied)")
+    monkeypatch.undo()
+    assert contents(out) == before
+
+
+def test_what_a_killed_writer_left_is_no_obstacle(loose: ResultStore, tmp_path: Path) -> None:
+    left = tmp_path / ".pack.00000000-1-0.tmp" / "new" / "records.parquet"
+    write_atomically(left, b"half")
     write_pack(loose, tmp_path)
+    assert len(list(ResultStore(tmp_path).records())) == 19
+
+
+def test_a_folder_of_other_files_is_refused_whatever_is_asked(
+    loose: ResultStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in (
+        ("cards/methods/a.json", "{}"),
+        ("resolved.json", "{}"),
+        ("weights/a/b/mine.txt", "mine"),
+        ("pack.json", '{"name": "of another program"}'),
+        ("pack.json", "{"),
+        ("records.parquet", "mine"),
+    ):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        write_atomically(out / name, text.encode())
+        for more in ([], ["--replace"]):
+            assert main([str(loose.root), "--out", str(out), *more]) == 2
+            shown = capsys.readouterr()
+            assert (shown.out, shown.err.count("\n")) == ("", 1)
+            assert f"--out {out}: holds {name.partition('/')[0]} and no readable pack" in shown.err
+            assert "name a new or empty folder" in shown.err
+            assert contents(out) == {name: text.encode()}
+    (tmp_path / "file").write_text("mine")
+    assert main([str(loose.root), "--out", str(tmp_path / "file")]) == 2
+    assert "is not a folder; name a new or empty folder" in capsys.readouterr().err
+
+
+def test_only_files_of_the_former_pack_go(tmp_path: Path) -> None:
+    store, out = fill(tmp_path / "loose", methods=2, seeds=(0,)), tmp_path / "pack"
+    store.write_card("methods", "m1", {"title": "M1"})
+    gone = keep_weights(store.root, 0)
+    write_pack(store, out, weights=True)
+    mine = ("README.md", "cards/methods/mine.json", "weights/a/b/mine.txt", f"{gone}/mine.txt", "weights/x.json")
+    for name in mine:
+        write_atomically(out / name, b"mine")
+    other = fill(tmp_path / "other", methods=1, seeds=(0,))
+    (other.root / "resolved.json").unlink()
+    write_pack(other, out, replace=True)
+    assert {*contents(out)} == {*mine, MANIFEST, RECORDS, PER_QUERY, "cards/methods/m0.json"}
+    assert {contents(out)[name] for name in mine} == {b"mine"}
+
+
+def test_a_pack_that_holds_more_is_replaced_only_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    large, small = fill(tmp_path / "large", methods=2, seeds=(0,)), fill(tmp_path / "small", methods=1, seeds=(0,))
+    small.write(record("new", "line", 0), frame_of(np.random.default_rng(1), 6))
+    large.write_search("tiny", "m1", content_key({"search": 2}), {"search": 2}, Search([{"learning_rate": 0.1}], 0.1))
+    keep_weights(large.root, 0)
+    out = tmp_path / "pack"
+    write_pack(large, out, weights=True)
+    before = contents(out)
+    assert main([str(small.root), "--out", str(out)]) == 2
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert (
+        f"--out {out}: holds a pack with 3 records, 1 search, weights of 1 fit that {small.root} would not" in shown.err
+    )
+    assert shown.err.endswith("name another folder, or replace it with --replace\n")
+    assert contents(out) == before
+    assert main([str(small.root), "--out", str(out), "--replace"]) == 0
+    assert f"{out}: replaces a pack of 7 records\n" in capsys.readouterr().out
+    assert len(list(ResultStore(out).records())) == 5
+
+
+def test_a_grown_folder_is_packed_again_without_a_question(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, out = fill(tmp_path / "loose", methods=1, seeds=(0,)), tmp_path / "pack"
+    keep_weights(store.root, 0)
+    arguments = [str(store.root), "--out", str(out), "--weights"]
+    assert main(arguments) == 0
+    store.write(record("m7", "line", 3), frame_of(np.random.default_rng(1), 6))
+    keep_weights(store.root, 1)
+    assert main(arguments) == 0
+    assert "replaces" not in capsys.readouterr().out
+    assert len(list(ResultStore(out).records())) == 5
+    assert len(list(WeightStore(out).all())) == 2
+    assert main(arguments[:-1]) == 2
+    assert "weights of 2 fits that" in (err := capsys.readouterr().err) and "--weights takes those" in err
+
+
+def test_a_lean_pack_in_the_place_of_a_full_one_is_asked_for(
+    loose: ResultStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pack(loose, tmp_path, form="full")
+    assert main([str(loose.root), "--out", str(tmp_path)]) == 2
+    assert "holds a full pack, whose exact values a lean one lacks" in capsys.readouterr().err
+    assert main([str(loose.root), "--out", str(tmp_path), "--replace"]) == 0
+
+
+@pytest.mark.parametrize("kind", ["records cut", "values gone", "manifest gone", "manifest cut", "manifest newer"])
+def test_a_damaged_pack_is_replaced_only_when_asked(
+    loose: ResultStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    write_pack(loose, tmp_path)
+    damage(tmp_path, kind)
+    before = contents(tmp_path)
+    assert main([str(loose.root), "--out", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"benchmarks.pack: --out {tmp_path}: holds a pack that cannot be read (")
+    assert err.endswith("--replace\n")
+    assert contents(tmp_path) == before
+    assert main([str(loose.root), "--out", str(tmp_path), "--replace"]) == 0
+    assert f"{tmp_path}: replaces a damaged pack\n" in capsys.readouterr().out
     assert len(list(ResultStore(tmp_path).records())) == 19
 
 
@@ -385,6 +543,29 @@ def test_what_cannot_be_packed_is_refused_in_one_line(
     assert not (tmp_path / "x").exists()
 
 
+def test_empty_names_are_refused(
+    loose: ResultStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments, name in (([str(loose.root), "--out", ""], "--out"), (["", "--out", "x"], "RESULTS")):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+        assert f"argument {name}: is empty: name a folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_small_files_are_given_in_kilobytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, out = fill(tmp_path / "loose", methods=1, seeds=(0,)), tmp_path / "pack"
+    keep_weights(store.root, 0)
+    assert main([str(store.root), "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    sizes = {name: (out / name).stat().st_size / 1e3 for name in (RECORDS, PER_QUERY)}
+    assert "; " + ", ".join(f"{name} {size:.1f} kB" for name, size in sizes.items()) + "\n" in shown
+    assert re.search(r"weights of 1 fit, \d+\.\d kB: left out", shown)
+    assert (file_size(999_949), file_size(999_950), file_size(0)) == ("999.9 kB", "1.00 MB", "0.0 kB")
+
+
 def test_unreadable_records_are_left_out_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = fill(tmp_path / "loose", methods=1, seeds=(0,))
     one = only(store, split="line", method="m0")
@@ -402,11 +583,13 @@ def test_a_column_that_a_pack_cannot_hold_is_named(tmp_path: Path) -> None:
         write_pack(store, tmp_path / "pack")
 
 
-def test_cards_of_a_former_pack_go(loose: ResultStore, tmp_path: Path) -> None:
-    write_pack(loose, tmp_path)
-    (tmp_path / "cards/methods/old.json").write_text("{}")
-    write_pack(loose, tmp_path)
-    assert [p.name for p in (tmp_path / "cards/methods").iterdir()] == ["m0.json"]
+def test_cards_of_a_former_pack_go(tmp_path: Path) -> None:
+    store = fill(tmp_path / "loose", methods=2, seeds=(0,))
+    store.write_card("methods", "m1", {"title": "M1"})
+    write_pack(store, tmp_path / "pack")
+    (store.root / "cards/methods/m1.json").unlink()
+    write_pack(store, tmp_path / "pack")
+    assert [p.name for p in (tmp_path / "pack/cards/methods").iterdir()] == ["m0.json"]
 
 
 def test_help_loads_nothing_heavy() -> None:

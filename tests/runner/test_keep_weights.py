@@ -166,7 +166,9 @@ def test_the_report_links_them_and_a_pack_takes_them_or_says_that_it_does_not(
         one.check()
     assert report([str(tmp_path / "pack"), "--out", str(tmp_path / "elsewhere" / "report")]) == 0
     assert 'href="../../pack/weights/tiny/' in (tmp_path / "elsewhere" / "report" / "index.html").read_text()
-    assert pack([str(results), "--out", str(tmp_path / "pack")]) == 0
+    assert pack([str(results), "--out", str(tmp_path / "pack")]) == 2
+    assert f"weights of {len(kept)} fits that" in capsys.readouterr().err
+    assert pack([str(results), "--out", str(tmp_path / "pack"), "--replace"]) == 0
     assert not list((tmp_path / "pack" / "weights").rglob("*.json"))
 
 

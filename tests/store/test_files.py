@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ import pytest
 import benchmarks
 from benchmarks.store.files import ResultStore, read_record, safe_name, write_atomically
 from benchmarks.store.frame import load_results
-from benchmarks.store.records import SCHEMA, CellId, Cost, Fit, GalleryScores, Record, RecordError, content_key
+from benchmarks.store.records import SCHEMA, CellId, Cost, Fit, GalleryScores, Record, RecordError, Search, content_key
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 ROOT = Path(__file__).parents[2]
@@ -144,6 +145,94 @@ def test_an_unreadable_record_counts_as_absent_and_is_kept(tmp_path: Path, damag
     assert all(str(path) in line and "\n" not in line for line in lines)
     store.write(record(), per_query())
     assert store.finished(written.cell, written.key) is not None
+
+
+def closed(monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
+    """Let these files and folders be as ones that this user may not read; also for root, who may read everything."""
+
+    def refusing(real: Any, what: str) -> Any:
+        def refuse(path: Any, *args: Any, **named: Any) -> Any:
+            named_path = Path(path) if isinstance(path, str | Path) else Path()
+            if {*named_path.parents} & {*paths} or (what != "stat" and named_path in paths):
+                if what == "access":
+                    return False
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *args, **named)
+
+        return refuse
+
+    for module, name in ((os, "scandir"), (os, "stat"), (os, "access"), (io, "open")):
+        monkeypatch.setattr(module, name, refusing(getattr(module, name), name))
+
+
+DENIED = "cannot be read (Permission denied): give yourself access"
+
+
+@pytest.mark.parametrize("which", ["cells", "cells/tiny", "cells/tiny/ucdr"])
+def test_a_folder_that_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    lines: list[str] = []
+    store = ResultStore(tmp_path, lines.append)
+    written = store.write(record(), per_query())
+    other = store.write(record(inputs={"seed": 1}, cell=cell(seed=1)), per_query())
+    closed(monkeypatch, tmp_path / which)
+    said = [f"{tmp_path / which}: {DENIED}; until then its records count as absent"]
+    assert list(store.records()) == []
+    assert lines == said
+    warned: list[str] = []
+    (row,) = load_results(tmp_path, warned.append).to_dict("records")
+    assert (row["status"], row["reason"], warned) == ("failed", lines[0], said)
+    parts = which.split("/")
+    assert (row["dataset"], row["protocol"]) == ([*parts, "*", "*"][1], [*parts, "*", "*"][2])
+    store = ResultStore(tmp_path, lines.append)
+    lines.clear()
+    assert [store.read(one.cell, one.key) for one in (written, other)] == [None, None]
+    assert lines == said, "a folder is told once, however many cells are looked for"
+    assert ResultStore(tmp_path, warned.append).paths() == []
+    assert warned == said * 2
+
+
+def test_searches_in_a_folder_that_cannot_be_read_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    store = ResultStore(tmp_path, lines.append)
+    store.write_search("tiny", "coop", content_key({"search": 1}), {"search": 1}, Search([{"learning_rate": 0.1}], 0.1))
+    closed(monkeypatch, tmp_path / "searches" / "tiny")
+    assert list(store.searches()) == []
+    assert store.read_search("tiny", "coop", content_key({"search": 1})) is None
+    assert lines == [f"{tmp_path / 'searches' / 'tiny'}: {DENIED}; until then its records count as absent"]
+
+
+@pytest.mark.parametrize("ending", [".json", ".parquet"])
+def test_a_file_that_may_not_be_read_is_not_to_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    store = ResultStore(tmp_path)
+    written = store.write(record(), per_query())
+    path = store.path(written.cell, written.key)
+    closed(monkeypatch, path.with_suffix(ending))
+    (row,) = load_results(tmp_path, lambda line: None).to_dict("records")
+    what = "" if ending == ".json" else f"its per-query file {path.stem}.parquet "
+    assert row["reason"] == f"{path}: {what}{DENIED}"
+
+
+def test_a_record_of_a_newer_schema_is_not_to_be_deleted(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    written = store.write(record(), per_query())
+    path = store.path(written.cell, written.key)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": SCHEMA + 1}))
+    (row,) = load_results(tmp_path, lambda line: None).to_dict("records")
+    assert row["reason"].endswith("upgrade ucdr-bench")
+
+
+def test_a_results_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ResultStore(tmp_path).write(record(), per_query())
+    closed(monkeypatch, tmp_path)
+    with pytest.raises(PermissionError) as raised:
+        load_results(tmp_path)
+    assert str(raised.value) == f"{tmp_path}: {DENIED}"
+    lines: list[str] = []
+    store = ResultStore(tmp_path, lines.append)
+    assert store.read(cell(), record().key) is None, "a look at what is done goes on"
+    assert lines == [f"{tmp_path}: {DENIED}; until then its records count as absent"]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
