@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.console import OneLineParser, command, counted, printable
+from benchmarks.console import OneLineParser, command, counted, named_path, printable, unwritable
 
 if TYPE_CHECKING:
     from benchmarks.applying.contact_sheet import Tile
@@ -36,17 +36,30 @@ def build_parser(prog: str = "benchmarks.apply") -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="a record with kept weights, a folder of weights, or of results")
     parser.add_argument(
-        "images", metavar="IMAGES", nargs="*", type=Path, default=[], help="folders or files; none: those of --out"
+        "model", metavar="MODEL", type=named_path, help="a record with kept weights, a folder of weights, or of results"
     )
-    parser.add_argument("--out", metavar="FOLDER", type=Path, default=Path("applied"), help="embeddings (applied)")
-    parser.add_argument("--parquet", metavar="FILE", type=Path, help="also names and embeddings as one Parquet file")
-    parser.add_argument("--search", metavar="IMAGE", type=Path, action="append", default=[], help="query; repeatable")
+    parser.add_argument(
+        "images",
+        metavar="IMAGES",
+        nargs="*",
+        type=named_path,
+        default=[],
+        help="folders or files; none: those of --out",
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", type=named_path, default=Path("applied"), help="embeddings (applied)"
+    )
+    parser.add_argument(
+        "--parquet", metavar="FILE", type=named_path, help="also names and embeddings as one Parquet file"
+    )
+    parser.add_argument(
+        "--search", metavar="IMAGE", type=named_path, action="append", default=[], help="query; repeatable"
+    )
     parser.add_argument("--text", metavar="TEXT", action="append", default=[], help="text query; repeatable")
     parser.add_argument("--classify", metavar="NAMES", help="cat,dog,... or @FILE with one class name a line")
     parser.add_argument("--top", metavar="N", type=int, default=10, help="images of a query, classes of an image (10)")
-    parser.add_argument("--sheet", metavar="FILE", type=Path, help="PNG of the hits (default: FOLDER/hits.png)")
+    parser.add_argument("--sheet", metavar="FILE", type=named_path, help="PNG of the hits (default: FOLDER/hits.png)")
     parser.add_argument("--backbone", metavar="NAME", help="name or folder in place of the one in the weights' file")
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto (default), cpu, cuda, ...")
     return parser
@@ -77,19 +90,29 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.apply") -> i
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse, before anything is embedded, what could only fail afterwards; raises :class:`ApplyError`."""
     from benchmarks.applying.image_index import ApplyError
+    from benchmarks.datasets.decoding import ImageError, decode
 
     if arguments.top < 1:
         raise ApplyError(f"--top {arguments.top}: must be 1 or more")
     if arguments.out.exists() and not arguments.out.is_dir():
         raise ApplyError(f"--out {arguments.out}: a file; give a folder for the embeddings")
+    if reason := unwritable(arguments.out):
+        raise ApplyError(f"--out {arguments.out}: cannot be written ({reason}); give another folder")
     for path in arguments.search:
         if not path.is_file():
             raise ApplyError(f"--search {path}: {'a folder, not an image' if path.is_dir() else 'no such file'}")
+        try:
+            decode(path.read_bytes())
+        except (OSError, ImageError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ApplyError(f"--search {path}: {reason}; give an image file to search with") from error
     if not all(text.strip() for text in arguments.text):
         raise ApplyError("--text: is empty; give the text to search for")
     for option, file in (("--parquet", arguments.parquet), ("--sheet", arguments.sheet)):
         if file is not None and file.is_dir():
             raise ApplyError(f"{option} {file}: a folder; give the file to write")
+        if file is not None and (reason := unwritable(file.parent)):
+            raise ApplyError(f"{option} {file}: cannot be written ({reason}); give a file elsewhere")
     if arguments.sheet is not None and arguments.sheet.suffix.lower() != ".png":
         raise ApplyError(f"--sheet {arguments.sheet}: its ending must be .png")
 

@@ -10,10 +10,12 @@ import difflib
 import functools
 import io
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -120,6 +122,26 @@ def consoles() -> tuple[Console, Console]:
 def printable(text: str) -> str:
     r"""The text in one line: line breaks, control characters and bytes that are no UTF-8 as their codes (``\n``)."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def named_path(text: str) -> Path:
+    """An option's file or folder; an empty one is refused (it would be the current folder)."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; name one, or leave the option out")
+    return Path(text)
+
+
+def unwritable(folder: Path) -> str:
+    """Why nothing can be written into a folder, which need not be there yet, in a few words; "" if it can."""
+    for place in (folder.absolute(), *folder.absolute().parents):
+        try:
+            is_folder = stat.S_ISDIR(place.stat().st_mode)
+        except OSError:  # not there, or the folder around it cannot be searched
+            continue
+        if not is_folder:
+            return f"{place} is a file, not a folder"
+        return "" if os.access(place, os.W_OK | os.X_OK) else f"no permission to write in {place}"
+    return ""
 
 
 def counted(count: int, what: str) -> str:

@@ -6,10 +6,9 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks.backbones.open_clip_config import ACTIVATIONS
-from benchmarks.console import OneLineParser, command
+from benchmarks.console import OneLineParser, command, named_path
 
 
 def build_parser(prog: str = "benchmarks.convert") -> argparse.ArgumentParser:
@@ -20,10 +19,10 @@ def build_parser(prog: str = "benchmarks.convert") -> argparse.ArgumentParser:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        type=Path,
+        type=named_path,
         help="OpenAI's .pt file, open_clip's weights (file or folder), or a Hugging Face folder with pytorch_model.bin",
     )
-    parser.add_argument("out", metavar="OUT", type=Path, help="the new folder")
+    parser.add_argument("out", metavar="OUT", type=named_path, help="the new folder")
     parser.add_argument(
         "--tokenizer",
         metavar="SOURCE",
@@ -32,7 +31,7 @@ def build_parser(prog: str = "benchmarks.convert") -> argparse.ArgumentParser:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        type=Path,
+        type=named_path,
         help="open_clip's open_clip_config.json of these weights (default: the one beside them)",
     )
     parser.add_argument(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from benchmarks.console import OneLineParser, command
+from benchmarks.console import OneLineParser, command, named_path
 
 
 def build_parser(prog: str = "benchmarks.embed") -> argparse.ArgumentParser:
@@ -18,7 +17,9 @@ def build_parser(prog: str = "benchmarks.embed") -> argparse.ArgumentParser:
         epilog="exit code: 0 done, 2 a wrong option, or an image that cannot be read",
     )
     parser.add_argument("dataset", metavar="DATASET", help="its name (ucdr-bench datasets lists them)")
-    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="ends in .parquet, or .npy (+ .csv)")
+    parser.add_argument(
+        "--out", metavar="FILE", type=named_path, required=True, help="ends in .parquet, or .npy (+ .csv)"
+    )
     parser.add_argument("--model", metavar="MODEL", help="a record with kept weights, or a folder of weights")
     parser.add_argument("--backbone", metavar="NAME", help="without MODEL: CLIP as it is (default: picto-clip)")
     parser.add_argument("--data-root", metavar="FOLDER", help="where data sets are: FOLDER/NAME or FOLDER/NAME.parquet")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from benchmarks.console import OneLineParser, command
+from benchmarks.console import OneLineParser, command, named_path
 
 
 def build_parser(prog: str = "benchmarks.push") -> argparse.ArgumentParser:
@@ -17,7 +16,9 @@ def build_parser(prog: str = "benchmarks.push") -> argparse.ArgumentParser:
         description="Upload a fitted method's weights with their model card; the backbone's weights are not included.",
         epilog="exit code: 0 done, 1 the hub refused or cannot be reached, 2 a wrong option",
     )
-    parser.add_argument("model", metavar="MODEL", type=Path, help="a record with kept weights, or a folder of weights")
+    parser.add_argument(
+        "model", metavar="MODEL", type=named_path, help="a record with kept weights, or a folder of weights"
+    )
     parser.add_argument("repository", metavar="OWNER/NAME", help="it is made if it is new")
     parser.add_argument("--private", action="store_true", help="if it is new, make it private")
     parser.add_argument("--dry-run", action="store_true", help="list the files; upload nothing")

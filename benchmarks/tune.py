@@ -5,9 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from benchmarks.console import command
+from benchmarks.console import command, named_path
 from benchmarks.runner.options import build_parser
 from benchmarks.runner.tuning import OUT, PRESET, SPLITS, tune
 
@@ -31,7 +30,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.tune") -> in
         "--splits", metavar="N", type=int, help=f"mean over the first N splits of each protocol (default: {SPLITS})"
     )
     what.add_argument(
-        "--to", metavar="FILE", type=Path, help="file of rates (default: benchmarks/presets/tuned/BACKBONE.toml)"
+        "--to",
+        metavar="FILE",
+        type=named_path,
+        help=".toml file of rates (default: benchmarks/presets/tuned/BACKBONE.toml)",
     )
     options = vars(parser.parse_args(argv))
     splits, file = options.pop("splits", SPLITS), options.pop("to", None)

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.backbones import sources
 from benchmarks.store.files import read_record
 from benchmarks.store.records import RecordError
-from benchmarks.store.weights import FIT, FOLDER, STEM, WeightsError, WeightStore, read_kept
+from benchmarks.store.weights import FIT, FOLDER, STEM, KeptWeights, WeightsError, WeightStore, read_kept
 from methods.registry import METHODS, UnknownNameError
 
 if TYPE_CHECKING:
     from methods.interface import Method
     from methods.parts.backbone import Backbone
+
+#: What to do about weights that are damaged or were not kept.
+AGAIN = "run its command again with --keep-weights best --force"
 
 #: Folders that a message lists, at most.
 LISTED = 5
@@ -53,7 +56,7 @@ def load_method(
     stem = find_weights(Path(path).expanduser())
     stated = _stated(stem)
     if stem.with_name(FIT).is_file() and stem.name == STEM:
-        read_kept(stem.parent).check()
+        _kept(stem.parent).check()
     try:
         kind = METHODS.get(stated["method"])
     except (UnknownNameError, ImportError) as error:
@@ -117,15 +120,32 @@ def _in_folder(folder: Path) -> Path:
     kept = list(WeightStore(folder).all()) or list(WeightStore(folder.parent).all()) * (folder.name == FOLDER)
     if not kept and folder.parent.name == FOLDER:  # results/mine/weights/picto_domains
         kept = [one for one in WeightStore(folder.parent.parent).all() if one.folder.parent == folder]
-    if len(kept) == 1:
-        return kept[0].folder / STEM
+    if len(kept) <= 1:  # a damaged one may be the one that is meant
+        for pattern in (f"{FOLDER}/*/*/{FIT}", *[f"*/*/{FIT}", f"*/{FIT}"] * (FOLDER in folder.parts[-2:]), FIT):
+            for file in sorted(folder.glob(pattern)):
+                if not file.parent.name.startswith("."):
+                    _kept(file.parent)
+    fit = kept[0].folder if len(kept) == 1 else folder
+    if (fit / FIT).is_file():
+        if not (fit / f"{STEM}.json").is_file():
+            raise WeightsError(f"{fit / STEM}.json: missing; {AGAIN}")
+        return fit / STEM
     if not kept and (folder / "cells").is_dir():
-        again = "run its command again with --keep-weights best --force"
-        raise WeightsError(f"{folder}: has records, but their weights were not kept; {again}")
+        raise WeightsError(f"{folder}: has records, but their weights were not kept; {AGAIN}")
     if not kept:
         raise WeightsError(f"{folder}: no weights there; `python -m benchmarks.run --keep-weights best` keeps them")
     some = ", ".join(str(one.folder) for one in kept[:LISTED]) + (", ..." if len(kept) > LISTED else "")
     raise WeightsError(f"{folder}: has the weights of {len(kept)} fits; name one: {some}")
+
+
+def _kept(folder: Path) -> KeptWeights:
+    """What a folder of weights says of its fit; raises :class:`WeightsError` that names the file and the fix."""
+    try:
+        return read_kept(folder)
+    except WeightsError as error:
+        if error.__cause__ is None:  # written by a newer version: the message says what to do
+            raise
+        raise WeightsError(f"{error}; {AGAIN}") from error
 
 
 def _of_record(path: Path) -> Path:
@@ -154,7 +174,8 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise WeightsError(f"{path}: cannot be read ({reason}); fit again") from error
     if not isinstance(data, dict):
         raise WeightsError(f"{path}: not the file of a fitted method")
     return data

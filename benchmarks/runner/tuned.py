@@ -86,6 +86,10 @@ def read_tuned(file: Path) -> tuple[dict[str, str], list[TunedRate]]:
         for place, rate in enumerate(rates):
             if not 0 < rate.learning_rate < float("inf"):
                 raise RecordError(f"rates[{place}].learning_rate must be above 0, not {rate.learning_rate!r}")
+    except IsADirectoryError as error:
+        raise TunedFileError(
+            f"{file}: a folder, not a file of rates; give it a name that does not end in .toml"
+        ) from error
     except OSError as error:
         raise TunedFileError(f"{file}: {error.strerror or error}; {_AGAIN}") from error
     except KeyError as error:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.console import consoles
+from benchmarks.console import consoles, unwritable
 
 if TYPE_CHECKING:
     from benchmarks.runner.command import Run, Terminal
@@ -56,6 +56,8 @@ def tune(options: dict[str, Any], prog: str, command: str, *, splits: int = SPLI
         options.setdefault("preset", PRESET)
         options.setdefault("out", OUT)
     try:
+        if file is not None:
+            check_target(file)
         settings = searched_settings(resolved({**options, "search": True}), splits)
         return _tune(settings, command, splits, file, terminal)
     except (SettingsError, UnknownNameError, TunedFileError) as error:
@@ -97,6 +99,21 @@ def searched_settings(settings: Settings, splits: int = SPLITS) -> Settings:
     if settings.shard is not None:
         raise SettingsError("--shard: all searches go into one file; spread them with --jobs, or by --methods")
     return dataclasses.replace(settings, seeds=(SEARCH_SEED,))
+
+
+def check_target(file: Path) -> None:
+    """Refuse a file that the rates could not be written to, before hours of work.
+
+    Raises :class:`~benchmarks.runner.settings.SettingsError` in one line that names the option.
+    """
+    from benchmarks.runner.settings import SettingsError
+
+    if file.suffix != ".toml":
+        raise SettingsError(f"--to {file}: must be a .toml file, e.g. rates.toml")
+    if file.is_dir():
+        raise SettingsError(f"--to {file}: a folder; give a .toml file to write")
+    if reason := unwritable(file.parent):
+        raise SettingsError(f"--to {file}: cannot be written ({reason}); give a .toml file elsewhere with --to")
 
 
 def declared(resources: Resources, dataset: str, protocol: str, splits: int) -> list[str]:
@@ -145,6 +162,7 @@ def _tune(settings: Settings, command: str, splits: int, file: Path | None, term
         run = dataclasses.replace(run, whole=searches, plan=searches)
         facts = run.resources.backbone_facts
         file = file or TUNED / file_name(facts.name, settings.preset)
+        check_target(file)
         if file.exists():
             read_tuned(file)  # a damaged file is said before hours of work
         announce(run, terminal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import json
 import os
@@ -24,6 +25,7 @@ from pyarrow import parquet
 
 from benchmarks import load_method, load_results, retrieve
 from benchmarks.applying.hub import PushError, push
+from benchmarks.store.records import content_key
 from benchmarks.store.weights import STEM, WeightsError
 from methods.coop import CoOp, CoOpConfig
 from methods.parts.backbone import Backbone
@@ -149,6 +151,72 @@ def test_damaged_weights_are_one_line(saved: Path, tiny_folder: Path, damage: st
     with pytest.raises(WeightsError) as caught:
         load_method(saved, tiny_folder)
     assert str(saved) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "named", ["results", "results/weights", "results/weights/tiny", "results/weights/tiny/coop-s0"]
+)
+@pytest.mark.parametrize("damage", ["not JSON", "no key", "no weights"])
+def test_a_damaged_description_of_a_fit_is_named_with_the_fix(
+    named: str, damage: str, tmp_path: Path, saved: Path
+) -> None:
+    (tmp_path / "results" / "cells").mkdir(parents=True)
+    folder = tmp_path / "results" / "weights" / "tiny" / "coop-s0"
+    folder.parent.mkdir(parents=True)
+    saved.rename(folder)
+    fit = {
+        "schema": 1, "key": content_key({}), "rivals": "", "method": "coop", "dataset": "tiny", "seed": 0,
+        "validation": None, "keep": "all", "inputs": {}, "files": {},
+    }  # fmt: skip
+    if damage == "no weights":
+        (folder / "method.json").unlink()
+    (folder / "fit.json").write_text(
+        {"not JSON": "{", "no key": json.dumps({"schema": 1})}.get(damage, json.dumps(fit))
+    )
+    with pytest.raises(WeightsError) as caught:
+        load_method(tmp_path / named)
+    name = "method.json" if damage == "no weights" else "fit.json"
+    assert str(caught.value).startswith(f"{folder / name}: "), caught.value
+    assert "\n" not in str(caught.value) and "again with --keep-weights best --force" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["MODEL", "IMAGE", "--out", ""], "argument --out: is empty; name one"),
+        (["MODEL", ""], "argument IMAGES: is empty; name one"),
+        (["", "IMAGE"], "argument MODEL: is empty; name one"),
+        (["MODEL", "IMAGE", "--sheet", " "], "argument --sheet: is empty; name one"),
+        (["MODEL", "IMAGE", "--out", "TEXT/out"], "--out TEXT/out: cannot be written (TEXT is a file, not a folder)"),
+        (["MODEL", "IMAGE", "--parquet", "TEXT/x.parquet"], "--parquet TEXT/x.parquet: cannot be written (TEXT is"),
+        (["MODEL", "IMAGE", "--search", "TEXT"], "--search TEXT: not an image that Pillow can read; give an image"),
+    ],
+)
+def test_what_could_only_fail_later_is_refused_first(
+    arguments: list[str],
+    message: str,
+    saved: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from benchmarks.apply import main
+
+    text, image = tmp_path / "t.sh", tmp_path / "red.png"
+    text.write_text("echo")
+    Image.new("RGB", (40, 40), "red").save(image)
+    monkeypatch.chdir(tmp_path)
+
+    def filled(line: str) -> str:
+        return line.replace("MODEL", str(saved)).replace("TEXT", str(text)).replace("IMAGE", str(image))
+
+    said = message if "argument" in message else filled(message)
+    given = [filled(word) for word in arguments]
+    with contextlib.suppress(SystemExit):
+        assert main(given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not (tmp_path / "applied").exists()
 
 
 def test_commands_refuse_in_one_line(

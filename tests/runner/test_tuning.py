@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import tomllib
@@ -373,6 +374,35 @@ def test_what_cannot_be_tuned_is_one_line(
     assert said in error
     assert error.count("\n") == 0
     assert Rated.trained_with == []
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("", "argument --to: is empty; name one"),
+        ("{0}", "--to {0}: must be a .toml file"),
+        ("{0}/rates.json", "--to {0}/rates.json: must be a .toml file"),
+        ("{0}/folder.toml", "--to {0}/folder.toml: a folder; give a .toml file to write"),
+        ("{0}/file/x.toml", "--to {0}/file/x.toml: cannot be written ({0}/file is a file, not a folder)"),
+    ],
+)
+def test_a_target_that_cannot_be_written_is_refused_before_the_search(
+    target: str, said: str, dry: list[str], settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "file").touch()
+    with contextlib.suppress(SystemExit):
+        assert tune.main([*options(settings, tmp_path / "x.toml"), "--to", target.format(tmp_path), *dry]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said.format(tmp_path) in line and "delete" not in line
+    assert Rated.trained_with == []
+
+
+def test_a_folder_among_the_files_of_rates_is_not_to_be_deleted(settings: Settings) -> None:
+    (tuned.TUNED / "odd.toml").mkdir(parents=True)
+    with pytest.raises(SettingsError, match=r"odd\.toml: a folder, not a file of rates; give it a name"):
+        plan(settings, Resources(settings))
 
 
 def test_the_preset_says_how_many_splits_there_are(settings: Settings) -> None:
