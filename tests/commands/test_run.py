@@ -387,6 +387,8 @@ def test_command_dispatch(command: Command, capsys: pytest.CaptureFixture, tmp_p
     assert capsys.readouterr().out.startswith("@inproceedings{radford2021clip,")
     assert cli.main(["cite", "zeroshot"]) == 2
     assert cli.main(["cite", "random"]) == 1
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"ucdr-bench(: a checkout .*| \d+\.\d+\S*)\n", capsys.readouterr().out)
     assert cli.main(["rnu"]) == 2
     assert "did you mean run" in capsys.readouterr().err
     assert cli.main([]) == 2
