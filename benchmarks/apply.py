@@ -104,8 +104,8 @@ def _check(arguments: argparse.Namespace) -> None:
         try:
             decode(path.read_bytes())
         except (OSError, ImageError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise ApplyError(f"--search {path}: {reason}; give an image file to search with") from error
+            why = error.strerror if isinstance(error, OSError) else error
+            raise ApplyError(f"--search {path}: {why}; give an image file to search with") from error
     if not all(text.strip() for text in arguments.text):
         raise ApplyError("--text: is empty; give the text to search for")
     for option, file in (("--parquet", arguments.parquet), ("--sheet", arguments.sheet)):

@@ -6,6 +6,7 @@ imported when the command is called.
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from collections.abc import Sequence
 
@@ -39,8 +40,14 @@ for _name, _target, _summary in (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code, 2 for an unknown one."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        try:
+            print(f"ucdr-bench {importlib.metadata.version('ucdr-bench')}")
+        except importlib.metadata.PackageNotFoundError:
+            print("ucdr-bench: a checkout that is not installed; pip install -e . makes its version known")
+        return 0
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: ucdr-bench COMMAND [options]; COMMAND --help lists the options\n")
+        print("usage: ucdr-bench COMMAND [options]; COMMAND --help lists the options; --version\n")
         for entry in COMMANDS.entries():
             print(f"  {entry.name:10} {entry.summary}")
         return 0 if arguments else 2
@@ -49,8 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UnknownNameError as error:
         print(f"ucdr-bench: {error}", file=sys.stderr)
         return 2
-    if arguments[0] == "pretrain":
-        return int(command(arguments[1:]))
     return int(command(arguments[1:], prog=f"ucdr-bench {arguments[0]}"))
 
 

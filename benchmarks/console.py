@@ -10,6 +10,7 @@ import difflib
 import functools
 import io
 import os
+import re
 import stat
 import sys
 import time
@@ -82,6 +83,8 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with code 2."""
+        for kind, said in (("int", "a whole number"), ("float", "a number")):
+            message = re.sub(rf"invalid {kind} value: (.*)", rf"{said} is needed, not \1", message)
         self.exit(2, f"{self.prog}: {message}{self._meant(message)} (--help lists the options)\n")
 
     def _meant(self, message: str) -> str:

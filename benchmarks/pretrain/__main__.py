@@ -29,14 +29,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.console import command
+from benchmarks.console import OneLineParser, command
+
+#: The command as it is called.
+PROG = "python -m benchmarks.pretrain"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The command line of ``python -m benchmarks.pretrain``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.pretrain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     corpus = commands.add_parser("corpus", help="render the corpus")
     corpus.add_argument("iconify", type=Path, help="unpacked @iconify/json (the folder 'package')")
@@ -111,7 +112,7 @@ def _recipe(arguments: argparse.Namespace) -> tuple[dict, dict]:
     for item in arguments.set:
         key, _, text = item.partition("=")
         if key not in known and key not in sizes:
-            raise SystemExit(f"--set {item}: no such field; choose from {', '.join(sorted({*known, *sizes}))}")
+            raise ValueError(f"--set {item}: no such field; choose from {', '.join(sorted({*known, *sizes}))}")
         if key in sizes:
             model[key] = int(text)
         else:
@@ -123,9 +124,9 @@ def _recipe(arguments: argparse.Namespace) -> tuple[dict, dict]:
 
 
 @command
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = PROG) -> int:
     """Run one command; returns the exit code."""
-    arguments = build_parser().parse_args(argv)
+    arguments = build_parser(prog).parse_args(argv)
     try:
         if arguments.command == "corpus":
             from benchmarks.pretrain import corpus
@@ -182,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
                 beside=arguments.beside,
             )
     except (FileNotFoundError, ValueError) as error:
-        print(f"pretrain: {error}", file=sys.stderr)
+        print(f"{prog}: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -39,6 +39,10 @@ def plan_ablation(
     each method runs on the protocols its paper defines it on, else on the run's. Raises
     :class:`~benchmarks.runner.settings.SettingsError` for an unknown factor or key, or a value that the config refuses.
     """
+    if not factors:
+        raise SettingsError("--factors: name at least one, all, or none (with --grid)")
+    if set(factors) == {"none"} and not grid:
+        raise SettingsError("--factors none: switches nothing without --grid KEY=V1,V2; name factors, or add a --grid")
     methods: dict[str, type[Method]] = {}
     skipped: dict[str, str] = {}
     for name in settings.methods:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.console import consoles
+from benchmarks.console import consoles, unwritable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,8 +108,37 @@ def resolved(options: dict[str, Any]) -> Settings:
         options["set"] = parse_set(options["set"])
     for name in SHORT:
         if name in options:
-            options["set"] = (*options.get("set", ()), (name, options.pop(name)))
+            options["set"] = (*options.get("set", ()), (name, _texts(name, options.pop(name))))
     return resolve(options, file)
+
+
+def _texts(name: str, source: str) -> str:
+    """The value of ``--templates`` or ``--class-names``; raises SettingsError naming the option if it is unusable."""
+    from benchmarks.runner.settings import SettingsError
+    from methods.parts.templates import TextsError, names_of, templates_of
+
+    option = f"--{name.replace('_', '-')}"
+    if not source.strip():
+        raise SettingsError(f"{option} is empty: name one, or leave the option out")
+    try:
+        (templates_of if name == "templates" else names_of)(source)
+    except TextsError as error:
+        raise SettingsError(f"{option}: {error}") from error
+    return source
+
+
+def check_folders(settings: Settings) -> None:
+    """Refuse, before anything is planned, a data root that is no folder and results that cannot be written.
+
+    Raises :class:`~benchmarks.runner.settings.SettingsError`.
+    """
+    from benchmarks.datasets.base import expanded
+    from benchmarks.runner.settings import SettingsError
+
+    if settings.data_root is not None and not expanded(settings.data_root).is_dir():
+        raise SettingsError(f"--data-root {settings.data_root} is not a folder; give the one that has the data sets")
+    if reason := unwritable(Path(settings.out)):
+        raise SettingsError(f"--out {settings.out}: cannot be written ({reason}); give another folder")
 
 
 def _perform(settings: Settings, command: str, arms: Arms | None, terminal: Terminal) -> int:
@@ -128,7 +157,7 @@ def _perform(settings: Settings, command: str, arms: Arms | None, terminal: Term
 
             for line in list_plan(run.plan, run.settings, store, run.resources):
                 terminal.print(line)
-            return 0
+            return 1 if run.plan.broken else 0  # as the run itself would
         outcome = carry_out(run, store, terminal)
         if rank():  # the first process reports
             return 1 if outcome.failed else 0
@@ -144,6 +173,7 @@ def prepare(settings: Settings, command: str, ablation: AblationPlan | None = No
     from benchmarks.runner.plan import plan, shard
     from benchmarks.runner.resources import LazyBackbone, Resources
 
+    check_folders(settings)
     backbone = LazyBackbone(settings, pick_device(settings.device))
     settings = final_settings(settings, backbone.facts.weights_mib)
     resources = Resources(settings, backbone)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from benchmarks.console import OneLineParser
+from benchmarks.console import OneLineParser, named_path
 from benchmarks.recipes import recipes
 from benchmarks.runner.presets import PRESETS
 
@@ -25,9 +24,15 @@ def build_parser(prog: str, description: str, epilog: str, *, splits: bool = Tru
     )
     what = parser.add_argument_group("what to run")
     what.add_argument("--methods", metavar="LIST", help="comma list, or all (default: all)")
-    what.add_argument("--datasets", metavar="LIST", help="comma list, or all = those found (default: picto_domains)")
+    what.add_argument(
+        "--datasets",
+        metavar="LIST",
+        help="comma list, or all = those found, without those marked 'by name only' (default: picto_domains)",
+    )
     what.add_argument("--data-root", metavar="FOLDER", help="where data sets are: FOLDER/NAME or FOLDER/NAME.parquet")
-    what.add_argument("--protocols", metavar="LIST", help="comma list, or all (default: all)")
+    what.add_argument(
+        "--protocols", metavar="LIST", help="comma list, or all = without those marked 'by name only' (default: all)"
+    )
     if splits:
         what.add_argument(
             "--splits",
@@ -91,7 +96,7 @@ def build_parser(prog: str, description: str, epilog: str, *, splits: bool = Tru
     )
     files = how.add_mutually_exclusive_group()
     files.add_argument(
-        "--config", metavar="FILE", type=Path, help="TOML file with these options; the command line wins"
+        "--config", metavar="FILE", type=named_path, help="TOML file with these options; the command line wins"
     )
     files.add_argument("--recipe", metavar="NAME", help=f"a paper's table, as --config: {', '.join(recipes())}")
     run = parser.add_argument_group("the run")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,7 +18,7 @@ from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.recipes import RECIPES, paper_recipes, recipes
 from benchmarks.runner.executor_registry import EXECUTORS
 from benchmarks.runner.presets import PRESETS, Preset
-from methods.registry import METHODS
+from methods.registry import METHODS, UnknownNameError
 
 Rules = Literal["clean", "official"]
 Select = Literal["last", "val", "oracle", "im", "snd", "bnm", "entropy", "dev"]
@@ -36,6 +36,19 @@ class SettingsError(ValueError):
 
 #: Settings of methods that have an option of their own beside ``--set``.
 SHORT = ("templates", "class_names")
+
+#: What a message says of how a list, or a setting of its own form, is written.
+HINTS = {
+    **dict.fromkeys(("methods", "datasets", "protocols", "selectors"), "name at least one, or all"),
+    "track": "name at least one, e.g. tensorboard",
+    "splits": "name at least one, or give a number N: the first N of each protocol",
+    "shard": "write I/N with I from 1 to N, e.g. 2/4",
+    "seeds": "write whole numbers, e.g. 0,1,2",
+    **dict.fromkeys(("limit", "validation_limit", "shots", "shots_draw", "threads", "jobs"), "write a whole number"),
+}
+
+#: The name of a setting where it was given: ``--limit``, or ``run.toml: limit``.
+Naming = Callable[[str], str]
 
 #: Seeds are whole numbers below this.
 SEEDS = 2**32
@@ -119,47 +132,53 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
     """Settings from the options given on the command line, then the TOML file, then the defaults.
 
     Raises :class:`SettingsError` for an unknown key or value, or :class:`~methods.registry.UnknownNameError` for an
-    unknown method, dataset or protocol; both name the nearest valid one.
+    unknown method, dataset or protocol; both name where the setting was given, and the nearest valid name.
     """
     stated = _read(file) if file else {}
     values = {**stated, **command_line}
+
+    def option(key: str) -> str:
+        return f"--{key.replace('_', '-')}" if key in command_line or key not in stated else f"{file}: {key}"
+
     if "set" in stated:
-        values["set"] = (*_still_applicable(stated, values), *command_line.get("set", ()))
+        values["set"] = (*_still_applicable(stated, values, option), *command_line.get("set", ()))
     known = {field.name for field in dataclasses.fields(Settings)}
     for key in values:
         if key not in known:
             raise SettingsError(f"{file}: unknown setting {key!r}; {nearest(key, known)}")
-    settings = Settings(**{key: _convert(key, value) for key, value in values.items()})
+    settings = Settings(**{key: _convert(option(key), key, value) for key, value in values.items()})
     for key, kind in (("rules", Rules), ("select", Select), ("precision", PrecisionChoice)):
-        _one_of(key, getattr(settings, key), get_args(kind))
+        _one_of(option(key), getattr(settings, key), get_args(kind))
     if settings.keep_weights is not None:
-        _one_of("keep-weights", settings.keep_weights, get_args(KeepWeights))
-    settings = dataclasses.replace(settings, selectors=_selectors(settings))
+        _one_of(option("keep_weights"), settings.keep_weights, get_args(KeepWeights))
+    settings = dataclasses.replace(settings, selectors=_selectors(settings, option("selectors")))
     for name in settings.track:
         if ":" not in name:
-            _one_of("track", name, TRACKERS)
-    _one_of("executor", settings.executor, executors())
-    _one_of("preset", settings.preset, PRESETS)
+            _one_of(option("track"), name, TRACKERS)
+    _one_of(option("executor"), settings.executor, executors())
+    _one_of(option("preset"), settings.preset, PRESETS)
     for seed in settings.seeds:
         if not 0 <= seed < SEEDS:  # numpy and the methods' generators take 32 bits: a larger one would equal another
-            raise SettingsError(f"--seeds: a seed is 0 or larger and at most {SEEDS - 1}, not {seed}")
+            raise SettingsError(f"{option('seeds')}: a seed is 0 or larger and at most {SEEDS - 1}, not {seed}")
     if not 0 <= settings.gpu_hours_each_fit < float("inf"):
         raise SettingsError(f"{file}: gpu_hours_each_fit must be 0 or more, not {settings.gpu_hours_each_fit}")
     for key in ("limit", "validation_limit", "shots", "threads", "jobs", "shots_draw"):
-        least = 1 if key in ("limit", "validation_limit", "shots") else 0
-        if (value := getattr(settings, key)) is not None and value < least:
-            raise SettingsError(f"--{key.replace('_', '-')} must be positive, not {value}")
+        least = 0 if key == "shots_draw" else 1
+        if (value := getattr(settings, key)) is not None and key in values and value < least:
+            raise SettingsError(f"{option(key)} must be {'positive' if least else '0 or more'}, not {value}")
     if any(name.isdecimal() for name in settings.splits) and (len(settings.splits) > 1 or int(settings.splits[0]) < 1):
-        raise SettingsError("--splits is either one number from 1 (the first N of each protocol) or names")
+        given = ",".join(settings.splits)
+        text = "is either one number from 1 (the first N of each protocol) or names"
+        raise SettingsError(f"{option('splits')} {text}, not {given!r}")
     if settings.shots_draw and settings.shots is None:
         raise SettingsError("--shots-draw needs --shots, the number of images a class and domain")
     if settings.shots is not None and settings.rules == "official":
         raise SettingsError("--shots: the official rules train on all images; leave --rules or --shots out")
     settings = dataclasses.replace(
         settings,
-        methods=_names("methods", settings.methods),
-        datasets=_names("datasets", settings.datasets),
-        protocols=_names("protocols", settings.protocols),
+        methods=_names(option, "methods", settings.methods),
+        datasets=_names(option, "datasets", settings.datasets),
+        protocols=_names(option, "protocols", settings.protocols),
         seeds=tuple(dict.fromkeys(settings.seeds)),
         limit=settings.limit if settings.limit is not None else settings.budget.limit,
     )
@@ -168,23 +187,25 @@ def resolve(command_line: Mapping[str, Any], file: Path | None = None) -> Settin
     return _as_published(settings, values) if settings.preset == "full" else settings
 
 
-def _selectors(settings: Settings) -> tuple[str, ...]:
+def _selectors(settings: Settings, option: str) -> tuple[str, ...]:
     """The selectors to record, ``all`` written out. Raises :class:`SettingsError` where no validation is made."""
     known = get_args(Select)[3:]
     if settings.selectors and settings.select == "last":
-        raise SettingsError("--selectors: --select last makes no validation to record; take another --select")
+        raise SettingsError(f"{option}: --select last makes no validation to record; take another --select")
     if settings.select in known and settings.rules == "official":
         raise SettingsError(
             f"--select {settings.select}: the official rules select on the test images; leave --rules or --select out"
         )
     for name in settings.selectors:
-        _one_of("selectors", name, ("all", *known))
+        _one_of(option, name, ("all", *known))
     return known if "all" in settings.selectors else tuple(dict.fromkeys(settings.selectors))
 
 
-def _still_applicable(stated: Mapping[str, Any], values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+def _still_applicable(
+    stated: Mapping[str, Any], values: Mapping[str, Any], option: Naming
+) -> Iterable[tuple[str, Any]]:
     """A file's ``set`` without the settings of those of its methods that the command line has replaced."""
-    chosen = _convert("methods", values.get("methods", "all"))
+    chosen = _convert(option("methods"), "methods", values.get("methods", "all"))
     left_out = set() if "all" in chosen else set(stated.get("methods", ())) - set(chosen)
     return [(key, value) for key, value in stated["set"] if key.rpartition(".")[0] not in left_out]
 
@@ -239,7 +260,7 @@ def _as_published(settings: Settings, stated: Mapping[str, Any]) -> Settings:
 def nearest(name: str, known: Iterable[str]) -> str:
     """``did you mean ...?`` or the list to choose from."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(near)}?" if near else f"choose from: {', '.join(known)}"
 
 
@@ -302,8 +323,17 @@ def _fitting(option: str, value: Any, default: Any) -> Any:
     if isinstance(default, str) and not isinstance(value, str):
         raise SettingsError(f"{option} is a text, not {value!r}; quote it: '\"{value}\"'")
     if default is not None and type(value) is not type(default):
-        raise SettingsError(f"{option} takes {type(default).__name__} (default {default!r}), not {value!r}")
+        kind = KINDS.get(type(default), type(default).__name__)
+        raise SettingsError(f"{option} takes {kind} (default {_said(default)}), not {_said(value)}")
     return value
+
+
+#: What a message calls the types of values.
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a list", dict: "a table"}
+
+
+def _said(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -328,8 +358,8 @@ def _flat(file: Path, table: Any) -> Iterable[tuple[str, Any]]:
             yield key, value
 
 
-def _convert(key: str, value: Any) -> Any:
-    """A value of the command line or the file in the type of its setting."""
+def _convert(option: str, key: str, value: Any) -> Any:
+    """A value of the command line or the file in the type of its setting; errors name the ``option``."""
     default = getattr(Settings, key)
     try:
         if key == "set":
@@ -347,7 +377,7 @@ def _convert(key: str, value: Any) -> Any:
                 value = str(_whole(value))
             items = value.split(",") if isinstance(value, str) else value
             names = tuple(item.strip() for item in items if item.strip())
-            if not names and key != "selectors" and (default or isinstance(value, str)):
+            if not names and (default or isinstance(value, str)):
                 raise ValueError
             return names
         if key in ("limit", "validation_limit", "shots", "shots_draw", "threads", "jobs"):
@@ -360,13 +390,12 @@ def _convert(key: str, value: Any) -> Any:
                 raise ValueError
             return int(number), int(count)
     except (TypeError, ValueError, AttributeError):
-        hints = {"shard": "write I/N with I from 1 to N, e.g. 2/4", "seeds": "write whole numbers, e.g. 0,1,2"}
-        hint = f"; {hints[key]}" if key in hints else ""
-        raise SettingsError(f"--{key.replace('_', '-')}: cannot read {value!r}{hint}") from None
+        hint = f"; {HINTS[key]}" if key in HINTS else ""
+        raise SettingsError(f"{option}: cannot read {value!r}{hint}") from None
     if key in ("out", "data_root", "device", "backbone") and value is not None and not str(value).strip():
-        raise SettingsError(f"--{key.replace('_', '-')} is empty: name one, or leave the option out")
+        raise SettingsError(f"{option} is empty: name one, or leave the option out")
     if isinstance(default, bool) and not isinstance(value, bool):
-        raise SettingsError(f"{key} is true or false, not {value!r}")
+        raise SettingsError(f"{option} is true or false, not {value!r}")
     return value if isinstance(default, bool) or value is None else str(value)
 
 
@@ -377,16 +406,19 @@ def _whole(value: Any) -> int:
     return int(value)
 
 
-def _one_of(key: str, value: str, known: Iterable[str]) -> None:
+def _one_of(option: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
-        raise SettingsError(f"--{key} {value!r} is unknown; {nearest(value, known)}")
+        raise SettingsError(f"{option} {value!r} is unknown; {nearest(value, known)}")
 
 
-def _names(key: str, names: tuple[str, ...]) -> tuple[str, ...]:
+def _names(option: Naming, key: str, names: tuple[str, ...]) -> tuple[str, ...]:
     """Registered names; ``all`` means all of them. Raises UnknownNameError for a name that is not registered."""
     registry = {"methods": METHODS, "datasets": DATASETS, "protocols": PROTOCOLS}[key]
     if "all" in names:
         return ("all",) if key == "datasets" else tuple(registry.defaults())
     for name in names:
-        registry.check(name)
+        try:
+            registry.check(name)
+        except UnknownNameError as error:
+            raise UnknownNameError(f"{option(key)}: {error}") from None
     return tuple(dict.fromkeys(names))

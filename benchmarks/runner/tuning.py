@@ -88,8 +88,11 @@ def searched_settings(settings: Settings, splits: int = SPLITS) -> Settings:
         raise SettingsError(f"--select {settings.select}: rates are tuned on validation data; leave the option out")
     if settings.rules != "clean":
         raise SettingsError(f"--rules {settings.rules}: rates are tuned without test data; leave the option out")
+    if settings.limit is not None and settings.limit == settings.budget.limit:
+        text = "its limit of images makes tuned rates mean nothing; take a preset without one"
+        raise SettingsError(f"--preset {settings.preset}: {text}, e.g. {PRESET}")
     if settings.limit is not None:
-        raise SettingsError("--limit: rates tuned on few images mean nothing; take a preset without a limit")
+        raise SettingsError("--limit: rates tuned on few images mean nothing; leave the option out")
     if settings.validation_limit is not None:
         raise SettingsError("--validation-limit: rates are tuned on whole validation tasks; leave the option out")
     if settings.shots is not None:
@@ -170,7 +173,7 @@ def _tune(settings: Settings, command: str, splits: int, file: Path | None, term
         if settings.dry_run:
             for line in listed(run, of_question, store):
                 terminal.print(line)
-            return 0
+            return 1 if run.plan.broken else 0
         outcome = carry_out(run, store, terminal)
         rates = list(found(run, of_question, store, splits))
         if rates:

@@ -19,7 +19,6 @@ run; the ratio is the plain way's time over ours.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -33,6 +32,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from benchmarks.console import OneLineParser
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -261,7 +262,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see ``--help``."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m benchmarks.speed.feeding",
         description="Time decoding, the image cache, the wait of a training step for its images, and augmentation.",
     )

@@ -33,6 +33,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from benchmarks.console import OneLineParser
+
 if TYPE_CHECKING:
     import torch
 
@@ -216,7 +218,7 @@ def write_table(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m benchmarks.speed.gpu",
         description="Run the tests of a GPU, then measure encoding and training steps on it; ten minutes at most.",
     )

@@ -28,6 +28,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.console import OneLineParser
+
 BLOCK = 1000
 
 #: Places of the search, and the largest cut.
@@ -169,7 +171,7 @@ def _progress(queries: int, repeats: int) -> tuple[Any, Callable[[str, int], Non
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see ``--help``."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m benchmarks.speed.ranking",
         description="Time the exact ranking engine as a multiple of the bare float32 matrix product.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

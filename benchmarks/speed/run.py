@@ -14,7 +14,6 @@ Printed is the processor time (user and system, of all processes) of the fastest
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -26,6 +25,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.console import OneLineParser
 
 #: What is measured, in the order of the first round.
 KINDS = ("start", "cold", "report", "cached", "dry")
@@ -101,7 +102,7 @@ def _seconds(arguments: Sequence[str]) -> tuple[float, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; arguments it does not know are those of ``benchmarks.run``."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m benchmarks.speed.run",
         description="Time cold, cached and dry runs of benchmarks.run, and their ratio to a bare --help.",
         epilog=f"other options are given to benchmarks.run (default: {' '.join(DEFAULT)})",

@@ -58,6 +58,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.console import OneLineParser
 from methods.registry import METHODS, UnknownNameError
 
 if TYPE_CHECKING:
@@ -586,7 +587,7 @@ def _split(given: str, known: Sequence[str]) -> list[str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m benchmarks.speed.training",
         description="Time a training step of each method by its plain path and by ours, on the same inputs.",
     )

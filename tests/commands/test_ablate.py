@@ -109,8 +109,13 @@ def test_a_failed_arm_is_shown_and_never_averaged(
         (["--factors", "stil"], "--factors: no method of this run has 'stil'; did you mean still?"),
         (["--grid", "steps"], "--grid steps: write KEY=V1,V2"),
         (["--grid", "setps=1,2"], "--grid setps: no method of this run has that setting; did you mean steps"),
-        (["--grid", "steps=few"], "--grid learner.steps takes int"),
-        (["--grid", "learner.steps=[1, 2]"], "--grid learner.steps takes int (default 3), not [1, 2]"),
+        (["--grid", "steps=few"], "--grid learner.steps takes a whole number"),
+        (["--grid", "learner.steps=[1, 2]"], "--grid learner.steps takes a whole number (default 3), not [1, 2]"),
+        (["--factors", ""], "--factors: name at least one, all, or none"),
+        (["--factors", " , "], "--factors: name at least one, all, or none"),
+        (["--factors", "none"], "--factors none: switches nothing without --grid"),
+        (["--data-root", "/nope2"], "--data-root /nope2 is not a folder"),
+        (["--dry-run", "--data-root", "/nope2"], "--data-root /nope2 is not a folder"),
     ],
 )
 def test_a_wrong_factor_is_one_line(

@@ -187,6 +187,17 @@ def test_dry_run_lists_and_writes_nothing(command: Command, tmp_path: Path, caps
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
 
 
+def test_a_dry_run_in_which_something_cannot_be_planned_fails_as_the_run_does(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "data").mkdir()
+    wanted = ("--methods", "random", "--protocols", "ucdr", "--data-root", str(tmp_path / "data"))
+    assert command(*wanted, "--datasets", "domainnet", "--dry-run") == 1
+    assert "0 cells, 0 cached, 0 fits to do, 1 cannot be planned" in capsys.readouterr().out
+    assert command(*wanted, "--datasets", "domainnet") == 1
+    assert command(*wanted, "--dry-run") == 0
+
+
 def test_fail_fast(command: Command, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     from methods.floors import RandomEmbedding
 
@@ -213,9 +224,12 @@ def test_an_interrupt_says_how_to_go_on(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "zeroshot"], "unknown method 'zeroshot'; did you mean zero_shot or zero_shot_domain?"),
-        (["--datasets", "picto_domain"], "unknown dataset 'picto_domain'; did you mean picto_domains"),
-        (["--protocols", "udcd"], "unknown protocol 'udcd'; did you mean udcdr"),
+        (
+            ["--methods", "zeroshot"],
+            "--methods: unknown method 'zeroshot'; did you mean zero_shot or zero_shot_domain?",
+        ),
+        (["--datasets", "picto_domain"], "--datasets: unknown dataset 'picto_domain'; did you mean picto_domains"),
+        (["--protocols", "udcd"], "--protocols: unknown protocol 'udcd'; did you mean udcdr"),
         (["--preset", "quik"], "--preset 'quik' is unknown; did you mean quick?"),
         (["--rules", "oficial"], "--rules 'oficial' is unknown; did you mean official?"),
         (["--select", "x"], "--select 'x' is unknown; choose from: bnm, dev, entropy, im, last, oracle, snd, val"),
@@ -228,8 +242,32 @@ def test_an_interrupt_says_how_to_go_on(
         (["--set", "tempalte=x"], "did you mean"),
         (["--config", "nowhere.toml"], "--config nowhere.toml: No such file"),
         (["--backbone", "./nowhere"], "--backbone: backbone folder ./nowhere does not exist"),
+        (
+            ["--select", "best"],
+            "--select 'best' is unknown; choose from: bnm, dev, entropy, im, last, oracle, snd, val",
+        ),
         (["--jobs", "-1"], "--jobs must be positive"),
-        (["--jobs", "0.5"], "argument --jobs: invalid int value: '0.5'"),
+        (["--jobs", "0"], "--jobs must be positive, not 0"),
+        (["--threads", "0"], "--threads must be positive, not 0"),
+        (["--shots", "1", "--shots-draw", "-1"], "--shots-draw must be 0 or more, not -1"),
+        (["--splits", "0"], "--splits is either one number from 1 (the first N of each protocol) or names, not '0'"),
+        (["--selectors", ""], "--selectors: cannot read ''; name at least one, or all"),
+        (["--methods", ""], "--methods: cannot read ''; name at least one, or all"),
+        (["--datasets", ""], "--datasets: cannot read ''; name at least one, or all"),
+        (["--protocols", ","], "--protocols: cannot read ','; name at least one, or all"),
+        (["--track", ""], "--track: cannot read ''; name at least one, e.g. tensorboard"),
+        (["--splits", ""], "--splits: cannot read ''; name at least one, or give a number N"),
+        (["--templates", ""], "--templates is empty: name one, or leave the option out"),
+        (["--class-names", " "], "--class-names is empty: name one, or leave the option out"),
+        (["--templates", "nope"], "benchmarks.run: --templates: "),
+        (["--class-names", "/nope.json"], "benchmarks.run: --class-names: /nope.json"),
+        (["--config", ""], "argument --config: is empty; name one"),
+        (["--data-root", "/nope2"], "--data-root /nope2 is not a folder"),
+        (["--datasets", "all", "--data-root", "/nope2"], "--data-root /nope2 is not a folder"),
+        (["--dry-run", "--data-root", __file__], f"--data-root {__file__} is not a folder"),
+        (["--dry-run", "--out", __file__], f"--out {__file__}: cannot be written ({__file__} is a file, not a folder)"),
+        (["--out", f"{__file__}/x"], f"--out {__file__}/x: cannot be written ({__file__} is a file, not a folder)"),
+        (["--jobs", "0.5"], "argument --jobs: a whole number is needed, not '0.5'"),
         (["--threads", "-1"], "--threads must be positive"),
         (["--out", ""], "--out is empty: name one, or leave the option out"),
         (["--data-root", " "], "--data-root is empty"),
@@ -242,16 +280,19 @@ def test_an_interrupt_says_how_to_go_on(
             "--set coop.steps: coop is not a method of this run; add it",
         ),
         (["--methods", "random", "--set", "steps=3"], "--set steps: no method of this run has that setting"),
-        (["--methods", "coop", "--set", "steps=1e9"], "--set coop.steps takes int (default 0), not 1000000000.0"),
+        (
+            ["--methods", "coop", "--set", "steps=1e9"],
+            "--set coop.steps takes a whole number (default 0), not 1000000000.0",
+        ),
         (["--methods", "coop", "--set", "validate_every=-1"], "coop.validate_every must be at least 0"),
         (["--methods", "coop", "--set", "patience=-1"], "coop.patience must be at least 0"),
         (["--methods", "coop", "--set", "context_tokens=0"], "has {context} where context_tokens is 0"),
         (["--methods", "pros", "--set", "temperature=0"], "--set pros.temperature must be above 0"),
-        (["--methods", "lora", "--set", "learning_rate=abc"], "--set lora.learning_rate takes float"),
-        (["--methods", "lora", "--set", "learning_rate=true"], "--set lora.learning_rate takes float"),
+        (["--methods", "lora", "--set", "learning_rate=abc"], "--set lora.learning_rate takes a number"),
+        (["--methods", "lora", "--set", "learning_rate=true"], "--set lora.learning_rate takes a number"),
         (["--methods", "lora", "--set", "learning_rate=nan"], "--set lora.learning_rate must be at least 0, not nan"),
         (["--methods", "lora", "--set", "learning_rate=inf"], "lora.learning_rate must be a finite number, not inf"),
-        (["--methods", "lora", "--set", "fast=1"], "--set lora.fast takes bool"),
+        (["--methods", "lora", "--set", "fast=1"], "--set lora.fast takes true or false (default true), not 1"),
         (["--methods", "zero_shot", "--set", "template={foo}"], "template has the stray '{foo}'"),
         (["--methods", "zero_shot", "--set", "template={name} {}"], "must have one place for the class name"),
         (["--shard", "3/2"], "--shard: cannot read '3/2'; write I/N"),
@@ -346,6 +387,8 @@ def test_command_dispatch(command: Command, capsys: pytest.CaptureFixture, tmp_p
     assert capsys.readouterr().out.startswith("@inproceedings{radford2021clip,")
     assert cli.main(["cite", "zeroshot"]) == 2
     assert cli.main(["cite", "random"]) == 1
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"ucdr-bench(: a checkout .*| \d+\.\d+\S*)\n", capsys.readouterr().out)
     assert cli.main(["rnu"]) == 2
     assert "did you mean run" in capsys.readouterr().err
     assert cli.main([]) == 2

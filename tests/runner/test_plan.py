@@ -116,7 +116,7 @@ def test_config_layers_default_variant_preset_set(settings: Settings) -> None:
     ("change", "message"),
     [
         ({"set": (("lerning_rate", 1.0),)}, "did you mean learning_rate"),
-        ({"set": (("probe.learning_rate", "fast"),)}, "takes float"),
+        ({"set": (("probe.learning_rate", "fast"),)}, "takes a number"),
         ({"set": (("zero_shot.template", "x"),)}, "zero_shot is not a method of this run; add it to --methods"),
         ({"variant": "offical"}, "did you mean official"),
         ({"backbone": "no/such/folder/here"}, "--backbone: backbone folder"),

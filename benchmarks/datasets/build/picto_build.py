@@ -27,7 +27,6 @@ same bytes.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
@@ -44,6 +43,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.console import OneLineParser
 from benchmarks.datasets.build import perceptual, picto_documents, picto_sources
 from benchmarks.datasets.build.picto_drawings import RENDERINGS, ClassEntry, LabelledDrawing
 from benchmarks.datasets.build.picto_sources import DOMAIN_COLLECTIONS
@@ -586,7 +586,7 @@ def build(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m benchmarks.datasets.build.picto_build",
         description="Build the PictoDomains pack from the unpacked sources.",
         epilog="Sources: `npm pack @iconify/json@2.2.535` and `tar xzf`;"

@@ -17,12 +17,13 @@ The result depends on the input alone: entries are sorted and carry one fixed da
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from benchmarks.console import OneLineParser
 
 OUT = Path(__file__).parents[2] / "assets" / "nltk_data" / "corpora" / "wordnet.zip"
 DATE = (2006, 12, 6, 0, 0, 0)  # of the files in WordNet 3.0
@@ -141,7 +142,7 @@ def archive(files: dict[str, bytes]) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see ``--help``."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m benchmarks.datasets.build.wordnet_build",
         description="Pack the nouns of WordNet 3.0 as a corpus that NLTK reads.",
     )
