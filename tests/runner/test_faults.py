@@ -280,7 +280,7 @@ def test_killed_at_any_moment_a_sweep_goes_on_and_ends_the_same(
     moments = random.Random(7)
     finished: dict[Path, int] = {}
     for jobs, victim in ((1, "all"), (2, "all"), (2, "worker")):
-        sweep = start(jobs, results, pause=0.3)
+        sweep = start(jobs, results, pause=0.6)
         target = len(finished) + moments.randint(1, 4)
         while len(stored()) < target and sweep.poll() is None:
             time.sleep(0.01)
