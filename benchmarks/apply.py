@@ -137,8 +137,9 @@ def _apply(arguments: argparse.Namespace) -> int:
     for name, reason in list(broken.items())[:PRINTED]:
         print(f"left out: {printable(name)}: {reason}", file=sys.stderr)
     if len(broken) > PRINTED:
-        print(f"left out: {len(broken)} images; {arguments.out / 'broken.csv'} names all", file=sys.stderr)
-    print(f"{arguments.out}: {counted(len(index), 'image')}, {index.embeddings.shape[1]} dimensions, {index.method}")
+        print(f"left out: {counted(len(broken), 'image')}; {arguments.out / 'broken.csv'} names all", file=sys.stderr)
+    width = counted(index.embeddings.shape[1], "dimension")
+    print(f"{arguments.out}: {counted(len(index), 'image')}, {width}, {index.method}")
     if arguments.parquet:
         index.write_parquet(arguments.parquet)
         print(f"parquet: {arguments.parquet}")

@@ -147,9 +147,18 @@ def unwritable(folder: Path) -> str:
     return ""
 
 
+#: Our errors whose message alone says what is wrong and how to fix it.
+_PLAIN = re.compile(r"^(?:Dataset|Image|Backbone|Checkpoint|Settings|Texts|TunedFile|NotApplicable)Error: ")
+
+
+def plain(reason: str) -> str:
+    """A record's reason of a failure as it is printed: without the name of our own error classes."""
+    return _PLAIN.sub("", reason)
+
+
 def counted(count: int, what: str) -> str:
-    """``1 image``, ``2 images``."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+    """``1 image``, ``2 images``, ``2 searches``."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}{'es' if what.endswith(('s', 'ch')) else 's'}"
 
 
 def file_size(count: int) -> str:

@@ -8,11 +8,11 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.console import OneLineParser, command
+from benchmarks.console import OneLineParser, command, counted
 from benchmarks.datasets.registry import DATASETS
 
 if TYPE_CHECKING:
@@ -101,8 +101,14 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.data") -> in
 
 
 def _perform(arguments: argparse.Namespace, prog: str) -> int:
+    if arguments.data_root is not None:
+        from benchmarks.datasets.base import expanded
+
+        if not expanded(arguments.data_root).is_dir():
+            print(f"{prog}: --data-root {arguments.data_root} is not a folder", file=sys.stderr)
+            return 1
     if arguments.command == "list":
-        return listing(arguments.data_root, prog)
+        return listing(arguments.data_root)
     from methods.registry import UnknownNameError
 
     try:
@@ -139,14 +145,8 @@ def _root(arguments: argparse.Namespace) -> Path | None:
     return dataset_root(arguments.data_root, arguments.name)
 
 
-def listing(data_root: str | None, prog: str = "benchmarks.data") -> int:
-    """Print the names; with a data root also which data sets are there. Returns 1 if the root is not a folder."""
-    if data_root is not None:
-        from benchmarks.datasets.base import expanded
-
-        if not expanded(data_root).is_dir():
-            print(f"{prog}: --data-root {data_root} is not a folder", file=sys.stderr)
-            return 1
+def listing(data_root: str | None) -> int:
+    """Print the names; with a data root also which data sets are there."""
     for entry in DATASETS.entries():
         print(f"{entry.name:20} {_presence(entry.name, data_root)}{entry.summary}")
     return 0
@@ -279,14 +279,19 @@ def _verify_folder(dataset: FolderDataset, size: int | None, write_broken: bool,
         _print_names(title, kinds.get(kind, []), shown)
     senses = verification.doubtful_senses(dataset)
     _print_names("class names whose WordNet sense is doubtful (SRE-CLIP)", senses, shown)
-    trouble = [f"{len(kinds['missing_image'])} images are missing"] if "missing_image" in kinds else []
+    trouble = []
+    if missing := kinds.get("missing_image"):
+        trouble.append(f"{counted(len(missing), 'image')} {_are(missing)} missing")
     if "missing_class" in kinds:
-        trouble.append(f"{len(kinds['missing_class'])} classes have no images in a domain")
+        absent = kinds["missing_class"]
+        verb = "has" if len(absent) == 1 else "have"
+        trouble.append(f"{counted(len(absent), 'class')} {verb} no images in a domain")
 
     report = verification.check_files(dataset)
     keys, paths = dataset.table["key"].to_numpy(), dataset.table["path"].to_numpy()
     if report.turned:
-        share = f"{len(report.turned)} of {len(keys)} images are stored turned, such as {paths[min(report.turned)]}"
+        of_all = f"{len(report.turned)} of {counted(len(keys), 'image')}"
+        share = f"{of_all} {_are(report.turned)} stored turned, such as {paths[min(report.turned)]}"
         print(f"{'EXIF orientation':16} {share}: they are turned upright (not under --rules official)")
     empty = {finding.path: finding.reason for finding in dataset.findings if finding.kind == "empty_file"}
     broken = {**empty, **{str(keys[row]): reason for row, reason in report.broken.items()}}
@@ -297,13 +302,17 @@ def _verify_folder(dataset: FolderDataset, size: int | None, write_broken: bool,
     _print_names("byte-identical images in two roles, domains or classes", identical, shown)
     if broken and write_broken:
         print(f"wrote {verification.write_broken_list(dataset, broken)}")
-        trouble.append(f"{len(broken)} images were broken and are now left out; verify again")
+        trouble.append(f"{counted(len(broken), 'broken image')} now left out; verify again")
     elif broken:
-        trouble.append(f"{len(broken)} images are broken (--write-broken leaves them out)")
+        trouble.append(f"{counted(len(broken), 'image')} {_are(broken)} broken (--write-broken leaves them out)")
     if size is not None:
         print(verification.fill_cache(dataset, size, report.whole))
     print(f"content hash {report.content_hash}")
     return trouble
+
+
+def _are(found: Sized) -> str:
+    return "is" if len(found) == 1 else "are"
 
 
 def _print_facts(dataset: Dataset) -> None:
@@ -349,7 +358,7 @@ def splits(dataset: Dataset) -> None:
     except DatasetError as error:
         print(f"held back images: not known here: {error}")
         return
-    _print_list("held back", table["key"][table["held_back"]], what="images", names_too=False)
+    _print_list("held back", table["key"][table["held_back"]], what="image", names_too=False)
     if closed.uda_domains:
         print(f"uda domains: {', '.join(closed.uda_domains)}")
         _print_list("uda", closed.uda_classes)
@@ -360,9 +369,9 @@ def splits(dataset: Dataset) -> None:
             _print_list(label, names)
 
 
-def _print_list(label: str, names: Iterable[str], *, what: str = "classes", names_too: bool = True) -> None:
+def _print_list(label: str, names: Iterable[str], *, what: str = "class", names_too: bool = True) -> None:
     listed = list(names)
-    print(f"{label}: {len(listed)} {what}, sha256 {hashlib.sha256(chr(10).join(listed).encode()).hexdigest()}")
+    print(f"{label}: {counted(len(listed), what)}, sha256 {hashlib.sha256(chr(10).join(listed).encode()).hexdigest()}")
     if names_too:
         print(f"  {', '.join(listed)}")
 

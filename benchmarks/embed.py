@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks.console import OneLineParser, command, named_path
+from benchmarks.console import OneLineParser, command, counted, named_path
 
 
 def build_parser(prog: str = "benchmarks.embed") -> argparse.ArgumentParser:
@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.embed") -> i
         print(f"{prog}: {file}: cannot be written ({error.strerror or error})", file=sys.stderr)
         return 2
     method = loaded.method
-    print(f"{file}: {count} images, {width} dimensions, {method.card.name} on {method.backbone.name}")
+    size = f"{counted(count, 'image')}, {counted(width, 'dimension')}"
+    print(f"{file}: {size}, {method.card.name} on {method.backbone.name}")
     return 0
 
 

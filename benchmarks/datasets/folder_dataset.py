@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pandas as pd
 
+from benchmarks.console import counted
 from benchmarks.datasets import contents
 from benchmarks.datasets.base import Dataset, DatasetError
 from benchmarks.datasets.class_words import plain_name
@@ -335,7 +336,8 @@ def canonical_classes(
     for folder in folders:
         if names[folder] is None:
             count = int((images["class"] == folder).sum())
-            reason = f"not a class of {dataset.card.name}; its {count} images are left out"
+            verb = "is" if count == 1 else "are"
+            reason = f"not a class of {dataset.card.name}; its {counted(count, 'image')} {verb} left out"
             dataset.note("unknown_class", folder, reason, count)
     known = images[images["class"].map(lambda folder: names[folder] is not None)]
     known = known.assign(**{"class": known["class"].map(names)})

@@ -29,7 +29,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.console import OneLineParser, command
+from benchmarks.console import OneLineParser, command, counted
 
 #: The command as it is called.
 PROG = "python -m benchmarks.pretrain"
@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> int:
         elif arguments.command == "purge":
             from benchmarks.pretrain import corpus
 
-            print(f"dropped {len(corpus.purge(arguments.corpus, arguments.pack))} drawings")
+            print(f"dropped {counted(len(corpus.purge(arguments.corpus, arguments.pack)), 'drawing')}")
         elif arguments.command == "pack":
             from benchmarks.pretrain import parts
 
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> int:
         elif arguments.command == "unpack":
             from benchmarks.pretrain import parts
 
-            print(f"{parts.unpack(arguments.parts, arguments.out)} drawings in {arguments.out}")
+            print(f"{counted(parts.unpack(arguments.parts, arguments.out), 'drawing')} in {arguments.out}")
         elif arguments.command == "compact":
             from benchmarks.pretrain import compact
 

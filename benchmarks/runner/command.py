@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.console import consoles, unwritable
+from benchmarks.console import consoles, counted, unwritable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -308,9 +308,10 @@ def weight_lines(run: Run) -> list[str]:
     fits = {fit_key(cell.inputs): cell.inputs for cell in run.plan.cells}
     missing = sum(not weights.covers(inputs, keep) for inputs in fits.values())
     kept = sum((weights.folder(inputs)).is_dir() for inputs in fits.values())
-    lines = [f"weights: {Path(run.settings.out) / FOLDER} ({kept} of {len(fits)} fits)"]
+    lines = [f"weights: {Path(run.settings.out) / FOLDER} ({kept} of {counted(len(fits), 'fit')})"]
     if missing:
-        lines.append(f"without weights: {missing} of {len(fits)} fits (finished before, or failed); --force fits again")
+        of_all = f"{missing} of {counted(len(fits), 'fit')}"
+        lines.append(f"without weights: {of_all} (finished before, or failed); --force fits again")
     return lines
 
 
@@ -323,7 +324,7 @@ def selector_lines(run: Run, store: ResultStore) -> list[str]:
     missing = sum(not record.fit.checkpoints for record in validated)
     if not missing:
         return []
-    return [f"without selectors: {missing} of {len(validated)} fits were finished before; --force fits again"]
+    return [f"without selectors: {missing} of {counted(len(validated), 'fit')} (finished before); --force fits again"]
 
 
 def print_scores(run: Run, frame: pd.DataFrame, terminal: Terminal) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.console import duration
+from benchmarks.console import counted, duration, plain
 from benchmarks.runner.estimate import PastCosts, estimate
 from benchmarks.runner.plan import Broken, Cell, FitGroup, Plan
 from benchmarks.runner.settings import Settings
@@ -39,14 +39,14 @@ def list_plan(plan: Plan, settings: Settings, store: ResultStore, resources: Res
             unfinished.append(dataclasses.replace(group, cells=tuple(to_run)))
     for broken in plan.broken:
         yield broken_line(broken)
-    yield (
-        f"{len(plan.cells)} cells, {cached} cached, {len(unfinished)} fits to do, {len(plan.broken)} cannot be planned"
-    )
+    cells, fits = counted(len(plan.cells), "cell"), counted(len(unfinished), "fit")
+    yield f"{cells}, {cached} cached, {fits} to do, {len(plan.broken)} cannot be planned"
     yield from time_lines(unfinished, settings, store)
     if settings.gpu_hours_each_fit and settings.preset == "full" and settings.limit is None:
         hours = settings.gpu_hours_each_fit
         fits = sum(METHODS.get(group.method).trained for group in unfinished)
-        yield f"expected: {hours * fits:.3g} GPU hours ({fits} fits of {hours:g}); {settings.gpu_hours_basis}"
+        each = f"{counted(fits, 'fit')} of {hours:g}"
+        yield f"expected: {hours * fits:.3g} GPU hours ({each}); {settings.gpu_hours_basis}"
     if resources is not None:
         yield from memory_lines(unfinished, settings, resources)
 
@@ -72,7 +72,7 @@ def memory_lines(groups: Sequence[FitGroup], settings: Settings, resources: Reso
             need = step.gib(facts.weights_mib, facts.precision)
             key = group.method, group.dataset
             if need > max(room, needs.get(key, (0.0, ""))[0]):
-                needs[key] = need, f"{step.stage}, {classes} classes, {facts.precision}"
+                needs[key] = need, f"{step.stage}, {counted(classes, 'class')}, {facts.precision}"
     for (method, dataset), (need, what) in needs.items():
         smaller = [f"--set {method}.batch_size=N", *[f"{method}.stage1_batch_size=N"] * (method in TWO_STAGES)]
         rounded = "" if facts.precision == "bf16" else " or --precision bf16"
@@ -118,7 +118,7 @@ def cell_line(cell: Cell) -> str:
 def broken_line(broken: Broken) -> str:
     """What cannot be planned, and why."""
     name = broken.cell.id
-    return f"broken  {name.dataset}  {name.protocol}  *  {name.method}: {broken.reason}"
+    return f"broken  {name.dataset}  {name.protocol}  *  {name.method}: {plain(broken.reason)}"
 
 
 def time_lines(groups: Sequence[FitGroup], settings: Settings, store: ResultStore) -> Iterator[str]:
@@ -130,12 +130,12 @@ def time_lines(groups: Sequence[FitGroup], settings: Settings, store: ResultStor
     methods = estimate(groups, past, None if settings.force else store)
     for method in methods:
         known = duration(method.seconds) if method.unknown < method.cells else "unknown"
-        some = f", {method.unknown} cells unknown" if 0 < method.unknown < method.cells else ""
-        yield f"time    {method.method}: {known} ({method.fits} fits, {method.cells} cells{some})"
+        some = f", {counted(method.unknown, 'cell')} unknown" if 0 < method.unknown < method.cells else ""
+        yield f"time    {method.method}: {known} ({counted(method.fits, 'fit')}, {counted(method.cells, 'cell')}{some})"
     seconds, unknown = sum(method.seconds for method in methods), sum(method.unknown for method in methods)
     if unknown == sum(method.cells for method in methods):
         yield "time: unknown, there is no record of such work yet"
         return
     jobs = max(1, min(settings.jobs, len(groups)))
-    rest = f", and {unknown} cells of unknown length" if unknown else ""
+    rest = f", and {counted(unknown, 'cell')} of unknown length" if unknown else ""
     yield f"time: about {duration(seconds / jobs)} with --jobs {max(1, settings.jobs)}, as past records say{rest}"

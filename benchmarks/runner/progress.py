@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.console import EVERY, duration
+from benchmarks.console import EVERY, counted, duration, plain
 from benchmarks.runner.estimate import relative_cost
 from benchmarks.runner.plan import FitGroup
 from benchmarks.store.records import CellId
@@ -100,7 +100,8 @@ class RunProgress:
         if not self._workers:
             self._show(description=f"{cell.method} {cell.protocol}/{cell.split}")
         if status == "failed":
-            line = f"failed: {cell.method} on {cell.dataset}/{cell.protocol}/{cell.split}, seed {cell.seed}: {reason}"
+            place = f"{cell.method} on {cell.dataset}/{cell.protocol}/{cell.split}, seed {cell.seed}"
+            line = f"failed: {place}: {plain(reason)}"
             self._bar.console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
     def _time_left(self) -> str:
@@ -133,7 +134,7 @@ class RunProgress:
         time_left = self._time_left()
         left = f", {time_left}" if time_left else ""
         at = ", ".join(part for part in (task.description, task.fields["rate"]) if part)
-        line = f"{done} of {total} cells after {duration(elapsed)}{left}: {at}"
+        line = f"{done} of {counted(total, 'cell')} after {duration(elapsed)}{left}: {at}"
         self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

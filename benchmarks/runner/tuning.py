@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.console import consoles, unwritable
+from benchmarks.console import consoles, counted, plain, unwritable
 
 if TYPE_CHECKING:
     from benchmarks.runner.command import Run, Terminal
@@ -230,7 +230,11 @@ def listed(run: Run, of_question: dict[TuningCase, FitGroup], store: ResultStore
         assert key is not None and one is not None
         search = None if run.settings.force else store.read_search(group.dataset, group.method, key)
         trials = 0 if search is None else len(search.trials)
-        state = "tuned" if search is not None and search.learning_rate is not None else f"{trials}/{one.trials} trials"
+        state = (
+            "tuned"
+            if search is not None and search.learning_rate is not None
+            else f"{trials}/{counted(one.trials, 'trial')}"
+        )
         if key not in keys and not state.startswith("tuned"):
             left += one.trials - trials
         shared = "  (shared)" if key in keys else ""
@@ -239,8 +243,10 @@ def listed(run: Run, of_question: dict[TuningCase, FitGroup], store: ResultStore
         low, high = one.range
         yield (f"{state}  {dataset}  {protocol}  {splits}  {method}  around {one.paper:g}, {low:g} to {high:g}{shared}")
     for broken in run.plan.broken:
-        yield f"broken  {broken.cell.id.dataset}  {broken.cell.id.protocol}  {broken.cell.id.method}: {broken.reason}"
-    yield f"{len(of_question)} rates, {len(keys)} searches, {left} trials to do"
+        name = broken.cell.id
+        yield f"broken  {name.dataset}  {name.protocol}  {name.method}: {plain(broken.reason)}"
+    rates, searches = counted(len(of_question), "rate"), counted(len(keys), "search")
+    yield f"{rates}, {searches}, {counted(left, 'trial')} to do"
 
 
 def _line(rate: TunedRate) -> str:

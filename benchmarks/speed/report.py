@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.console import OneLineParser, command
+from benchmarks.console import OneLineParser, command, counted
 from benchmarks.store.files import ResultStore
 from benchmarks.store.records import PerQuery, Record, content_key
 
@@ -224,7 +224,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m benchmarks.sp
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{result['records']} records of {result['bytes'] / 2**20:.0f} MiB; the report: {', '.join(result['files'])}")
+    size = f"{counted(result['records'], 'record')} of {result['bytes'] / 2**20:.0f} MiB"
+    print(f"{size}; the report: {', '.join(result['files'])}")
     costs = {name: best(result[name]) for name in ("before", "now") if name in result}
     for name, cost in costs.items():
         seconds = f"{cost['cpu_s']:8.1f} s of processor time{cost['wall_s']:8.1f} s"

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.console import OneLineParser
+from benchmarks.console import OneLineParser, counted
 
 #: What is measured, in the order of the first round.
 KINDS = ("start", "cold", "report", "cached", "dry")
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{result['cells']} cells: {' '.join(result['arguments'])}")
+    print(f"{counted(result['cells'], 'cell')}: {' '.join(result['arguments'])}")
     for kind in KINDS:
         print(
             f"{kind:8}{min(result['cpu_s'][kind]):8.2f} s of processor time{result['ratios'][kind]:8.2f} times a start"

@@ -252,6 +252,11 @@ def test_commands_refuse_in_one_line(
         (apply.main, [*model, image, "--out", str(saved / "method.json")], "a file; give a folder"),
         (embed.main, ["picto_domains", "--out", "x.csv"], ".parquet or .npy"),
         (embed.main, ["picto", "--out", "x.npy"], "picto_domains"),
+        (
+            embed.main,
+            ["picto_domains", "--out", "x.npy", "--data-root", "/nope2"],
+            "--data-root /nope2 is not a folder",
+        ),
         (embed.main, ["picto_domains", "--out", "x.npy", "--backbone", "./nowhere"], "does not exist"),
         (push_command.main, [str(tmp_path / "empty"), "me/mine"], "no weights there"),
         (push_command.main, [*model, "not/a/name", "--dry-run"], "write OWNER/NAME"),

@@ -193,9 +193,22 @@ def test_a_dry_run_in_which_something_cannot_be_planned_fails_as_the_run_does(
     (tmp_path / "data").mkdir()
     wanted = ("--methods", "random", "--protocols", "ucdr", "--data-root", str(tmp_path / "data"))
     assert command(*wanted, "--datasets", "domainnet", "--dry-run") == 1
-    assert "0 cells, 0 cached, 0 fits to do, 1 cannot be planned" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "0 cells, 0 cached, 0 fits to do, 1 cannot be planned" in printed
+    assert "broken  domainnet  ucdr  *  random: domainnet" in printed, "no name of an error class"
     assert command(*wanted, "--datasets", "domainnet") == 1
     assert command(*wanted, "--dry-run") == 0
+
+
+def test_one_cell_is_one_cell_in_every_line(command: Command, capsys: pytest.CaptureFixture) -> None:
+    one = ("--methods", "coop", "--protocols", "ucdr", "--splits", "1", "--set", "steps=1", "--keep-weights", "all")
+    assert command(*one, "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert "1 cell, 0 cached, 1 fit to do, 0 cannot be planned" in printed
+    assert command(*one) == 0
+    printed += capsys.readouterr().out
+    assert "(1 of 1 fit)" in printed
+    assert not re.search(r"\b1 (cells|fits|trials|searches|rates|records|images|methods)\b", printed)
 
 
 def test_fail_fast(command: Command, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

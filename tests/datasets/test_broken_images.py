@@ -61,7 +61,7 @@ def test_it_is_one_failed_row_with_the_mend_and_never_replaced(
     assert verify() == 1
     listed = capsys.readouterr().out
     assert f"broken images: 1\n  drawing/{name}/0002.jpg: " in listed
-    assert "NOT in order: 1 images are broken" in listed
+    assert "NOT in order: 1 image is broken" in listed
     assert verify("--write-broken") == 1
     assert verify() == 0
     assert f"images left out by broken.txt: 1\n  drawing/{name}/0002.jpg: " in capsys.readouterr().out

@@ -115,7 +115,7 @@ def test_the_table_has_canonical_classes_and_rows_in_key_order(root: Path) -> No
     dataset.check()
     assert dataset.classes() == ("ant", "bee", "hot_dog")
     assert dataset.table["key"].is_monotonic_increasing
-    assert [str(one) for one in dataset.findings] == ["wasp: not a class of small; its 1 images are left out"]
+    assert [str(one) for one in dataset.findings] == ["wasp: not a class of small; its 1 image is left out"]
     held = dataset.table[dataset.table["held_back"]]
     assert set(held["class"]) == {"ant"}
     assert set(held["domain"]) == {"photo"}

@@ -377,7 +377,7 @@ def test_images_beside_the_domains_and_empty_ones_are_counted_and_no_cell_fails(
     assert data.main(["verify", "folder", "--root", str(root)]) == 1
     printed = capsys.readouterr().out
     assert "photo/ant/zero.PNG: the file is empty; left out" in printed
-    assert "1 images are broken (--write-broken leaves them out)" in printed
+    assert "1 image is broken (--write-broken leaves them out)" in printed
     assert "pillow-heif" in printed or not heic
     assert data.main(["verify", "folder", "--root", str(root), "--write-broken"]) == 1
     assert data.main(["verify", "folder", "--root", str(root)]) == 0

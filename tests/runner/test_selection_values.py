@@ -206,7 +206,7 @@ def test_fits_that_were_finished_before_are_counted(
     assert sweep(tmp_path) == 0
     assert "without selectors" not in capsys.readouterr().out
     assert sweep(tmp_path, "--selectors", "im") == 0
-    assert "without selectors: 1 of 1 fits were finished before; --force fits again" in capsys.readouterr().out
+    assert "without selectors: 1 of 1 fit (finished before); --force fits again" in capsys.readouterr().out
     assert sweep(tmp_path, "--selectors", "im", "--force") == 0
     assert "without selectors" not in capsys.readouterr().out
 
