@@ -100,18 +100,25 @@ class OneLineParser(argparse.ArgumentParser):
         return f"; did you mean {' and '.join(dict.fromkeys(near))}?" if near else ""
 
 
+def _filled(text: str, fix: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"is empty{fix}")
+    return text
+
+
 def given(text: str) -> str:
     """An argument that names something, as ``type`` of an option; an empty one is refused."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("is empty: name one, or leave the option out")
-    return text
+    return _filled(text, ": name one, or leave the option out")
 
 
 def given_folder(text: str) -> str:
     """:func:`given` for arguments that no command leaves out."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("is empty: name a folder")
-    return text
+    return _filled(text, ": name a folder")
+
+
+def named_path(text: str) -> Path:
+    """An option's file or folder; an empty one is refused (it would be the current folder)."""
+    return Path(_filled(text, "; name one, or leave the option out"))
 
 
 def consoles() -> tuple[Console, Console]:
@@ -125,13 +132,6 @@ def consoles() -> tuple[Console, Console]:
 def printable(text: str) -> str:
     r"""The text in one line: line breaks, control characters and bytes that are no UTF-8 as their codes (``\n``)."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
-
-
-def named_path(text: str) -> Path:
-    """An option's file or folder; an empty one is refused (it would be the current folder)."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("is empty; name one, or leave the option out")
-    return Path(text)
 
 
 def unwritable(folder: Path) -> str:

@@ -102,10 +102,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks.data") -> in
 
 def _perform(arguments: argparse.Namespace, prog: str) -> int:
     if arguments.data_root is not None:
-        from benchmarks.datasets.base import expanded
+        from benchmarks.datasets.base import root_problem
 
-        if not expanded(arguments.data_root).is_dir():
-            print(f"{prog}: --data-root {arguments.data_root} is not a folder", file=sys.stderr)
+        if problem := root_problem(arguments.data_root):
+            print(f"{prog}: {problem}", file=sys.stderr)
             return 1
     if arguments.command == "list":
         return listing(arguments.data_root)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from benchmarks.applying.image_index import SLAB, ApplyError, write_csv
-from benchmarks.datasets.base import Dataset, DatasetError, dataset_root, expanded
+from benchmarks.datasets.base import Dataset, DatasetError, dataset_root, root_problem
 from benchmarks.datasets.image_cache import cache_folder
 from benchmarks.datasets.pixels import PixelCache
 from benchmarks.datasets.registry import DATASETS
@@ -25,8 +25,8 @@ COLUMNS = ("key", "class", "domain", "split", "held_back")
 
 def open_dataset(name: str, data_root: str | None) -> Dataset:
     """A checked data set; raises ``DatasetError`` or ``UnknownNameError`` as a run does."""
-    if data_root is not None and not expanded(data_root).is_dir():
-        raise DatasetError(f"--data-root {data_root} is not a folder; give the one that has the data sets")
+    if problem := root_problem(data_root):
+        raise DatasetError(f"{problem}; give the one that has the data sets")
     dataset: Dataset = DATASETS.get(name)(dataset_root(data_root, name))
     dataset.check()
     return dataset

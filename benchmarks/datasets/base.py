@@ -243,3 +243,9 @@ def expanded(path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def root_problem(data_root: str | None) -> str:
+    """Why ``--data-root`` cannot be used, naming it; "" if it can, or was not given."""
+    usable = data_root is None or expanded(data_root).is_dir()
+    return "" if usable else f"--data-root {data_root} is not a folder"

@@ -378,8 +378,6 @@ def seed_agreement(results: pd.DataFrame) -> pd.DataFrame:
     split with every seed of the question, floors left out. A question with fewer than two seeds or fewer than
     `FEWEST_METHODS` methods has no row, and neither has ``select=oracle``; NaN where a seed has all methods tied.
     """
-    from scipy.stats import rankdata
-
     lines: list[dict[str, Any]] = []
     for setting, rows in _settings(results):
         if setting["select"] == "oracle":
@@ -394,14 +392,8 @@ def seed_agreement(results: pd.DataFrame) -> pd.DataFrame:
             if len(seeds) < 2 or len(whole) < FEWEST_METHODS:
                 continue
             # Ranks of rounded scores: two methods of one and the same ranking may differ in the last bit of a mean.
-            ranks = np.stack([rankdata([round(one[seed], 9) for one in whole]) for seed in seeds])
-            ranks -= ranks.mean(axis=1, keepdims=True)
-            length = np.sqrt(np.square(ranks).sum(axis=1))
-            with np.errstate(invalid="ignore"):
-                found = [
-                    float(ranks[a] @ ranks[b] / (length[a] * length[b]))
-                    for a, b in itertools.combinations(range(len(seeds)), 2)
-                ]
+            of_seeds = pd.DataFrame(whole, columns=seeds).round(9).corr("spearman").to_numpy()
+            found = of_seeds[np.triu_indices(len(seeds), 1)]
             lines.append(
                 setting
                 | {

@@ -132,11 +132,11 @@ def check_folders(settings: Settings) -> None:
 
     Raises :class:`~benchmarks.runner.settings.SettingsError`.
     """
-    from benchmarks.datasets.base import expanded
+    from benchmarks.datasets.base import root_problem
     from benchmarks.runner.settings import SettingsError
 
-    if settings.data_root is not None and not expanded(settings.data_root).is_dir():
-        raise SettingsError(f"--data-root {settings.data_root} is not a folder; give the one that has the data sets")
+    if problem := root_problem(settings.data_root):
+        raise SettingsError(f"{problem}; give the one that has the data sets")
     if reason := unwritable(Path(settings.out)):
         raise SettingsError(f"--out {settings.out}: cannot be written ({reason}); give another folder")
 

@@ -204,7 +204,7 @@ def _check_lost(
     records, searches = (sum(_key(name) not in keys for name in held) for held in (former.records, former.searches))
     weights = sum(kept.folder.relative_to(out) not in fits for kept in WeightStore(out).all())
     lost = [counted(records, "record")] if records else []
-    lost += ["1 search" if searches == 1 else f"{searches} searches"] if searches else []
+    lost += [counted(searches, "search")] if searches else []
     lost += [f"weights of {counted(weights, 'fit')}"] if weights else []
     if lost:
         hint = " (--weights takes those that it has)" if weights and not fits else ""
