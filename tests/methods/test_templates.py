@@ -207,9 +207,9 @@ def test_what_cannot_be_used_stops_the_run_in_one_line(
     sweep: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for more, text in (
-        (["--templates", "gone.txt"], "zero_shot: templates: gone.txt cannot be read"),
+        (["--templates", "gone.txt"], "--templates: gone.txt cannot be read"),
         (["--templates", "cupl"], "a file that CuPL's authors publish"),
-        (["--class-names", "gone.json"], "class_names: gone.json cannot be read"),
+        (["--class-names", "gone.json"], "--class-names: gone.json cannot be read"),
     ):
         assert sweep(tmp_path, *more) == 2
         assert text in capsys.readouterr().err.strip().splitlines()[-1]

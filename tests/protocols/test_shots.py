@@ -104,7 +104,7 @@ def test_ucdr_and_udcdr_still_share_their_fit() -> None:
     [
         ({"shots": 0}, "--shots must be positive, not 0"),
         ({"shots_draw": 1}, "--shots-draw needs --shots"),
-        ({"shots": 2, "shots_draw": -1}, "--shots-draw must be positive"),
+        ({"shots": 2, "shots_draw": -1}, "--shots-draw must be 0 or more, not -1"),
         ({"shots": 2, "rules": "official"}, "--shots: the official rules train on all images"),
         ({"shots": "few"}, "--shots: cannot read 'few'"),
     ],
