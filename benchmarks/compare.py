@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.console import OneLineParser, command, consoles, given, given_folder
+from benchmarks.console import OneLineParser, command, consoles, counted, given, given_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,8 +134,9 @@ def _print(out: Console, comparison: StoreComparison, lost: pd.DataFrame, thresh
     _print_unpaired(out, comparison.unpaired, lost)
     counts = comparison.cells["verdict"].value_counts()
     summary = (
-        f"{len(comparison.cells)} cells compared, in percent; {counts.get('drop', 0)} significant drops and "
-        f"{counts.get('gain', 0)} gains of more than {100 * threshold:g} (p <= {alpha:g} after Holm's correction); "
+        f"{counted(len(comparison.cells), 'cell')} compared, in percent; "
+        f"{counted(counts.get('drop', 0), 'significant drop')} and {counted(counts.get('gain', 0), 'gain')} of more "
+        f"than {100 * threshold:g} (p <= {alpha:g} after Holm's correction); "
         f"{len(comparison.unpaired)} not compared, {len(lost)} of them lost"
     )
     out.print(summary, markup=False, highlight=False, soft_wrap=True)

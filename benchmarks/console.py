@@ -108,12 +108,12 @@ def _filled(text: str, fix: str) -> str:
 
 def given(text: str) -> str:
     """An argument that names something, as ``type`` of an option; an empty one is refused."""
-    return _filled(text, ": name one, or leave the option out")
+    return _filled(text, "; name one, or leave the option out")
 
 
 def given_folder(text: str) -> str:
     """:func:`given` for arguments that no command leaves out."""
-    return _filled(text, ": name a folder")
+    return _filled(text, "; name a folder")
 
 
 def named_path(text: str) -> Path:

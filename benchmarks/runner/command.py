@@ -119,7 +119,7 @@ def _texts(name: str, source: str) -> str:
 
     option = f"--{name.replace('_', '-')}"
     if not source.strip():
-        raise SettingsError(f"{option} is empty: name one, or leave the option out")
+        raise SettingsError(f"{option} is empty; name one, or leave the option out")
     try:
         (templates_of if name == "templates" else names_of)(source)
     except TextsError as error:

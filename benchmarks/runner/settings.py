@@ -393,7 +393,7 @@ def _convert(option: str, key: str, value: Any) -> Any:
         hint = f"; {HINTS[key]}" if key in HINTS else ""
         raise SettingsError(f"{option}: cannot read {value!r}{hint}") from None
     if key in ("out", "data_root", "device", "backbone") and value is not None and not str(value).strip():
-        raise SettingsError(f"{option} is empty: name one, or leave the option out")
+        raise SettingsError(f"{option} is empty; name one, or leave the option out")
     if isinstance(default, bool) and not isinstance(value, bool):
         raise SettingsError(f"{option} is true or false, not {value!r}")
     return value if isinstance(default, bool) or value is None else str(value)

@@ -56,8 +56,6 @@ def tune(options: dict[str, Any], prog: str, command: str, *, splits: int = SPLI
         options.setdefault("preset", PRESET)
         options.setdefault("out", OUT)
     try:
-        if file is not None:
-            check_target(file)
         settings = searched_settings(resolved({**options, "search": True}), splits)
         return _tune(settings, command, splits, file, terminal)
     except (SettingsError, UnknownNameError, TunedFileError) as error:

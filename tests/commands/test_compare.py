@@ -66,7 +66,7 @@ def test_a_planted_drop_fails_the_command(
     assert (code, err) == (1, "")
     assert re.search(r"pros +tiny UCDR drop, unseen, seed 0 +map@all +\d\d\.\d +\d\d\.\d +-5\.0 .*DROP", out)
     assert re.search(r"tiny UCDR gain, .*\+5\.0 .*GAIN", out)
-    assert "4 cells compared, in percent; 1 significant drops and 1 gains of more than 1 " in out
+    assert "4 cells compared, in percent; 1 significant drop and 1 gain of more than 1 " in out
     assert table.read_text().splitlines()[0] == ",".join(CELL_COLUMNS)
     written = pd.read_csv(table).set_index("split")
     assert written["verdict"].fillna("").to_dict() == {"drop": "drop", "gain": "gain", "luck": "", "same": ""}
@@ -126,7 +126,7 @@ def test_a_cell_that_lost_its_score_fails_the_command(
     reason = "failed in the new store: RuntimeError: boom [red]"
     assert f"LOST, only in OLD: pros on tiny/ucdr/crash, unseen, seed 0: {reason}\n" in out
     assert "both crash" not in out
-    assert "1 cells compared" in out
+    assert "1 cell compared" in out
     assert "3 not compared, 2 of them lost" in out
     code, out, _ = run(capsys, old.root, new.root, "--partial")
     assert code == 1, "a failure is no part of a partial run"
@@ -161,7 +161,7 @@ def test_other_queries_are_not_compared(old: ResultStore, new: ResultStore, caps
         r"LOST, not comparable: pros on tiny/ucdr/fewer, .* the queries differ \(36 in the old store, 33", out
     )
     assert re.search(r"not comparable: pros on tiny/ucdr/bare, .* old store: .* has no per-query values", out)
-    assert "1 cells compared" in out
+    assert "1 cell compared" in out
 
 
 def test_a_changed_config_is_paired_and_named(old: ResultStore, new: ResultStore) -> None:
@@ -244,11 +244,11 @@ def test_unusable_input_is_one_line(
         with pytest.raises(SystemExit) as stopped:
             main([str(old.root), str(old.root), *empty])
         assert stopped.value.code == 2
-        assert "--out: is empty: name one, or leave the option out" in capsys.readouterr().err
+        assert "--out: is empty; name one, or leave the option out" in capsys.readouterr().err
     for folders in (["", str(old.root)], [str(old.root), ""]):
         with pytest.raises(SystemExit):
             main(folders)
-        assert "is empty: name a folder" in capsys.readouterr().err
+        assert "is empty; name a folder" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         main([str(old.root)])
     assert stopped.value.code == 2
@@ -266,7 +266,7 @@ def test_a_damaged_record_is_reported_and_left_out(
     assert code == 1
     assert "was altered or cut; run its command again, or delete the file" in err
     assert "LOST, only in OLD: pros on tiny/ucdr/glyph" in out
-    assert "1 cells compared" in out
+    assert "1 cell compared" in out
 
 
 @pytest.mark.parametrize("side", ["old", "new"])
@@ -311,7 +311,7 @@ def test_a_gallery_or_metric_that_went_is_lost(
             "LOST, only in OLD: pros on tiny/ucdr/line, mixed, seed 0: its record in the new store has no such gal"
             in out
         )
-        assert "1 cells compared" in out
+        assert "1 cell compared" in out
     written = add(new, "pros", "line", both, galleries=("unseen", "mixed"))
     assert run(capsys, old.root, new.root)[0] == 0
     path = new.path(written.cell, written.key)
@@ -324,7 +324,7 @@ def test_a_gallery_or_metric_that_went_is_lost(
         assert (
             "LOST, not comparable: pros on tiny/ucdr/line, mixed, seed 0: map@all: its record in the new store" in out
         )
-        assert "1 cells compared" in out
+        assert "1 cell compared" in out
     assert run(capsys, old.root, new.root, "--metric", "recall@1")[0] == 0
     code, out, _ = run(capsys, new.root, old.root)
     assert code == 1, "a leading metric without a value is nothing that a gate could judge"

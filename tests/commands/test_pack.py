@@ -551,7 +551,7 @@ def test_empty_names_are_refused(
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2
-        assert f"argument {name}: is empty: name a folder" in capsys.readouterr().err
+        assert f"argument {name}: is empty; name a folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

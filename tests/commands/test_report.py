@@ -77,9 +77,9 @@ def test_a_folder_that_cannot_be_read_is_one_line(
 
 def test_options_without_a_usable_value_are_named(store: ResultStore, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
-        ((store.root, "--out", ""), "--out: is empty: name one, or leave the option out"),
+        ((store.root, "--out", ""), "--out: is empty; name one, or leave the option out"),
         ((store.root, "--out", " "), "--out: is empty"),
-        (("",), "RESULTS: is empty: name a folder"),
+        (("",), "RESULTS: is empty; name a folder"),
         ((store.root, "--resamples", "0"), "--resamples: 0 is too few: 1 or more, 10000 are usual"),
         ((store.root, "--resamples", "-5"), "--resamples: -5 is too few"),
         ((store.root, "--resamples", "many"), "--resamples"),
