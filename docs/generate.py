@@ -359,19 +359,30 @@ def reference_scores(backbone: str) -> str:
 
 
 def reference_pairs() -> str:
-    """How many pairs of methods are separable in each question, floors left out, and how many from zero-shot CLIP."""
+    """How many pairs of methods are separable in each question, floors left out, and how many from zero-shot CLIP.
+
+    Methods of the same ranking are one.
+    """
     floors = {row["label"] for row in reference_rows("leaderboard.csv") if row["floor"] == "True"}
     rows = [row for row in reference_rows("pairs.csv") if not floors & {row["better"], row["worse"]}]
 
     def share(backbone: str, question: tuple[str, str, str], *, zero_shot: bool) -> str:
-        of = [
-            float(row["p_holm"]) <= 0.05
-            for row in rows
-            if row["backbone"] == backbone
-            and (row["protocol"], row["gallery"], row["metric"]) == question
-            and (not zero_shot or "zero_shot" in (row["better"], row["worse"]))
-        ]
-        return f"{sum(of)} of {len(of)}" if of else "-"
+        asked = [
+            row for row in rows
+            if row["backbone"] == backbone and (row["protocol"], row["gallery"], row["metric"]) == question
+        ]  # fmt: skip
+        first = {name: name for row in asked for name in (row["better"], row["worse"])}
+        for row in asked:
+            if row["same"] == "True":
+                for name in (row["better"], row["worse"]):
+                    first[name] = min(first[name], row["better"], row["worse"])
+        wanted = first.get("zero_shot")
+        of = {
+            frozenset((first[row["better"]], first[row["worse"]])): float(row["p_holm"]) <= 0.05
+            for row in asked
+            if row["same"] != "True" and (not zero_shot or wanted in (first[row["better"]], first[row["worse"]]))
+        }
+        return f"{sum(of.values())} of {len(of)}" if of else "-"
 
     backbones = reference_backbones()
     kinds = [(backbone, zero_shot) for backbone in backbones for zero_shot in (False, True)]

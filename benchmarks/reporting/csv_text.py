@@ -26,13 +26,15 @@ def ablations_csv(data: ReportData) -> str:
 
 #: Columns of `pairs_csv` after those of the setting.
 PAIR_HEAD = ("protocol", "gallery", "metric", "better", "worse", "difference", "low", "high", "p", "p_holm", "classes")
+PAIR_HEAD += ("same",)
 
 
 def pairs_csv(data: ReportData) -> str:
     """All pairs of methods on the mean over query domains of each gallery's leading metric, one row each.
 
     ``difference`` is better minus worse with its 95 % bootstrap interval; ``p_holm`` is corrected over the pairs of
-    the same protocol, gallery and metric (`benchmarks.reporting.method_comparison`).
+    the same protocol, gallery and metric; ``same``: equal for every query, not tested
+    (`benchmarks.reporting.method_comparison`).
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -43,7 +45,7 @@ def pairs_csv(data: ReportData) -> str:
             named = [getattr(setting_data.setting, name) for name in stated]
             where = [entry[name] for name in ("protocol", "gallery", "metric", "a", "b")]
             numbers = [f"{entry[name]:.6g}" for name in ("difference", "low", "high", "p", "p_holm")]
-            writer.writerow([*named, *where, *numbers, entry["classes"]])
+            writer.writerow([*named, *where, *numbers, entry["classes"], entry["same"]])
     return buffer.getvalue()
 
 

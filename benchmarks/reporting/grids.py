@@ -296,7 +296,7 @@ def tests(
     listed = every if len(every) <= LISTED_PAIRS else _pairs_that_lead(every)
     for entry in listed:
         p = entry["p_holm"]
-        verdict = "separable" if p <= 0.05 else "not separable"
+        verdict = "the same ranking" if entry["same"] else "separable" if p <= 0.05 else "not separable"
         interval = f"[{percent(entry['low'])}, {percent(entry['high'])}]"
         cells = (
             GridCell(f"{protocol_title(entry['protocol'])} {entry['gallery']}"), GridCell(entry["metric"]),
@@ -312,6 +312,8 @@ def tests(
                 "classes / queries")  # fmt: skip
         note = "Paired on the same queries, whole classes swapped (randomisation) or drawn (bootstrap)."
         title, notes = "All pairs", [note]
+        if any(entry["same"] for entry in every):
+            notes.append("Methods that have the same value for every query are one method to the correction.")
         if len(listed) < len(every):
             title = f"Pairs with {REFERENCE} or with a question's best method"
             notes.append(f"{len(listed)} of {len(every)} pairs; all are in pairs.csv, and corrected together.")

@@ -12,6 +12,9 @@ Every frame starts with the columns of `benchmarks.reporting.types.SETTING`: sco
 setting. ``split`` is the query domain or transfer; rows with ``split == ALL`` are about the mean over all of them, and
 exist only for methods that have every split with every one of their seeds; ``missing`` lists what is missing.
 Fractions, not percent.
+
+Methods that have the same value for every query (retrieval of those that leave the image features as they are) are one
+method to the tests: Holm's correction counts the pairs of different ones, and each of the same stands where they stand.
 """
 
 from __future__ import annotations
@@ -60,7 +63,7 @@ SCORE_COLUMNS = [
 ]  # fmt: skip
 PAIR_COLUMNS = [
     *SETTING, *_QUESTION,
-    "a", "b", "difference", "low", "high", "p", "p_holm", "exact", "classes", "queries", "seeds_a", "seeds_b",
+    "a", "b", "difference", "low", "high", "p", "p_holm", "exact", "classes", "queries", "seeds_a", "seeds_b", "same",
 ]  # fmt: skip
 RANK_COLUMNS = [*SETTING, "protocol", *_ABOUT, "rank", "low", "high", "cells", "of", "missing"]
 AGREEMENT_COLUMNS = [*SETTING, "protocol", "gallery", "metric", "methods", "seeds", "mean", "low", "high"]
@@ -189,7 +192,8 @@ def scores_and_pairs(
     for rows without usable per-query values, which are in no group. Rows of ``select=oracle`` are never tested.
 
     ``pairs``: ``a`` is the better of the two, ``difference`` is a minus b and [``low``, ``high``] its bootstrap
-    interval; ``p_holm`` is corrected over all pairs of the same question.
+    interval; ``p_holm`` is corrected over all pairs of different methods of the same question. ``same``: the two have
+    the same value for every query; their p is 1, and no test is made.
     """
     chosen_metrics = None if metrics is None else list(metrics)
     scores: list[dict[str, Any]] = []
@@ -222,9 +226,12 @@ def scores_and_pairs(
 
 @dataclass(frozen=True)
 class _Tested:
+    """Tests of every pair of different methods; ``alike`` has for each method the one of the same values in ``tests``."""
+
     totals: ClassTotals
     tests: list[PairedTest]
     p_holm: list[float]
+    alike: dict[str, str]
 
 
 def _seed_scores(
@@ -283,22 +290,36 @@ def _test(
         groups=None if groups[0] is None else np.concatenate([g for g in groups if g is not None]),
         weighting=reference[0].weighting,
     )
-    tests = paired_tests(totals, resamples=resamples, alpha=alpha, confidence=confidence, seed=seed)
-    return _Tested(totals, tests, holm([test.p for test in tests]).tolist())
+    alike = _alike(values)
+    pairs = list(itertools.combinations(dict.fromkeys(alike.values()), 2))
+    tests = paired_tests(totals, pairs, resamples=resamples, alpha=alpha, confidence=confidence, seed=seed)
+    return _Tested(totals, tests, holm([test.p for test in tests]).tolist(), alike)
+
+
+def _alike(values: Mapping[str, list[np.ndarray]]) -> dict[str, str]:
+    """For each method the first by name that has the same mean over seeds for every query, to nine digits."""
+    first: dict[bytes, str] = {}
+    found = {}
+    for label in sorted(values):
+        mean = np.mean(values[label], axis=0).round(9) + 0.0  # no negative zeros: equal numbers have equal bytes
+        found[label] = first.setdefault(mean.tobytes(), label)
+    return {label: found[label] for label in values}
 
 
 def _marked(lines: list[dict[str, Any]], tested: _Tested | None, alpha: float) -> Iterator[dict[str, Any]]:
     group = None
     if tested is not None:
         estimates = tested.totals.estimates()
-        group = not_separable_from_best(estimates, tested.tests, alpha=alpha)
+        different = {label: estimates[label] for label in tested.alike.values()}
+        group = not_separable_from_best(different, tested.tests, alpha=alpha)
     for line in lines:
-        label = line["label"]
+        label = line["label"] if tested is None else tested.alike.get(line["label"], line["label"])
+        is_copy = label != line["label"]
         yield line | {
             "tested": tested is not None and label in tested.totals.methods,
-            "best": group is not None and label == group.best,
+            "best": group is not None and label == group.best and not is_copy,
             "group": group is not None and label in group.members,
-            "p_best": math.nan if group is None else group.p.get(label, math.nan),
+            "p_best": math.nan if group is None else group.p.get(label, 1.0 if is_copy else math.nan),
         }
 
 
@@ -306,14 +327,22 @@ def _pair_lines(lines: list[dict[str, Any]], tested: _Tested | None) -> Iterator
     if tested is None:
         return
     seeds = {line["label"]: line["seeds"] for line in lines}
-    for test, p_holm in zip(tested.tests, tested.p_holm, strict=True):
-        a, b, difference, low, high = test.a, test.b, test.difference, test.low, test.high
-        if difference < 0:
-            a, b, difference, low, high = b, a, -difference, -high, -low
+    found = {frozenset((test.a, test.b)): (test, p) for test, p in zip(tested.tests, tested.p_holm, strict=True)}
+    size = {"classes": len(tested.totals.classes), "queries": tested.totals.n_queries}
+    for a, b in itertools.combinations(tested.totals.methods, 2):
+        first, second = tested.alike[a], tested.alike[b]
+        if same := first == second:
+            difference, low, high, p, p_holm, exact = 0.0, 0.0, 0.0, 1.0, 1.0, True
+        else:
+            test, p_holm = found[frozenset((first, second))]
+            difference, low, high, p, exact = test.difference, test.low, test.high, test.p, test.exact
+            if test.a != first:
+                difference, low, high = -difference, -high, -low
+            if difference < 0:
+                a, b, difference, low, high = b, a, -difference, -high, -low
         yield {
-            "a": a, "b": b, "difference": difference, "low": low, "high": high, "p": test.p, "p_holm": p_holm,
-            "exact": test.exact, "classes": test.n_classes, "queries": test.n_queries,
-            "seeds_a": seeds[a], "seeds_b": seeds[b],
+            "a": a, "b": b, "difference": difference, "low": low, "high": high, "p": p, "p_holm": p_holm,
+            "exact": exact, **size, "seeds_a": seeds[a], "seeds_b": seeds[b], "same": same,
         }  # fmt: skip
 
 
@@ -376,7 +405,8 @@ def seed_agreement(results: pd.DataFrame) -> pd.DataFrame:
     Spearman's rank correlation of the methods' means over all splits, for every pair of seeds: ``mean``, ``low`` and
     ``high`` are its mean, least and greatest value over the pairs. ``methods`` were compared: those that have every
     split with every seed of the question, floors left out. A question with fewer than two seeds or fewer than
-    `FEWEST_METHODS` methods has no row, and neither has ``select=oracle``; NaN where a seed has all methods tied.
+    `FEWEST_METHODS` methods has no row, and neither has ``select=oracle``. Methods with the same scores in every seed
+    count once: their ties agree by construction, and say nothing of the order of the others.
     """
     lines: list[dict[str, Any]] = []
     for setting, rows in _settings(results):
@@ -388,11 +418,12 @@ def seed_agreement(results: pd.DataFrame) -> pd.DataFrame:
                 cells.by_seed(metric, question.splits)[0] for cells in question.methods.values() if not cells.floor
             ]
             seeds = sorted({seed for one in scored for seed in one})
-            whole = [one for one in scored if len(one) == len(seeds)]
+            # Rounded: two methods of one and the same ranking may differ in the last bit of a mean.
+            whole = pd.DataFrame([one for one in scored if len(one) == len(seeds)], columns=seeds)
+            whole = whole.round(9).drop_duplicates()
             if len(seeds) < 2 or len(whole) < FEWEST_METHODS:
                 continue
-            # Ranks of rounded scores: two methods of one and the same ranking may differ in the last bit of a mean.
-            of_seeds = pd.DataFrame(whole, columns=seeds).round(9).corr("spearman").to_numpy()
+            of_seeds = whole.corr("spearman").to_numpy()
             found = of_seeds[np.triu_indices(len(seeds), 1)]
             lines.append(
                 setting

@@ -464,7 +464,8 @@ def _no_score(rows: pd.DataFrame) -> str:
 def _value(figure: Mapping[Any, Any], rows: pd.DataFrame) -> tuple[float | None, int, str]:
     """``(mean over seeds and splits, seeds, what is missing)`` of one configuration of ours.
 
-    As in the leaderboard there is a figure only if every seed has one.
+    There is a figure only if every seed that was run on the figure's splits has one; on all splits of a mean they must
+    be the same seeds.
     """
     bad = rows[rows["status"] != "ok"]
     if len(bad):

@@ -60,6 +60,9 @@ UNPAIRED_COLUMNS = [*IDENTITY, "store", "why", "reason"]
 #: ``why`` a cell was not compared: it is in one store only, has no score in the other, or has nothing to pair.
 ABSENT, FAILED, UNLIKE = "absent", "failed", "not comparable"
 
+_NOT_THERE = "not in the other store"
+_PLANNED = ("method", "dataset", "protocol")  # together in the record of cells that could not be planned
+
 
 @dataclass(frozen=True, eq=False)
 class StoreComparison:
@@ -71,7 +74,7 @@ class StoreComparison:
             ``gain`` where it is significant and larger than the threshold, else empty.
         unpaired: a row a cell that was not compared (``UNPAIRED_COLUMNS``); ``store`` is ``old`` or ``new`` where only
             that one has a score, ``both`` where the two cannot be paired; ``why`` is `ABSENT` (not in the other
-            store), `FAILED` (there, but without a score, or without the gallery) or `UNLIKE`.
+            store), `FAILED` (there, but without a score or the gallery, or not planned for an error) or `UNLIKE`.
     """
 
     cells: pd.DataFrame
@@ -124,12 +127,15 @@ def compare_stores(
         raise ValueError(f"alpha={alpha} must be between 0 and 1")
     wanted = None if metrics is None else list(dict.fromkeys(metrics))
     sides = []
+    unplanned: dict[tuple[str, str, str], str] = {}
     for store in (old, new):
         rows, records = frame_and_records(store.root, report or (lambda line: None))
         if not records:
             raise ValueError(f"{store.root} holds no readable record")
         sides.append(_by_cell(newest(rows)))
-    pairs, unpaired = _paired(*sides)
+        failed = rows[(rows["split"] == "*") & (rows["status"] == "failed")]
+        unplanned = dict(zip(failed[[*_PLANNED]].itertuples(index=False, name=None), failed["reason"], strict=True))
+    pairs, unpaired = _paired(*sides, unplanned)  # of the new store, the last one read
     if not pairs:
         raise ValueError(f"{old.root} and {new.root} have no cell with a score in common")
     tests: list[tuple[dict[str, Any], QueryValues, QueryValues]] = []
@@ -188,9 +194,14 @@ def _by_cell(results: pd.DataFrame) -> dict[tuple[Any, ...], list[dict[str, Any]
 
 
 def _paired(
-    old: Mapping[tuple[Any, ...], list[dict[str, Any]]], new: Mapping[tuple[Any, ...], list[dict[str, Any]]]
+    old: Mapping[tuple[Any, ...], list[dict[str, Any]]],
+    new: Mapping[tuple[Any, ...], list[dict[str, Any]]],
+    unplanned: Mapping[tuple[str, str, str], str],
 ) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], list[dict[str, Any]]]:
-    """Pairs of galleries with scores in both stores, and a line for each that has no partner."""
+    """Pairs of galleries with scores in both stores, and a line for each that has no partner.
+
+    ``unplanned``: (method, data set, protocol) whose cells could not be planned in the new store, and why.
+    """
     pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
     unpaired: list[dict[str, Any]] = []
     recorded = {_without_gallery(identity) for identity in new}
@@ -220,8 +231,10 @@ def _paired(
                 side = "old" if scored is cell_before else "new"
                 unpaired.append(about | {"store": side, "why": FAILED, "reason": reason})
         for store, rest in (("old", before), ("new", after)):
-            why, reason = ABSENT, "several configs, none alike" if before and after else "not in the other store"
-            if store == "old" and identity not in new and _without_gallery(identity) in recorded:
+            why, reason = (UNLIKE, "several configs, none alike") if before and after else (ABSENT, _NOT_THERE)
+            if store == "old" and why == ABSENT and (key := tuple(about[name] for name in _PLANNED)) in unplanned:
+                why, reason = FAILED, f"failed in the new store: {unplanned[key]}"
+            elif store == "old" and identity not in new and _without_gallery(identity) in recorded:
                 why, reason = FAILED, "its record in the new store has no such gallery"
             unpaired += [about | {"store": store, "why": why, "reason": reason} for cell in rest if cell["metrics"]]
     return pairs, unpaired

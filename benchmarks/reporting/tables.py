@@ -5,7 +5,7 @@ limit are in a table's `Setting`; of the backbone, its weights and its ``identit
 processor; empty in records that do not state them, which share a table among themselves). A cell has a score only if
 every seed that the method was run with in that table has one; otherwise the cell says what is missing, and no mean is
 taken over it. Where a cell was measured several times (its code or its learning rates changed since), the record made
-last counts (`newest`).
+last counts, and of a method's records in a protocol those of its latest code alone (`newest`).
 
 Nothing here depends on a file format: `benchmarks.reporting.grids` turns these tables into cells of text.
 """
@@ -38,6 +38,7 @@ METHOD_COLUMNS = ["method", "variant", "config"]
 _CONFIGURATION = [*METHOD_COLUMNS, "ablation"]
 _COLUMNS = [*SETTING, "protocol", "gallery", "split", *_CONFIGURATION, "seed", "metric", "value"]
 _COLUMNS += ["status", "reason", "floor", "extension", "headline", "key", "created", "edge", "convergence"]
+_COLUMNS += ["fit_id", "learning_rate"]
 
 #: Protocols in the order of the report; any other comes after them, by name.
 _PROTOCOLS = ("ucdr", "uccdr", "udcdr", "uda", "dazsl")
@@ -54,8 +55,15 @@ def usable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def newest(frame: pd.DataFrame) -> pd.DataFrame:
-    """`usable` rows of one record a cell: where a cell has several records, the one made last stays."""
+    """`usable` rows of one record a cell: where a cell has several records, the one made last stays.
+
+    Of a method in a protocol only records of its latest code (`method_version`) stay, so that no mean is over two.
+    """
     frame = usable(frame)
+    if "method_version" in frame.columns:
+        row = [*SETTING, "protocol", *_CONFIGURATION]
+        latest = frame.groupby(row, dropna=False, sort=False)["method_version"].transform("max")
+        frame = _chosen(frame, frame["method_version"] >= latest)
     records = frame.drop_duplicates("key").sort_values(["created", "key"], kind="stable")
     cell = [*SETTING, "protocol", "split", *_CONFIGURATION, "seed"]
     old = records.loc[records.duplicated(cell, keep="last"), "key"]
@@ -190,7 +198,7 @@ def training_mark(rows: pd.DataFrame) -> str | None:
 
     None where no record says how its training ended and how its rate was found.
     """
-    fits = rows.drop_duplicates(["split", "seed"])
+    fits = rows.drop_duplicates(["fit_id", "learning_rate", "seed"])
     known = fits[fits["convergence"].isin(["converged", "rising"])]
     edges = sorted(set(fits["edge"]) & {"low", "high"})
     if not len(known) and not edges:

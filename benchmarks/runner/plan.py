@@ -26,7 +26,7 @@ from benchmarks.runner.presets import has_field
 from benchmarks.runner.rates import RateChoice, choose
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import Settings, SettingsError, config_changes, nearest
-from benchmarks.runner.tuned import TunedFileError, TunedRate, tuned_rates
+from benchmarks.runner.tuned import Question, TunedFileError, TunedRate, tuned_rates
 from benchmarks.store.records import SCORING, CellId, content_key
 from methods.interface import Method, stated
 from methods.parts.bounds import faults
@@ -160,7 +160,7 @@ def plan(settings: Settings, resources: Resources, arms: Mapping[str, Sequence[A
     offered: set[str] = set()  # query domains and transfers of the protocols
     for dataset in datasets:
         try:
-            resources.dataset(dataset)
+            data_hash = str(resources.dataset_facts(dataset)["data_hash"])
         except Exception as error:
             if settings.datasets == ("all",) and isinstance(error, DatasetError):
                 skipped[dataset] = str(error)
@@ -190,8 +190,9 @@ def plan(settings: Settings, resources: Resources, arms: Mapping[str, Sequence[A
                 if arm.protocols is not None and protocol not in arm.protocols:
                     continue
                 of_protocol = choose(
-                    settings, name, config, dataset=dataset, protocol=protocol, fixed=fixed, tuned=tuned
-                )
+                    settings, name, config, dataset=dataset, protocol=protocol, data_hash=data_hash,
+                    version=methods[name].version, fixed=fixed, tuned=tuned,
+                )  # fmt: skip
                 for seed in settings.seeds:
                     for task in tasks:
                         choice = searchable(settings, task, config, of_protocol)
@@ -258,7 +259,7 @@ def picks_rates(settings: Settings) -> bool:
     return settings.search or settings.budget.tuned or bool(settings.budget.learning_rates)
 
 
-def _tuned(settings: Settings, resources: Resources) -> dict[tuple[str, str, str], TunedRate]:
+def _tuned(settings: Settings, resources: Resources) -> dict[Question, TunedRate]:
     """The backbone's tuned rates, where the run may take them."""
     if settings.search or not settings.budget.tuned:
         return {}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from benchmarks.recipes import paper_config
 from benchmarks.runner.rate_search import RateSearch, Trial, next_rate
 from benchmarks.runner.settings import Settings
-from benchmarks.runner.tuned import TunedRate
+from benchmarks.runner.tuned import Question, TunedRate
 
 #: As in :class:`benchmarks.store.records.Fit`.
 Source = Literal["config", "paper", "tuned", "grid", "search"]
@@ -76,14 +76,16 @@ def choose(
     *,
     dataset: str,
     protocol: str,
+    data_hash: str,
+    version: int,
     fixed: bool,
-    tuned: Mapping[tuple[str, str, str], TunedRate],
+    tuned: Mapping[Question, TunedRate],
 ) -> RateChoice:
     """Where a method's learning rate comes from on a protocol of a data set.
 
     ``fixed``: it has been set by name, or the config has none. Else ``--search`` wins over a preset's grid, and that
-    over the ``tuned`` rates. A search is made around the paper's rate: its recipe's for the data set, else the
-    config's.
+    over the ``tuned`` rates, which are of these very data (``data_hash``) and of this ``version`` of the method's code.
+    A search is made around the paper's rate: its recipe's for the data set, else the config's.
     """
     preset = settings.budget
     if fixed:
@@ -97,5 +99,7 @@ def choose(
         return RateChoice("grid", preset.learning_rates)
     if not preset.tuned:
         return RateChoice()
-    found = tuned.get((dataset, protocol, method))
-    return RateChoice("paper") if found is None else RateChoice("tuned", (found.learning_rate,), tuned=found)
+    found = tuned.get((dataset, data_hash, protocol, method))
+    if found is None or found.version != version:
+        return RateChoice("paper")
+    return RateChoice("tuned", (found.learning_rate,), tuned=found)

@@ -27,6 +27,9 @@ TUNED = Path(__file__).resolve().parents[1] / "presets" / "tuned"
 #: The preset whose rates serve a preset that has none of its own.
 USUAL = "standard"
 
+#: Data set, hash of its data, protocol, method.
+Question = tuple[str, str, str, str]
+
 _AGAIN = "make it again with `python -m benchmarks.tune`, or delete it"
 
 
@@ -59,9 +62,9 @@ class TunedRate:
     trials: list[dict[str, Any]]
 
     @property
-    def question(self) -> tuple[str, str, str]:
-        """Data set, protocol and method; a file has one search of each."""
-        return self.dataset, self.protocol, self.method
+    def question(self) -> Question:
+        """Data set, hash of its data, protocol and method; a file has one search of each."""
+        return self.dataset, self.data_hash, self.protocol, self.method
 
     @property
     def outcome(self) -> str:
@@ -107,8 +110,8 @@ def file_name(backbone: str, preset: str) -> str:
 
 def tuned_rates(
     identity: Mapping[str, str], folder: Path | None = None, *, preset: str = USUAL
-) -> dict[tuple[str, str, str], TunedRate]:
-    """The rates of the backbone with this identity by (data set, protocol, method), of all files in the folder.
+) -> dict[Question, TunedRate]:
+    """The rates of the backbone with this identity by `TunedRate.question`, of all files in the folder.
 
     Those searched with the budget of ``preset`` come before those of :data:`USUAL`, and these before all others.
     Raises :class:`TunedFileError` for any file that cannot be used.
@@ -129,7 +132,7 @@ def write_tuned(file: Path, backbone: str, identity: Mapping[str, str], rates: I
     Rates of a backbone with another identity are replaced. Raises ``OSError`` if the file cannot be written, and
     :class:`TunedFileError` if there is one that cannot be read.
     """
-    merged: dict[tuple[str, str, str], TunedRate] = {}
+    merged: dict[Question, TunedRate] = {}
     if file.exists():
         of_backbone, before = read_tuned(file)
         if of_backbone == dict(identity):

@@ -218,6 +218,7 @@ def _about(record: Record) -> dict[str, Any]:
         "identity": backbone_identity(backbone),
         "precision": backbone.get("precision", ""),
         "scoring": record.inputs.get("scoring", 0),
+        "method_version": record.inputs.get("method", {}).get("version", 0),
         "fit_id": record.fit.fit_id,
         "learning_rate": record.fit.learning_rate,
         "edge": record.fit.edge,
@@ -261,6 +262,7 @@ def _unreadable_row(entry: Unreadable) -> dict[str, Any]:
     empty = dict.fromkeys(names, "")
     return about | empty | {
         "config": "{}", "status": "failed", "reason": entry.reason, "floor": False, "precision": "", "scoring": 0,
+        "method_version": 0,
         "key": match["key"] if match else entry.name, "created": "", "gallery": "*", "headline": (), "extension": "",
         "notes": (), "metric": None, "value": math.nan,
     }  # fmt: skip

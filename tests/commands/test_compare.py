@@ -17,7 +17,7 @@ import pytest
 from benchmarks import cli
 from benchmarks.compare import main
 from benchmarks.evaluation.statistics import holm
-from benchmarks.reporting.store_comparison import CELL_COLUMNS, compare_stores
+from benchmarks.reporting.store_comparison import CELL_COLUMNS, UNLIKE, compare_stores
 from benchmarks.store.files import ResultStore
 from tests.support.made_up_results import CLASSES, PER_CLASS, add, retrieval_table, zero_shot_table
 
@@ -138,6 +138,21 @@ def test_a_cell_that_lost_its_score_fails_the_command(
     assert run(capsys, old.root, new.root, "--partial")[0] == 0
 
 
+def test_a_method_that_cannot_be_planned_any_more_is_no_part_of_a_partial_run(
+    old: ResultStore, new: ResultStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for store in (old, new):
+        add(store, "pros", "line", retrieval_table(ap(0)))
+    add(old, "coop", "line", retrieval_table(ap(1)))
+    assert run(capsys, old.root, new.root, "--partial")[0] == 0
+    add(new, "coop", "*", None, reason="ImportError: no module", galleries=("*",))
+    code, out, _ = run(capsys, old.root, new.root, "--partial")
+    assert code == 1
+    where = "LOST, only in OLD: coop on tiny/ucdr/line, unseen, seed 0"
+    assert f"{where}: failed in the new store: ImportError: no module" in out
+    assert "1 of them lost" in out
+
+
 def test_a_switched_factor_is_no_other_config_of_the_same_cell(old: ResultStore, new: ResultStore) -> None:
     for store, factor, shift in ((old, "no_mask", 0.0), (new, "no_units", -0.3)):
         add(store, "pros", "line", retrieval_table(ap(0)))
@@ -186,6 +201,7 @@ def test_several_configs_pair_with_their_like(old: ResultStore, new: ResultStore
     found = compare_stores(old, new)
     assert set(found.cells["method"]) == {"pros"}
     assert found.unpaired["reason"].tolist().count("several configs, none alike") == 4
+    assert set(found.lost["why"]) == {UNLIKE}, "they are there, so a partial run has lost them too"
 
 
 def test_galleries_and_classifications_are_cells(old: ResultStore, new: ResultStore) -> None:

@@ -50,6 +50,7 @@ def add(store: ResultStore, method: str, split: str, value: float | None, **chan
         "scoring": 1,
         "cell": vars(cell),
         "code": changes.get("code", 1),
+        "method": {"version": changes.get("version", 1)},
         "dataset": {"data_hash": changes.get("data_hash", "ab" * 32)},
         "backbone": {"weights_hash": "cd" * 32, "precision": "float32", **changes.get("backbone_facts", {})},
     }
@@ -252,6 +253,17 @@ def test_the_newest_record_of_a_cell_counts_and_none_is_averaged(store: ResultSt
     text = next(path for path in files if path.name == "leaderboard.md").read_text()
     assert "| good | 30.0 | 70.0 | 50.0 | n = 1 |" in text
     assert "boom" not in text, "the failure was fixed"
+
+
+def test_no_mean_is_over_two_versions_of_a_methods_code(store: ResultStore) -> None:
+    for split, version in (("glyph", 1), ("line", 1), ("line", 2)):
+        add(store, "good", split, 0.2 + 0.1 * version, version=version)
+        add(store, "other", split, 0.1)
+    frame = frame_of(store)
+    rows = score_tables(frame, settings_of(frame)[0], ["map@all"])[0].rows
+    row = next(one for one in rows if one.method == "good")
+    assert row.scores["line"].value == pytest.approx(0.4)
+    assert (row.mean.value, row.mean.status) == (None, "incomplete"), "glyph was measured by the old code alone"
 
 
 @pytest.mark.parametrize(

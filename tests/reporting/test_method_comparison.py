@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from pathlib import Path
 
@@ -227,12 +228,59 @@ def test_one_seed_or_two_methods_say_nothing_of_agreement(store: ResultStore) ->
     assert compare_methods(store, resamples=50).agreement.empty
 
 
+def test_copies_of_a_method_change_nothing_for_the_others(store: ResultStore, tmp_path: Path) -> None:
+    """Seven methods that leave the image features as they are have one ranking: one method to tests and agreement."""
+    with_copies = ResultStore(tmp_path / "copies")
+    for place, method in enumerate(("zero_shot", "good", "fair", "bad")):
+        for split, seed in itertools.product(("glyph", "line"), (0, 1)):
+            values = ap(11 + (place and seed), 0.08 * place) if place else ap(11, 0.0)
+            for name in (method, *(f"copy {n}" for n in range(6) if method == "zero_shot")):
+                table = retrieval_table(values, domain=split)
+                add(with_copies, name, split, table, seed=seed)
+                if name == method:
+                    add(store, name, split, table, seed=seed)
+    alone, among = compare_methods(store, resamples=400), compare_methods(with_copies, resamples=400)
+    drop = [name for name in ("of",) if name in alone.agreement]
+    pd.testing.assert_frame_equal(alone.agreement.drop(columns=drop), among.agreement.drop(columns=drop))
+    key = ["metric", "split", "a", "b"]
+    kept = among.pairs[~among.pairs[["a", "b"]].apply(lambda names: names.str.startswith("copy")).any(axis=1)]
+    both = alone.pairs.merge(kept, on=key, suffixes=("", " among"))
+    assert len(both) == len(alone.pairs) == len(kept)
+    assert both["p_holm"].to_numpy() == pytest.approx(both["p_holm among"].to_numpy())
+    assert not kept["same"].any()
+    same = among.pairs[among.pairs["same"]]
+    assert len(same) == 21 * len(same[["metric", "split"]].drop_duplicates()), "each pair of the seven"
+    assert set(same["difference"]) == {0.0}
+    assert set(same["p_holm"]) == {1.0}
+    question = among.pairs[(among.pairs["metric"] == "map@all") & (among.pairs["split"] == ALL)]
+    against = question[(question["a"] == "bad") & (question["b"] != "fair") & (question["b"] != "good")]
+    assert len(against) == 7
+    assert against["p_holm"].nunique() == against["difference"].nunique() == 1, "each stands where the one stands"
+    for scores in (alone.scores, among.scores):
+        asked = scores[(scores["metric"] == "map@all") & (scores["split"] == ALL)].set_index("label")
+        assert asked["best"].sum() == 1
+    assert asked.loc[[name for name in asked.index if "copy" in name], "group"].nunique() == 1
+    shown = grids.tests(*(lambda part: (part.tables, part.comparison))(
+        ReportData(load_results(with_copies.root), store=with_copies, resamples=400).settings[0]
+    ))[0]  # fmt: skip
+    assert "Methods that have the same value for every query are one method to the correction." in shown.notes
+
+
+def test_copies_of_the_best_are_in_its_group_and_one_is_best(store: ResultStore) -> None:
+    for method, values in (("b", ap(1, 0.3)), ("a", ap(1, 0.3)), ("c", ap(5))):
+        add(store, method, "line", retrieval_table(values))
+    scores = compare_methods(store, metrics=["map@all"], resamples=400).scores
+    of_all = scores[scores["split"] == ALL].set_index("label")
+    assert of_all["best"].to_dict() == {"a": True, "b": False, "c": False}
+    assert of_all["group"].to_dict() == {"a": True, "b": True, "c": False}
+    assert of_all["p_best"]["b"] == 1.0
+
+
 def test_seeds_that_tie_all_methods_have_no_agreement(store: ResultStore) -> None:
     for method in "abc":
         for seed in (0, 1):
             add(store, method, "glyph", retrieval_table(np.full(N, 0.5), domain="glyph"), seed=seed)
-    row = one(compare_methods(store, resamples=50).agreement)
-    assert np.isnan([row["mean"], row["low"], row["high"]]).all()
+    assert compare_methods(store, resamples=50).agreement.empty
 
 
 def test_oracle_rows_are_marked_and_unranked_and_their_inflation_is_shown(store: ResultStore) -> None:

@@ -47,6 +47,13 @@ def test_the_column_counts_what_rises_and_marks_edges(store: ResultStore) -> Non
     assert "Training: fits whose validation still rose" in text
 
 
+def test_a_fit_that_serves_several_splits_counts_once(store: ResultStore) -> None:
+    for split in ("line", "pixel", "glyph"):
+        put(store, "shared", [0.1, 0.2], split=split, fit_id="of all", convergence="rising")
+    text = leaderboard_markdown(ReportData(load_results(store.root), store=store))
+    assert "| rising 1 of 1 |" in text
+
+
 def test_records_that_do_not_tell_have_no_such_column(store: ResultStore) -> None:
     put(store, "old", [0.1, 0.2])
     text = leaderboard_markdown(ReportData(load_results(store.root), store=store))

@@ -167,7 +167,7 @@ def test_the_end_of_the_range_is_recorded_noted_and_marked(settings: Settings, m
     assert record.notes.count("the learning rate picked, 50, is the highest of those tried") == 1
     report = leaderboard_markdown(ReportData(load_results(settings.out)))
     (row,) = [line for line in report.splitlines() if line.startswith("| rated") and "highest tried" in line][:1]
-    assert "rising 3 of 3, rate highest tried" in row
+    assert "rising 1 of 1, rate highest tried" in row
     assert "Training: fits whose validation still rose" in report
 
 
@@ -256,6 +256,26 @@ def test_without_a_tuned_rate_the_configured_one_is_taken_and_said(settings: Set
         )
     others = [r for r in ResultStore(settings.out).records() if r.cell.method == "zero_shot"]
     assert others and not any("tuned" in note for record in others for note in record.notes)
+
+
+@pytest.mark.parametrize("field", ["data_hash", "version"])
+def test_a_rate_of_other_data_or_other_code_is_not_taken(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    """Two folders of images have one data set's name; a method's new version may need another rate."""
+    validates(monkeypatch, peak_at(1.58))
+    file = tuned.TUNED / "tiny.toml"
+    (rate,) = tuned_file(settings, file).values()
+    changed = dataclasses.replace(rate, **{field: "0" * 64 if field == "data_hash" else rate.version + 1})
+    identity, _ = read_tuned(file)
+    file.unlink()
+    write_tuned(file, "tiny", identity, [changed])
+    Rated.trained_with = []
+    records = run(dataclasses.replace(settings, methods=("rated",)))
+    assert {record.fit.rate_from for record in records} == {"paper"}
+    assert all(any("no tuned learning rate" in note for note in record.notes) for record in records)
+    kept = write_tuned(file, "tiny", identity, [rate])
+    assert len(kept) == (2 if field == "data_hash" else 1), "rates of other data stay beside these"
 
 
 def test_set_and_search_win_over_a_tuned_rate(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
