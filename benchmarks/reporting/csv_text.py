@@ -25,8 +25,9 @@ def ablations_csv(data: ReportData) -> str:
 
 
 #: Columns of `pairs_csv` after those of the setting.
-PAIR_HEAD = ("protocol", "gallery", "metric", "better", "worse", "difference", "low", "high", "p", "p_holm", "classes")
-PAIR_HEAD += ("same",)
+PAIR_HEAD = (
+    "protocol", "gallery", "metric", "better", "worse", "difference", "low", "high", "p", "p_holm", "classes", "same",
+)  # fmt: skip
 
 
 def pairs_csv(data: ReportData) -> str:

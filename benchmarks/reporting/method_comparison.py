@@ -226,7 +226,7 @@ def scores_and_pairs(
 
 @dataclass(frozen=True)
 class _Tested:
-    """Tests of every pair of different methods; ``alike`` has for each method the one of the same values in ``tests``."""
+    """Tests of the pairs of different methods; ``alike``: each method and the one in ``tests`` with the same values."""
 
     totals: ClassTotals
     tests: list[PairedTest]

@@ -135,7 +135,8 @@ def compare_stores(
         sides.append(_by_cell(newest(rows)))
         failed = rows[(rows["split"] == "*") & (rows["status"] == "failed")]
         unplanned = dict(zip(failed[[*_PLANNED]].itertuples(index=False, name=None), failed["reason"], strict=True))
-    pairs, unpaired = _paired(*sides, unplanned)  # of the new store, the last one read
+    cells_before, cells_after = sides
+    pairs, unpaired = _paired(cells_before, cells_after, unplanned)  # those of the new store, which was read last
     if not pairs:
         raise ValueError(f"{old.root} and {new.root} have no cell with a score in common")
     tests: list[tuple[dict[str, Any], QueryValues, QueryValues]] = []
