@@ -296,7 +296,7 @@ def tests(
     listed = every if len(every) <= LISTED_PAIRS else _pairs_that_lead(every)
     for entry in listed:
         p = entry["p_holm"]
-        verdict = "the same ranking" if entry["same"] else "separable" if p <= 0.05 else "not separable"
+        verdict = "equal for every query" if entry["same"] else "separable" if p <= 0.05 else "not separable"
         interval = f"[{percent(entry['low'])}, {percent(entry['high'])}]"
         cells = (
             GridCell(f"{protocol_title(entry['protocol'])} {entry['gallery']}"), GridCell(entry["metric"]),
