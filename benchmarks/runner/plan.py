@@ -26,7 +26,7 @@ from benchmarks.runner.presets import has_field
 from benchmarks.runner.rates import RateChoice, choose
 from benchmarks.runner.resources import Resources
 from benchmarks.runner.settings import Settings, SettingsError, config_changes, nearest
-from benchmarks.runner.tuned import Question, TunedFileError, TunedRate, tuned_rates
+from benchmarks.runner.tuned import RateQuestion, TunedFileError, TunedRate, tuned_rates
 from benchmarks.store.records import SCORING, CellId, content_key
 from methods.interface import Method, stated
 from methods.parts.bounds import faults
@@ -259,7 +259,7 @@ def picks_rates(settings: Settings) -> bool:
     return settings.search or settings.budget.tuned or bool(settings.budget.learning_rates)
 
 
-def _tuned(settings: Settings, resources: Resources) -> dict[Question, TunedRate]:
+def _tuned(settings: Settings, resources: Resources) -> dict[RateQuestion, TunedRate]:
     """The backbone's tuned rates, where the run may take them."""
     if settings.search or not settings.budget.tuned:
         return {}

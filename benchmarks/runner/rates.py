@@ -9,7 +9,7 @@ from typing import Any, Literal
 from benchmarks.recipes import paper_config
 from benchmarks.runner.rate_search import RateSearch, Trial, next_rate
 from benchmarks.runner.settings import Settings
-from benchmarks.runner.tuned import Question, TunedRate
+from benchmarks.runner.tuned import RateQuestion, TunedRate
 
 #: As in :class:`benchmarks.store.records.Fit`.
 Source = Literal["config", "paper", "tuned", "grid", "search"]
@@ -79,7 +79,7 @@ def choose(
     data_hash: str,
     version: int,
     fixed: bool,
-    tuned: Mapping[Question, TunedRate],
+    tuned: Mapping[RateQuestion, TunedRate],
 ) -> RateChoice:
     """Where a method's learning rate comes from on a protocol of a data set.
 

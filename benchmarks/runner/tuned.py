@@ -28,7 +28,7 @@ TUNED = Path(__file__).resolve().parents[1] / "presets" / "tuned"
 USUAL = "standard"
 
 #: Data set, hash of its data, protocol, method.
-Question = tuple[str, str, str, str]
+RateQuestion = tuple[str, str, str, str]
 
 _AGAIN = "make it again with `python -m benchmarks.tune`, or delete it"
 
@@ -62,7 +62,7 @@ class TunedRate:
     trials: list[dict[str, Any]]
 
     @property
-    def question(self) -> Question:
+    def question(self) -> RateQuestion:
         """Data set, hash of its data, protocol and method; a file has one search of each."""
         return self.dataset, self.data_hash, self.protocol, self.method
 
@@ -110,7 +110,7 @@ def file_name(backbone: str, preset: str) -> str:
 
 def tuned_rates(
     identity: Mapping[str, str], folder: Path | None = None, *, preset: str = USUAL
-) -> dict[Question, TunedRate]:
+) -> dict[RateQuestion, TunedRate]:
     """The rates of the backbone with this identity by `TunedRate.question`, of all files in the folder.
 
     Those searched with the budget of ``preset`` come before those of :data:`USUAL`, and these before all others.
@@ -132,7 +132,7 @@ def write_tuned(file: Path, backbone: str, identity: Mapping[str, str], rates: I
     Rates of a backbone with another identity are replaced. Raises ``OSError`` if the file cannot be written, and
     :class:`TunedFileError` if there is one that cannot be read.
     """
-    merged: dict[Question, TunedRate] = {}
+    merged: dict[RateQuestion, TunedRate] = {}
     if file.exists():
         of_backbone, before = read_tuned(file)
         if of_backbone == dict(identity):

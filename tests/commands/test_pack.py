@@ -69,7 +69,7 @@ def frame_of(rng: np.random.Generator, queries: int, *, classified: bool = False
 def record(
     method: str, split: str, seed: int, *, protocol: str = "ucdr", status: str = "ok", value: float = 0.5
 ) -> Record:
-    inputs = {"method": method, "split": split, "seed": seed, "protocol": protocol}
+    inputs = {"method": {"name": method, "version": 1}, "split": split, "seed": seed, "protocol": protocol}
     galleries = {
         "unseen": ["map@200[trec]"],
         "target" if protocol == "uda" else "mixed": ["accuracy[image]", "recall@1"],

@@ -16,7 +16,7 @@ ORDER = ["best", "second", "zero_shot", "fourth", "last"]
 def entries() -> list[dict[str, Any]]:
     common = {
         "protocol": "ucdr", "gallery": "unseen", "metric": "map@all", "split": ALL, "difference": 0.1, "low": 0.0,
-        "high": 0.2, "p": 0.01, "p_holm": 0.04, "classes": 3, "queries": 9,
+        "high": 0.2, "p": 0.01, "p_holm": 0.04, "classes": 3, "queries": 9, "same": False,
     }  # fmt: skip
     return [{"a": a, "b": b, **common} for a, b in combinations(ORDER, 2)]
 
