@@ -486,14 +486,14 @@ def ablation_grid(ablation: AblationTable) -> Grid:
         cells = [GridCell(arm)]
         for question in ablation.questions:
             cell = score_cell(scores.get(question, Score(None, status="missing")))
-            difference = ablation.difference(arm, question)
-            small = "" if arm == DEFAULT or difference is None else f"{100 * difference:+.1f}"
-            cells.append(GridCell(cell.text, cell.sort, cell.kind, small=small, note=cell.note))
+            cells.append(
+                GridCell(cell.text, cell.sort, cell.kind, small=ablation.change(arm, question), note=cell.note)
+            )
         cells.append(GridCell(ablation.seeds(arm)))
         rows.append(GridRow(tuple(cells), ablation.owner, "default" if arm == DEFAULT else ""))
     note = (
-        "One factor switched at a time. Mean over query domains; beside it the difference to the default with the "
-        "same seeds."
+        "One factor switched at a time. Mean over query domains; beside it the difference to the default, seed by "
+        "seed, ± half of its 95 % t interval over seeds."
     )
     return Grid(ablation.method, ("switched", *ablation.questions, "seeds"), tuple(rows), notes=(note,))
 

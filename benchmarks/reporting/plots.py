@@ -362,26 +362,35 @@ def precision_curves(question: QuestionErrors, folder: Path) -> list[Path]:
 
 
 def ablation_bars(ablation: AblationTable, folder: Path) -> list[Path]:
-    """Difference of each switched factor to the default: a panel a question, a bar an arm."""
+    """Difference of each switched factor to the default: a panel a question, each with its own scale, a bar an arm.
+
+    A line across a bar's end is the 95 % t interval over seeds.
+    """
     arms = [arm for arm in reversed(list(ablation.scores)) if arm != DEFAULT]
     count = len(ablation.questions)
-    every = [abs(value) for arm in arms for entry in ablation.questions if (value := ablation.difference(arm, entry))]
-    reach = 100 * max(every, default=0.0) or 1.0
     files: list[Path] = []
     height, width = 1.0 + 0.22 * max(1, len(arms)), COLUMN + 1.6 * (count - 1)
     name = _name("ablation", ablation.method)
     with _figure(folder, name, files, height, columns=count, width=width) as (figure, axes):
         for column, (place, question) in enumerate(zip(axes[0], ablation.questions, strict=True)):
+            found = {arm: ablation.difference(arm, question) for arm in arms}
+            ends = {
+                arm: [100 * end for end in (mean.low, mean.mean, mean.high) if end is not None]
+                for arm, mean in found.items()
+                if mean is not None
+            }
+            reach = max((abs(end) for of_arm in ends.values() for end in of_arm), default=0.0) or 1.0
             for row, arm in enumerate(arms):
-                if (difference := ablation.difference(arm, question)) is None:
+                if (difference := found[arm]) is None:
                     score = ablation.scores[arm].get(question)
                     text = "not asked" if score is None else score.text()
                     place.text(0.04 * reach, row, text, va="center", fontsize=7, style="italic").set_parse_math(False)
                     continue
-                points = 100 * difference
+                points = 100 * difference.mean
                 place.barh(row, points, height=0.62, color="#f0c7a8" if points < 0 else "#bcd3e6", zorder=1)
-                side, shift = ("right", -0.04) if points < 0 else ("left", 0.04)
-                place.text(points + shift * reach, row, f"{points:+.1f}", va="center", ha=side, fontsize=7)
+                place.plot([min(ends[arm]), max(ends[arm])], [row, row], color="#555555", lw=0.8, zorder=3)
+                side, shift, end = ("right", -0.04, min) if points < 0 else ("left", 0.04, max)
+                place.text(end(ends[arm]) + shift * reach, row, f"{points:+.1f}", va="center", ha=side, fontsize=7)
             usual = ablation.scores.get(DEFAULT, {}).get(question)
             place.axvline(0, color="#000000", lw=0.8, zorder=2)
             place.set_xlim(-1.6 * reach, 1.6 * reach)

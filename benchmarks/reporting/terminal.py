@@ -10,7 +10,7 @@ import pandas as pd
 from benchmarks.reporting import grids
 from benchmarks.reporting.data import ReportData
 from benchmarks.reporting.tables import failure_lines, settings_of
-from benchmarks.reporting.types import DEFAULT, EXTENSION, Grid, Score
+from benchmarks.reporting.types import EXTENSION, Grid, Score
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,8 +57,8 @@ def print_ablations(console: Console, data: ReportData) -> None:
                 cells = [arm]
                 for question in ablation.questions:
                     score = scores.get(question, Score(None, status="missing"))
-                    difference = None if arm == DEFAULT else ablation.difference(arm, question)
-                    cells.append(score.text() + ("" if difference is None else f" ({100 * difference:+.1f})"))
+                    change = ablation.change(arm, question)
+                    cells.append(f"{score.text()} ({change})" if change else score.text())
                 table.add_row(*(Text(_line(text)) for text in (*cells, ablation.seeds(arm))))
             console.print()
             title = f"{ablation.method}: one factor switched at a time; {setting.title()}"

@@ -10,9 +10,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from benchmarks.evaluation.statistics import SeedMean
 
 #: Columns of :func:`benchmarks.store.frame.load_results` that make two scores comparable.
 SETTING = (
@@ -196,13 +199,27 @@ class AblationTable:
     scores: dict[str, dict[str, Score]]
     owner: str = ""
 
-    def difference(self, arm: str, question: str) -> float | None:
-        """Score of an arm minus the default's with the same seeds; None where the default has none of one of them."""
+    def difference(self, arm: str, question: str) -> SeedMean | None:
+        """Score of an arm minus the default's, seed by seed: mean and t interval over the seeds.
+
+        None where the default lacks one of the arm's seeds.
+        """
+        from benchmarks.evaluation.statistics import mean_over_seeds
+
         score, default = self.scores[arm].get(question), self.scores.get(DEFAULT, {}).get(question)
         if score is None or default is None or not score.by_seed or not score.by_seed.keys() <= default.by_seed.keys():
             return None
-        differences = (value - default.by_seed[seed] for seed, value in score.by_seed.items())
-        return math.fsum(differences) / len(score.by_seed)
+        return mean_over_seeds([value - default.by_seed[seed] for seed, value in sorted(score.by_seed.items())])
+
+    def change(self, arm: str, question: str) -> str:
+        """`difference` in points, ``+1.2 ± 0.4`` with several seeds; "" for the default and where there is none."""
+        difference = None if arm == DEFAULT else self.difference(arm, question)
+        if difference is None:
+            return ""
+        text = f"{100 * difference.mean:+.1f}"
+        if difference.low is not None and difference.high is not None:
+            text += f" ± {50 * (difference.high - difference.low):.1f}"
+        return text
 
     def seeds(self, arm: str) -> str:
         """Over how many seeds an arm's scores are means."""

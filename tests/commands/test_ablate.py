@@ -15,6 +15,7 @@ import pytest
 import benchmarks
 from benchmarks import ablate, cli, run
 from benchmarks.console import duration
+from benchmarks.evaluation.statistics import mean_over_seeds
 from benchmarks.reporting.ablation_tables import ablation_tables
 from benchmarks.reporting.plot_collector import PlannedPlots
 from benchmarks.reporting.tables import settings_of
@@ -186,7 +187,17 @@ def test_arms_hang_from_the_default_they_were_switched_in(tmp_path: Path) -> Non
         factor: np.mean([values[factor, 3, seed, split] for seed in (0, 1) for split in ("line", "glyph")])
         for factor in ("", "centred")
     }
-    assert few.difference("centred", question) == pytest.approx(mean["centred"] - mean[""])
+    found = few.difference("centred", question)
+    assert found is not None
+    assert found.mean == pytest.approx(mean["centred"] - mean[""])
+    by_seed = [
+        np.mean([values["centred", 3, seed, split] - values["", 3, seed, split] for split in ("line", "glyph")])
+        for seed in (0, 1)
+    ]
+    expected = mean_over_seeds(by_seed)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert few.change("centred", question) == f"{100 * found.mean:+.1f} ± {50 * (expected.high - expected.low):.1f}"
+    assert few.change("default", question) == few.change("still", question) == ""
     assert few.scores["still"][question].text() == "incomplete", "no mean over one of two query domains"
     assert few.difference("still", question) is None
     assert list(many.scores) == ["default", "centred"]
