@@ -140,7 +140,10 @@ def _in_turn(rounds: Sequence[Sequence[GalleryQuery]]) -> Iterator[GalleryQuery]
 def _hardest(
     data: ReportData, of_setting: SettingData, table: ScoreTable, class_of: Mapping[str, str]
 ) -> list[GalleryQuery]:
-    """Queries that every method with scores has a list for, by mean AP over methods that are no floors."""
+    """Queries that every method with scores has a list for, by mean AP over methods that are no floors.
+
+    Queries without a relevant image in the gallery have no AP and are left out.
+    """
     rows, labels = of_setting.rows, of_setting.labels
     answered = rows[
         (rows["protocol"] == table.protocol) & (rows["gallery"] == table.gallery) & (rows["status"] == "ok")
@@ -161,7 +164,7 @@ def _hardest(
             values = values[values["gallery"] == table.gallery]
             if "top_keys" not in values.columns or column not in values.columns:
                 continue
-            values = values[values["top_keys"].notna()]
+            values = values[values["top_keys"].notna() & values[column].notna()]  # NaN: no relevant image
             names = ["query", "class", "domain", column, "top_keys"]
             for query, name, domain, score, keys in values[names].itertuples(index=False):
                 where = (str(split), str(query))

@@ -80,6 +80,22 @@ def test_the_hardest_queries_come_first_under_every_method(shown: ResultStore) -
     assert first.score == pytest.approx(0.25), "floors do not say what is hard"
 
 
+def test_a_query_without_a_relevant_image_is_not_among_the_hardest(shown: ResultStore) -> None:
+    """It has no AP: among sorted scores NaN puts queries in the order of a set, another one in each process."""
+    unanswerable = pd.concat([table_of("line", dict.fromkeys(NAMES, 0))] * 3, ignore_index=True)
+    unanswerable["query"] = [f"line/{name}/{n}" for n, name in enumerate(unanswerable["class"], start=1)]
+    unanswerable[["ap@all", "recall@1"]] = np.nan
+    unanswerable["n_relevant"] = 0
+    expected = make(shown).queries
+    for method in ("good", "fair", "random"):
+        places = {"one_cross": int(method == "fair"), "one_ring": 0 if method == "random" else 3}
+        places |= {"two_box": int(method != "random"), "two_wedge": 0}
+        add(shown, method, pd.concat([unanswerable, table_of("line", places)], ignore_index=True), split="line")
+    found = make(shown).queries
+    assert [(query.key, query.score) for query in found] == [(query.key, query.score) for query in expected]
+    assert all(np.isfinite(query.score) for query in found)
+
+
 def test_images_are_those_of_the_data_set(shown: ResultStore, tiny_dataset: type) -> None:
     found = make(shown, side=32)
     dataset = tiny_dataset()

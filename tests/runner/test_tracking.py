@@ -41,7 +41,9 @@ def test_every_record_is_a_run_with_its_curves_and_scores(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*arguments, "--out", str(tmp_path), "--track", JSON_LINES]) == 0
-    assert f"tracked by: {JSON_LINES}" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert f"tracked by: {JSON_LINES}" in printed.out
+    assert "left out" not in printed.err
     (folder,) = (tmp_path / "tracking").glob("*JsonLines")
     runs = lines(folder)
     records = list(ResultStore(tmp_path).records())
