@@ -5,7 +5,7 @@
 * In ``docs/datasets.md``: every data set's source, layout, size and known problems, from the data set cards.
 * In ``docs/reproduce.md``: the recipes.
 * In ``README.md`` and ``docs/results.md``: the tables of the committed reference, from ``reports/reference`` and
-  ``results/reference``.
+  ``results/reference``, and of the ablations, from ``results/ablations``.
 
 Inside a page, a generated part is between ``<!-- generated: NAME -->`` and ``<!-- end of NAME -->``. A test fails when
 a committed page differs from what this script writes.
@@ -457,6 +457,52 @@ def reference_selectors() -> str:
     return table(("question", "oracle", *names), rows)
 
 
+@functools.cache
+def committed_ablations() -> tuple[Any, ...]:
+    """The ablation tables of ``results/ablations``, read once."""
+    from benchmarks.reporting.data import ReportData
+    from benchmarks.reporting.tables import settings_of
+    from benchmarks.store.files import ResultStore
+
+    store = ResultStore(ROOT / "results" / "ablations")
+    frame, records = reference_records(store.root)
+    data = ReportData(frame, store=store, records=records)
+    return tuple(one for setting in settings_of(frame) for one in data.ablations(setting))
+
+
+def reference_ablations() -> str:
+    """Factors with an interval that excludes 0, the default's scores first; such differences are bold."""
+    from benchmarks.reporting.types import DEFAULT
+
+    rows: list[tuple[str, ...]] = []
+    for of_method in committed_ablations():
+        names = of_method.questions
+        scores = [of_method.scores[DEFAULT][name].value for name in names]
+        rows.append((of_method.method, "default", *(f"{100 * score:.1f}" for score in scores)))
+        for arm in of_method.scores:
+            intervals = [of_method.difference(arm, name) for name in names]
+            excludes = [bool(one and one.low is not None and not one.low <= 0 <= one.high) for one in intervals]
+            changes = [of_method.change(arm, name) or "-" for name in names]
+            if any(excludes):
+                bold = [f"**{text}**" if mark else text for text, mark in zip(changes, excludes, strict=True)]
+                rows.append(("", f"`{arm}`", *bold))
+    head = [name.replace(": map@all", ", mAP@all").replace(": h[image]", ", H") for name in names]
+    return table(("method", "factor", *head), rows)
+
+
+def ablation_counts() -> str:
+    """How many differences there are, and how many of their intervals exclude 0."""
+    differences = [
+        one
+        for of_method in committed_ablations()
+        for arm in of_method.scores
+        for name in of_method.questions
+        if (one := of_method.difference(arm, name)) is not None and one.low is not None
+    ]
+    outside = sum(not one.low <= 0 <= one.high for one in differences)
+    return f"{outside} of {len(differences)} intervals exclude 0.\n"
+
+
 # --- pages ------------------------------------------------------------------------------------------------------------
 
 
@@ -466,6 +512,7 @@ def parts() -> dict[str, Callable[[], str]]:
     found |= {"hours of recipes": step_hours, "memory of steps": step_memory}
     found |= {"reference pairs": reference_pairs, "reference training": reference_training}
     found |= {"reference agreement": reference_agreement, "reference selectors": reference_selectors}
+    found |= {"reference ablations": reference_ablations, "ablation counts": ablation_counts}
     for backbone in reference_backbones():
         found[f"reference scores {backbone}"] = lambda backbone=backbone: reference_scores(backbone)
     for name, method in method_classes().items():
