@@ -1,4 +1,7 @@
-"""Tables of a report as CSV: every score, one row each; every tested pair of methods, one row each."""
+"""Tables of a report as CSV: every score, one row each; every tested pair of methods, one row each.
+
+Hashes are given by their first `DIGITS` digits; records have them whole.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ import pandas as pd
 from benchmarks.reporting.data import ReportData
 from benchmarks.reporting.method_comparison import leading_pairs
 from benchmarks.reporting.tables import score_tables, settings_of
-from benchmarks.reporting.types import SETTING, ScoreTable
+from benchmarks.reporting.types import SETTING, ScoreTable, Setting
+
+#: Hexadecimal digits of a hash in a row.
+DIGITS = 12
 
 
 def leaderboard_csv(data: ReportData) -> str:
@@ -43,11 +49,19 @@ def pairs_csv(data: ReportData) -> str:
     writer.writerow([*stated, *PAIR_HEAD])
     for setting_data in data.settings:
         for entry in leading_pairs(setting_data.comparison.pairs, setting_data.tables):
-            named = [getattr(setting_data.setting, name) for name in stated]
+            named = _stated(setting_data.setting, stated)
             where = [entry[name] for name in ("protocol", "gallery", "metric", "a", "b")]
             numbers = [f"{entry[name]:.6g}" for name in ("difference", "low", "high", "p", "p_holm")]
             writer.writerow([*named, *where, *numbers, entry["classes"], entry["same"]])
     return buffer.getvalue()
+
+
+def _stated(setting: Setting, names: list[str]) -> list[object]:
+    """A setting's values by these names, hashes shortened."""
+    values = {name: getattr(setting, name) for name in names}
+    return [
+        value[:DIGITS] if name in ("data_hash", "weights_hash", "identity") else value for name, value in values.items()
+    ]
 
 
 def _csv(frame: pd.DataFrame, tables: list[ScoreTable]) -> str:
@@ -65,6 +79,5 @@ def _csv(frame: pd.DataFrame, tables: list[ScoreTable]) -> str:
                 numbers = ["" if x is None else f"{x:.6f}" for x in (score.value, score.low, score.high)]
                 where = [table.protocol, table.gallery, table.metric, row.method, row.label, *switched, row.floor]
                 where += [row.extension, column]
-                setting = [getattr(table.setting, name) for name in stated]
-                writer.writerow([*setting, *where, *numbers, score.seeds, score.status])
+                writer.writerow([*_stated(table.setting, stated), *where, *numbers, score.seeds, score.status])
     return buffer.getvalue()

@@ -428,7 +428,9 @@ def test_models_of_equal_weights_and_another_setup_do_not_share_a_table(
     assert all(re.search(r"\(cdcdcdcd, setup [0-9a-f]{8}\)", title) for title in titles)
     text = leaderboard_csv(ReportData(frame))
     assert "identity" in text.splitlines()[0].split(",")
-    assert all(identity in text for identity in own)
+    assert all(f",{identity[:12]}," in text for identity in own)
+    assert ",cdcdcdcdcdcd," in text, "hashes are shortened, and complete in the records"
+    assert "cd" * 7 not in text
 
 
 def test_records_that_do_not_state_the_setup_share_a_table_and_come_last(store: ResultStore) -> None:
