@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 SIDE = 64
 
 #: Bytes of all images of a page, encoded as in the page.
-LIMIT = 800_000
+LIMIT = 600_000
 
 #: Results shown for a query, queries shown for a question and query domain, and classes of the map.
 TOP, QUERIES, MAP_CLASSES, MAP_IMAGES = 10, 2, 7, 6

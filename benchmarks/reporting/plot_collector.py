@@ -25,6 +25,9 @@ from benchmarks.reporting.error_analysis import distances
 from benchmarks.reporting.types import Plot, ScoreTable, SettingPlots, is_transfer, protocol_title
 from benchmarks.store.records import Record
 
+#: Points of a fit's loss curve at most: losses of single batches hide each other.
+LOSS_POINTS = 20
+
 
 class PlotPool:
     """Draws plots in ``workers`` other processes; with 0 in this one, when a plot is asked for.
@@ -235,16 +238,16 @@ def _draw_errors(of_setting: SettingData, collector: PlotCollector) -> Iterator[
 
 
 def mean_losses(record: Record) -> list[tuple[float, float]]:
-    """A fit's losses in the order made, ``(step, loss)`` from step 1, in at most 200 means over neighbouring steps.
+    """A fit's losses in the order made, ``(step, loss)`` from step 1; none for fewer than two.
 
-    None for fewer than two.
+    Of more than `LOSS_POINTS` steps neighbours are averaged.
     """
     values = [
         float(v) for one in record.fit.losses if isinstance(v := one.get("loss"), int | float) and math.isfinite(v)
     ]
     if len(values) < 2:
         return []
-    steps, parts = np.arange(1, len(values) + 1), min(200, len(values))
+    steps, parts = np.arange(1, len(values) + 1), min(LOSS_POINTS, len(values))
     pairs = zip(np.array_split(steps, parts), np.array_split(np.array(values), parts), strict=True)
     return [(float(step.mean()), float(loss.mean())) for step, loss in pairs]
 
