@@ -470,18 +470,22 @@ def committed_ablations() -> tuple[Any, ...]:
     return tuple(one for setting in settings_of(frame) for one in data.ablations(setting))
 
 
+def excludes_zero(difference: Any) -> bool:
+    """Whether a difference has an interval over seeds, and 0 is outside it."""
+    return difference is not None and difference.low is not None and not difference.low <= 0 <= difference.high
+
+
 def reference_ablations() -> str:
     """Factors with an interval that excludes 0, the default's scores first; such differences are bold."""
     from benchmarks.reporting.types import DEFAULT
 
     rows: list[tuple[str, ...]] = []
+    names = committed_ablations()[0].questions
     for of_method in committed_ablations():
-        names = of_method.questions
         scores = [of_method.scores[DEFAULT][name].value for name in names]
         rows.append((of_method.method, "default", *(f"{100 * score:.1f}" for score in scores)))
         for arm in of_method.scores:
-            intervals = [of_method.difference(arm, name) for name in names]
-            excludes = [bool(one and one.low is not None and not one.low <= 0 <= one.high) for one in intervals]
+            excludes = [excludes_zero(of_method.difference(arm, name)) for name in names]
             changes = [of_method.change(arm, name) or "-" for name in names]
             if any(excludes):
                 bold = [f"**{text}**" if mark else text for text, mark in zip(changes, excludes, strict=True)]
@@ -499,8 +503,7 @@ def ablation_counts() -> str:
         for name in of_method.questions
         if (one := of_method.difference(arm, name)) is not None and one.low is not None
     ]
-    outside = sum(not one.low <= 0 <= one.high for one in differences)
-    return f"{outside} of {len(differences)} intervals exclude 0.\n"
+    return f"{sum(map(excludes_zero, differences))} of {len(differences)} intervals exclude 0.\n"
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------

@@ -48,8 +48,8 @@ def pairs_csv(data: ReportData) -> str:
     stated = [name for name in SETTING if name != "identity"]
     writer.writerow([*stated, *PAIR_HEAD])
     for setting_data in data.settings:
+        named = _stated(setting_data.setting, stated)
         for entry in leading_pairs(setting_data.comparison.pairs, setting_data.tables):
-            named = _stated(setting_data.setting, stated)
             where = [entry[name] for name in ("protocol", "gallery", "metric", "a", "b")]
             numbers = [f"{entry[name]:.6g}" for name in ("difference", "low", "high", "p", "p_holm")]
             writer.writerow([*named, *where, *numbers, entry["classes"], entry["same"]])
@@ -58,10 +58,8 @@ def pairs_csv(data: ReportData) -> str:
 
 def _stated(setting: Setting, names: list[str]) -> list[object]:
     """A setting's values by these names, hashes shortened."""
-    values = {name: getattr(setting, name) for name in names}
-    return [
-        value[:DIGITS] if name in ("data_hash", "weights_hash", "identity") else value for name, value in values.items()
-    ]
+    hashes = ("data_hash", "weights_hash", "identity")
+    return [getattr(setting, name)[:DIGITS] if name in hashes else getattr(setting, name) for name in names]
 
 
 def _csv(frame: pd.DataFrame, tables: list[ScoreTable]) -> str:
@@ -73,11 +71,12 @@ def _csv(frame: pd.DataFrame, tables: list[ScoreTable]) -> str:
     stated = [name for name in SETTING if used.get(name, True)]
     writer.writerow([*stated, *head, "value", "low", "high", "seeds", "status"])
     for table in tables:
+        setting = _stated(table.setting, stated)
         for row in table.rows:
             switched = [row.ablation] if ablated else []
             for column, score in [*row.scores.items(), ("mean", row.mean)]:
                 numbers = ["" if x is None else f"{x:.6f}" for x in (score.value, score.low, score.high)]
                 where = [table.protocol, table.gallery, table.metric, row.method, row.label, *switched, row.floor]
                 where += [row.extension, column]
-                writer.writerow([*_stated(table.setting, stated), *where, *numbers, score.seeds, score.status])
+                writer.writerow([*setting, *where, *numbers, score.seeds, score.status])
     return buffer.getvalue()
