@@ -4,8 +4,8 @@
 * In ``docs/methods.md``: each method's settings (from its ``Config`` and the comments beside its fields) and ablations.
 * In ``docs/datasets.md``: every data set's source, layout, size and known problems, from the data set cards.
 * In ``docs/reproduce.md``: the recipes.
-* In ``README.md`` and ``docs/results.md``: the tables of the committed reference, from ``reports/reference`` and
-  ``results/reference``, and of the ablations, from ``results/ablations``.
+* In ``README.md`` and ``docs/results.md``: the tables of the committed reference, from ``reports/reference``,
+  ``results/reference`` and ``results/invariant``, and of the ablations, from ``results/ablations``.
 
 Inside a page, a generated part is between ``<!-- generated: NAME -->`` and ``<!-- end of NAME -->``. A test fails when
 a committed page differs from what this script writes.
@@ -403,10 +403,12 @@ def reference_records(folder: Path) -> tuple[Any, Any]:
 
 def reference_training() -> str:
     """Fits of the reference by how their training ended, and searched rates at an end of their range."""
-    frame, _ = reference_records(ROOT / "results" / "reference")
+    import pandas as pd
+
+    frame = pd.concat([reference_records(ROOT / "results" / name)[0] for name in ("reference", "invariant")])
     fits = frame[frame["status"] == "ok"].drop_duplicates(["backbone", "method", "variant", "fit_id", "seed"])
     rows = []
-    for backbone in reference_backbones():
+    for backbone in dict.fromkeys(fits["backbone"]):
         own = fits[(fits["backbone"] == backbone) & fits["convergence"].isin(["converged", "rising"])]
         rising = own[own["convergence"] == "rising"]
         by_method = ", ".join(f"{name} {count}" for name, count in rising["method"].value_counts().items())
@@ -416,6 +418,37 @@ def reference_training() -> str:
         rows.append((backbone, f"{len(own):,}", share, by_method or "none", at_edge or "none"))
     head = ("backbone", "fits", "converged", "fits still rising, by method", "fits with a rate at the end of its range")
     return table(head, rows)
+
+
+def two_backbones() -> str:
+    """What each method adds to zero-shot CLIP on picto-clip v3 and on picto-clip-invariant: seed 0, the same splits.
+
+    In points, the zero-shot scores first; methods whose ranking is zero-shot's have 0.0.
+    """
+    cell_of = ["method", "protocol", "gallery", "metric", "split"]
+    both = []
+    for name in ("reference", "invariant"):
+        frame, _ = reference_records(ROOT / "results" / name)
+        asked = frame[["protocol", "gallery", "metric"]].apply(tuple, axis=1).isin(QUESTIONS)
+        frame = frame[asked & (frame["status"] == "ok") & (frame["seed"] == 0) & ~frame["floor"]]
+        both.append(frame.set_index(cell_of)["value"])
+    joined = both[0].to_frame("v3").join(both[1].rename("invariant"), how="inner")
+    means = joined.groupby(["protocol", "gallery", "metric", "method"]).mean()
+
+    def text(question: tuple[str, str, str], method: str) -> str:
+        of_question = means.loc[question]
+        if method not in of_question.index:
+            return "-"
+        if method == "zero_shot":
+            return " / ".join(f"{100 * value:.1f}" for value in of_question.loc[method])
+        gains = 100 * (of_question.loc[method] - of_question.loc["zero_shot"])
+        return " / ".join(f"{value:+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0") for value in gains)
+
+    first = means.loc[next(iter(QUESTIONS))]
+    methods = sorted(first.index, key=lambda name: (name != "zero_shot", -first.loc[name, "invariant"], name))
+    lines = [(name, *(text(question, name) for question in QUESTIONS)) for name in methods]
+    head = ("method", *QUESTIONS.values())
+    return table(head, lines).replace("| --- |" + " --- |" * len(QUESTIONS), "|---|" + "---:|" * len(QUESTIONS))
 
 
 def reference_agreement() -> str:
@@ -515,6 +548,7 @@ def parts() -> dict[str, Callable[[], str]]:
     found |= {"hours of recipes": step_hours, "memory of steps": step_memory}
     found |= {"reference pairs": reference_pairs, "reference training": reference_training}
     found |= {"reference agreement": reference_agreement, "reference selectors": reference_selectors}
+    found |= {"two backbones": two_backbones}
     found |= {"reference ablations": reference_ablations, "ablation counts": ablation_counts}
     for backbone in reference_backbones():
         found[f"reference scores {backbone}"] = lambda backbone=backbone: reference_scores(backbone)
