@@ -14,6 +14,8 @@ from types import ModuleType
 
 import pytest
 
+from benchmarks import load_results
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -132,6 +134,28 @@ def test_tables_of_the_reference_follow_its_leaderboard() -> None:
         )
         assert lines[0].startswith(f"| {best['label']} | {100 * float(best['value']):.1f}")
         assert ["(floor)" in line for line in lines] == sorted("(floor)" in line for line in lines), "floors come last"
+
+
+def test_the_two_backbones_are_compared_on_the_same_splits() -> None:
+    lines = {line.split(" | ")[0].strip("| "): line for line in generator().two_backbones().splitlines()[2:]}
+    scores = {}
+    for name in ("reference", "invariant"):
+        frame = load_results(ROOT / "results" / name)
+        own = frame[
+            (frame["protocol"] == "ucdr") & (frame["gallery"] == "unseen") & (frame["metric"] == "map@all")
+            & (frame["seed"] == 0) & frame["split"].isin(["clipart", "freehand", "line", "pixel"])
+        ]  # fmt: skip
+        assert own.groupby("method").size().eq(4).all()
+        scores[name] = 100 * own.groupby("method")["value"].mean()
+    assert next(iter(lines)) == "zero_shot"
+    expected = " / ".join(f"{scores[name]['zero_shot']:.1f}" for name in scores)
+    assert lines["zero_shot"].startswith(f"| zero_shot | {expected} |")
+    for method in ("linear_probe", "vpt_deep", "pros"):
+        first = lines[method].split(" | ")[1].split(" / ")
+        assert [float(text) for text in first] == pytest.approx(
+            [scores[name][method] - scores[name]["zero_shot"] for name in scores], abs=0.051
+        )
+    assert set(lines) == {name for name in scores["invariant"].index if name not in ("random", "constant", "raw_pixel")}
 
 
 def test_check_names_a_page_that_is_out_of_date(
