@@ -333,6 +333,12 @@ def reference_backbones() -> list[str]:
     return list(dict.fromkeys(row["backbone"] for row in reference_rows("leaderboard.csv")))
 
 
+def question_table(rows: Iterable[Iterable[str]]) -> str:
+    """A table of methods with a column of numbers for each question."""
+    made = table(("method", *QUESTIONS.values()), rows)
+    return made.replace("| --- |" + " --- |" * len(QUESTIONS), "|---|" + "---:|" * len(QUESTIONS))
+
+
 def reference_scores(backbone: str) -> str:
     """Mean of every method in each question with half of its 95 % interval, in percent; best UCDR score first."""
     scores: dict[str, dict[tuple[str, str, str], str]] = {}
@@ -354,8 +360,7 @@ def reference_scores(backbone: str) -> str:
         (label, *(scores[label].get(question, "-") for question in QUESTIONS))
         for label in sorted(scores, key=lambda label: order.get(label, (True, 0.0)))
     ]
-    head = ("method", *QUESTIONS.values())
-    return table(head, lines).replace("| --- |" + " --- |" * len(QUESTIONS), "|---|" + "---:|" * len(QUESTIONS))
+    return question_table(lines)
 
 
 def reference_pairs() -> str:
@@ -447,8 +452,7 @@ def two_backbones() -> str:
     first = means.loc[next(iter(QUESTIONS))]
     methods = sorted(first.index, key=lambda name: (name != "zero_shot", -first.loc[name, "invariant"], name))
     lines = [(name, *(text(question, name) for question in QUESTIONS)) for name in methods]
-    head = ("method", *QUESTIONS.values())
-    return table(head, lines).replace("| --- |" + " --- |" * len(QUESTIONS), "|---|" + "---:|" * len(QUESTIONS))
+    return question_table(lines)
 
 
 def reference_agreement() -> str:
