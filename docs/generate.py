@@ -430,15 +430,17 @@ def two_backbones() -> str:
 
     In points, the zero-shot scores first; methods whose ranking is zero-shot's have 0.0.
     """
-    cell_of = ["method", "protocol", "gallery", "metric", "split"]
+    import pandas as pd
+
+    question_of = ["protocol", "gallery", "metric"]
     both = []
     for name in ("reference", "invariant"):
         frame, _ = reference_records(ROOT / "results" / name)
-        asked = frame[["protocol", "gallery", "metric"]].apply(tuple, axis=1).isin(QUESTIONS)
+        asked = pd.MultiIndex.from_frame(frame[question_of]).isin(list(QUESTIONS))
         frame = frame[asked & (frame["status"] == "ok") & (frame["seed"] == 0) & ~frame["floor"]]
-        both.append(frame.set_index(cell_of)["value"])
+        both.append(frame.set_index([*question_of, "method", "split"])["value"])
     joined = both[0].to_frame("v3").join(both[1].rename("invariant"), how="inner")
-    means = joined.groupby(["protocol", "gallery", "metric", "method"]).mean()
+    means = joined.groupby([*question_of, "method"]).mean()
 
     def text(question: tuple[str, str, str], method: str) -> str:
         of_question = means.loc[question]

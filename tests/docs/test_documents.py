@@ -14,8 +14,6 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import load_results
-
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -140,7 +138,7 @@ def test_the_two_backbones_are_compared_on_the_same_splits() -> None:
     lines = {line.split(" | ")[0].strip("| "): line for line in generator().two_backbones().splitlines()[2:]}
     scores = {}
     for name in ("reference", "invariant"):
-        frame = load_results(ROOT / "results" / name)
+        frame, _ = generator().reference_records(ROOT / "results" / name)
         own = frame[
             (frame["protocol"] == "ucdr") & (frame["gallery"] == "unseen") & (frame["metric"] == "map@all")
             & (frame["seed"] == 0) & frame["split"].isin(["clipart", "freehand", "line", "pixel"])
